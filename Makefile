@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up what they need; `make help` lists the rest.
+PYTHON ?= python3
+DEMO := .venv-demo
+DEV := .venv
+PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test test-compose check bench bundle clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+demo: $(DEMO)/.done ## phantom scans through all four stages; writes out/demo/report.html
+	$(DEMO)/bin/gliaflow demo --out out/demo
+
+test: $(DEV)/.done ## all tests, with a RabbitMQ of their own
+	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python -m pytest $(PYTEST)
+
+test-compose: $(DEV)/.done ## the containers, on a Docker engine
+	$(DEV)/bin/python -m pytest tests/compose -m compose -o addopts=-ra --timeout 900
+
+check: $(DEV)/.done ## style, types and import rules
+	$(DEV)/bin/ruff check . && $(DEV)/bin/ruff format --check . && $(DEV)/bin/mypy && $(DEV)/bin/lint-imports
+
+bench: $(DEV)/.done ## speed beside a bare onnxruntime loop, on both brokers
+	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python bench/pipeline.py
+	$(DEV)/bin/python bench/codec.py
+
+bundle: $(DEV)/.done ## train the shipped demonstration bundle again, on phantoms
+	$(DEV)/bin/python bench/bundle.py
+
+$(DEMO)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/pip install $(PIP_FLAGS) -e '.[serve,report]'
+	@touch $@
+
+$(DEV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,dev]'
+	@touch $@
+
+clean: ## what was built, not what was trained
+	rm -rf $(DEMO) $(DEV) out build *.egg-info

@@ -1,0 +1,60 @@
+"""The wire contract of gliaflow: tensors, messages and routing. Needs numpy, msgpack and lz4 only."""
+
+from gliaflow_proto.errors import ProtocolError
+from gliaflow_proto.geometry import Geometry, restore, voxel_ml
+from gliaflow_proto.messages import (
+    KINDS,
+    MAX_MESSAGE_BYTES,
+    SCHEMA,
+    FailureMessage,
+    FeaturesMessage,
+    GenerateMessage,
+    GradedMessage,
+    Message,
+    PredictionMessage,
+    Scan,
+    ScanMessage,
+    SlicesMessage,
+    Source,
+    SyntheticMessage,
+    decode,
+    encode,
+    expect,
+    message_id,
+    new_trace,
+)
+from gliaflow_proto.routing import Queue, is_announcement, routing_key, submission_queue, upload_queue
+from gliaflow_proto.tensors import pack_tensor, unpack_tensor
+
+__all__ = [
+    "KINDS",
+    "MAX_MESSAGE_BYTES",
+    "SCHEMA",
+    "FailureMessage",
+    "FeaturesMessage",
+    "GenerateMessage",
+    "Geometry",
+    "GradedMessage",
+    "Message",
+    "PredictionMessage",
+    "ProtocolError",
+    "Queue",
+    "Scan",
+    "ScanMessage",
+    "SlicesMessage",
+    "Source",
+    "SyntheticMessage",
+    "decode",
+    "encode",
+    "expect",
+    "is_announcement",
+    "message_id",
+    "new_trace",
+    "pack_tensor",
+    "restore",
+    "routing_key",
+    "submission_queue",
+    "unpack_tensor",
+    "upload_queue",
+    "voxel_ml",
+]

@@ -1,0 +1,318 @@
+"""The messages that stages exchange: one msgpack map each, readable in any language (see ``proto/README.md``).
+
+Every kind of message is a dataclass here. ``encode`` and ``decode`` walk its fields, so the class is the schema:
+what a field may hold is said once, by its type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from gliaflow_proto.errors import ProtocolError
+from gliaflow_proto.geometry import Geometry, check_geometry
+from gliaflow_proto.tensors import pack_tensor, unpack_tensor
+
+SCHEMA = "gliaflow/1"
+MAX_MESSAGE_BYTES = 8 * 2**20  # RabbitMQ 4 refuses messages over 16 MiB
+MAX_TEXT = 4096
+MAX_LIST = 8192  # entries of one msgpack array or map: bounds what nested headers can make the decoder allocate
+
+Tensor = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Which scan a message belongs to. ``label`` and ``split`` are None where they are not known."""
+
+    id: str
+    submission: str = ""
+    name: str = ""
+    patient: str = ""
+    cohort: str = ""
+    label: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a scan's NIfTI bytes are: exactly one of the three.
+
+    ``data``: here, as they stand in the file (gzipped or not). ``uri``: under a root that the preprocessor allows.
+    ``upload``: a queue that holds them in ``chunks`` messages, for scans too large for one message.
+    """
+
+    data: bytes | None = None
+    uri: str | None = None
+    upload: str | None = None
+    chunks: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """What all kinds share.
+
+    ``id`` is deterministic (``message_id``): a redelivered message that is computed again has the same id.
+    ``part`` is [index, count]; ``trace`` is a W3C traceparent.
+    """
+
+    kind: ClassVar[str]
+
+    id: str
+    scan: Scan
+    part: list[int] = field(default_factory=lambda: [0, 1])
+    trace: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanMessage(Message):
+    """A scan to work on. ``channel`` names or counts (from 0) the FLAIR channel of a 4-D file."""
+
+    kind: ClassVar[str] = "scan"
+
+    source: Source
+    channel: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicesMessage(Message):
+    """Slices ready for the U-Net: ``image`` FP16 [n, 1, rows, columns], normalised."""
+
+    kind: ClassVar[str] = "slices"
+
+    geometry: Geometry
+    image: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesMessage(Message):
+    """Deep features FP16 [n, C, H, W] of ``tap``, and masks UINT8 [n, rows, columns], 1 in the tumour."""
+
+    kind: ClassVar[str] = "features"
+
+    bundle: str
+    tap: str
+    geometry: Geometry
+    features: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradedMessage(Message):
+    """One part graded: ``logit`` FP64 [n] of the first class for each slice, masks as in ``features``."""
+
+    kind: ClassVar[str] = "graded"
+
+    bundle: str
+    geometry: Geometry
+    logit: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionMessage(Message):
+    """The answer for one scan. ``mask`` UINT8 has the scan's own spatial shape.
+
+    ``slices`` counts the slices that passed through the U-Net, ``tumour_slices`` those whose mask holds tumour.
+    """
+
+    kind: ClassVar[str] = "prediction"
+
+    bundle: str
+    grade: str
+    p_hgg: float
+    tumour_ml: float
+    slices: int
+    tumour_slices: int
+    affine: list[float]
+    mask: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateMessage(Message):
+    """A request for ``count`` synthetic features of class ``label``; the answer goes to ``scan.submission``."""
+
+    kind: ClassVar[str] = "generate"
+
+    label: str
+    count: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticMessage(Message):
+    """Synthetic features FP16 [n, C, H, W] of class ``label``, each of which the critic put into that class."""
+
+    kind: ClassVar[str] = "synthetic"
+
+    bundle: str
+    generator: str
+    tap: str
+    label: str
+    seed: int
+    features: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureMessage(Message):
+    """A stage could not do its work on a scan: the message lies in the dead letters of ``stage``."""
+
+    kind: ClassVar[str] = "failure"
+
+    stage: str
+    reason: str
+
+
+KINDS: dict[str, type[Message]] = {
+    cls.kind: cls
+    for cls in (
+        ScanMessage,
+        SlicesMessage,
+        FeaturesMessage,
+        GradedMessage,
+        PredictionMessage,
+        GenerateMessage,
+        SyntheticMessage,
+        FailureMessage,
+    )
+}
+AnyKind = TypeVar("AnyKind", bound=Message)
+
+
+def message_id(*parts: object) -> str:
+    """The id for what these parts (scan, part, stage, model digest, ...) stand for: 32 hexadecimal digits."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def new_trace() -> str:
+    """A fresh W3C traceparent (Trace Context, section 3.2), sampled."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def encode(message: Message, encoding: Literal["raw", "lz4"] = "raw") -> bytes:
+    """The bytes of a message. Tensors travel in the given encoding.
+
+    Raises
+    ------
+    ProtocolError: a tensor has a dtype without a wire name.
+    """
+    document: dict[str, Any] = {"schema": SCHEMA, "kind": message.kind}
+    tensors: dict[str, Any] = {}
+    for item in dataclasses.fields(message):
+        value = getattr(message, item.name)
+        if isinstance(value, np.ndarray):
+            tensors[item.name] = pack_tensor(value, encoding)
+        elif dataclasses.is_dataclass(value):
+            document[item.name] = vars(value)
+        else:
+            document[item.name] = value
+    if tensors:
+        document["tensors"] = tensors
+    packed: bytes = msgpack.packb(document)
+    return packed
+
+
+def decode(data: bytes) -> Message:
+    """Read any message.
+
+    Raises
+    ------
+    ProtocolError: not msgpack, a newer schema, an unknown kind, or a field that is missing or wrong.
+    """
+    try:
+        document = msgpack.unpackb(
+            data,
+            max_array_len=MAX_LIST,
+            max_map_len=MAX_LIST,
+            max_str_len=64 * 2**10,
+            max_ext_len=0,
+            strict_map_key=True,
+        )
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError, MemoryError) as error:
+        raise ProtocolError(f"not a msgpack message: {type(error).__name__} {error}".strip()) from None
+    if not isinstance(document, dict):
+        raise ProtocolError(f"expected a msgpack map, got {type(document).__name__}")
+    schema = document.get("schema")
+    if schema != SCHEMA:
+        raise ProtocolError(f"schema: {str(schema)[:80]!r} is not {SCHEMA!r}; this reader does not know it")
+    kind = document.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ProtocolError(f"kind: {str(kind)[:80]!r} is not one of {', '.join(KINDS)}")
+    tensors = document.get("tensors", {})
+    if not isinstance(tensors, dict):
+        raise ProtocolError("tensors: expected a map")
+    return _build(KINDS[kind], document, tensors, "")
+
+
+def expect(message: Message, kind: type[AnyKind]) -> AnyKind:
+    """The message as the kind that a stage takes.
+
+    Raises
+    ------
+    ProtocolError: it is of another kind.
+    """
+    if not isinstance(message, kind):
+        raise ProtocolError(f"kind: expected {kind.kind!r}, got {message.kind!r}")
+    return message
+
+
+Built = TypeVar("Built")
+
+
+def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], prefix: str) -> Built:
+    """Make ``cls`` from a map. Unknown keys are ignored, so that a field can be added within a schema."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+        where = prefix + item.name
+        if item.type == "Tensor":
+            values[item.name] = unpack_tensor(tensors.get(item.name), f"tensors.{item.name}")
+        elif item.name in document:
+            values[item.name] = _check(document[item.name], str(item.type), where)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ProtocolError(f"{where}: missing")
+    built = cls(**values)
+    if isinstance(built, Message):
+        _check_part(built.part)
+    if isinstance(built, Source) and sum(x is not None for x in (built.data, built.uri, built.upload)) != 1:
+        raise ProtocolError("source: expected exactly one of data, uri, upload")
+    if isinstance(built, Geometry):
+        check_geometry(built)
+    return built
+
+
+def _check(value: Any, kind: str, where: str) -> Any:
+    """The value, if it is what the annotation ``kind`` of its field says."""
+    if kind in ("Scan", "Geometry", "Source"):
+        if not isinstance(value, dict):
+            raise ProtocolError(f"{where}: expected a map, got {type(value).__name__}")
+        return _build({"Scan": Scan, "Geometry": Geometry, "Source": Source}[kind], value, {}, where + ".")
+    if value is None and kind.endswith(" | None"):
+        return None
+    kind = kind.removesuffix(" | None")
+    if kind == "str" and isinstance(value, str) and len(value) <= MAX_TEXT:
+        return value
+    if kind == "bytes" and isinstance(value, bytes):
+        return value
+    if kind == "int" and type(value) is int:
+        return value
+    if kind == "float" and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind == "list[int]" and isinstance(value, list) and all(type(x) is int for x in value):
+        return value
+    if kind == "list[float]" and isinstance(value, list):
+        if all(type(x) in (int, float) and math.isfinite(x) for x in value):
+            return [float(x) for x in value]
+    raise ProtocolError(f"{where}: expected {kind}, got {type(value).__name__} {str(value)[:40]!r}")
+
+
+def _check_part(part: list[int]) -> None:
+    if len(part) != 2 or not 0 <= part[0] < part[1] <= 100_000:
+        raise ProtocolError(f"part: expected [index, count] with 0 <= index < count, got {part[:4]}")

@@ -1,0 +1,103 @@
+"""Tensors on the wire: ``{dtype, shape, encoding, data}``, little-endian, row-major, unpadded.
+
+The dtype names are those of the KServe v2 inference protocol ("Tensor Data Types"). The byte length is checked
+against dtype and shape before anything is allocated, so a message cannot ask for more memory than
+``MAX_TENSOR_BYTES``, and there is no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import lz4.block
+import numpy as np
+from numpy.typing import NDArray
+
+from gliaflow_proto.errors import ProtocolError
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("u1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ENCODINGS = ("raw", "lz4")
+MAX_TENSOR_BYTES = 512 * 2**20
+MAX_DIMENSIONS = 8
+LZ4_MAX_RATIO = 256  # one input byte of an LZ4 block stands for at most 255 output bytes (LZ4 block format)
+
+
+def pack_tensor(array: NDArray[Any], encoding: str = "raw") -> dict[str, Any]:
+    """Describe an array as a wire tensor.
+
+    Parameters
+    ----------
+    array: any shape, of a dtype in ``DTYPES`` (big-endian input is converted).
+    encoding: ``raw`` (the bytes, not copied) or ``lz4`` (one LZ4 block without a size prefix; lossless).
+
+    Raises
+    ------
+    ProtocolError: the dtype has no wire name, or the encoding is unknown.
+    """
+    name = NAMES.get(array.dtype.newbyteorder("<"))
+    if name is None:
+        raise ProtocolError(f"tensor dtype {array.dtype} has no wire name; use one of {', '.join(DTYPES)}")
+    contiguous = np.ascontiguousarray(array, dtype=DTYPES[name])
+    if contiguous.nbytes > MAX_TENSOR_BYTES:
+        raise ProtocolError(f"tensor of {contiguous.nbytes} bytes is over the limit of {MAX_TENSOR_BYTES}")
+    # an empty array cannot be cast to a flat buffer
+    data: Any = contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b""
+    if encoding == "lz4":
+        data = lz4.block.compress(data, store_size=False)
+    elif encoding != "raw":
+        raise ProtocolError(f"tensor encoding {encoding!r} is unknown; use one of {', '.join(ENCODINGS)}")
+    return {"dtype": name, "shape": list(array.shape), "encoding": encoding, "data": data}
+
+
+def unpack_tensor(packed: object, where: str = "tensor") -> NDArray[Any]:
+    """Read a wire tensor. A ``raw`` one is a read-only view of the message's bytes, not a copy.
+
+    Parameters
+    ----------
+    packed: the decoded msgpack map.
+    where: the field's name, for the error.
+
+    Raises
+    ------
+    ProtocolError: a field is missing or of the wrong type, the dtype or encoding is unknown, the shape is
+        negative or too large, or the data are not exactly as long as dtype and shape say.
+    """
+    if not isinstance(packed, Mapping):
+        raise ProtocolError(f"{where}: expected a map, got {type(packed).__name__}")
+    dtype = DTYPES.get(packed["dtype"]) if isinstance(packed.get("dtype"), str) else None
+    if dtype is None:
+        raise ProtocolError(f"{where}.dtype: {packed.get('dtype')!r} is not one of {', '.join(DTYPES)}")
+    shape, data, encoding = packed.get("shape"), packed.get("data"), packed.get("encoding", "raw")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ProtocolError(f"{where}.shape: expected a list of at most {MAX_DIMENSIONS} sizes")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ProtocolError(f"{where}.shape: {shape} has a size that is no whole number from 0 up")
+    if not isinstance(data, bytes):
+        raise ProtocolError(f"{where}.data: expected bytes, got {type(data).__name__}")
+    length = prod(shape) * dtype.itemsize
+    if length > MAX_TENSOR_BYTES:
+        raise ProtocolError(f"{where}.shape: {shape} of {dtype} is over the limit of {MAX_TENSOR_BYTES} bytes")
+    if encoding == "lz4":
+        if length > LZ4_MAX_RATIO * len(data):
+            raise ProtocolError(f"{where}.data: {len(data)} lz4 bytes cannot hold {length} bytes")
+        try:
+            data = lz4.block.decompress(data, uncompressed_size=length) if length else b""
+        except (lz4.block.LZ4BlockError, ValueError) as error:
+            raise ProtocolError(f"{where}.data: not a valid lz4 block: {error}") from None
+    elif encoding != "raw":
+        raise ProtocolError(f"{where}.encoding: {encoding!r} is not one of {', '.join(ENCODINGS)}")
+    if len(data) != length:
+        raise ProtocolError(f"{where}.data: {len(data)} bytes, but {shape} of {packed['dtype']} needs {length}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)

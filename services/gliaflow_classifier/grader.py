@@ -1,0 +1,53 @@
+"""The classifier's first half: it grades each slice of a part."""
+
+from __future__ import annotations
+
+import numpy as np
+from gliaflow_proto import FeaturesMessage, GradedMessage, Message, ProtocolError, expect, message_id
+from gliaflow_proto.routing import CLASSIFIER
+from gliaflow_runtime import metrics
+from gliaflow_runtime.broker import Delivery
+from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.inference import Network
+from gliaflow_runtime.stage import Outcome, Stage
+
+
+class Grader(Stage):
+    """``features`` → ``graded``: one logit of the bundle's first class for each slice."""
+
+    name = "classifier"
+    queue = CLASSIFIER
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
+        self._bundle = bundle
+        self._network = Network(bundle, "classifier", ["logit"], device=device, threads=threads)
+        self._network.warm(features=(1, *bundle.tap_shape))
+
+    def handle(self, message: Message, delivery: Delivery) -> Outcome:
+        part = expect(message, FeaturesMessage)
+        slices = len(part.geometry.slices)
+        if part.bundle != self._bundle.id or part.tap != self._bundle.manifest.tap:
+            raise ProtocolError(
+                f"bundle: features are from {part.tap} of {part.bundle}, but this classifier serves "
+                f"{self._bundle.manifest.tap} of {self._bundle.id}; give all stages the same bundle"
+            )
+        if part.features.shape != (expected := (slices, *self._bundle.tap_shape)):
+            raise ProtocolError(f"tensors.features: shape {part.features.shape}, expected {expected}")
+        if part.mask.shape != (slices, *part.geometry.size):
+            raise ProtocolError(f"tensors.mask: shape {part.mask.shape} for {slices} slices of {part.geometry.size}")
+        (logit,) = self._network(features=part.features.astype(np.float32))
+        metrics.SLICES.labels(self.name).inc(slices)
+        return Outcome(
+            [
+                GradedMessage(
+                    id=message_id(part.scan.submission, part.scan.id, *part.part, self.name, self._bundle.id),
+                    scan=part.scan,
+                    part=part.part,
+                    trace=part.trace,
+                    bundle=self._bundle.id,
+                    geometry=part.geometry,
+                    logit=logit.reshape(slices).astype(np.float64),
+                    mask=part.mask,
+                )
+            ]
+        )

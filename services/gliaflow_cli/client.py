@@ -1,0 +1,161 @@
+"""A submission: scans sent into the pipeline, and the answers to them as they come."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gliaflow_proto import (
+    FailureMessage,
+    GenerateMessage,
+    Message,
+    PredictionMessage,
+    Scan,
+    ScanMessage,
+    Source,
+    SyntheticMessage,
+    decode,
+    encode,
+    message_id,
+    new_trace,
+    routing_key,
+    submission_queue,
+    upload_queue,
+)
+from gliaflow_runtime.broker import Broker, Refused, Unroutable
+
+BY_VALUE_BYTES = 6 * 2**20  # a larger scan travels through an upload queue, in chunks of this size
+ROUTE_WAIT_S = 60.0  # how long stages may take to come up
+
+
+class NoStage(Exception):
+    """No stage listens: the message has nowhere to go."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One scan to submit. ``name`` is unique within the submission."""
+
+    path: Path
+    name: str
+    patient: str
+    grade: str | None = None
+    channel: str | None = None
+
+
+class Submission:
+    """One client's exchange with the pipeline. Its answers come to a queue of its own.
+
+    Parameters
+    ----------
+    broker: a connection, not shared with a worker.
+    by_uri: send paths instead of bytes: for stages in this process, which see the same files.
+    """
+
+    def __init__(self, broker: Broker, *, by_uri: bool) -> None:
+        self.id = uuid.uuid4().hex
+        self._broker, self._by_uri = broker, by_uri
+        self._uploads: set[str] = set()
+        queue = submission_queue(self.id)
+        broker.declare(queue)
+        self._queue = queue
+        self._consumer = broker.consume(queue, prefetch=4)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._consumer.close()
+        self._broker.delete(self._queue.name)
+        for queue in self._uploads:
+            self._broker.delete(queue)
+
+    def submit(self, item: Input) -> str:
+        """Send a scan; returns its id.
+
+        Raises
+        ------
+        OSError: the file cannot be read.
+        NoStage: no preprocessor has declared its queue.
+        """
+        scan_id = message_id(self.id, item.name)
+        scan = Scan(id=scan_id, submission=self.id, name=item.name, patient=item.patient, label=item.grade)
+        source = self._by_reference(item.path) if self._by_uri else self._by_value(item.path, scan_id)
+        message = ScanMessage(
+            id=message_id(scan_id, "scan"), scan=scan, trace=new_trace(), source=source, channel=item.channel
+        )
+        self._publish(message)
+        return scan_id
+
+    def generate(self, label: str, count: int, seed: int) -> str:
+        """Ask for synthetic features; returns the id under which they come. Raises NoStage as ``submit`` does."""
+        scan_id = message_id(self.id, label, count, seed)
+        scan = Scan(id=scan_id, submission=self.id)
+        self._publish(
+            GenerateMessage(
+                id=message_id(scan_id, "generate"),
+                scan=scan,
+                trace=new_trace(),
+                label=label,
+                count=count,
+                seed=seed,
+            )
+        )
+        return scan_id
+
+    def answer(self, timeout: float) -> PredictionMessage | SyntheticMessage | FailureMessage | None:
+        """The next answer, or None when ``timeout`` seconds brought none. The same answer may come twice."""
+        delivery = self._consumer.next(timeout)
+        if delivery is None:
+            return None
+        message = decode(delivery.body)
+        assert isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage)  # as the queue is bound
+        if (upload := upload_queue(message.scan.id).name) in self._uploads:
+            self._broker.delete(upload)
+            self._uploads.remove(upload)
+        self._consumer.ack(delivery)
+        return message
+
+    def _by_reference(self, path: Path) -> Source:
+        with path.open("rb"):
+            return Source(uri=path.resolve().as_uri())
+
+    def _by_value(self, path: Path, scan_id: str) -> Source:
+        with path.open("rb") as file:
+            data = file.read(BY_VALUE_BYTES)
+            rest = file.read(1)
+            if not rest:
+                return Source(data=data)
+            queue = upload_queue(scan_id)
+            self._broker.declare(queue)
+            self._uploads.add(queue.name)
+            chunks = 0
+            chunk = data
+            while chunk:
+                self._broker.send(queue.name, chunk, message_id=str(chunks))
+                chunks += 1
+                chunk = rest + file.read(BY_VALUE_BYTES - len(rest))
+                rest = b""
+        return Source(upload=queue.name, chunks=chunks)
+
+    def _publish(self, message: Message) -> None:
+        body, key = encode(message), routing_key(message)
+        started, pause = time.monotonic(), 0.02
+        while True:
+            try:
+                self._broker.publish(key, body, message_id=message.id)
+                return
+            except Refused:  # the queue is full: the stages are busy with what is in it
+                pass
+            except Unroutable:
+                if time.monotonic() - started > ROUTE_WAIT_S:
+                    raise NoStage(
+                        f"nobody takes {message.kind!r} messages: no stage that does has run on this broker yet "
+                        "(start the stages: gliaflow serve STAGE, or docker compose up)"
+                    ) from None
+            time.sleep(pause)
+            pause = min(1.0, 2 * pause)

@@ -1,0 +1,122 @@
+"""``gliaflow dead``: read dead letters where they lie, and send them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+from gliaflow_proto import Message, ProtocolError, Queue, decode
+from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_runtime.broker import DIED_AT, REASON, REPLAYED, Broker, Consumer, Delivery
+from gliaflow_runtime.settings import Settings
+from rich.console import Console
+from rich.table import Table
+
+from gliaflow_cli.inputs import UsageError
+from gliaflow_cli.pipeline import open_broker
+
+AT_ONCE = 2000
+Letter = tuple[Queue, Consumer, Delivery]
+
+
+def list_letters(settings: Settings, console: Console) -> None:
+    """``gliaflow dead list``."""
+    table = Table("id", "queue", "died", "scan", "reason", box=None)
+    with open_broker(settings) as broker, _letters(broker) as letters:
+        for queue, _, letter in letters:
+            scan = message.scan.name or message.scan.id if (message := _decoded(letter)) else "?"
+            died = letter.headers.get(DIED_AT, "?")[:19]
+            table.add_row(letter.message_id[:12] or "?", queue.name, died, scan, reason(letter))
+        count = len(letters)
+    if count:
+        console.print(table)
+    console.print(f"{count} dead letters on {settings.broker.split('@')[-1]}")
+
+
+def show_letter(start: str, settings: Settings, console: Console) -> None:
+    """``gliaflow dead show``."""
+    with open_broker(settings) as broker, _letters(broker) as letters:
+        for queue, _, letter in _chosen(letters, [start]):
+            console.print(f"[bold]{letter.message_id}[/] in {queue.name}", highlight=False)
+            console.print(f"reason: {reason(letter)}", highlight=False, markup=False)
+            console.print(f"bytes: {len(letter.body)}")
+            for name, value in letter.headers.items():
+                console.print(f"header {name}: {value}", highlight=False, markup=False)
+            message = _decoded(letter)
+            console.print(_described(message) if message else "not a message that can be read", markup=False)
+
+
+def replay_letters(starts: Sequence[str], every: bool, settings: Settings, console: Console) -> None:
+    """``gliaflow dead replay``."""
+    if bool(starts) == every:
+        raise UsageError("name the dead letters to replay by their ids, or all of them with --all")
+    if settings.broker.startswith("memory:"):
+        raise UsageError("memory:// has no stages that run on: submit the scans again instead")
+    with open_broker(settings) as broker, _letters(broker) as letters:
+        chosen = letters if every else _chosen(letters, starts)
+        for queue, consumer, letter in chosen:
+            headers = {k: v for k, v in letter.headers.items() if not k.startswith("x-death")} | {REPLAYED: "1"}
+            broker.send(queue.name, letter.body, message_id=letter.message_id, headers=headers)
+            consumer.ack(letter)
+    console.print(f"{len(chosen)} sent back to their queues")
+
+
+def reason(letter: Delivery) -> str:
+    """Why it died: as the stage said, or as the broker did."""
+    return letter.headers.get(REASON) or letter.headers.get("x-first-death-reason") or "not said"
+
+
+@contextmanager
+def _letters(broker: Broker) -> Iterator[list[Letter]]:
+    """Every dead letter, held open; what is not acknowledged stays where it was."""
+    letters: list[Letter] = []
+    consumers = []
+    for queue in STAGE_QUEUES:
+        broker.declare(queue)
+        waiting = broker.depth(queue.dead)
+        if not waiting:
+            continue
+        consumer = broker.consume(Queue(queue.dead), AT_ONCE)
+        consumers.append(consumer)
+        while len(letters) < AT_ONCE and (letter := consumer.next(timeout=1.0)) is not None:
+            letters.append((queue, consumer, letter))
+            waiting -= 1
+            if not waiting:
+                break
+    try:
+        yield letters
+    finally:
+        for consumer in consumers:
+            consumer.close()
+
+
+def _chosen(letters: Sequence[Letter], starts: Sequence[str]) -> list[Letter]:
+    for start in starts:
+        if not any(letter.message_id.startswith(start) for _, _, letter in letters):
+            raise UsageError(f"no dead letter's id starts with {start!r} (see `gliaflow dead list`)")
+    return [item for item in letters if item[2].message_id.startswith(tuple(starts))]
+
+
+def _decoded(letter: Delivery) -> Message | None:
+    try:
+        return decode(letter.body)
+    except ProtocolError:
+        return None
+
+
+def _described(value: object, indent: str = "") -> str:
+    """A message as indented lines; tensors by dtype and shape, bytes by length."""
+    lines = []
+    for item in fields(value):  # type: ignore[arg-type]
+        found = getattr(value, item.name)
+        if is_dataclass(found):
+            lines += [f"{indent}{item.name}:", _described(found, indent + "  ")]
+        elif isinstance(found, np.ndarray):
+            lines.append(f"{indent}{item.name}: {found.dtype} {list(found.shape)}")
+        elif isinstance(found, bytes):
+            lines.append(f"{indent}{item.name}: {len(found)} bytes")
+        else:
+            lines.append(f"{indent}{item.name}: {found}")
+    return "\n".join(lines)

@@ -1,0 +1,297 @@
+"""The ``gliaflow`` command. Each command here only reads its options; the work is in the module it imports."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help=(
+        "Brain MRI scans in; tumour masks, deep features, class-balanced synthetic features and a glioma grade out.\n\n"
+        "Try `gliaflow demo --out out/demo`, then `gliaflow submit SCANS --out out`. Settings: flags, then GLIAFLOW_* "
+        "in the environment, then gliaflow.toml. Exit codes: 0 all well, 1 some scans failed, 2 bad usage.\n\n"
+        "Not a medical device."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+dead_app = typer.Typer(
+    help="Dead letters: messages that a stage could not work on, each with its reason.", no_args_is_help=True
+)
+app.add_typer(dead_app, name="dead")
+
+console = Console()
+
+
+class Service(StrEnum):
+    """The services that ``gliaflow serve`` runs."""
+
+    preprocessor = "preprocessor"
+    extractor = "extractor"
+    generator = "generator"
+    classifier = "classifier"
+
+
+BrokerFlag = Annotated[
+    str | None,
+    typer.Option("--broker", help="memory:// (this process, the default) or amqp://user:password@host/vhost."),
+]
+BundleFlag = Annotated[Path | None, typer.Option("--bundle", help="Model bundle; default: the shipped demonstration.")]
+DeviceFlag = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
+ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="onnxruntime threads; 0: one a core.")]
+SeedFlag = Annotated[int, typer.Option("--seed", help="Seed: the same seed gives the same result.", min=0)]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the scans, answers and report.html.")],
+    patients: Annotated[int, typer.Option("--patients", help="Phantom patients to make.", min=2)] = 6,
+    seed: SeedFlag = 20_26,
+    broker: BrokerFlag = None,
+    bundle: BundleFlag = None,
+) -> None:
+    """Make phantom scans, stream them through all four stages, and write a report with pictures."""
+    from gliaflow_cli.demo import run_demo
+
+    run_demo(out, patients, seed, _settings(broker=broker, bundle=bundle), console)
+
+
+@app.command()
+def serve(
+    stage: Annotated[Service, typer.Argument(help="Which stage to run.")],
+    broker: BrokerFlag = None,
+    bundle: BundleFlag = None,
+    device: DeviceFlag = None,
+    threads: ThreadsFlag = None,
+    health_port: Annotated[
+        int | None, typer.Option("--health-port", help="Port for /livez, /readyz, /metrics.")
+    ] = None,
+    prefetch: Annotated[int | None, typer.Option("--prefetch", help="Messages held at a time.")] = None,
+    root: Annotated[
+        list[str] | None, typer.Option("--root", help="Where a scan URI may point; repeat for more.")
+    ] = None,
+    config: Annotated[
+        bool, typer.Option("--show-settings", help="Print every setting with its value and exit.")
+    ] = False,
+) -> None:
+    """Run one stage on a broker until SIGTERM, which drains it."""
+    from gliaflow_runtime.logs import configure_logging
+
+    from gliaflow_cli.pipeline import serve as serve_stage
+
+    settings = _settings(
+        broker=broker,
+        bundle=bundle,
+        device=device,
+        threads=threads,
+        health_port=health_port,
+        prefetch=prefetch,
+        roots=root or None,
+    )
+    if config:
+        for name, field in type(settings).model_fields.items():
+            console.print(
+                f"[bold]{name}[/] = {getattr(settings, name)}  [dim]# {field.description}[/]", highlight=False
+            )
+        return
+    if settings.broker.startswith("memory:"):
+        raise typer.BadParameter(
+            "memory:// is one process's own broker, so a stage alone on it would never get a message; "
+            "name a RabbitMQ: --broker amqp://guest:guest@localhost/"
+        )
+    configure_logging(settings.log_level, settings.log_format)
+    serve_stage(stage.value, settings)
+
+
+@app.command()
+def submit(
+    paths: Annotated[list[str], typer.Argument(help="Scans (NIfTI), folders of them, or globs.", metavar="PATH…")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for predictions.csv and <scan>_seg.nii.gz.")],
+    grade: Annotated[str | None, typer.Option("--grade", help="The known grade of these scans: HGG or LGG.")] = None,
+    channel: Annotated[
+        str | None, typer.Option("--channel", help="4-D scans: number of the FLAIR volume, from 0.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Pass over scans that DIR has an answer to.")] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="Give up after so many seconds without any answer.")
+    ] = 1800,
+    broker: BrokerFlag = None,
+    bundle: BundleFlag = None,
+    device: DeviceFlag = None,
+    threads: ThreadsFlag = None,
+) -> None:
+    """Send scans through the pipeline; get a grade, a mask and a row of predictions.csv for each."""
+    from gliaflow_cli.run import run_submit
+
+    settings = _settings(broker=broker, bundle=bundle, device=device, threads=threads)
+    failed = run_submit(paths, out, grade, channel, resume, timeout, settings, console)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def watch(
+    inbox: Annotated[Path, typer.Argument(help="Folder in which scans appear.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
+    broker: BrokerFlag = None,
+) -> None:
+    """Answer each scan that is dropped into INBOX, until SIGTERM."""
+    from gliaflow_runtime.logs import configure_logging
+
+    from gliaflow_cli.watch import watch as watch_folder
+
+    settings = _settings(broker=broker)
+    configure_logging(settings.log_level, settings.log_format)
+    watch_folder(inbox, out, settings)
+
+
+@app.command()
+def generate(
+    grade: Annotated[str, typer.Option("--grade", help="Class of the features: HGG or LGG.")],
+    count: Annotated[int, typer.Option("--count", help="How many.", min=1)],
+    out: Annotated[Path, typer.Option("--out", help="A .safetensors file: features [N, C, H, W], label [N].")],
+    seed: SeedFlag = 0,
+    broker: BrokerFlag = None,
+    bundle: BundleFlag = None,
+) -> None:
+    """Draw synthetic features of one class, only those that the critic puts into it."""
+    from gliaflow_cli.run import run_generate
+
+    run_generate(grade, count, seed, out, _settings(broker=broker, bundle=bundle), console)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write the cohort to (BraTS 2018 layout).")],
+    patients: Annotated[int, typer.Option("--patients", help="How many patients.", min=1)] = 20,
+    seed: SeedFlag = 0,
+    hgg_share: Annotated[float, typer.Option("--hgg-share", help="Share of high grade.", min=0, max=1)] = 0.6,
+) -> None:
+    """Write a cohort of phantom scans with masks and grades."""
+    from gliaflow_cli.run import run_phantom
+
+    run_phantom(out, patients, seed, hgg_share, console)
+
+
+@app.command()
+def cohort(
+    folder: Annotated[Path, typer.Argument(help="A folder of labelled scans.", metavar="DIR")],
+) -> None:
+    """Say what is understood of a folder: layout, scans, patients, grades, masks, problems."""
+    from gliaflow_cli.inspect import show_cohort
+
+    raise typer.Exit(show_cohort(folder, console))
+
+
+@app.command()
+def train(
+    cohort: Annotated[Path, typer.Argument(help="A folder of labelled scans (see `gliaflow cohort`).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the new bundle.")],
+    profile: Annotated[
+        str, typer.Option("--profile", help="demo: minutes on two cores. paper: the paper's widths.")
+    ] = "demo",
+    generator: Annotated[
+        str, typer.Option("--generator", help="Generator variant (see `gliaflow plugins`).")
+    ] = "acgan",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="An option of the variant, as name=value; repeat for more."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the bundle; default: the folder's.")] = None,
+    seed: SeedFlag = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs gliaflow[train]."""
+    from gliaflow_cli.run import run_train
+
+    run_train(cohort, out, profile, generator, option or [], name, seed, device, console)
+
+
+@app.command()
+def plugins() -> None:
+    """List augmentations, generators and readers: from where, with which options, and what failed to load."""
+    from gliaflow_cli.inspect import show_plugins
+
+    raise typer.Exit(show_plugins(console))
+
+
+@app.command()
+def doctor(broker: BrokerFlag = None, bundle: BundleFlag = None, device: DeviceFlag = None) -> None:
+    """Look for the usual mistakes and say what to do about each."""
+    from gliaflow_cli.inspect import run_doctor
+
+    raise typer.Exit(run_doctor(_settings(broker=broker, bundle=bundle, device=device), console))
+
+
+@dead_app.command("list")
+def dead_list(broker: BrokerFlag = None) -> None:
+    """One line for each dead letter."""
+    from gliaflow_cli.dead import list_letters
+
+    list_letters(_settings(broker=broker), console)
+
+
+@dead_app.command("show")
+def dead_show(
+    message: Annotated[str, typer.Argument(help="The message's id, or the start of it.", metavar="ID")],
+    broker: BrokerFlag = None,
+) -> None:
+    """All that is known of a dead letter."""
+    from gliaflow_cli.dead import show_letter
+
+    show_letter(message, _settings(broker=broker), console)
+
+
+@dead_app.command("replay")
+def dead_replay(
+    messages: Annotated[list[str] | None, typer.Argument(help="Ids, or the start of them.", metavar="[ID]…")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    broker: BrokerFlag = None,
+) -> None:
+    """Send dead letters back to the stage that gave them up, once the cause is mended."""
+    from gliaflow_cli.dead import replay_letters
+
+    replay_letters(messages or [], every, _settings(broker=broker), console)
+
+
+def _settings(**flags: object):  # type: ignore[no-untyped-def]  # its type would import pydantic for --help
+    from gliaflow_runtime.settings import load_settings
+
+    return load_settings(flags)
+
+
+def main() -> None:
+    """Run the command; an error that a person can mend is told in one line."""
+    try:
+        app()
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"gliaflow: {error}", file=sys.stderr)
+        sys.exit(code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for what the person asked wrongly, 1 for what could not be done, None for a bug."""
+    from gliaflow_plugins.base import PluginError
+    from gliaflow_runtime.broker import BrokerError
+    from gliaflow_runtime.bundle import BundleError
+    from gliaflow_runtime.inference import DeviceError
+    from gliaflow_runtime.settings import SettingsError
+
+    from gliaflow_cli.client import NoStage
+    from gliaflow_cli.inputs import UsageError
+
+    if isinstance(error, UsageError | SettingsError | PluginError | BundleError | DeviceError):
+        return 2
+    if isinstance(error, BrokerError | NoStage | OSError):
+        return 1
+    return None

@@ -1,0 +1,192 @@
+"""The commands that do work and show its progress: submit, generate, phantom, train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+from gliaflow_proto import FailureMessage, PredictionMessage, SyntheticMessage
+from gliaflow_runtime.bundle import load_bundle
+from gliaflow_runtime.logs import configure_logging
+from gliaflow_runtime.settings import Settings
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from safetensors.numpy import save_file
+
+from gliaflow_cli.client import Input, NoStage, Submission
+from gliaflow_cli.inputs import UsageError, find_inputs
+from gliaflow_cli.pipeline import SERVICES, Pipeline, open_broker
+from gliaflow_cli.submit import TABLE, Row, read_table, submit, write_table
+
+QUIET_S = 600.0  # generate: no answer for so long means that no generator runs
+
+
+def run_submit(
+    paths: Sequence[str],
+    out: Path,
+    grade: str | None,
+    channel: str | None,
+    resume: bool,
+    timeout_s: float,
+    settings: Settings,
+    console: Console,
+) -> int:
+    """``gliaflow submit``; returns how many scans failed."""
+    _check_grade(grade, settings)
+    inputs = find_inputs(paths, grade=grade, channel=channel)
+    before = {n: r for n, r in read_table(out / TABLE).items() if r.status == "ok"} if resume else {}
+    todo = [item for item in inputs if item.name not in before]
+    if before:
+        console.print(f"{len(inputs) - len(todo)} of {len(inputs)} scans have an answer in {out}")
+    with embedded(settings, todo), open_broker(settings) as broker, progress_bar(console) as bar:
+        task = bar.add_task("scans", total=len(todo))
+
+        def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
+            if row.status == "failed":
+                bar.console.print(f"[red]failed[/] {item.path}: {row.error}", highlight=False)
+            bar.advance(task)
+
+        rows = submit(todo, out, broker, by_uri=is_embedded(settings), timeout_s=timeout_s, answered=answered)
+    done = {row.scan: row for row in rows}
+    rows = [done.get(item.name) or before[item.name] for item in inputs]
+    write_table(out / TABLE, rows)
+    failed = sum(row.status == "failed" for row in rows)
+    console.print(f"{len(rows) - failed} of {len(rows)} scans answered: {out / TABLE}")
+    return failed
+
+
+def run_generate(label: str, count: int, seed: int, out: Path, settings: Settings, console: Console) -> None:
+    """``gliaflow generate``."""
+    _check_grade(label, settings)
+    parts: dict[int, SyntheticMessage] = {}
+    with embedded(settings, []), open_broker(settings) as broker, progress_bar(console) as bar:
+        task = bar.add_task(f"{label} features", total=count)
+        with Submission(broker, by_uri=is_embedded(settings)) as submission:
+            submission.generate(label, count, seed)
+            while sum(len(part.features) for part in parts.values()) < count:
+                answer = submission.answer(QUIET_S)
+                if isinstance(answer, FailureMessage):
+                    raise UsageError(f"{answer.stage}: {answer.reason}")
+                if not isinstance(answer, SyntheticMessage):
+                    raise NoStage(f"no answer within {QUIET_S:g} s: does a generator run on this broker?")
+                parts[answer.part[0]] = answer
+                bar.update(task, completed=sum(len(part.features) for part in parts.values()))
+    features = np.concatenate([parts[index].features for index in sorted(parts)])
+    classes = load_bundle(settings.bundle).manifest.classes
+    labels = np.full(len(features), classes.index(label) if label in classes else 0, dtype=np.int64)
+    first = parts[0]
+    metadata = {
+        "class": label,
+        "classes": ",".join(classes),
+        "bundle": first.bundle,
+        "generator": first.generator,
+        "tap": first.tap,
+        "seed": str(seed),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"features": features, "label": labels}, out, metadata)
+    console.print(f"{len(features)} {label} features {features.shape[1:]} from {first.bundle}: {out}")
+
+
+def run_phantom(out: Path, patients: int, seed: int, hgg_share: float, console: Console) -> None:
+    """``gliaflow phantom``."""
+    from gliaflow_trainer.phantom import write_cohort
+
+    with progress_bar(console) as bar:
+        task = bar.add_task("phantoms", total=patients)
+        write_cohort(
+            out,
+            patients,
+            seed,
+            hgg_share=hgg_share,
+            progress=lambda done, _: bar.update(task, completed=done),
+        )
+    console.print(f"{patients} patients: {out}")
+
+
+def run_train(
+    cohort: Path,
+    out: Path,
+    profile: str,
+    generator: str,
+    options: Sequence[str],
+    name: str | None,
+    seed: int,
+    device: str,
+    console: Console,
+) -> None:
+    """``gliaflow train``."""
+    try:
+        from gliaflow_trainer.train import PROFILES, train
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "onnxscript", "sklearn"):
+            raise
+        raise UsageError(f"training needs {error.name}: pip install 'gliaflow[train]'") from None
+    if profile not in PROFILES:
+        raise UsageError(f"--profile: {profile!r} is not one of {', '.join(PROFILES)}")
+    values = {}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--option: {text!r} is not name=value")
+        values[key] = value
+    with progress_bar(console) as bar:
+        bundle = train(
+            cohort,
+            out,
+            PROFILES[profile],
+            generator=generator,
+            options=values,
+            name=name or out.resolve().name,
+            seed=seed,
+            device=device,
+            bar=bar,
+        )
+    console.print(f"bundle {bundle.id}: {out}")
+    for key, value in bundle.manifest.metrics.items():
+        console.print(f"  {key}: {value}", highlight=False)
+
+
+@contextmanager
+def embedded(settings: Settings, inputs: Sequence[Input]) -> Iterator[Pipeline | None]:
+    """All services in this process, if the broker is ``memory://``; otherwise they run elsewhere."""
+    configure_logging(settings.log_level if "log_level" in settings.model_fields_set else "error", settings.log_format)
+    if not is_embedded(settings):
+        with nullcontext():
+            yield None
+        return
+    roots = sorted({str(item.path.resolve().parent) for item in inputs})
+    with Pipeline(list(SERVICES), settings.model_copy(update={"roots": [*settings.roots, *roots]})) as pipeline:
+        yield pipeline
+
+
+def is_embedded(settings: Settings) -> bool:
+    """Whether the stages run in this process."""
+    return settings.broker.startswith("memory:")
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with count, time taken and time left, on stderr."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _check_grade(grade: str | None, settings: Settings) -> None:
+    classes = load_bundle(settings.bundle).manifest.classes
+    if grade is not None and grade not in classes:
+        raise UsageError(f"--grade: {grade!r} is not one of {', '.join(classes)}")

@@ -1,0 +1,86 @@
+"""``gliaflow watch``: a scan dropped into a folder is answered in another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+from gliaflow_proto import PredictionMessage
+from gliaflow_runtime.health import serve_health
+from gliaflow_runtime.settings import Settings
+
+from gliaflow_cli.client import Input
+from gliaflow_cli.inputs import UsageError, find_inputs
+from gliaflow_cli.pipeline import open_broker
+from gliaflow_cli.run import embedded, is_embedded
+from gliaflow_cli.submit import Row, read_table, submit, write_table
+
+POLL_S = 1.0
+SETTLED_S = 2.0  # a file that has not changed for so long has been copied whole
+TIMEOUT_S = 1800.0
+
+log = structlog.get_logger()
+
+
+def watch(inbox: Path, out: Path, settings: Settings) -> None:
+    """Answer each scan that appears in ``inbox`` with a mask, a ``<scan>.json`` and a row of ``predictions.csv``.
+
+    A scan whose ``.json`` is newer than itself has been answered, so a restart answers nothing twice, and a scan
+    that is dropped again under the same name is answered again. Returns on SIGTERM or SIGINT.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    out.mkdir(parents=True, exist_ok=True)
+    _become_owner(out)
+    log.info("watching", inbox=str(inbox), out=str(out))
+    with (
+        embedded(settings, [Input(inbox / "any", "any", "")]),
+        open_broker(settings) as broker,
+        serve_health(settings, lambda: {"broker": broker.connected}),
+    ):
+        while not stop.wait(POLL_S):
+            new = _new(inbox, out)
+            if not new:
+                continue
+            known = read_table(out / "predictions.csv")
+
+            def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
+                log.info("answered", status=row.status, seconds=row.seconds)
+                (out / f"{item.name}.json").write_text(json.dumps(asdict(row), indent=2) + "\n", encoding="utf-8")
+
+            rows = submit(new, out, broker, by_uri=is_embedded(settings), timeout_s=TIMEOUT_S, answered=answered)
+            write_table(out / "predictions.csv", list({**known, **{row.scan: row for row in rows}}.values()))
+
+
+def _new(inbox: Path, out: Path) -> list[Input]:
+    try:
+        found = find_inputs([str(inbox)])
+    except UsageError:  # nothing there yet
+        return []
+    fresh = []
+    for item in found:
+        try:
+            changed = item.path.stat().st_mtime_ns, item.path.stat().st_ctime_ns
+        except OSError:
+            continue  # it went again
+        answer = out / f"{item.name}.json"
+        answered = answer.exists() and answer.stat().st_mtime_ns >= max(changed)
+        if not answered and time.time_ns() - max(changed) > SETTLED_S * 1e9:
+            fresh.append(item)
+    return fresh
+
+
+def _become_owner(folder: Path) -> None:
+    """Started as root (in a container), go on as the folder's owner, so that the answers belong to the person."""
+    owner = folder.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)

@@ -1,0 +1,72 @@
+"""The extractor: slices go through the U-Net, deep features and tumour masks come out."""
+
+from __future__ import annotations
+
+import numpy as np
+from gliaflow_proto import FeaturesMessage, Message, ProtocolError, SlicesMessage, expect, message_id
+from gliaflow_proto.routing import EXTRACTOR
+from gliaflow_runtime import metrics
+from gliaflow_runtime.broker import Delivery
+from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.inference import Network
+from gliaflow_runtime.stage import Outcome, Stage
+from numpy.typing import NDArray
+
+FP16_MAX = float(np.finfo(np.float16).max)
+
+
+class UNet:
+    """The bundle's U-Net, cut to the tap and the mask.
+
+    Parameters
+    ----------
+    bundle: whose network and whose tap.
+    batch: slices that go through at once.
+    """
+
+    def __init__(self, bundle: Bundle, *, batch: int = 4, device: str = "cpu", threads: int = 0) -> None:
+        self.size = bundle.manifest.input.size
+        self._batch = batch
+        self._network = Network(bundle, "unet", [bundle.manifest.tap, "mask"], device=device, threads=threads)
+        self._network.warm(image=(1, 1, *self.size))
+
+    def __call__(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        """Features FP16 [n, C, H, W] and masks UINT8 [n, rows, columns] of slices float32 [n, 1, rows, columns]."""
+        features, masks = [], []
+        for start in range(0, len(image), self._batch):
+            tap, probability = self._network(image=image[start : start + self._batch])
+            features.append(np.minimum(tap, FP16_MAX).astype(np.float16))
+            masks.append((probability[:, 0] > 0.5).astype(np.uint8))
+        return np.concatenate(features), np.concatenate(masks)
+
+
+class Extractor(Stage):
+    """``slices`` → ``features``."""
+
+    name = "extractor"
+    queue = EXTRACTOR
+
+    def __init__(self, bundle: Bundle, unet: UNet) -> None:
+        self._bundle, self._unet = bundle, unet
+
+    def handle(self, message: Message, delivery: Delivery) -> Outcome:
+        slices = expect(message, SlicesMessage)
+        if slices.image.shape != (expected := (len(slices.geometry.slices), 1, *self._unet.size)):
+            raise ProtocolError(f"tensors.image: shape {slices.image.shape}, but this bundle takes {expected}")
+        features, mask = self._unet(slices.image.astype(np.float32))
+        metrics.SLICES.labels(self.name).inc(len(mask))
+        return Outcome(
+            [
+                FeaturesMessage(
+                    id=message_id(slices.scan.submission, slices.scan.id, *slices.part, self.name, self._bundle.id),
+                    scan=slices.scan,
+                    part=slices.part,
+                    trace=slices.trace,
+                    bundle=self._bundle.id,
+                    tap=self._bundle.manifest.tap,
+                    geometry=slices.geometry,
+                    features=features,
+                    mask=mask,
+                )
+            ]
+        )

@@ -1,0 +1,121 @@
+"""The generator: synthetic features on request, and without one for the class that is behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from gliaflow_proto import (
+    MAX_MESSAGE_BYTES,
+    FeaturesMessage,
+    GenerateMessage,
+    Message,
+    ProtocolError,
+    Scan,
+    SyntheticMessage,
+    expect,
+    message_id,
+)
+from gliaflow_proto.routing import BALANCER, GENERATOR
+from gliaflow_runtime.broker import Delivery
+from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
+from numpy.typing import NDArray
+
+from gliaflow_generator.synthesis import GeneratorError, Synthesizer
+
+MAX_REQUEST = 100_000
+BALANCE_STEP = 16  # synthetic features go out in groups of so many
+REMEMBERED = 100_000
+
+
+class Generator(Stage):
+    """``generate`` → ``synthetic``, as many messages as the count takes."""
+
+    name = "generator"
+    queue = GENERATOR
+
+    def __init__(self, bundle: Bundle, synthesizer: Synthesizer) -> None:
+        self._bundle, self._synthesizer = bundle, synthesizer
+
+    def handle(self, message: Message, delivery: Delivery) -> Outcome:
+        wanted = expect(message, GenerateMessage)
+        if not 0 < wanted.count <= MAX_REQUEST:
+            raise ProtocolError(f"count: {wanted.count} is not from 1 to {MAX_REQUEST}")
+        if wanted.seed < 0:
+            raise ProtocolError(f"seed: {wanted.seed} is below 0")
+        rng = np.random.default_rng([wanted.seed, *wanted.label.encode()])
+        try:
+            features = self._synthesizer.draw(wanted.label, wanted.count, rng)
+        except GeneratorError as error:
+            raise InvalidInput(str(error)) from None
+        return Outcome(synthetic_messages(self._bundle, wanted.scan, wanted.label, wanted.seed, features, wanted.id))
+
+
+class Balancer(Stage):
+    """``features.labelled`` → ``synthetic`` for the class that is behind.
+
+    It counts the labelled slices that pass, and when one class is behind the largest, makes up for it, until the
+    synthetic features are ``share`` of that class.
+    """
+
+    name = "balancer"
+    queue = BALANCER
+    announces_failures = False  # a scan is graded all the same
+
+    def __init__(self, bundle: Bundle, synthesizer: Synthesizer, *, share: float, seed: int) -> None:
+        self._bundle, self._synthesizer, self._share, self._seed = bundle, synthesizer, share, seed
+        self._real = dict.fromkeys(bundle.manifest.classes, 0)
+        self._made = dict.fromkeys(bundle.manifest.classes, 0)
+        self._seen: dict[str, None] = {}  # ids, in order: a redelivery counts once
+
+    def handle(self, message: Message, delivery: Delivery) -> Outcome:
+        part = expect(message, FeaturesMessage)
+        label = part.scan.label
+        if label not in self._real:
+            raise ProtocolError(f"scan.label: {label!r} is not one of {', '.join(self._real)}: it was not counted")
+        if part.id not in self._seen:
+            self._seen[part.id] = None
+            if len(self._seen) > REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+            self._real[label] += len(part.geometry.slices)
+        outgoing: list[SyntheticMessage] = []
+        for behind in self._real:
+            count = self.deficit(behind) // BALANCE_STEP * BALANCE_STEP
+            if not count:
+                continue
+            rng = np.random.default_rng([self._seed, self._made[behind], *behind.encode()])
+            try:
+                features = self._synthesizer.draw(behind, count, rng)
+            except GeneratorError as error:
+                raise InvalidInput(str(error)) from None
+            cause = message_id(part.id, behind, self._made[behind])
+            self._made[behind] += count
+            outgoing += synthetic_messages(self._bundle, Scan(id=cause), behind, self._seed, features, cause)
+        return Outcome(outgoing)
+
+    def deficit(self, label: str) -> int:
+        """How many synthetic features of a class are due now."""
+        real = self._real[label]
+        allowed = int(self._share / (1 - self._share) * real) - self._made[label]
+        return max(0, min(max(self._real.values()) - real - self._made[label], allowed))
+
+
+def synthetic_messages(
+    bundle: Bundle, scan: Scan, label: str, seed: int, features: NDArray[np.float16], cause: str
+) -> Iterator[SyntheticMessage]:
+    """The features in as many messages as the limit on one asks for."""
+    each = bundle.slices_per_part(MAX_MESSAGE_BYTES)
+    count = -(-len(features) // each)
+    for index in range(count):
+        yield SyntheticMessage(
+            id=message_id(cause, index, "synthetic", bundle.id),
+            scan=scan,
+            part=[index, count],
+            bundle=bundle.id,
+            generator=bundle.manifest.generator,
+            tap=bundle.manifest.tap,
+            label=label,
+            seed=seed,
+            features=features[index * each : (index + 1) * each],
+        )

@@ -1,0 +1,129 @@
+"""NIfTI bytes to a volume. The bytes are a stranger's: every size is checked before memory is taken for it."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+GZIP = b"\x1f\x8b"
+MAX_VOXELS = 2**28  # 512 x 512 x 1024
+MAX_HEADER_BYTES = 2**20  # extensions included
+MAX_SIDE = 4096
+
+
+class NiftiError(ValueError):
+    """Bytes that are no usable NIfTI file. The text names the field and what was expected."""
+
+
+def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The FLAIR volume [i, j, k] in stored order, and its affine [4, 4].
+
+    Parameters
+    ----------
+    data: a single-file NIfTI-1 or NIfTI-2, gzipped or not, of any real dtype.
+    channel: for a 4-D file, which volume is FLAIR: its number from 0.
+
+    Raises
+    ------
+    NiftiError: not NIfTI, cut short, larger than MAX_VOXELS, complex or RGB, or 4-D without a channel.
+    """
+    header = _header(_inflate(data, MAX_HEADER_BYTES, whole=False))
+    shape = _shape(header, channel)
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise NiftiError(f"datatype: {dtype} is not an integer or floating-point image")
+    start = int(header.get_data_offset())
+    if not 0 <= start <= MAX_HEADER_BYTES:
+        raise NiftiError(f"vox_offset: {start} is not a place in the file's header")
+    volume_bytes = int(np.prod(shape[:3], dtype=np.int64)) * dtype.itemsize
+    index = int(channel or 0) if len(shape) == 4 else 0
+    stop = start + volume_bytes * (index + 1)
+    raw = _inflate(data, stop)
+    if len(raw) < stop:
+        raise NiftiError(f"the file is cut short: {len(raw)} of {stop} bytes")
+    volume = np.frombuffer(raw, dtype, count=volume_bytes // dtype.itemsize, offset=start + volume_bytes * index)
+    volume = volume.reshape(shape[:3], order="F")
+    try:
+        slope, inter = header.get_slope_inter()
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    except (HeaderDataError, ValueError) as error:
+        raise NiftiError(f"scl_slope, qform: {error}") from None
+    if slope is not None and (slope, inter or 0.0) != (1.0, 0.0):
+        volume = volume.astype(np.float32) * np.float32(slope) + np.float32(inter or 0.0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise NiftiError("sform, qform: the affine is not finite or has no volume; repair the header's orientation")
+    sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    if sides.min() < 0.01 or sides.max() > 100:
+        raise NiftiError(f"pixdim: voxels of {np.round(sides, 4).tolist()} mm are no MRI scan; is the unit not mm?")
+    return volume, affine
+
+
+def _header(raw: bytes) -> Any:
+    """The NIfTI-1 or NIfTI-2 header at the start of ``raw``."""
+    for image in (nib.Nifti1Image, nib.Nifti2Image):
+        header_class = image.header_class
+        block = raw[: header_class.template_dtype.itemsize]
+        if len(block) < header_class.template_dtype.itemsize or not header_class.may_contain_header(block):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nibabel says of odd headers what the errors below say better
+                header = header_class(block, check=False)
+                header.check_fix(error_level=45)
+                if header["magic"].item() not in (b"n+1", b"n+2"):
+                    raise NiftiError("magic: header and image in two files (.hdr/.img); convert to one .nii file")
+                return header
+        except NiftiError:
+            raise
+        except Exception as error:  # nibabel raises many kinds for a broken header
+            raise NiftiError(f"header: {error}") from None
+    raise NiftiError("not a NIfTI file: neither a NIfTI-1 nor a NIfTI-2 header at its start")
+
+
+def _shape(header: Any, channel: str | None) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(n) for n in header.get_data_shape())
+    except HeaderDataError as error:
+        raise NiftiError(f"dim: {error}") from None
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4):
+        raise NiftiError(f"dim: {len(shape)}-D image {list(shape)}; expected 3-D, or 4-D with a FLAIR channel")
+    if not all(1 <= n <= MAX_SIDE for n in shape):
+        raise NiftiError(f"dim: {list(shape)} has a side that is not between 1 and {MAX_SIDE}")
+    if min(shape[:3]) < 2:
+        raise NiftiError(f"dim: {list(shape)} is one plane, not a scan")
+    if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
+        raise NiftiError(f"dim: {list(shape)} is over the limit of {MAX_VOXELS} voxels")
+    if len(shape) == 4:
+        if channel is None:
+            raise NiftiError(
+                f"dim: 4-D image {list(shape)}: say which of its {shape[3]} volumes is FLAIR (--channel NUMBER, from 0)"
+            )
+        if not channel.isdecimal() or int(channel) >= shape[3]:
+            raise NiftiError(f"channel: {channel!r} is not a number from 0 to {shape[3] - 1}")
+    return shape
+
+
+def _inflate(data: bytes, limit: int, whole: bool = True) -> bytes:
+    """At most ``limit`` bytes of the file, gunzipped if need be."""
+    if not data.startswith(GZIP):
+        return data[:limit]
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        raw = unzip.decompress(data, limit)
+        while whole and unzip.eof and len(raw) < limit and unzip.unused_data.startswith(GZIP):
+            rest = unzip.unused_data  # gzip files may be several members, one after another (RFC 1952, 2.2)
+            unzip = zlib.decompressobj(wbits=31)
+            raw += unzip.decompress(rest, limit - len(raw))
+        if whole and not unzip.eof:
+            unzip.decompress(unzip.unconsumed_tail, 2**16)  # on to the checksum, where the end is near
+    except zlib.error as error:
+        raise NiftiError(f"not a valid gzip file: {error}") from None
+    return raw

@@ -1,0 +1,140 @@
+"""A volume cut into slices that the U-Net takes (``gliaflow_proto.restore`` puts their masks back).
+
+The one place where a scan becomes network input: serving and training both call ``prepare``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import nibabel as nib
+import nibabel.affines
+import numpy as np
+from gliaflow_proto import Geometry
+from gliaflow_runtime.bundle import InputSpec
+from numpy.typing import NDArray
+from scipy import ndimage
+
+CLIP = 4.0  # in units of the head's median: far above any FLAIR lesion, far below a metal artefact
+HEAD = 0.2  # a voxel over this share of the 99th percentile is head, not air
+EMPTY = 0.005  # a slice with less head than this share of its pixels is dropped
+
+
+class UnusableScan(ValueError):
+    """A volume that holds no head: constant, empty, or not finite."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``image`` float32 [n, rows, columns], normalised; ``geometry`` says where each slice lies in the scan."""
+
+    image: NDArray[np.float32]
+    geometry: Geometry
+
+
+def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prepared:
+    """Cut a scan into normalised axial slices on the bundle's grid.
+
+    Axes are reordered to canonical RAS+, intensities scaled so that air is 0 and the median of the head 1
+    (scanner units are arbitrary), each slice resampled in-plane to ``spec.spacing`` and cropped or padded about the
+    middle of the head to ``spec.size``, slices without head dropped, and pixels normalised by the bundle's mean and
+    standard deviation (paper section 3.5).
+
+    Parameters
+    ----------
+    volume: [i, j, k] of any real dtype, in stored order.
+    affine: [4, 4], stored voxel to mm.
+
+    Raises
+    ------
+    UnusableScan: there is no head in it.
+    """
+    orientation = nib.io_orientation(affine)
+    if np.isnan(orientation).any():
+        raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions")
+    canonical = np.ascontiguousarray(nib.apply_orientation(volume, orientation), dtype=np.float32)
+    head = _scale(canonical)
+    spacing = nib.affines.voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
+
+    step = [spec.spacing[axis] / float(spacing[axis]) for axis in (0, 1)]
+    step = [round(s) if abs(s - round(s)) < 1e-3 * s else s for s in step]  # 0.99999 mm is 1 mm: no blur for nothing
+    origin = [_origin(head, axis, step[axis], spec.size[axis]) for axis in (0, 1)]
+    kept = np.flatnonzero(head.mean(axis=(0, 1)) >= EMPTY)
+    if not kept.size:
+        raise UnusableScan("no slice of it holds a head")
+    geometry = Geometry(
+        affine=[float(x) for x in np.asarray(affine, dtype=float).ravel()],
+        shape=[int(n) for n in volume.shape],
+        orientation=[int(x) for x in orientation.ravel()],
+        origin=origin,
+        step=[float(s) for s in step],
+        size=list(spec.size),
+        slices=[int(z) for z in kept],
+    )
+    image = np.empty((len(kept), *spec.size), dtype=np.float32)
+    blur = [max(0.0, (s - 1) / 2) for s in step]  # against aliasing where pixels are merged
+    for row, z in enumerate(kept):
+        plane = canonical[:, :, z]
+        if any(blur):
+            plane = ndimage.gaussian_filter(plane, blur)
+        ndimage.affine_transform(plane, step, origin, spec.size, output=image[row], order=1, cval=0.0)
+    image -= spec.mean
+    image /= spec.std
+    return Prepared(image, geometry)
+
+
+def prepare_mask(mask: NDArray[Any], geometry: Geometry) -> NDArray[np.uint8]:
+    """A mask [i, j, k] (non-zero is tumour) on the network's grid: uint8 [n, rows, columns], nearest neighbour."""
+    canonical = nib.apply_orientation((mask > 0).astype(np.uint8), _orientation(geometry))
+    taken, inside = _nearest(geometry, canonical.shape)
+    planes = canonical[:, :, geometry.slices].transpose(2, 0, 1)
+    cut = planes[:, taken[0][:, None], taken[1][None, :]]
+    return np.asarray(cut * (inside[0][:, None] & inside[1][None, :]), dtype=np.uint8)
+
+
+def part(prepared: Prepared, start: int, stop: int) -> Prepared:
+    """Some of the slices."""
+    slices = prepared.geometry.slices[start:stop]
+    return Prepared(prepared.image[start:stop], replace(prepared.geometry, slices=slices))
+
+
+def _scale(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Scale intensities in place (air 0, median of the head 1, clipped to CLIP), and return where the head is."""
+    finite = np.isfinite(volume)
+    if not finite.any():
+        raise UnusableScan("it holds no finite number")
+    if not finite.all():
+        volume[~finite] = volume[finite].min()
+    air, bright = np.percentile(volume, [1, 99.5])
+    volume -= air
+    head: NDArray[np.bool_] = volume > HEAD * (bright - air)
+    if bright <= air or not head.any():
+        raise UnusableScan("it is constant or almost empty")
+    volume /= np.median(volume[head])
+    np.clip(volume, 0, CLIP, out=volume)
+    return head
+
+
+def _origin(head: NDArray[np.bool_], axis: int, step: float, size: int) -> float:
+    """The canonical voxel under network pixel 0: the middle of the head comes to the middle of the image.
+
+    Whole voxels, so that a scan on the bundle's own spacing is cropped and not interpolated.
+    """
+    mass = head.sum(axis=tuple(a for a in (0, 1, 2) if a != axis)).cumsum()
+    low, high = np.searchsorted(mass, [0.002 * mass[-1], 0.998 * mass[-1]])
+    return float(round((low + high) / 2 - step * (size - 1) / 2))
+
+
+def _orientation(geometry: Geometry) -> NDArray[Any]:
+    return np.array(geometry.orientation, dtype=float).reshape(3, 2)
+
+
+def _nearest(geometry: Geometry, shape: tuple[int, ...]) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """For rows and for columns: the nearest canonical voxel, and whether it lies in the scan."""
+    taken, inside = [], []
+    for axis in (0, 1):
+        index = np.floor(geometry.origin[axis] + geometry.step[axis] * np.arange(geometry.size[axis]) + 0.5).astype(int)
+        inside.append((index >= 0) & (index < shape[axis]))
+        taken.append(index.clip(0, shape[axis] - 1))
+    return taken, inside

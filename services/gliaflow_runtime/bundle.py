@@ -1,0 +1,150 @@
+"""The model bundle: a folder with ``manifest.json`` and the ONNX files that it vouches for.
+
+A bundle is untrusted until its digests match. Files are read once, checked, and kept as bytes, so that what was
+checked is what is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = "gliaflow-bundle/1"
+MAX_MANIFEST_BYTES = 2**20
+MAX_MODEL_BYTES = 2 * 2**30
+NETWORKS = ("unet", "generator", "critic", "classifier")
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used. The text names the file and the field."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSpec(Strict):
+    """What the U-Net takes: in-plane size in pixels, spacing in mm, and the statistics that normalise a pixel."""
+
+    size: tuple[int, int] = (240, 240)
+    spacing: tuple[float, float] = (1.0, 1.0)
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+
+
+class Manifest(Strict):
+    """``manifest.json``. ``files`` gives the SHA-256 of each file; ``taps`` the shape [C, H, W] of each tap."""
+
+    schema_: Literal["gliaflow-bundle/1"] = Field(alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    notice: str
+    files: dict[str, str]
+    input: InputSpec
+    classes: tuple[str, ...] = Field(min_length=2)
+    taps: dict[str, tuple[int, int, int]]
+    tap: str
+    generator: str
+    generator_options: dict[str, Any]
+    noise: int = Field(gt=0, le=65536, description="length of the generator's noise vector z")
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+
+
+class Bundle:
+    """A bundle whose digests were checked.
+
+    Parameters
+    ----------
+    folder: where ``manifest.json`` and the ONNX files are.
+
+    Raises
+    ------
+    BundleError: a file is missing, too large, outside the folder, or not the one that the manifest vouches for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        raw = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
+        try:
+            self.manifest = Manifest.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the file"
+            raise BundleError(f"{folder / MANIFEST}: {field}: {first['msg']}") from None
+        if self.manifest.tap not in self.manifest.taps:
+            raise BundleError(f"{folder / MANIFEST}: tap: {self.manifest.tap!r} is not among the taps")
+        self.id = f"{self.manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}"
+
+    def model(self, network: str) -> bytes:
+        """The bytes of one network's ONNX file, whose digest matched.
+
+        Raises
+        ------
+        BundleError: as for the class.
+        """
+        name = f"{network}.onnx"
+        expected = self.manifest.files.get(name)
+        if expected is None:
+            raise BundleError(f"{self.folder / MANIFEST}: files: {name} is missing, so this bundle has no {network}")
+        data = _read(self.folder, name, MAX_MODEL_BYTES)
+        found = hashlib.sha256(data).hexdigest()
+        if found != expected:
+            raise BundleError(
+                f"{self.folder / name}: its sha256 is {found[:12]}…, the manifest says {expected[:12]}…: "
+                "the file was changed or cut short; copy the bundle again"
+            )
+        return data
+
+    @property
+    def tap_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of the tap that generator and classifier work on."""
+        return self.manifest.taps[self.manifest.tap]
+
+    def slices_per_part(self, max_bytes: int) -> int:
+        """How many slices fit a message: as many as leave its fp16 features and masks within ``max_bytes``, 1–16."""
+        channels, height, width = self.tap_shape
+        rows, columns = self.manifest.input.size
+        each = 2 * channels * height * width + rows * columns
+        return max(1, min(16, (max_bytes - 64 * 2**10) // each))
+
+
+def load_bundle(path: Path | None) -> Bundle:
+    """The bundle in ``path``, or the demonstration bundle that ships with gliaflow."""
+    return Bundle(path if path is not None else demo_bundle())
+
+
+def demo_bundle() -> Path:
+    """Where the shipped demonstration bundle lies. It is trained on phantoms: not a clinical model."""
+    return Path(str(files("gliaflow_runtime") / "demo_bundle"))
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> Bundle:
+    """Complete a bundle: add the digests of the ONNX files in ``folder``, write the manifest, and load it back."""
+    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.onnx"))}
+    checked = Manifest.model_validate({**manifest, "schema": MANIFEST_SCHEMA, "files": digests})
+    text = json.dumps(checked.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return Bundle(folder)
+
+
+def _read(folder: Path, name: str, limit: int) -> bytes:
+    path = folder / name
+    try:
+        if path.resolve().parent != folder.resolve():
+            raise BundleError(f"{path}: leads out of the bundle's folder")
+        size = path.stat().st_size
+        if size > limit:
+            raise BundleError(f"{path}: {size} bytes is over the limit of {limit}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        hint = "" if name != MANIFEST else " (a bundle is a folder that `gliaflow train` wrote)"
+        raise BundleError(f"{path}: no such file{hint}") from None
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror or error}") from None

@@ -1,0 +1,40 @@
+"""From a URL to a broker."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from gliaflow_runtime.broker import Broker
+from gliaflow_runtime.memory import STAGE_LIMITS, MemoryBroker
+
+_embedded: dict[str, MemoryBroker] = {}
+_lock = threading.Lock()
+
+
+def connect(url: str, *, connect_timeout: float = 60, dead_letters: Path | None = None) -> Broker:
+    """A connection of one's own to the broker that ``url`` names.
+
+    Parameters
+    ----------
+    url: ``amqp://user:password@host:port/vhost`` or ``amqps://…`` (RabbitMQ); ``memory://`` (this process: every
+        connection to the same URL meets the same queues; ``memory://name`` is another set of them).
+    connect_timeout: how many seconds to wait for a RabbitMQ that is not there yet.
+    dead_letters: the folder in which ``memory://`` keeps dead letters; the first connection to a URL decides.
+
+    Raises
+    ------
+    ValueError: the URL is of no kind that is known, or not well formed.
+    BrokerError: the broker cannot be reached, or refuses the access.
+    """
+    scheme = url.partition("://")[0]
+    if scheme == "memory":
+        with _lock:
+            if url not in _embedded:
+                _embedded[url] = MemoryBroker(dead_letters, STAGE_LIMITS)
+            return _embedded[url].attach()
+    if scheme in ("amqp", "amqps"):
+        from gliaflow_runtime.amqp import AmqpBroker  # so that memory:// does not load pika
+
+        return AmqpBroker(url, connect_timeout=connect_timeout)
+    raise ValueError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")

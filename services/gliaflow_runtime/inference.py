@@ -1,0 +1,93 @@
+"""Run a bundle's ONNX networks: threads set, device asked for or failed, graph cut to what is wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from gliaflow_runtime.bundle import Bundle, BundleError
+from gliaflow_runtime.settings import available_cores
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: a hospital's machine tells nobody anything
+import onnxruntime as ort  # noqa: E402
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class DeviceError(RuntimeError):
+    """The device that was asked for is not to be had."""
+
+
+class Network:
+    """One network of a bundle, ready to run.
+
+    Parameters
+    ----------
+    bundle, name: which network (``unet``, ``generator``, ``critic`` or ``classifier``).
+    outputs: the outputs wanted; the graph is cut to them, since onnxruntime computes the rest all the same.
+    device: ``cpu`` or ``cuda``.
+    threads: of this network; 0 for one each core that this process may use (onnxruntime itself ignores cgroups).
+
+    Raises
+    ------
+    BundleError: the file is no valid ONNX model, refers to other files, or lacks an output.
+    DeviceError: onnxruntime cannot use the device. It would only log that and fall back to the CPU.
+    """
+
+    def __init__(
+        self, bundle: Bundle, name: str, outputs: Sequence[str], *, device: str = "cpu", threads: int = 0
+    ) -> None:
+        path = bundle.folder / f"{name}.onnx"
+        self.outputs = list(outputs)
+        provider = PROVIDERS[device]
+        if provider not in ort.get_available_providers():
+            raise DeviceError(
+                f"device {device}: this onnxruntime offers only {', '.join(ort.get_available_providers())}; "
+                "install gliaflow[serve-gpu] in an environment without onnxruntime"
+            )
+        model = _cut(bundle.model(name), self.outputs, path)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or available_cores()
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # stages share the cores
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(model, options, providers=[provider])
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise BundleError(f"{path}: onnxruntime cannot load it: {error}") from None
+        if self._session.get_providers()[0] != provider:
+            raise DeviceError(f"device {device}: onnxruntime fell back to {self._session.get_providers()[0]}")
+
+    def __call__(self, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """The outputs, in the order asked for."""
+        found: list[NDArray[Any]] = self._session.run(self.outputs, inputs)
+        return found
+
+    def warm(self, **shapes: tuple[int, ...]) -> None:
+        """Run once on zeros, so that the first message does not pay for it, and a wrong shape shows at the start."""
+        kinds: Mapping[str, type] = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
+        self(**{i.name: np.zeros(shapes[i.name], kinds[i.type]) for i in self._session.get_inputs()})
+
+
+def _cut(data: bytes, outputs: list[str], path: object) -> bytes:
+    try:
+        model = onnx.load_model_from_string(data)
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+            raise BundleError(f"{path}: keeps weights in other files, which a bundle may not")
+        have = [output.name for output in model.graph.output]
+        if missing := set(outputs) - set(have):
+            raise BundleError(f"{path}: has no output {', '.join(sorted(missing))}, only {', '.join(have)}")
+        if set(have) == set(outputs):
+            return data
+        cut = onnx.utils.Extractor(model).extract_model([i.name for i in model.graph.input], outputs)
+        cut_bytes: bytes = cut.SerializeToString()
+        return cut_bytes
+    except BundleError:
+        raise
+    except Exception as error:  # protobuf's DecodeError, onnx's checker errors
+        raise BundleError(f"{path}: not a valid ONNX model: {error}") from None

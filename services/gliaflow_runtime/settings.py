@@ -1,0 +1,94 @@
+"""Settings of every command: a flag wins over ``GLIAFLOW_*`` in the environment, that over a TOML file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class SettingsError(ValueError):
+    """A setting that has a wrong value. The text names the setting."""
+
+
+def _state() -> Path:
+    """The user's state folder (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "gliaflow"
+
+
+class Settings(BaseSettings):
+    """What a person may set. Each field's description is its documentation (``gliaflow serve --help``)."""
+
+    model_config = SettingsConfigDict(env_prefix="GLIAFLOW_", extra="forbid", env_ignore_empty=True)
+
+    broker: str = Field("memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost")
+    bundle: Path | None = Field(None, description="folder of the model bundle; default: the shipped demonstration")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where onnxruntime computes; cuda fails if it is missing")
+    threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")
+    batch: int = Field(4, ge=1, le=64, description="slices that pass through the U-Net at once")
+    roots: list[str] = Field([], description='where a scan URI may point, as JSON: ["/data", "s3://bucket/scans"]')
+    prefetch: int = Field(2, ge=1, le=64, description="messages a stage holds: one in work, the rest on their way")
+    max_attempts: int = Field(3, ge=1, le=100, description="deliveries after which a message is a dead letter")
+    deadline_s: float = Field(600, gt=0, le=1500, description="a message in work for longer ends the process")
+    assembly_timeout_s: float = Field(1200, gt=0, le=1500, description="how long a scan may wait for its next part")
+    generator: str = Field("", description="the generator the bundle must have; empty: the bundle's own")
+    balance_share: float = Field(0.5, ge=0, lt=1, description="most of a class that may be synthetic; 0: no balancing")
+    seed: int = Field(0, ge=0, description="seed of the synthetic features made to balance")
+    health_host: str = Field("127.0.0.1", description="address for /livez, /readyz and /metrics")
+    health_port: int = Field(0, ge=0, le=65535, description="port for them; 0: none")
+    state: Path = Field(default_factory=_state, description="where memory:// keeps its dead letters")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged to stderr")
+    log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get("GLIAFLOW_CONFIG", "gliaflow.toml")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """The settings in force. A flag that is None was not given.
+
+    Raises
+    ------
+    SettingsError: a value is wrong, or GLIAFLOW_CONFIG names a file that is missing or no TOML.
+    """
+    named = os.environ.get("GLIAFLOW_CONFIG")
+    if named and not Path(named).is_file():
+        raise SettingsError(f"GLIAFLOW_CONFIG: {named}: no such file")
+    try:
+        return Settings(**{name: value for name, value in (flags or {}).items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise SettingsError(
+            f"{name}: {first['msg']} (from a flag, GLIAFLOW_{name.upper()}, or {named or 'gliaflow.toml'})"
+        ) from None
+    except ValueError as error:  # tomllib.TOMLDecodeError, and JSON in an environment variable
+        raise SettingsError(str(error)) from None
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity and, in a container, its cgroup quota (v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
