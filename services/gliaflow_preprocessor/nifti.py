@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 import zlib
 from typing import Any
 
@@ -15,6 +15,8 @@ GZIP = b"\x1f\x8b"
 MAX_VOXELS = 2**28  # 512 x 512 x 1024
 MAX_HEADER_BYTES = 2**20  # extensions included
 MAX_SIDE = 4096
+_SILENT = logging.getLogger("gliaflow.nifti")  # nibabel tells of odd headers what our errors tell better
+_SILENT.disabled = True
 
 
 class NiftiError(ValueError):
@@ -72,13 +74,11 @@ def _header(raw: bytes) -> Any:
         if len(block) < header_class.template_dtype.itemsize or not header_class.may_contain_header(block):
             continue
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nibabel says of odd headers what the errors below say better
-                header = header_class(block, check=False)
-                header.check_fix(error_level=45)
-                if header["magic"].item() not in (b"n+1", b"n+2"):
-                    raise NiftiError("magic: header and image in two files (.hdr/.img); convert to one .nii file")
-                return header
+            header = header_class(block, check=False)
+            if header["magic"].item() not in (b"n+1", b"n+2"):
+                raise NiftiError("magic: header and image in two files (.hdr/.img); convert to one .nii file")
+            header.check_fix(logger=_SILENT, error_level=40)
+            return header
         except NiftiError:
             raise
         except Exception as error:  # nibabel raises many kinds for a broken header

@@ -102,9 +102,7 @@ class AmqpBroker(Broker):
     ) -> None:
         self._put(EXCHANGE, key, body, message_id, headers, mandatory)
 
-    def send(
-        self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
+    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None) -> None:
         self._put("", queue, body, message_id, headers)
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
@@ -204,9 +202,7 @@ class AmqpConsumer(Consumer):
         self.queue = queue
         self._prefetch = prefetch
         self._known = known  # queues that may be declared again should the broker have lost them
-        self._arrived: queues.SimpleQueue[Delivery | None] = (
-            queues.SimpleQueue()
-        )  # None: nothing more will come
+        self._arrived: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()  # None: nothing more will come
         self._open: dict[int, tuple[Channel, int]] = {}  # our tag: the channel it came by, and its tag there
         self._tag = 0
         self._link = _Link(url, timeouts, f"consume {queue}", self._prepare, self._lost, self._ended)
@@ -399,9 +395,7 @@ class _Link:
     def _wake(self) -> None:
         connection = self._connection
         if connection is not None:
-            with contextlib.suppress(
-                AMQPError, OSError
-            ):  # it is being lost: the thread looks at the jobs anyway
+            with contextlib.suppress(AMQPError, OSError):  # it is being lost: the thread looks at the jobs anyway
                 connection.add_callback_threadsafe(lambda: None)
 
     # what follows runs in the link's thread

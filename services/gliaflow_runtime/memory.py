@@ -87,9 +87,7 @@ class MemoryBroker(Broker):
         limits: Mapping[str, Limit] | None = None,
         delivery_limit: int = DELIVERY_LIMIT,
     ) -> None:
-        self._state = _State(
-            _Folder(dead_letters) if dead_letters else None, dict(limits or {}), delivery_limit
-        )
+        self._state = _State(_Folder(dead_letters) if dead_letters else None, dict(limits or {}), delivery_limit)
         self._consumers: list[MemoryConsumer] = []
         self._open = True
 
@@ -117,23 +115,17 @@ class MemoryBroker(Broker):
     ) -> None:
         with self._state.changed:
             self._check_open()
-            lines = [
-                line for line in self._state.lines.values() if any(matches(p, key) for p in line.queue.keys)
-            ]
+            lines = [line for line in self._state.lines.values() if any(matches(p, key) for p in line.queue.keys)]
             if not lines and mandatory:
                 raise Unroutable(f"no queue is bound to the key {key!r}")
             self._state.put(lines, _Message(key, bytes(body), message_id, dict(headers or {})))
 
-    def send(
-        self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
+    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None) -> None:
         with self._state.changed:
             self._check_open()
             if queue not in self._state.lines:
                 raise Unroutable(f"there is no queue {queue!r}")
-            self._state.put(
-                [self._state.lines[queue]], _Message(queue, bytes(body), message_id, dict(headers or {}))
-            )
+            self._state.put([self._state.lines[queue]], _Message(queue, bytes(body), message_id, dict(headers or {})))
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         with self._state.changed:
@@ -363,9 +355,7 @@ class _Folder:
             except BrokerError as error:
                 log.warning("passed over", error=str(error))
                 continue
-            found.append(
-                (letter["queue"], _Message(letter["key"], b"", letter["id"], letter["headers"], file=file))
-            )
+            found.append((letter["queue"], _Message(letter["key"], b"", letter["id"], letter["headers"], file=file)))
         return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -48,6 +48,13 @@ class Settings(BaseSettings):
     state: Path = Field(default_factory=_state, description="where memory:// keeps its dead letters")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged to stderr")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON")
+
+    @field_validator("broker")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        if not url.startswith(("memory://", "amqp://", "amqps://")):
+            raise ValueError(f"{url!r}: expected memory://, amqp:// or amqps://")
+        return url
 
     @classmethod
     def settings_customise_sources(

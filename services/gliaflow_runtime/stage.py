@@ -100,8 +100,9 @@ class Worker:
         self.max_attempts = max_attempts
         self.deadline_s = deadline_s
         self.consuming = False
-        self.error: BaseException | None = None
         self._stop = threading.Event()
+        for doing in ("wait", "compute", "publish"):  # so that an idle stage shows 0 and not nothing
+            metrics.SECONDS.labels(stage.name, doing)
         self._log = log.bind(stage=stage.name)
 
     def stop(self) -> None:

@@ -1,0 +1,138 @@
+"""Generators of synthetic features: what a variant is given, and what it leaves behind.
+
+A variant is fitted with torch, which is imported then and not before. What it leaves is exported to ONNX and
+served without torch and without the variant's code:
+
+    generator.onnx   z [n, nz] float32, label [n] int64  →  features [n, C, H, W] float32
+    critic.onnx      features [n, C, H, W] float32       →  source_logit [n], class_logits [n, K] float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called after each epoch with its number (from 1), how many there are at most, and its figures."""
+
+
+@runtime_checkable
+class FeatureSource(Protocol):
+    """Labelled features, read a batch at a time, so that they need not fit into memory."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of one sample."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each sample [N], an index into ``classes``."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The samples [n, C, H, W] at ``indices`` [n], in that order."""
+        ...
+
+
+class ArrayFeatures:
+    """A ``FeatureSource`` over one array or memmap [N, C, H, W] of float16 or float32 and labels [N].
+
+    Raises
+    ------
+    ValueError: shapes do not agree, or a label is no index into ``classes``.
+    """
+
+    def __init__(self, features: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> None:
+        if features.ndim != 4 or labels.shape != features.shape[:1]:
+            raise ValueError(f"features {features.shape} must be [N, C, H, W] and labels {labels.shape} [N]")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise ValueError(f"labels run from {labels.min()} to {labels.max()}, the classes are {classes}")
+        self._features = features
+        self.labels: NDArray[np.int64] = labels.astype(np.int64)
+        self.classes = classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self._features.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._features[indices].astype(np.float32)
+
+
+@dataclass
+class Fitted:
+    """A fitted variant, on the CPU and in evaluation mode.
+
+    ``generator`` and ``critic`` are torch modules with the signatures of the ONNX contract above. ``history`` has
+    the figures of each epoch: losses, and the critic's class accuracy on real and on synthetic features, named
+    ``accuracy_real`` and ``accuracy_fake`` (the paper's Fig. 11).
+    """
+
+    nz: int
+    generator: nn.Module
+    critic: nn.Module
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@runtime_checkable
+class GeneratorVariant(Protocol):
+    """A way of learning to generate features, chosen by ``name`` and set by ``options`` (a pydantic model class)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> type[BaseModel]: ...
+
+    def fit(
+        self,
+        features: FeatureSource,
+        options: Any,
+        *,
+        seed: int,
+        device: str = "cpu",
+        progress: Progress | None = None,
+    ) -> Fitted:
+        """Learn from ``features``.
+
+        Parameters
+        ----------
+        options: an instance of ``self.options``.
+        seed: the same seed, features and options give the same networks on the same machine.
+        device: a torch device, "cpu" or "cuda".
+        """
+        ...
+
+
+def channel_scale(features: FeatureSource, indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """The root mean square of each channel [C] over the samples at ``indices`` (all by default), in one pass.
+
+    Taps differ in scale by orders of magnitude between channels; networks are fitted on features over this scale.
+    A channel that is always 0 gets 0.
+    """
+    chosen = np.arange(len(features)) if indices is None else indices
+    total = np.zeros(features.shape[0], dtype=np.float64)
+    for start in range(0, len(chosen), 16):
+        total += np.square(features.batch(chosen[start : start + 16])).sum(axis=(0, 2, 3), dtype=np.float64)
+    _, height, width = features.shape
+    return np.sqrt(total / max(1, len(chosen) * height * width)).astype(np.float32)

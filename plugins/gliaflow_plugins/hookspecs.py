@@ -1,0 +1,33 @@
+"""The hooks of gliaflow: all a plugin can add. Each hook is given ``register`` and calls it once a thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from gliaflow_plugins.augmentations import Augmentation
+    from gliaflow_plugins.generators import GeneratorVariant
+    from gliaflow_plugins.readers import Reader
+
+GROUP = "gliaflow"  # the entry-point group, and pluggy's project name
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@hookspec
+def register_augmentations(register: Callable[[Augmentation], None]) -> None:
+    """Add augmentations of a slice and its mask (see ``augmentations.Augmentation``)."""
+
+
+@hookspec
+def register_generators(register: Callable[[GeneratorVariant], None]) -> None:
+    """Add generators of synthetic features (see ``generators.GeneratorVariant``)."""
+
+
+@hookspec
+def register_readers(register: Callable[[Reader], None]) -> None:
+    """Add readers of cohort folders (see ``readers.Reader``)."""

@@ -1,0 +1,176 @@
+"""Which plugins there are. Each is loaded by itself, so that a broken one takes down nothing but itself.
+
+What ships comes first and through the same hooks. What went wrong with a plugin is kept in ``problems`` and
+told when somebody asks for a name that is not there: only then does it matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points, version
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pluggy
+from pydantic import BaseModel
+
+from gliaflow_plugins import hookspecs
+from gliaflow_plugins.augmentations import Augmentation
+from gliaflow_plugins.base import PluginError
+from gliaflow_plugins.generators import GeneratorVariant
+from gliaflow_plugins.hookspecs import GROUP
+from gliaflow_plugins.readers import Reader
+
+SHIPPED = "gliaflow_plugins.shipped"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plugin came from: its entry point, distribution and version, and the file it was found in."""
+
+    plugin: str
+    distribution: str
+    version: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.plugin} of {self.distribution} {self.version} ({self.file})"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin, or one thing in it, that cannot be used. ``error`` is one line, for a person."""
+
+    origin: Origin
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.error}"
+
+
+@dataclass
+class Registry:
+    """What there is, by name. ``origins`` is keyed by kind ("generator", …) and name."""
+
+    augmentations: dict[str, Augmentation] = field(default_factory=dict)
+    generators: dict[str, GeneratorVariant] = field(default_factory=dict)
+    readers: dict[str, Reader] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    origins: dict[tuple[str, str], Origin] = field(default_factory=dict)
+
+    def augmentation(self, name: str) -> Augmentation:
+        """The augmentation of this name. Raises PluginError where there is none that works."""
+        return self._select("augmentation", self.augmentations, name)
+
+    def generator(self, name: str) -> GeneratorVariant:
+        """The generator variant of this name. Raises PluginError where there is none that works."""
+        return self._select("generator", self.generators, name)
+
+    def reader(self, name: str) -> Reader:
+        """The reader of this name. Raises PluginError where there is none that works."""
+        return self._select("reader", self.readers, name)
+
+    def add(self, plugin: object, origin: Origin) -> None:
+        """Call the hooks of one plugin. Whatever it gets wrong becomes a problem; what it gets right stays."""
+        # A manager a plugin: pluggy calls the implementations of a hook in one sweep that the first exception
+        # ends, and it does not say which plugin registered what.
+        manager = pluggy.PluginManager(GROUP)
+        manager.add_hookspecs(hookspecs)
+        try:
+            manager.register(plugin, origin.plugin)
+            manager.check_pending()  # a misspelt hook would otherwise do nothing, silently
+        except Exception as error:
+            self._fail(origin, error)
+            return
+        self._collect(manager.hook.register_augmentations, "augmentation", Augmentation, self.augmentations, origin)
+        self._collect(manager.hook.register_generators, "generator", GeneratorVariant, self.generators, origin)
+        self._collect(manager.hook.register_readers, "reader", Reader, self.readers, origin)
+
+    def load(self, entry_point: EntryPoint) -> None:
+        """Import the plugin behind an entry point and add it; a failure to import becomes a problem."""
+        try:
+            plugin = entry_point.load()
+        except (Exception, SystemExit) as error:
+            self._fail(_origin(entry_point), error)
+        else:
+            self.add(plugin, _origin(entry_point, plugin))
+
+    def _collect(self, hook: Callable[..., Any], kind: str, of: Any, into: dict[str, T], origin: Origin) -> None:
+        def register(thing: T) -> None:
+            try:
+                name = _checked_name(thing, kind, of)
+            except PluginError as error:
+                self._fail(origin, error)
+                return
+            if (kind, name) not in self.origins:
+                self.origins[kind, name] = origin
+                into[name] = thing
+                return
+            # Taking either would hide the other, so the name stands for nothing until one of them goes.
+            into.pop(name, None)
+            first = self.origins[kind, name]
+            self._fail(origin, PluginError(f"{kind} {name!r} is registered already, by {first}; remove one of them"))
+
+        try:
+            hook(register=register)
+        except (Exception, SystemExit) as error:
+            self._fail(origin, error)
+
+    def _fail(self, origin: Origin, error: BaseException) -> None:
+        text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        self.problems.append(Problem(origin, " ".join(text.split())))
+
+    def _select(self, kind: str, among: Mapping[str, T], name: str) -> T:
+        try:
+            return among[name]
+        except KeyError:
+            there_is = ", ".join(sorted(among)) or "none"
+            broken = "".join(f"\n  failed: {problem}" for problem in self.problems)
+            raise PluginError(f"no usable {kind} {name!r}; there is: {there_is}{broken}") from None
+
+
+def load_registry() -> Registry:
+    """What ships, then what is installed under the entry-point group ``gliaflow``. Raises nothing for a plugin."""
+    from gliaflow_plugins import shipped
+
+    registry = Registry()
+    registry.add(shipped, Origin("shipped", "gliaflow", _own_version(), str(shipped.__file__)))
+    for entry_point in entry_points(group=GROUP):
+        if entry_point.value != SHIPPED:  # installed, gliaflow announces it too
+            registry.load(entry_point)
+    return registry
+
+
+def _checked_name(thing: object, kind: str, of: Any) -> str:
+    # A class in place of an instance, or a missing method, is told now rather than in the middle of a training.
+    if isinstance(thing, type) or not isinstance(thing, of):
+        raise PluginError(f"{thing!r} is no {kind}: register an instance with what {of.__name__} asks for")
+    name = getattr(thing, "name", None)
+    if not isinstance(name, str) or not name:
+        raise PluginError(f"{thing!r} has no name: {kind}s are chosen by a name")
+    options = getattr(thing, "options", None)
+    if of is not Reader and not (isinstance(options, type) and issubclass(options, BaseModel)):
+        raise PluginError(f"{kind} {name!r}: options must be a pydantic model class, not {options!r}")
+    return name
+
+
+def _origin(entry_point: EntryPoint, plugin: object = None) -> Origin:
+    dist = entry_point.dist
+    name, release = (dist.name, dist.version) if dist is not None else ("unknown", "unknown")
+    if isinstance(plugin, ModuleType):
+        return Origin(entry_point.name, name, release, str(plugin.__file__))
+    try:  # of the top-level package alone: asking for more would import it
+        spec = find_spec(entry_point.module.partition(".")[0])
+    except (ImportError, ValueError):
+        spec = None
+    return Origin(entry_point.name, name, release, str(spec.origin) if spec is not None else entry_point.value)
+
+
+def _own_version() -> str:
+    try:
+        return version("gliaflow")
+    except Exception:  # run from a checkout that is not installed
+        return "unknown"

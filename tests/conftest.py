@@ -1,0 +1,62 @@
+"""What several tests need."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_runtime.broker import BrokerError
+
+
+def unavailable(what: str) -> None:
+    """Skip the test on a laptop; in CI, where everything is to be had, fail it."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> str:
+    """The URL of a RabbitMQ to test against. Run the tests by ``python tests/rabbitmq.py pytest`` to have one."""
+    from gliaflow_runtime.amqp import AmqpBroker
+
+    url = os.environ.get("GLIAFLOW_TEST_BROKER", "")
+    if not url:
+        unavailable("GLIAFLOW_TEST_BROKER names no RabbitMQ (python tests/rabbitmq.py starts one)")
+    try:
+        AmqpBroker(url, connect_timeout=5).close()
+    except BrokerError as error:
+        unavailable(str(error))
+    return url
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq_server: str) -> Iterator[str]:
+    """The same, with the stages' queues gone before and after the test: never name a broker that is in use."""
+    _sweep(rabbitmq_server)
+    yield rabbitmq_server
+    _sweep(rabbitmq_server)
+
+
+@pytest.fixture
+def rabbitmqctl(rabbitmq_server: str) -> Callable[..., str]:
+    """Runs ``rabbitmqctl`` on that broker."""
+    command = shlex.split(os.environ.get("GLIAFLOW_TEST_RABBITMQCTL", ""))
+    if not command:
+        unavailable("GLIAFLOW_TEST_RABBITMQCTL does not say how to run rabbitmqctl on the broker")
+    return lambda *arguments: (
+        subprocess.run([*command, "--quiet", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+    )
+
+
+def _sweep(url: str) -> None:
+    from gliaflow_runtime.amqp import AmqpBroker
+
+    with AmqpBroker(url, connect_timeout=5) as broker:
+        for queue in STAGE_QUEUES:
+            broker.delete(queue.name)
+            broker.delete(queue.dead)

@@ -1,0 +1,109 @@
+"""A pipeline of real processes on a real RabbitMQ, and the command as a person runs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+GLIAFLOW = [sys.executable, "-m", "gliaflow_cli"]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def gliaflow(tmp_path: Path) -> Command:
+    """Runs the command in a folder of its own, with a state folder of its own."""
+
+    def run(*arguments: object, broker: str = "memory://", check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*GLIAFLOW, *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment(tmp_path, broker),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def environment(state: Path, broker: str) -> dict[str, str]:
+    """A clean environment for the command: nothing of the person's own settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GLIAFLOW_")}
+    return {**kept, "GLIAFLOW_BROKER": broker, "XDG_STATE_HOME": str(state / "state"), "COLUMNS": "200"}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Stage:
+    """One ``gliaflow serve`` process."""
+
+    def __init__(self, name: str, broker: str, folder: Path) -> None:
+        self.port = free_port()
+        self.log = folder / f"{name}-{self.port}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*GLIAFLOW, "serve", name, "--health-port", str(self.port), "--threads", "1"],
+                env=environment(folder, broker),
+                stdout=log,
+                stderr=log,
+            )
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def wait_ready(self, timeout: float = 60) -> None:
+        deadline = time.monotonic() + timeout
+        while self.get("/readyz")[0] != 200:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def rss_mb(self) -> float:
+        """The most memory it has held (VmHWM)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def stages(rabbitmq_url: str, tmp_path: Path) -> Iterator[Callable[..., list[Stage]]]:
+    """Starts stages by name, and stops what is left of them."""
+    running: list[Stage] = []
+
+    def start(*names: str) -> list[Stage]:
+        started = [Stage(name, rabbitmq_url, tmp_path) for name in names]
+        running.extend(started)
+        for stage in started:
+            stage.wait_ready()
+        return started
+
+    yield start
+    for stage in running:
+        stage.stop(signal.SIGKILL)

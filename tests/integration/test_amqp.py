@@ -1,0 +1,207 @@
+"""What only RabbitMQ has: connections that live and die, and policies."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from gliaflow_proto import Queue
+from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR
+from gliaflow_runtime.amqp import AmqpBroker
+from gliaflow_runtime.broker import DIED_IN, REASON, ROUTING_KEY, BrokerError, Consumer, Delivery, Refused
+
+pytestmark = pytest.mark.rabbitmq
+
+
+@pytest.fixture
+def broker(rabbitmq_url: str) -> Iterator[AmqpBroker]:
+    with AmqpBroker(rabbitmq_url, connect_timeout=5) as broker:
+        yield broker
+
+
+@pytest.fixture
+def queue(broker: AmqpBroker) -> Iterator[Queue]:
+    """A queue of the test's own."""
+    name = f"gliaflow.test-{uuid.uuid4().hex[:12]}"
+    queue = Queue(name, (f"{name}.scan",))
+    broker.declare(queue)
+    yield queue
+    broker.delete(queue.name)
+    broker.delete(queue.dead)
+
+
+def take(consumer: Consumer) -> Delivery:
+    delivery = consumer.next(timeout=10)
+    assert delivery is not None, "nothing came"
+    return delivery
+
+
+def test_connections_outlive_a_compute_longer_than_several_heartbeats(rabbitmq_url: str, queue: Queue) -> None:
+    with AmqpBroker(f"{rabbitmq_url}?heartbeat=1", connect_timeout=5) as broker:
+        with broker.consume(queue, 1) as consumer:
+            broker.publish(queue.keys[0], b"first")
+            delivery = take(consumer)
+            time.sleep(4)  # RabbitMQ gives up a connection that was silent for two heartbeats
+            assert broker.connected
+            broker.publish(queue.keys[0], b"second")
+            consumer.ack(delivery)
+            assert take(consumer).body == b"second"
+
+
+def test_a_consumer_goes_on_after_its_connection_was_cut(
+    broker: AmqpBroker, queue: Queue, rabbitmqctl: Callable[..., str]
+) -> None:
+    with broker.consume(queue, 3) as consumer:
+        for number in range(3):
+            broker.publish(queue.keys[0], b"%d" % number)
+        in_work = take(consumer)
+        rabbitmqctl("close_all_connections", "test")
+        consumer.ack(in_work)  # too late, and passed over: it comes again
+        seen: dict[bytes, int] = {}
+        while len(seen) < 3:
+            delivery = take(consumer)
+            consumer.ack(delivery)
+            seen[delivery.body] = delivery.attempts
+        assert seen[b"0"] == 1
+        assert consumer.next(0.2) is None
+        assert broker.connected
+
+
+def test_a_publisher_loses_nothing_when_its_connection_is_cut(
+    broker: AmqpBroker, queue: Queue, rabbitmqctl: Callable[..., str]
+) -> None:
+    numbers, cut = iter(range(100_000)), threading.Event()
+    sent: list[int] = []
+
+    def publish() -> None:
+        for number in numbers:
+            broker.publish(queue.keys[0], b"%d" % number, message_id=str(number))
+            sent.append(number)
+            if cut.is_set():
+                return
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    for _ in range(3):
+        time.sleep(0.2)
+        rabbitmqctl("close_all_connections", "test")
+    cut.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    with broker.consume(queue, 1000) as consumer:
+        arrived = set()
+        while delivery := consumer.next(0.5):
+            arrived.add(delivery.message_id)
+            consumer.ack(delivery)
+    assert arrived == {str(number) for number in sent}
+
+
+def test_a_queue_that_was_deleted_under_its_consumer_is_made_again(
+    broker: AmqpBroker, queue: Queue, rabbitmqctl: Callable[..., str]
+) -> None:
+    with broker.consume(queue, 1) as consumer:
+        rabbitmqctl("delete_queue", queue.name)
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            try:
+                broker.publish(queue.keys[0], b"again")
+                break
+            except BrokerError:
+                time.sleep(0.1)
+        assert take(consumer).body == b"again"
+
+
+def test_a_message_over_the_limit_is_an_error_that_names_it(broker: AmqpBroker, queue: Queue) -> None:
+    with pytest.raises(BrokerError, match=rf"17825792 bytes for '{queue.keys[0]}'"):
+        broker.publish(queue.keys[0], bytes(17 * 2**20))
+    with pytest.raises(BrokerError, match="0 bytes"):
+        broker.publish(queue.keys[0], b"", headers={"long": "x" * 200_000})
+    broker.publish(queue.keys[0], b"and the connection goes on")
+
+
+def test_a_queue_that_is_something_else_already_is_an_error(broker: AmqpBroker, queue: Queue) -> None:
+    with pytest.raises(BrokerError, match="inequivalent arg"):
+        broker.declare(Queue(queue.name, single_active=True))
+    assert broker.connected
+
+
+def test_a_wrong_password_is_an_error_at_once_and_never_shown(rabbitmq_server: str) -> None:
+    parts = urlsplit(rabbitmq_server)
+    began = time.monotonic()
+    with pytest.raises(BrokerError, match="refuses the access") as caught:
+        AmqpBroker(f"amqp://guest:s3cret@{parts.hostname}:{parts.port}/")
+    assert time.monotonic() - began < 5
+    assert "s3cret" not in str(caught.value)
+    assert f"guest@{parts.hostname}" in str(caught.value)
+
+
+def test_a_virtual_host_that_is_not_there_is_an_error_at_once(rabbitmq_server: str) -> None:
+    parts = urlsplit(rabbitmq_server)
+    with pytest.raises(BrokerError, match="virtual host"):
+        AmqpBroker(f"amqp://{parts.netloc}/nowhere")
+
+
+def test_no_broker_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(BrokerError, match=r"amqp://guest@127.0.0.1:1/ within 0.5 s .* GLIAFLOW_BROKER") as caught:
+        AmqpBroker("amqp://guest:s3cret@127.0.0.1:1/", connect_timeout=0.5)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_url_that_makes_no_sense_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="heartbeat"):
+        AmqpBroker("amqp://guest:s3cret@localhost/?heartbeat=soon")
+
+
+class TestPolicies:
+    """``deploy/rabbitmq/definitions.json`` is in force."""
+
+    @pytest.fixture(autouse=True)
+    def _policies(self, rabbitmqctl: Callable[..., str]) -> None:
+        assert "gliaflow.dead-letters" in rabbitmqctl("list_policies")
+
+    def test_a_full_queue_refuses(self, broker: AmqpBroker) -> None:
+        def fill() -> None:
+            for _ in range(300):
+                broker.publish("slices", b"")
+
+        broker.declare(EXTRACTOR)
+        with pytest.raises(Refused, match="slices"):
+            fill()
+        assert broker.depth(EXTRACTOR.name) < 200
+        with broker.consume(EXTRACTOR, 50) as consumer:
+            for _ in range(50):
+                consumer.ack(take(consumer))
+        broker.publish("slices", b"there is room again")
+
+    def test_the_assembler_never_refuses_and_the_balancer_drops_the_oldest(self, broker: AmqpBroker) -> None:
+        broker.declare(ASSEMBLER)
+        broker.declare(BALANCER)
+        for _ in range(300):
+            broker.publish("graded", b"")
+            broker.publish("features.labelled", b"")
+        assert broker.depth(ASSEMBLER.name) == 300
+        assert broker.depth(BALANCER.name) < 100
+
+    def test_a_message_that_comes_back_too_often_is_a_dead_letter(self, broker: AmqpBroker) -> None:
+        broker.declare(EXTRACTOR)
+        broker.publish("slices", b"poison", message_id="id-1")
+        with broker.consume(EXTRACTOR, 1) as consumer:
+            while delivery := consumer.next(1):
+                consumer.requeue(delivery)
+        with broker.consume(Queue(EXTRACTOR.dead), 10) as dead:
+            letter = take(dead)
+        assert (letter.body, letter.message_id) == (b"poison", "id-1")
+        assert "delivery_limit" in letter.headers[REASON]
+        assert (letter.headers[DIED_IN], letter.headers[ROUTING_KEY]) == (EXTRACTOR.name, "slices")
+
+    def test_looking_at_dead_letters_does_not_use_them_up(self, broker: AmqpBroker) -> None:
+        broker.declare(EXTRACTOR)
+        broker.dead_letter(Delivery(EXTRACTOR.name, "slices", b""), "reason")
+        for _ in range(25):
+            with broker.consume(Queue(EXTRACTOR.dead), 10) as dead:
+                take(dead)
+        assert broker.depth(EXTRACTOR.dead) == 1

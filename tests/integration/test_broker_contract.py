@@ -1,0 +1,363 @@
+"""What every broker promises, checked on the embedded one and on RabbitMQ."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from gliaflow_proto import Queue, submission_queue, upload_queue
+from gliaflow_runtime.broker import (
+    DIED_AT,
+    DIED_IN,
+    REASON,
+    ROUTING_KEY,
+    Broker,
+    BrokerError,
+    Consumer,
+    Delivery,
+    Unroutable,
+)
+from gliaflow_runtime.connect import connect
+
+Make = Callable[..., Queue]
+
+
+@pytest.fixture(params=["memory", pytest.param("amqp", marks=pytest.mark.rabbitmq)])
+def open_broker(request: pytest.FixtureRequest) -> Iterator[Callable[[], Broker]]:
+    """Opens connections to one broker, each as another process would have it."""
+    url = f"memory://{uuid.uuid4()}" if request.param == "memory" else request.getfixturevalue("rabbitmq_server")
+    opened: list[Broker] = []
+
+    def open_one() -> Broker:
+        opened.append(connect(url, connect_timeout=5))
+        return opened[-1]
+
+    yield open_one
+    for broker in opened:
+        broker.close()
+
+
+@pytest.fixture
+def broker(open_broker: Callable[[], Broker]) -> Broker:
+    return open_broker()
+
+
+@pytest.fixture
+def make(open_broker: Callable[[], Broker]) -> Iterator[Make]:
+    """Makes a queue of the test's own, bound to ``<its name>.scan`` and nothing else."""
+    janitor = open_broker()
+    made: list[Queue] = []
+
+    def declare(**options: object) -> Queue:
+        name = f"gliaflow.test-{uuid.uuid4().hex[:12]}"
+        made.append(replace(Queue(name, (f"{name}.scan",)), **options))  # type: ignore[arg-type]
+        janitor.declare(made[-1])
+        return made[-1]
+
+    yield declare
+    for queue in made:
+        janitor.delete(queue.name)
+        janitor.delete(queue.dead)
+
+
+def key(queue: Queue) -> str:
+    return f"{queue.name}.scan"
+
+
+def receive(consumer: Consumer, count: int) -> list[Delivery]:
+    """Exactly so many deliveries, which stay open."""
+    found: list[Delivery] = []
+    for _ in range(count):
+        delivery = consumer.next(timeout=5)
+        assert delivery is not None, f"only {len(found)} of {count} came"
+        found.append(delivery)
+    return found
+
+
+def eventually(check: Callable[[], bool], within_s: float = 5) -> None:
+    until = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.02)
+
+
+def test_a_message_arrives_as_it_was_published(broker: Broker, make: Make) -> None:
+    queue = make()
+    broker.publish(key(queue), b"body", message_id="id-1", headers={"traceparent": "00-1"})
+    with broker.consume(queue, 1) as consumer:
+        [delivery] = receive(consumer, 1)
+        assert (delivery.queue, delivery.key) == (queue.name, key(queue))
+        assert (delivery.body, delivery.message_id, delivery.attempts) == (b"body", "id-1", 0)
+        assert delivery.headers["traceparent"] == "00-1"
+        consumer.ack(delivery)
+        assert consumer.next(timeout=0.1) is None
+    assert broker.depth(queue.name) == 0
+
+
+def test_a_message_is_in_the_queue_once_publish_returns(broker: Broker, make: Make) -> None:
+    queue = make()
+    for count in (1, 2, 3):
+        broker.publish(key(queue), b"")
+        assert broker.depth(queue.name) == count
+
+
+def test_messages_come_in_the_order_in_which_they_were_published(broker: Broker, make: Make) -> None:
+    queue = make()
+    for number in range(50):
+        broker.publish(key(queue), b"%d" % number)
+    with broker.consume(queue, 10) as consumer:
+        for number in range(50):
+            [delivery] = receive(consumer, 1)
+            assert delivery.body == b"%d" % number
+            consumer.ack(delivery)
+
+
+def test_a_message_goes_to_every_queue_that_asks_for_its_kind(broker: Broker, make: Make) -> None:
+    prefix = uuid.uuid4().hex
+    all_features = make(keys=(f"{prefix}.features.*",))
+    labelled = make(keys=(f"{prefix}.features.labelled",))
+    everything = make(keys=(f"{prefix}.#",))
+    broker.publish(f"{prefix}.features.labelled", b"")
+    broker.publish(f"{prefix}.features.unlabelled", b"")
+    broker.publish(f"{prefix}.scan", b"")
+    assert [broker.depth(queue.name) for queue in (all_features, labelled, everything)] == [2, 1, 3]
+
+
+def test_a_message_that_no_queue_asks_for_is_an_error(broker: Broker) -> None:
+    with pytest.raises(Unroutable):
+        broker.publish(f"nobody.{uuid.uuid4().hex}", b"")
+    with pytest.raises(Unroutable):
+        broker.send(f"gliaflow.test-{uuid.uuid4().hex}", b"")
+
+
+def test_an_announcement_that_nobody_listens_to_is_none(broker: Broker) -> None:
+    broker.publish(f"nobody.{uuid.uuid4().hex}", b"", mandatory=False)
+
+
+def test_sending_reaches_a_queue_by_its_name(broker: Broker, make: Make) -> None:
+    queue = make(keys=())
+    broker.send(queue.name, b"body", message_id="id", headers={"a": "b"})
+    with broker.consume(queue, 1) as consumer:
+        [delivery] = receive(consumer, 1)
+    assert (delivery.body, delivery.message_id, delivery.headers["a"]) == (b"body", "id", "b")
+
+
+def test_a_large_message_arrives_whole(broker: Broker, make: Make) -> None:
+    queue, body = make(), bytes(range(256)) * 2**15  # 8 MiB
+    broker.publish(key(queue), body)
+    with broker.consume(queue, 1) as consumer:
+        [delivery] = receive(consumer, 1)
+        assert delivery.body == body
+        consumer.ack(delivery)
+
+
+def test_a_consumer_that_crashes_loses_nothing(open_broker: Callable[[], Broker], make: Make) -> None:
+    queue, other = make(), open_broker()
+    for number in range(3):
+        other.publish(key(queue), b"%d" % number)
+    crashing = open_broker()
+    consumer = crashing.consume(queue, 2)
+    first, _ = receive(consumer, 2)
+    consumer.ack(first)
+    crashing.close()
+    with other.consume(queue, 3) as consumer:
+        again = receive(consumer, 2)
+    assert sorted(delivery.body for delivery in again) == [b"1", b"2"]
+    assert max(delivery.attempts for delivery in again) == 1
+
+
+def test_attempts_count_what_went_before(broker: Broker, make: Make) -> None:
+    queue = make()
+    broker.publish(key(queue), b"poison")
+    with broker.consume(queue, 1) as consumer:
+        for attempts in range(4):
+            [delivery] = receive(consumer, 1)
+            assert delivery.attempts == attempts
+            consumer.requeue(delivery)
+
+
+def test_what_is_returned_comes_before_what_is_new(broker: Broker, make: Make) -> None:
+    queue = make()
+    for body in (b"old", b"new"):
+        broker.publish(key(queue), body)
+    with broker.consume(queue, 1) as consumer:
+        assert receive(consumer, 1)[0].body == b"old"
+    with broker.consume(queue, 1) as consumer:
+        assert receive(consumer, 1)[0].body == b"old"
+
+
+def test_a_dead_letter_says_why_and_keeps_the_message(broker: Broker, make: Make) -> None:
+    queue = make()
+    broker.publish(key(queue), b"not msgpack", message_id="id-1", headers={"traceparent": "00-1"})
+    with broker.consume(queue, 1) as consumer:
+        [delivery] = receive(consumer, 1)
+        broker.dead_letter(delivery, "not a msgpack message")
+        consumer.ack(delivery)
+    with broker.consume(Queue(queue.dead), 10) as dead:
+        [letter] = receive(dead, 1)
+    assert (letter.body, letter.message_id, letter.key) == (b"not msgpack", "id-1", queue.name)
+    assert letter.headers[REASON] == "not a msgpack message"
+    assert letter.headers[DIED_IN] == queue.name
+    assert letter.headers[ROUTING_KEY] == key(queue)
+    assert letter.headers["traceparent"] == "00-1"
+    assert letter.headers[DIED_AT].endswith("+00:00")
+
+
+def test_dead_letters_can_be_looked_at_and_stay(broker: Broker, make: Make) -> None:
+    queue = make()
+    for number in range(5):
+        broker.dead_letter(Delivery(queue.name, key(queue), b"%d" % number), f"reason {number}")
+    for _ in range(3):
+        seen = []
+        with broker.consume(Queue(queue.dead), 100) as dead:
+            while letter := dead.next(timeout=0.3):
+                seen.append(letter.headers[REASON])
+        assert seen == [f"reason {number}" for number in range(5)]
+    eventually(lambda: broker.depth(queue.dead) == 5)
+
+
+def test_a_dead_letter_can_be_replayed(broker: Broker, make: Make) -> None:
+    queue = make()
+    broker.dead_letter(Delivery(queue.name, key(queue), b"body", "id-1"), "reason")
+    with broker.consume(Queue(queue.dead), 10) as dead:
+        [letter] = receive(dead, 1)
+        broker.send(letter.headers[DIED_IN], letter.body, message_id=letter.message_id)
+        dead.ack(letter)
+    assert broker.depth(queue.dead) == 0
+    assert broker.depth(queue.name) == 1
+
+
+def test_no_more_than_prefetch_deliveries_are_open(broker: Broker, make: Make) -> None:
+    queue = make()
+    for _ in range(5):
+        broker.publish(key(queue), b"")
+    with broker.consume(queue, 2) as consumer:
+        first, _ = receive(consumer, 2)
+        assert consumer.next(timeout=0.2) is None
+        consumer.ack(first)
+        receive(consumer, 1)
+        assert consumer.next(timeout=0.2) is None
+
+
+def test_consumers_share_the_work(open_broker: Callable[[], Broker], make: Make) -> None:
+    queue, seen, lock = make(), [], threading.Lock()
+
+    def work(broker: Broker, me: int) -> None:
+        with broker.consume(queue, 1) as consumer:
+            while delivery := consumer.next(timeout=1):
+                time.sleep(0.01)
+                with lock:
+                    seen.append((me, delivery.body))
+                consumer.ack(delivery)
+
+    publisher = open_broker()
+    for number in range(40):
+        publisher.publish(key(queue), b"%d" % number)
+    threads = [threading.Thread(target=work, args=(open_broker(), me)) for me in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(body for _, body in seen) == sorted(b"%d" % number for number in range(40))
+    assert min([me for me, _ in seen].count(me) for me in (0, 1)) > 5
+
+
+def test_of_several_consumers_a_single_active_one_gets_all(open_broker: Callable[[], Broker], make: Make) -> None:
+    queue = make(single_active=True)
+    one, two = open_broker(), open_broker()
+    active, waiting = one.consume(queue, 1), two.consume(queue, 1)
+    for _ in range(3):
+        one.publish(key(queue), b"")
+    for _ in range(2):
+        [delivery] = receive(active, 1)
+        active.ack(delivery)
+    assert waiting.next(timeout=0.2) is None
+    one.close()
+    receive(waiting, 1)
+
+
+def test_an_upload_is_read_to_its_end_and_deleted(open_broker: Callable[[], Broker]) -> None:
+    client, stage = open_broker(), open_broker()
+    queue = upload_queue(uuid.uuid4().hex)
+    client.declare(queue)
+    for number in range(6):
+        client.send(queue.name, b"%d" % number)
+    with stage.consume(Queue(queue.name), 6) as consumer:
+        chunks = receive(consumer, 6)
+    stage.delete(queue.name)
+    assert b"".join(chunk.body for chunk in chunks) == b"012345"
+    assert stage.depth(queue.name) == 0
+    with pytest.raises(Unroutable):
+        client.send(queue.name, b"")
+    stage.delete(queue.name)  # once more is no error
+
+
+def test_a_submission_reads_its_own_answers_only(broker: Broker) -> None:
+    mine, yours = (submission_queue(uuid.uuid4().hex) for _ in range(2))
+    broker.declare(mine)
+    broker.declare(yours)
+    broker.publish(mine.keys[0], b"mine")
+    assert (broker.depth(mine.name), broker.depth(yours.name)) == (1, 0)
+    broker.delete(mine.name)
+    broker.delete(yours.name)
+
+
+def test_a_queue_may_be_declared_again(broker: Broker, make: Make) -> None:
+    queue = make(single_active=True, expires_s=60)
+    broker.publish(key(queue), b"")
+    broker.declare(queue)
+    assert broker.depth(queue.name) == 1
+
+
+def test_a_queue_that_does_not_exist(broker: Broker) -> None:
+    nowhere = Queue(f"gliaflow.test-{uuid.uuid4().hex}")
+    assert broker.depth(nowhere.name) == 0
+    with pytest.raises(BrokerError, match=nowhere.name):
+        broker.consume(nowhere, 1)
+    assert broker.connected
+
+
+def test_what_was_open_when_a_consumer_closed_is_no_longer_its_business(broker: Broker, make: Make) -> None:
+    queue = make()
+    broker.publish(key(queue), b"")
+    consumer = broker.consume(queue, 1)
+    [delivery] = receive(consumer, 1)
+    consumer.close()
+    consumer.ack(delivery)
+    consumer.requeue(delivery)
+    consumer.close()
+    eventually(lambda: broker.depth(queue.name) == 1)
+    with pytest.raises(BrokerError):
+        consumer.next(timeout=0.1)
+
+
+def test_queues_outlive_the_connection_that_declared_them(open_broker: Callable[[], Broker], make: Make) -> None:
+    queue, first = make(), open_broker()
+    first.publish(key(queue), b"")
+    assert first.connected
+    first.close()
+    assert not first.connected
+    with pytest.raises(BrokerError, match="closed"):
+        first.publish(key(queue), b"")
+    assert open_broker().depth(queue.name) == 1
+
+
+def test_waiting_for_a_message_ends_as_soon_as_it_comes(broker: Broker, make: Make) -> None:
+    queue = make()
+    with broker.consume(queue, 1) as consumer:
+        timer = threading.Timer(0.2, broker.publish, [key(queue), b""])
+        timer.start()
+        began = time.monotonic()
+        receive(consumer, 1)
+        assert time.monotonic() - began < 2
+        timer.join()
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "rabbit", "amqp:/localhost", ""])
+def test_another_kind_of_broker_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"memory://, amqp:// or amqps://"):
+        connect(url)

@@ -1,0 +1,227 @@
+"""Run a command with a RabbitMQ to test against: ``python tests/rabbitmq.py pytest``.
+
+The broker is the first of these that is to be had, and only what was started here is stopped in the end:
+
+1. the one that ``GLIAFLOW_TEST_BROKER`` names (an AMQP URL), where it answers;
+2. a container of ``rabbitmq:4-management``, where a Docker engine answers and has or can get the image;
+3. a private ``rabbitmq-server`` in a temporary folder, on ports that are free; where it is not installed, root gets it
+   from Debian.
+
+The command finds ``GLIAFLOW_TEST_BROKER``, and ``GLIAFLOW_TEST_RABBITMQCTL`` (how to run ``rabbitmqctl``; not in
+case 1). The policies of ``deploy/rabbitmq/definitions.json`` are in force. Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+DEPLOY = Path(__file__).resolve().parent.parent / "deploy" / "rabbitmq"
+IMAGE = "rabbitmq:4-management"
+WITHIN_S = 90
+
+
+def main() -> int:
+    command = sys.argv[1:]
+    if not command:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(name, lambda number, _: sys.exit(128 + number))
+    with ExitStack() as stack:
+        environment = os.environ | start(stack)
+        child = subprocess.Popen(command, env=environment)
+        stack.callback(stop, child)
+        return child.wait()
+
+
+def start(stack: ExitStack) -> dict[str, str]:
+    """See to a broker; what stops it is left on ``stack``. Returns what to add to the environment."""
+    url = os.environ.get("GLIAFLOW_TEST_BROKER")
+    if url and answers(urlsplit(url).hostname or "localhost", urlsplit(url).port or 5672):
+        say(f"using the RabbitMQ of GLIAFLOW_TEST_BROKER at {urlsplit(url).hostname}")
+        return {}
+    found, definitions = in_docker(stack) or private(stack)
+    rabbitmqctl = shlex.split(found["GLIAFLOW_TEST_RABBITMQCTL"])
+    output([*rabbitmqctl, "import_definitions", definitions])
+    until = time.monotonic() + WITHIN_S  # the import goes on after the command has returned
+    while "gliaflow.dead-letters" not in output([*rabbitmqctl, "list_policies"]):
+        if time.monotonic() > until:
+            sys.exit("tests/rabbitmq.py: the policies did not arrive")
+        time.sleep(0.2)
+    return found
+
+
+def in_docker(stack: ExitStack) -> tuple[dict[str, str], str] | None:
+    """A container, and where the definitions are in it; None where there is no engine or no image."""
+    if not shutil.which("docker") or not succeeds(["docker", "version"], 10):
+        return None
+    if not succeeds(["docker", "image", "inspect", IMAGE], 10) and not succeeds(["docker", "pull", "-q", IMAGE], 300):
+        say(f"Docker answers, but cannot get {IMAGE}")
+        return None
+    user = "gliaflow"  # guest may log in from within the container only
+    options = ["-e", f"RABBITMQ_DEFAULT_USER={user}", "-e", f"RABBITMQ_DEFAULT_PASS={user}", "-p", "127.0.0.1::5672"]
+    container = output(["docker", "run", "--detach", "--rm", *options, IMAGE]).strip()
+    stack.callback(succeeds, ["docker", "rm", "--force", "--volumes", container], 60)
+    port = int(output(["docker", "port", container, "5672"]).splitlines()[0].rpartition(":")[2])
+    say(f"started {IMAGE} on port {port}")
+    await_answer(port, None)
+    definitions = "/tmp/gliaflow-definitions.json"
+    output(["docker", "cp", str(DEPLOY / "definitions.json"), f"{container}:{definitions}"])
+    found = {
+        "GLIAFLOW_TEST_BROKER": f"amqp://{user}:{user}@127.0.0.1:{port}/",
+        "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["docker", "exec", container, "rabbitmqctl"]),
+    }
+    return found, definitions
+
+
+def private(stack: ExitStack) -> tuple[dict[str, str], str]:
+    """A ``rabbitmq-server`` of our own. Everything it writes, its cookie included, is in a temporary folder."""
+    scripts = installed()
+    home = Path(
+        stack.enter_context(tempfile.TemporaryDirectory(prefix="gliaflow-rabbitmq-", ignore_cleanup_errors=True))
+    )
+    amqp, distribution, epmd = free_ports(3)
+    (home / "plugins").write_text("[].\n")
+    settings = {
+        "HOME": str(home),
+        "RABBITMQ_NODENAME": f"gliaflow-{os.getpid()}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(amqp),
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_CONFIG_FILE": str(DEPLOY / "rabbitmq.conf"),
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,  # not the machine's own settings
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
+        "RABBITMQ_MNESIA_BASE": str(home / "data"),
+        "RABBITMQ_LOG_BASE": str(home / "log"),
+        "ERL_EPMD_PORT": str(epmd),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+    }
+    environment = os.environ | settings
+    # Erlang would start its port mapper as a daemon that outlives us
+    run_until_end(stack, [str(shutil.which("epmd", path=path())), "-port", str(epmd)], environment, home)
+    server = run_until_end(stack, [scripts["rabbitmq-server"]], environment, home)
+    say(f"started a private rabbitmq-server on port {amqp}")
+    await_answer(amqp, server, home / "out.txt")
+    variables = [f"{name}={value}" for name, value in settings.items()]
+    found = {
+        "GLIAFLOW_TEST_BROKER": f"amqp://guest:guest@127.0.0.1:{amqp}/",
+        "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["env", *variables, scripts["rabbitmqctl"]]),
+    }
+    return found, str(DEPLOY / "definitions.json")
+
+
+def installed() -> dict[str, str]:
+    """Where RabbitMQ's scripts are; Debian's, so that they run as whoever we are, before those in the path."""
+    for attempt in (1, 2):
+        found = {
+            name: next(
+                filter(None, (shutil.which(name, path="/usr/lib/rabbitmq/bin"), shutil.which(name, path=path()))), ""
+            )
+            for name in ("rabbitmq-server", "rabbitmqctl")
+        }
+        if all(found.values()):
+            return found
+        if attempt == 1 and os.geteuid() == 0 and shutil.which("apt-get"):
+            say("installing rabbitmq-server from Debian")
+            quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # 1: do not start the service
+            for arguments in (
+                ["update", "-qq"],
+                ["install", "-y", "-qq", "--no-install-recommends", "rabbitmq-server"],
+            ):
+                subprocess.run(["apt-get", *arguments], env=quiet, stdout=subprocess.DEVNULL, check=False)
+    sys.exit(
+        "tests/rabbitmq.py: no RabbitMQ to test against. Name a running one by GLIAFLOW_TEST_BROKER=amqp://…, "
+        f"or have a Docker engine that can get {IMAGE}, or install rabbitmq-server."
+    )
+
+
+def run_until_end(
+    stack: ExitStack, command: list[str], environment: dict[str, str], home: Path
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own; with ``stack``, all of that session ends."""
+    with (home / "out.txt").open("ab") as out:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+
+    def end() -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # nothing that it holds is to be kept
+        process.wait()
+
+    stack.callback(end)
+    return process
+
+
+def await_answer(port: int, process: subprocess.Popen[bytes] | None, out: Path | None = None) -> None:
+    """Return once RabbitMQ accepts AMQP on ``port``."""
+    until = time.monotonic() + WITHIN_S
+    while not answers("127.0.0.1", port):
+        if time.monotonic() > until or (process and process.poll() is not None):
+            sys.exit(f"tests/rabbitmq.py: RabbitMQ did not come up.\n{out.read_text()[-2000:] if out else ''}")
+        time.sleep(0.25)
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether an AMQP server speaks there. That the port takes connections says nothing: Docker's proxy does too."""
+    try:
+        with socket.create_connection((host, port), timeout=2) as connection:
+            connection.settimeout(2)
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return connection.recv(1) == b"\x01"  # a method frame: connection.start
+    except OSError:
+        return False
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def path() -> str:
+    """The search path, with the folders that Debian leaves out for ordinary users."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
+def succeeds(command: list[str], within_s: float) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=within_s, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def output(command: list[str]) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=WITHIN_S).stdout
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """End the command, should it still run: it gets ten seconds to end by itself."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def say(text: str) -> None:
+    print(f"tests/rabbitmq.py: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The ACGAN: the contract it leaves behind, at any tap; what it learns; and that its losses are the paper's."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from gliaflow_plugins.acgan import ACGAN, ACGANOptions
+from gliaflow_plugins.generators import ArrayFeatures, Fitted, channel_scale
+
+torch = pytest.importorskip("torch")
+
+from gliaflow_plugins.acgan_training import balanced_batches, ladder  # noqa: E402
+from gliaflow_trainer.export import ExportError, export, export_generator  # noqa: E402
+
+CLASSES = ("HGG", "LGG")
+
+
+def separable(n: int = 120, shape: tuple[int, int, int] = (12, 15, 15), seed: int = 0) -> ArrayFeatures:
+    """ReLU features whose channels lean to one class or the other; channel 0 is dead and channel 1 very loud."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.3).astype(np.int64)
+    lean = np.where(np.arange(shape[0]) % 2, 1.0, -1.0)
+    level = lean * np.where(labels, 1.0, -1.0)[:, None] + 0.3 * rng.standard_normal((n, shape[0]))
+    features = np.maximum(0, level[:, :, None, None] + 0.5 * rng.standard_normal((n, *shape)))
+    features[:, 0] = 0
+    features[:, 1] *= 1000
+    return ArrayFeatures(features.astype(np.float16), labels, CLASSES)
+
+
+def fit(features: ArrayFeatures, seed: int = 0, **options: float) -> Fitted:
+    return ACGAN().fit(features, ACGANOptions.model_validate({"ngf": 16, "ndf": 16, **options}), seed=seed)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fitted:
+    return fit(separable(), epochs=25)
+
+
+def sample(fitted: Fitted, n: int = 200) -> tuple["torch.Tensor", "torch.Tensor"]:
+    torch.manual_seed(1)
+    label = torch.arange(n) % 2
+    with torch.no_grad():
+        return fitted.generator(torch.randn(n, fitted.nz), label), label
+
+
+def test_the_critic_gets_the_class_of_synthetic_features_right(fitted: Fitted) -> None:
+    features, label = sample(fitted)
+    with torch.no_grad():
+        _, logits = fitted.critic(features)
+    assert (logits.argmax(1) == label).float().mean() >= 0.9
+
+
+def test_synthetic_features_look_like_the_real_ones(fitted: Fitted) -> None:
+    features, label = sample(fitted)
+    real = separable(400, seed=9)
+    assert torch.isfinite(features).all()
+    assert features.min() == 0
+    assert (features[:, 0] == 0).all()  # a dead channel stays dead
+    for kind in (0, 1):
+        want = real.batch(np.flatnonzero(real.labels == kind)).mean(axis=(0, 2, 3))
+        got = features[label == kind].mean(dim=(0, 2, 3)).numpy()
+        scale = channel_scale(real)
+        assert np.abs(got - want)[1:] / scale[1:] == pytest.approx(0, abs=0.5)
+    spread = features[label == 0].std(dim=0).mean(dim=(1, 2))[2]
+    assert spread > 0.02  # not one picture a class
+
+
+def test_history_is_what_figure_11_shows(fitted: Fitted) -> None:
+    assert len(fitted.history) == 25
+    assert set(fitted.history[0]) == {"loss_d", "loss_g", "accuracy_real", "accuracy_fake"}
+    assert fitted.history[-1]["accuracy_real"] > 0.9
+
+
+def test_onnx_answers_as_torch_does(fitted: Fitted, tmp_path: Path) -> None:
+    generator, critic = export_generator(fitted, tmp_path, (12, 15, 15))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["critic.onnx", "generator.onnx"]
+    assert b"/work/" not in generator.read_bytes()
+    assert b"site-packages" not in generator.read_bytes()
+    g, d = (ort.InferenceSession(str(path)) for path in (generator, critic))
+    for n in (1, 2, 5, 33):
+        torch.manual_seed(n)
+        z, label = torch.randn(n, fitted.nz), torch.arange(n) % 2
+        with torch.no_grad():
+            want = fitted.generator(z, label)
+            want_source, want_class = fitted.critic(want)
+        (got,) = g.run(["features"], {"z": z.numpy(), "label": label.numpy()})
+        source, logits = d.run(["source_logit", "class_logits"], {"features": got})
+        assert got == pytest.approx(want.numpy(), rel=1e-4, abs=1e-4 * float(want.max()))
+        assert source == pytest.approx(want_source.numpy(), abs=1e-3)
+        assert logits == pytest.approx(want_class.numpy(), abs=1e-3)
+
+
+def test_the_same_seed_learns_the_same() -> None:
+    features = separable(40)
+    first, again, other = (fit(features, seed, epochs=1) for seed in (1, 1, 2))
+    assert torch.equal(sample(first)[0], sample(again)[0])
+    assert not torch.equal(sample(first)[0], sample(other)[0])
+
+
+@pytest.mark.parametrize("shape", [(8, 15, 15), (4, 30, 30), (2, 120, 120), (3, 7, 12), (1, 1, 1)])
+def test_it_follows_the_tap(shape: tuple[int, int, int]) -> None:
+    fitted = fit(
+        separable(20, shape)
+        if shape[0] > 1
+        else ArrayFeatures(np.random.default_rng(0).random((20, *shape), dtype=np.float32), np.arange(20) % 2, CLASSES),
+        epochs=1,
+        ngf=4,
+        ndf=4,
+    )
+    features, _ = sample(fitted, 3)
+    assert features.shape == (3, *shape)
+    source, logits = fitted.critic(features)
+    assert (source.shape, logits.shape) == ((3,), (3, 2))
+
+
+def test_the_ladder_is_the_papers_at_its_tap() -> None:
+    assert ladder((15, 15)) == [(15, 15), (8, 8), (4, 4)]
+    assert ladder((120, 120))[-1] == (8, 8)
+
+
+def test_batches_are_balanced_however_rare_a_class_is() -> None:
+    labels = np.array([0] * 95 + [1] * 5)
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([labels[indices] for _ in range(20) for indices in balanced_batches(labels, 10, rng)])
+    assert drawn.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_it_stops_in_time_and_reports_each_epoch() -> None:
+    seen = []
+    options = ACGANOptions(epochs=500, max_seconds=0.5, ngf=4, ndf=4)
+    fitted = ACGAN().fit(
+        separable(40), options, seed=0, progress=lambda epoch, epochs, figures: seen.append((epoch, epochs))
+    )
+    assert seen == [(n + 1, 500) for n in range(len(fitted.history))]
+    assert 0 < len(seen) < 500
+
+
+def test_a_class_without_samples_is_named() -> None:
+    with pytest.raises(ValueError, match="'LGG': 0"):
+        fit(ArrayFeatures(np.ones((4, 2, 15, 15), np.float32), np.zeros(4, int), CLASSES))
+
+
+def test_export_refuses_what_does_not_agree(tmp_path: Path) -> None:
+    class Fickle(torch.nn.Module):
+        def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+            return x / torch.zeros_like(x)  # NaN for 0, on both sides: no agreement either
+
+    with pytest.raises(ExportError, match="differs"):
+        export(Fickle(), [torch.zeros(2, 3)], tmp_path / "x.onnx", ["x"], ["y"])
+    with pytest.raises(ValueError, match="at least 2"):
+        export(torch.nn.Identity(), [torch.zeros(1, 3)], tmp_path / "x.onnx", ["x"], ["y"])
+    wrong = Fitted(4, torch.nn.Bilinear(1, 1, 1), torch.nn.Identity())
+    wrong.generator = type("Flat", (torch.nn.Module,), {"forward": lambda self, z, label: z})()
+    wrong.critic = type("Two", (torch.nn.Module,), {"forward": lambda self, x: (x[:, 0], x)})()
+    with pytest.raises(ExportError, match=r"must make \[5, 2, 3, 3\]"):
+        export_generator(wrong, tmp_path, (2, 3, 3))

@@ -1,0 +1,156 @@
+"""The parts of a scan add up to one prediction, in whatever order, however often and through whomever they come."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from gliaflow_classifier.assembler import Assembler
+from gliaflow_proto import FailureMessage, Geometry, GradedMessage, PredictionMessage, ProtocolError, Scan, encode
+from gliaflow_runtime.broker import REPLAYED, Delivery
+from hypothesis import given
+from hypothesis import strategies as st
+
+SHAPE = [8, 8, 6]
+LOGITS = [[1.0, -3.0], [2.0, 5.0], [0.5, -9.0]]
+TUMOUR = [[1, 0], [1, 1], [0, 0]]  # whether a slice's mask holds tumour
+
+
+class FakeBundle:
+    class manifest:  # all that an assembler asks of a bundle
+        classes = ("HGG", "LGG")
+
+
+def assembler(timeout_s=60.0):
+    return Assembler(FakeBundle, timeout_s=timeout_s)
+
+
+def part(index, count=3, scan="s", submission="sub"):
+    """A graded part of two slices, with a 2×2 square of tumour where TUMOUR says."""
+    geometry = Geometry(
+        affine=[2.0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 5, 0, 0, 0, 0, 1],
+        shape=SHAPE,
+        orientation=[0, 1, 1, 1, 2, 1],
+        origin=[0.0, 0.0],
+        step=[1.0, 1.0],
+        size=[8, 8],
+        slices=[2 * index, 2 * index + 1],
+    )
+    mask = np.zeros((2, 8, 8), np.uint8)
+    mask[:, 3:5, 3:5] = np.array(TUMOUR[index])[:, None, None]
+    scan = Scan(id=scan, submission=submission)
+    return GradedMessage(
+        id=f"{scan}{index}", scan=scan, part=[index, count], bundle="b", geometry=geometry,
+        logit=np.array(LOGITS[index]), mask=mask,
+    )  # fmt: skip
+
+
+def deliver(stage, message, tag=0, **headers):
+    delivery = Delivery("q", "graded", encode(message), message.id, headers, tag=tag)
+    return delivery, stage.handle(message, delivery)
+
+
+def run(stage, indices):
+    """Deliver these parts; returns every outcome."""
+    return [deliver(stage, part(index), tag)[1] for tag, index in enumerate(indices)]
+
+
+def predictions(outcomes):
+    return [m for o in outcomes for m in o.publish if isinstance(m, PredictionMessage)]
+
+
+def test_mean_logit_of_the_slices_with_tumour_and_the_mask_on_the_scans_grid():
+    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
+    assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(-(1.0 + 2.0 + 5.0) / 3)))
+    assert prediction.grade == "HGG"
+    assert (prediction.slices, prediction.tumour_slices) == (6, 3)
+    assert prediction.mask.shape == tuple(SHAPE)
+    assert prediction.mask.sum(axis=(0, 1)).tolist() == [4, 0, 4, 4, 0, 0]
+    assert prediction.tumour_ml == pytest.approx(12 * 2 * 2 * 5 / 1000)
+
+
+def test_without_tumour_all_slices_count():
+    stage = assembler()
+    plain = part(2, count=1).__class__(**{**vars(part(2)), "part": [0, 1]})
+    (prediction,) = deliver(stage, plain)[1].publish
+    assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(4.25)))
+    assert prediction.grade == "LGG"
+
+
+@given(st.lists(st.integers(0, 2), max_size=6), st.permutations([0, 1, 2]))
+def test_any_order_and_any_repetition_give_the_same_one_prediction(extra, order):
+    """Copies may come before, between and after; there is one prediction, and every delivery is let go of."""
+    (expected,) = predictions(run(assembler(), [0, 1, 2]))
+    sequence = [*extra[:3], *order, *extra[3:]]
+    outcomes = run(assembler(), sequence)
+    (found,) = predictions(outcomes)
+    assert found.p_hgg == expected.p_hgg
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    by_default = sum(outcome.done is None for outcome in outcomes)  # None: the delivery that was handled
+    assert by_default + sum(len(outcome.done or []) for outcome in outcomes) == len(sequence)
+
+
+def test_nothing_is_acknowledged_before_the_prediction():
+    """So that, when this process dies, the broker gives all the parts to another."""
+    stage = assembler()
+    first, outcome = deliver(stage, part(0), 0)
+    assert outcome.done == []
+    second, outcome = deliver(stage, part(2), 1)
+    assert outcome.done == []
+    third, outcome = deliver(stage, part(1), 2)
+    assert {d.tag for d in outcome.done} == {first.tag, second.tag, third.tag}
+
+
+def test_scans_that_interleave_are_kept_apart():
+    stage = assembler()
+    outcomes = [
+        deliver(stage, part(index, scan=scan, submission=submission))[1]
+        for index, (scan, submission) in itertools.product(range(3), [("s", "x"), ("t", "x"), ("s", "y")])
+    ]
+    found = predictions(outcomes)
+    assert [(p.scan.id, p.scan.submission) for p in found] == [("s", "x"), ("t", "x"), ("s", "y")]
+
+
+def failure(reason="the U-Net failed"):
+    return FailureMessage(id="f", scan=Scan(id="s", submission="sub"), stage="extractor", reason=reason)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_when_a_stage_fails_on_one_part_the_others_are_dead_letters_too(before):
+    stage = assembler()
+    outcomes = [deliver(stage, part(index))[1] for index in range(before)]
+    outcomes.append(deliver(stage, failure())[1])
+    outcomes += [deliver(stage, part(index))[1] for index in range(before, 2)]
+    reasons = [reason for outcome in outcomes for _, reason in outcome.dead]
+    assert reasons == ["its scan failed: the U-Net failed"] * 2
+    assert predictions(outcomes) == []
+
+
+def test_dead_letters_that_a_person_replays_get_another_chance():
+    stage = assembler()
+    deliver(stage, failure())
+    outcomes = [deliver(stage, part(index), **{REPLAYED: "1"})[1] for index in range(3)]
+    assert len(predictions(outcomes)) == 1
+
+
+def test_a_scan_whose_parts_do_not_come_is_given_up_with_the_missing_ones_named():
+    stage = assembler(timeout_s=0.01)
+    deliver(stage, part(0))
+    time.sleep(0.02)
+    outcome = stage.idle()
+    assert [m.reason for m in outcome.publish] == ["incomplete: parts [1, 2] of 3 did not come within 0.01 s"]
+    assert len(outcome.dead) == 1
+    assert stage.idle() is None
+
+
+def test_parts_that_disagree_on_how_many_there_are():
+    stage = assembler()
+    deliver(stage, part(0, count=3))
+    with pytest.raises(ProtocolError, match="other parts of this scan said 3"):
+        deliver(stage, part(1, count=4))
+
+
+def test_logits_and_masks_that_do_not_fit_the_slices():
+    odd = part(0)
+    with pytest.raises(ProtocolError, match="logits"):
+        deliver(assembler(), odd.__class__(**{**vars(odd), "logit": np.zeros(3)}))

@@ -1,0 +1,71 @@
+"""Which scans are meant by the paths that a person names."""
+
+import json
+
+import pytest
+from gliaflow_cli.inputs import UsageError, find_inputs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in (
+        "a/p1_flair.nii.gz",
+        "a/p1_seg.nii.gz",
+        "a/p1_t1ce.nii.gz",
+        "b/p2_FLAIR.nii",
+        "b/UCSF-PDGM-0004_tumor_segmentation.nii.gz",
+        "c/BraTS-GLI-00001-000-t2f.nii.gz",
+        "c/BraTS-GLI-00001-000-t1n.nii.gz",
+        "c/plain.nii",
+        "c/notes.txt",
+        "c/.hidden.nii",
+        "c/broken.dcm",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def names(paths, **options):
+    return [item.name for item in find_inputs([str(p) for p in paths], **options)]
+
+
+def test_of_a_folder_masks_and_other_sequences_are_passed_over(folder):
+    assert names([folder]) == ["p1_flair", "p2_FLAIR", "BraTS-GLI-00001-000-t2f", "broken", "plain"]
+
+
+def test_a_file_that_is_named_is_meant_whatever_it_is(folder):
+    assert names([folder / "a/p1_seg.nii.gz", folder / "c/notes.txt"]) == ["p1_seg", "notes.txt"]
+
+
+def test_globs_and_repeats(folder):
+    assert names([folder / "*/*flair*", folder / "a/p1_flair.nii.gz"]) == ["p1_flair"]
+
+
+def test_the_patient_is_read_from_the_name(folder):
+    assert [i.patient for i in find_inputs([str(folder / "a"), str(folder / "c")])][:2] == ["p1", "BraTS-GLI-00001-000"]
+
+
+def test_scans_of_one_name_are_told_apart(tmp_path):
+    for place in ("x/flair.nii.gz", "y/flair.nii.gz", "y/flair.nii"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).touch()
+    assert names([tmp_path]) == ["x_flair", "y_flair", "y_flair-2"]
+
+
+@pytest.mark.parametrize("missing", ["nowhere.nii", "*.nothing", "empty"])
+def test_nothing_found_is_said(tmp_path, monkeypatch, missing):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=missing.replace("*", r"\*")):
+        find_inputs([missing])
+
+
+def test_the_flair_channel_of_a_decathlon_folder_is_found(tmp_path):
+    images = tmp_path / "imagesTr"
+    images.mkdir()
+    (images / "BRATS_306.nii.gz").touch()
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "T1w", "1": "FLAIR"}}))
+    assert find_inputs([str(images)])[0].channel == "1"
+    assert find_inputs([str(images)], channel="3")[0].channel == "3"

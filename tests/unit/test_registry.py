@@ -1,0 +1,137 @@
+"""Plugins: what ships is there, one's own joins it, and a broken one is listed and takes nothing down."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gliaflow_plugins import PluginError
+from gliaflow_plugins.base import parse_options
+from gliaflow_plugins.readers import Brats
+from gliaflow_plugins.registry import load_registry
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Put a one-file distribution on the path, with its entry point, as pip would."""
+
+    def install(name: str, code: str) -> Path:
+        (tmp_path / f"{name}.py").write_text(code)
+        info = tmp_path / f"{name}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[gliaflow]\n{name} = {name}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return tmp_path / f"{name}.py"
+
+    return install
+
+
+INVERT = """
+from gliaflow_plugins import Options, hookimpl
+
+class Invert:
+    name = "{name}"
+    options = Options
+    def __call__(self, image, mask, rng, options):
+        return -image, mask
+
+@hookimpl
+def register_augmentations(register):
+    register(Invert())
+"""
+
+
+def test_what_ships_is_there_once() -> None:
+    registry = load_registry()
+    assert set(registry.augmentations) >= {"hflip", "vflip", "elastic", "rotation", "shift", "shear", "zoom"}
+    assert "acgan" in registry.generators
+    assert "brats" in registry.readers
+    assert registry.problems == []
+    assert registry.origins["generator", "acgan"].distribution == "gliaflow"
+
+
+def test_registering_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.path[:] = sys.argv[1:]; from gliaflow_plugins.registry import load_registry; "
+        "load_registry(); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, *sys.path], check=True)
+
+
+def test_ones_own_joins(install) -> None:
+    file = install("gliaflow_invert", INVERT.format(name="invert"))
+    registry = load_registry()
+    assert registry.augmentation("invert").name == "invert"
+    origin = registry.origins["augmentation", "invert"]
+    assert (origin.distribution, origin.version, origin.file) == ("gliaflow_invert", "1.2", str(file))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise RuntimeError('no such GPU')", "RuntimeError: no such GPU"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import a_module_that_is_not_there", "ModuleNotFoundError"),
+        ("def (:", "SyntaxError"),
+        (INVERT.format(name="x").replace("def register_augmentations(", "def register_augmentation("), "unknown hook"),
+        (INVERT.format(name="x").replace("(register):", "(registrar):"), "registrar"),
+        (INVERT.format(name="x").replace("register(Invert())", "1 / 0"), "ZeroDivisionError"),
+        (INVERT.format(name="x").replace("register(Invert())", "register(Invert)"), "register an instance"),
+        (INVERT.format(name="x").replace("options = Options", "options = dict"), "pydantic model"),
+        (INVERT.format(name=""), "no name"),
+    ],
+)
+def test_a_broken_plugin_is_listed_and_not_fatal(install, code: str, reason: str) -> None:
+    install("gliaflow_broken", code)
+    install("gliaflow_invert", INVERT.format(name="invert"))
+    registry = load_registry()
+    assert registry.generator("acgan").name == "acgan"
+    assert registry.augmentation("invert").name == "invert"
+    [problem] = registry.problems
+    assert reason in problem.error
+    assert (problem.origin.plugin, problem.origin.version) == ("gliaflow_broken", "1.2")
+    assert "gliaflow_broken.py" in problem.origin.file
+
+
+def test_asking_for_what_is_not_there_tells_what_is_and_what_failed(install) -> None:
+    install("gliaflow_broken", "raise RuntimeError('no such GPU')")
+    with pytest.raises(PluginError, match=r"no usable generator 'reacgan'.*acgan(.|\n)*gliaflow_broken.*no such GPU"):
+        load_registry().generator("reacgan")
+
+
+def test_a_name_taken_twice_is_nobodys_and_the_error_names_both(install) -> None:
+    install("gliaflow_one", INVERT.format(name="invert"))
+    install("gliaflow_two", INVERT.format(name="invert"))
+    registry = load_registry()
+    assert registry.augmentation("hflip").name == "hflip"
+    with pytest.raises(PluginError) as caught:
+        registry.augmentation("invert")
+    assert "gliaflow_one" in str(caught.value)
+    assert "gliaflow_two" in str(caught.value)
+
+
+def test_options_are_checked_by_name_and_range() -> None:
+    acgan = load_registry().generator("acgan")
+    assert parse_options(acgan, {"epochs": "3"}).model_dump()["epochs"] == 3
+    with pytest.raises(PluginError, match=r"acgan: epochs.*greater.*options: nz, ngf"):
+        parse_options(acgan, {"epochs": 0})
+    with pytest.raises(PluginError, match="no_such"):
+        parse_options(acgan, {"no_such": 1})
+
+
+def test_the_brats_reader(tmp_path: Path) -> None:
+    for name in ("HGG/A/A_flair.nii.gz", "HGG/A/A_seg.nii.gz", "LGG/B/B_flair.nii", "LGG/C/C_t1.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "LGG" / "notes.txt").touch()
+    cohort = Brats().read(tmp_path)
+    assert cohort is not None
+    assert [(case.patient, case.grade, case.mask is None) for case in cohort.cases] == [
+        ("A", "HGG", False),
+        ("B", "LGG", True),
+    ]
+    assert cohort.cases[1].scan == tmp_path / "LGG/B/B_flair.nii"
+    assert [problem.split(":")[0] for problem in cohort.problems] == ["LGG/B", "LGG/C"]
+    assert Brats().read(tmp_path / "LGG") is None

@@ -1,0 +1,57 @@
+"""A flag wins over the environment, the environment over the file; a wrong value names its setting."""
+
+import pytest
+from gliaflow_runtime.settings import Settings, SettingsError, available_cores, load_settings
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("BROKER", "THREADS", "CONFIG", "ROOTS"):
+        monkeypatch.delenv(f"GLIAFLOW_{name}", raising=False)
+    return tmp_path
+
+
+def test_nothing_said():
+    assert load_settings().broker == "memory://"
+
+
+def test_flag_then_environment_then_file(elsewhere, monkeypatch):
+    (elsewhere / "gliaflow.toml").write_text('threads = 2\nbatch = 7\nbroker = "amqp://file/"\n')
+    monkeypatch.setenv("GLIAFLOW_THREADS", "3")
+    monkeypatch.setenv("GLIAFLOW_BROKER", "amqp://environment/")
+    settings = load_settings({"broker": "amqp://flag/", "threads": None})
+    assert (settings.broker, settings.threads, settings.batch) == ("amqp://flag/", 3, 7)
+
+
+def test_a_list_in_the_environment_is_json(monkeypatch):
+    monkeypatch.setenv("GLIAFLOW_ROOTS", '["/data", "s3://scans"]')
+    assert load_settings().roots == ["/data", "s3://scans"]
+
+
+@pytest.mark.parametrize(
+    ("file", "environment", "named"),
+    [
+        ("", {"GLIAFLOW_THREADS": "many"}, "threads"),
+        ("", {"GLIAFLOW_DEVICE": "tpu"}, "device"),
+        ("batch = 0", {}, "batch"),
+        ("surprise = 1", {}, "surprise"),
+        ("not toml", {}, "TOML|Expected|line"),
+        ("", {"GLIAFLOW_CONFIG": "missing.toml"}, "missing.toml: no such file"),
+        ("", {"GLIAFLOW_ROOTS": "/data"}, "roots"),
+    ],
+)
+def test_what_is_wrong_is_named(elsewhere, monkeypatch, file, environment, named):
+    (elsewhere / "gliaflow.toml").write_text(file)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=named):
+        load_settings()
+
+
+def test_every_setting_is_described():
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_cores_are_those_of_this_process():
+    assert available_cores() >= 1
