@@ -5,7 +5,8 @@
 # password would have to stand in that file. A policy also applies to queues that were there before it.
 set -eu
 (
-  rabbitmqctl --quiet await_startup --timeout 120
+  # the server makes the cookie that rabbitmqctl shows it; asked earlier, rabbitmqctl would make another
+  until [ -s /var/lib/rabbitmq/.erlang.cookie ] && rabbitmqctl --quiet await_startup --timeout 60 2>/dev/null; do sleep 1; done
   rabbitmqctl --quiet import_definitions "${GLIAFLOW_DEFINITIONS:-/etc/rabbitmq/gliaflow-definitions.json}"
 ) &
 exec docker-entrypoint.sh rabbitmq-server

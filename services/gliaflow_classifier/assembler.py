@@ -72,6 +72,7 @@ class Assembler(Stage):
     name = "assembler"
     queue = ASSEMBLER
     prefetch = OPEN_PARTS
+    max_attempts = 15  # what it holds comes again at each restart, through no fault of its own
 
     def __init__(self, bundle: Bundle, *, timeout_s: float) -> None:
         self._classes = bundle.manifest.classes

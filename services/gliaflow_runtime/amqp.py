@@ -582,5 +582,6 @@ def _without_password(url: str) -> str:
 
 
 def _text(error: Exception) -> str:
-    """A pika error in words; many have none of their own."""
-    return getattr(error, "reply_text", "") or str(error) or type(error).__name__
+    """A pika error in words. Many have none of their own; one of connecting wraps what the system said."""
+    inner = getattr(error.args[0], "exception", None) if error.args else None
+    return getattr(error, "reply_text", "") or str(inner or error) or type(error).__name__

@@ -50,6 +50,8 @@ class Network:
                 f"device {device}: this onnxruntime offers only {', '.join(ort.get_available_providers())}; "
                 "install gliaflow[serve-gpu] in an environment without onnxruntime"
             )
+        if device == "cuda":
+            ort.preload_dlls()  # CUDA and cuDNN, where they came as wheels
         model = _cut(bundle.model(name), self.outputs, path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     batch: int = Field(4, ge=1, le=64, description="slices that pass through the U-Net at once")
     roots: list[str] = Field([], description='where a scan URI may point, as JSON: ["/data", "s3://bucket/scans"]')
     prefetch: int = Field(2, ge=1, le=64, description="messages a stage holds: one in work, the rest on their way")
-    max_attempts: int = Field(3, ge=1, le=100, description="deliveries after which a message is a dead letter")
+    max_attempts: int = Field(5, ge=1, le=100, description="deliveries after which a message is a dead letter")
     deadline_s: float = Field(600, gt=0, le=1500, description="a message in work for longer ends the process")
     assembly_timeout_s: float = Field(1200, gt=0, le=1500, description="how long a scan may wait for its next part")
     generator: str = Field("", description="the generator the bundle must have; empty: the bundle's own")

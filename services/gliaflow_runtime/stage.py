@@ -55,6 +55,7 @@ class Stage(ABC):
     name: str
     queue: Queue
     prefetch: int | None = None  # None: as in the settings
+    max_attempts: int | None = None  # None: as in the settings
     announces_failures: bool = True  # False for side work, without which a scan is answered all the same
 
     @abstractmethod
@@ -97,7 +98,7 @@ class Worker:
         self.stage = stage
         self.broker = broker
         self.prefetch = stage.prefetch or prefetch
-        self.max_attempts = max_attempts
+        self.max_attempts = stage.max_attempts or max_attempts
         self.deadline_s = deadline_s
         self.consuming = False
         self._stop = threading.Event()
@@ -155,7 +156,7 @@ class Worker:
             self._log.exception("fault", scan=message.scan.id if message else None, attempt=delivery.attempts + 1)
             if delivery.attempts + 1 >= self.max_attempts:
                 return self._failed(delivery, message, f"unexpected {type(error).__name__}: {error}")
-            time.sleep(0.2 * 2**delivery.attempts)
+            time.sleep(min(2.0, 0.2 * 2**delivery.attempts))
             return _Plan(requeue=[delivery])
         finally:
             self._spent("compute", started)

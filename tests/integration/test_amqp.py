@@ -41,15 +41,16 @@ def take(consumer: Consumer) -> Delivery:
 
 
 def test_connections_outlive_a_compute_longer_than_several_heartbeats(rabbitmq_url: str, queue: Queue) -> None:
-    with AmqpBroker(f"{rabbitmq_url}?heartbeat=1", connect_timeout=5) as broker:
-        with broker.consume(queue, 1) as consumer:
-            broker.publish(queue.keys[0], b"first")
-            delivery = take(consumer)
-            time.sleep(4)  # RabbitMQ gives up a connection that was silent for two heartbeats
-            assert broker.connected
-            broker.publish(queue.keys[0], b"second")
-            consumer.ack(delivery)
-            assert take(consumer).body == b"second"
+    # RabbitMQ gives up a connection that was silent for two heartbeats
+    url = f"{rabbitmq_url}?heartbeat=1"
+    with AmqpBroker(url, connect_timeout=5) as broker, broker.consume(queue, 1) as consumer:
+        broker.publish(queue.keys[0], b"first")
+        delivery = take(consumer)
+        time.sleep(4)
+        assert broker.connected
+        broker.publish(queue.keys[0], b"second")
+        consumer.ack(delivery)
+        assert take(consumer).body == b"second"
 
 
 def test_a_consumer_goes_on_after_its_connection_was_cut(
@@ -146,7 +147,9 @@ def test_a_virtual_host_that_is_not_there_is_an_error_at_once(rabbitmq_server: s
 
 
 def test_no_broker_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(BrokerError, match=r"amqp://guest@127.0.0.1:1/ within 0.5 s .* GLIAFLOW_BROKER") as caught:
+    with pytest.raises(
+        BrokerError, match=r"amqp://guest@127.0.0.1:1/ within 0.5 s .*refused.* GLIAFLOW_BROKER"
+    ) as caught:
         AmqpBroker("amqp://guest:s3cret@127.0.0.1:1/", connect_timeout=0.5)
     assert "s3cret" not in str(caught.value)
 
