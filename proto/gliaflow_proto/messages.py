@@ -303,14 +303,17 @@ def _check(value: Any, kind: str, where: str) -> Any:
         return value
     if kind == "int" and type(value) is int:
         return value
-    if kind == "float" and type(value) in (int, float) and math.isfinite(value):
+    if kind == "float" and _finite(value):
         return float(value)
     if kind == "list[int]" and isinstance(value, list) and all(type(x) is int for x in value):
         return value
-    if kind == "list[float]" and isinstance(value, list):
-        if all(type(x) in (int, float) and math.isfinite(x) for x in value):
-            return [float(x) for x in value]
+    if kind == "list[float]" and isinstance(value, list) and all(_finite(x) for x in value):
+        return [float(x) for x in value]
     raise ProtocolError(f"{where}: expected {kind}, got {type(value).__name__} {str(value)[:40]!r}")
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_part(part: list[int]) -> None:

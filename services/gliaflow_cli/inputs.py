@@ -66,7 +66,7 @@ def find_inputs(paths: Iterable[str], *, grade: str | None = None, channel: str 
             files += sorted(f for f in path.rglob("*") if _is_scan(f))
         elif path.exists() or path.is_symlink():
             files.append(path)
-        elif found := sorted(glob.glob(text, recursive=True)):
+        elif found := sorted(glob.glob(text, recursive=True)):  # noqa: PTH207 - absolute patterns too
             files += [Path(f) for f in found if not Path(f).is_dir()]
         else:
             raise UsageError(f"{text}: no such file, folder or match")

@@ -23,7 +23,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
 h1, h2 { line-height: 1.2 } img { max-width: 100%; height: auto } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } .note { color: #57606a }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #d0d7de } th:first-child, td:first-child { text-align: left }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #d0d7de }
+th:first-child, td:first-child { text-align: left }
 figure { margin: 1.5rem 0 } figcaption { color: #57606a } .wrong { color: #b42318; font-weight: 600 }
 """
 

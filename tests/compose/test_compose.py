@@ -1,0 +1,167 @@
+"""The containers as a person starts them: ``docker compose up``, on a real engine. Run by ``make test-compose``.
+
+The stack gets a project name, ports and folders of its own, so it disturbs no other.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from broken import good_scan
+from conftest import unavailable
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("rabbitmq", "preprocessor", "extractor", "classifier", "generator", "inbox")
+PORT = 25672
+BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
+
+pytestmark = pytest.mark.compose
+
+
+class Stack:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "COMPOSE_PROJECT_NAME": "gliaflow-test",
+            "GLIAFLOW_AMQP_PORT": str(PORT),
+            "GLIAFLOW_MANAGEMENT_PORT": "25673",
+            "GLIAFLOW_VERSION": "test",
+        }
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        command = ["docker", "compose", "-f", "docker-compose.yml", *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def containers(self) -> list[dict[str, str]]:
+        return [json.loads(line) for line in self.compose("ps", "--format", "json").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack from a copy of the checkout, up and healthy, as a clone would start it."""
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        unavailable("no Docker engine answers")
+    folder = tmp_path_factory.mktemp("clone") / "gliaflow"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    stack = Stack(folder)
+    stack.compose("up", "--build", "--wait", "--detach")
+    yield stack
+    if os.environ.get("GLIAFLOW_KEEP_STACK") != "1":
+        stack.compose("down", "--volumes", "--timeout", "20")
+
+
+def submit(scans: Path, out: Path, broker: str) -> dict[str, dict[str, str]]:
+    command = [sys.executable, "-m", "gliaflow_cli", "submit", str(scans), "--out", str(out), "--broker", broker]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    with (out / "predictions.csv").open() as file:
+        return {row["scan"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(4):
+        good_scan(folder / f"p{number}.nii.gz", seed=number)
+    return folder
+
+
+def test_every_container_is_healthy_and_none_but_the_inbox_starts_as_root(stack: Stack) -> None:
+    containers = stack.containers()
+    assert {c["Service"]: c["Health"] for c in containers} == dict.fromkeys(SERVICES, "healthy")
+    for service in ("preprocessor", "extractor", "classifier", "generator"):
+        assert stack.compose("exec", "-T", service, "id", "-u").strip() == "10001"
+
+
+def test_the_image_is_small_and_has_no_torch(stack: Stack) -> None:
+    size = subprocess.run(
+        ["docker", "image", "inspect", "gliaflow:test", "--format", "{{.Size}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(size.stdout) < 600e6
+    no_torch = "import importlib.util as u; raise SystemExit(u.find_spec('torch') is not None)"
+    stack.compose("exec", "-T", "extractor", "python3", "-c", no_torch)
+
+
+def test_the_policies_are_in_force(stack: Stack) -> None:
+    for _ in range(30):
+        listed = stack.compose(
+            "exec", "-T", "-u", "rabbitmq", "rabbitmq", "rabbitmqctl", "-q", "list_policies", check=False
+        )
+        if "gliaflow.extractor" in listed:
+            return
+        time.sleep(1)
+    pytest.fail(f"no policy: {listed}")
+
+
+def test_submitting_from_the_host_gives_what_one_process_gives(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    expected = submit(scans, tmp_path / "memory", "memory://")
+    found = submit(scans, tmp_path / "compose", BROKER)
+    assert found.keys() == expected.keys()
+    for name, row in expected.items():
+        assert abs(float(row["p_hgg"]) - float(found[name]["p_hgg"])) < 1e-6
+        one, other = (np.asarray(nib.load(tmp_path / d / f"{name}_seg.nii.gz").dataobj) for d in ("memory", "compose"))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_scan_dropped_into_the_inbox_is_answered_in_the_outbox(stack: Stack) -> None:
+    good_scan(stack.folder / "inbox" / "dropped.nii.gz")
+    (stack.folder / "inbox" / "broken.nii.gz").write_bytes(b"not a scan")
+    answers = [stack.folder / "outbox" / f"{name}.json" for name in ("dropped", "broken")]
+    deadline = time.monotonic() + 60
+    while not all(answer.exists() for answer in answers):
+        assert time.monotonic() < deadline, stack.compose("logs", "inbox")
+        time.sleep(0.5)
+    time.sleep(1)
+    assert [json.loads(answer.read_text())["status"] for answer in answers] == ["ok", "failed"]
+    assert (stack.folder / "outbox" / "dropped_seg.nii.gz").exists()
+    assert answers[0].stat().st_uid == (stack.folder / "outbox").stat().st_uid
+
+
+def test_three_extractors_share_the_work(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    stack.compose("up", "--wait", "--detach", "--scale", "extractor=3")
+    for number in range(4, 16):
+        good_scan(scans / f"p{number}.nii.gz", seed=number)
+    rows = submit(scans, tmp_path / "out", BROKER)
+    assert [row["status"] for row in rows.values()] == ["ok"] * 16
+    worked = []
+    read = "import urllib.request as u; print(u.urlopen('http://localhost:8080/metrics').read().decode())"
+    for index in (1, 2, 3):
+        metrics = stack.compose("exec", "-T", "--index", str(index), "extractor", "python3", "-c", read)
+        (line,) = [x for x in metrics.splitlines() if x.startswith('gliaflow_messages_total{outcome="done"')]
+        worked.append(float(line.split()[-1]))
+    assert all(count > 0 for count in worked), worked
+
+
+def test_a_stage_that_is_killed_comes_back_and_nothing_is_lost(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    for number in range(4, 12):
+        good_scan(scans / f"p{number}.nii.gz", seed=number)
+    command = [sys.executable, "-m", "gliaflow_cli", "submit", str(scans), "--out", str(tmp_path / "out")]
+    client = subprocess.Popen([*command, "--broker", BROKER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(2)
+    for service in ("extractor", "classifier"):
+        stack.compose("kill", service)
+    stack.compose("up", "--wait", "--detach")
+    assert client.wait(200) == 0

@@ -1,0 +1,93 @@
+"""What the README shows is run as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broken import good_scan
+from conftest import environment
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.rabbitmq
+def test_the_publisher_in_plain_pika_and_msgpack(stages, tmp_path, rabbitmq_url):
+    (publisher,) = (block for block in blocks("python") if "basic_publish" in block)
+    stages("preprocessor", "extractor", "classifier", "generator")
+    good_scan(tmp_path / "scan.nii.gz")
+    code = publisher.replace("amqp://gliaflow:gliaflow@localhost/", rabbitmq_url)
+    assert code != publisher
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert re.match(r"prediction (HGG|LGG) 0\.\d+ None", run.stdout)
+    (tmp_path / "scan.nii.gz").write_bytes(b"no scan")
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert run.stdout.startswith("failure None None not a NIfTI file")
+
+
+def test_the_plugin():
+    from gliaflow_plugins.augmentations import Pipeline
+    from gliaflow_plugins.registry import Origin, load_registry
+
+    (code,) = (block for block in blocks("python") if "hookimpl" in block)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 16
+    plugin = type(sys)("gamma_plugin")
+    exec(code, plugin.__dict__)
+    registry = load_registry()
+    registry.add(plugin, Origin("mine", "mine", "1", "mine.py"))
+    assert registry.problems == []
+    image = np.random.default_rng(0).random((16, 16), dtype=np.float32)
+    mask = image > 0.5
+    brighter, same = Pipeline(registry, [("gamma", {"most": 0.5})])(image, mask, np.random.default_rng(1))
+    assert (brighter != image).any()
+    np.testing.assert_array_equal(same, mask)
+
+
+def test_the_commands(tmp_path):
+    """Every gliaflow command of the README that needs neither a broker nor training."""
+    (tmp_path / "SCANS").mkdir()
+    good_scan(tmp_path / "SCANS" / "p_flair.nii.gz")
+    commands = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    ours = [c for c in commands if c.startswith("gliaflow ")]
+    assert len(ours) >= 5
+    ran = [c for c in ours if not re.search(r"--broker|COHORT|my-bundle", c)]
+    assert len(ran) >= 2
+    for command in ran:
+        arguments = [sys.executable, "-m", "gliaflow_cli", *command.split()[1:]]
+        done = subprocess.run(
+            arguments, cwd=tmp_path, env=environment(tmp_path, "memory://"), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, command + done.stderr
+    assert (tmp_path / "out" / "predictions.csv").exists()
+    assert (tmp_path / "lgg.safetensors").exists()
+
+
+def test_every_make_target_and_file_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"`make ([a-z-]+)", text):
+            assert f"\n{target}:" in makefile, f"{document}: make {target}"
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (document.parent / link).exists(), f"{document}: {link}"
+
+
+def test_every_setting_of_the_operations_page_exists():
+    from gliaflow_runtime.settings import Settings
+
+    compose = (ROOT / "docker-compose.yml").read_text()
+    known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields} | {"GLIAFLOW_CONFIG"}
+    for name in re.findall(r"GLIAFLOW_[A-Z_]+[A-Z]", (ROOT / "docs" / "operations.md").read_text()):
+        assert name in known or f"${{{name}" in compose, name
