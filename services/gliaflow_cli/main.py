@@ -202,6 +202,9 @@ def train(
         list[str] | None,
         typer.Option("--option", help="An option of the variant, as name=value; repeat for more."),
     ] = None,
+    augmentation: Annotated[
+        list[str] | None, typer.Option("--augmentation", help="Augment with this instead of the profile's; repeat.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the bundle; default: the folder's.")] = None,
     seed: SeedFlag = 0,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
@@ -209,7 +212,7 @@ def train(
     """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs gliaflow[train]."""
     from gliaflow_cli.run import run_train
 
-    run_train(cohort, out, profile, generator, option or [], name, seed, device, console)
+    run_train(cohort, out, profile, generator, option or [], augmentation or [], name, seed, device, console)
 
 
 @app.command()

@@ -83,9 +83,7 @@ class Consumer(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
 
@@ -116,9 +114,7 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    def send(
-        self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
+    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None) -> None:
         """Publish straight into a queue by name, and wait for the confirm. Raises as ``publish`` does."""
 
     @abstractmethod
@@ -149,7 +145,5 @@ class Broker(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()

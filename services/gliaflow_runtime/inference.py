@@ -14,7 +14,7 @@ from gliaflow_runtime.bundle import Bundle, BundleError
 from gliaflow_runtime.settings import available_cores
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: a hospital's machine tells nobody anything
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

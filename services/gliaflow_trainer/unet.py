@@ -1,0 +1,108 @@
+"""The paper's U-Net (section 3.2) and the measures it is trained and judged by (Eq. 3–5)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+SMOOTH = 1e-5
+
+
+class UNetOutput(NamedTuple):
+    """What the network gives: ``mask`` [n, 1, H, W], the probability of tumour, and the taps features are read from.
+
+    With width w: ``enc5`` [n, 16w, H/16, W/16] (the paper's 15×15×1024), ``enc4`` [n, 8w, H/8, W/8], ``dec1`` [n, 8w,
+    H/8, W/8] (30×30×512), ``dec2`` [n, 4w, H/4, W/4], ``dec3`` [n, 2w, H/2, W/2] (120×120×128). All taps are ≥ 0.
+    """
+
+    mask: Tensor
+    enc5: Tensor
+    enc4: Tensor
+    dec1: Tensor
+    dec2: Tensor
+    dec3: Tensor
+
+
+TAPS = UNetOutput._fields[1:]
+
+
+class UNet(nn.Module):
+    """The U-Net of Dong et al. 2017, as the paper uses it: image [n, 1, H, W] → ``UNetOutput``; H and W multiples of 16.
+
+    Parameters
+    ----------
+    width: channels of the first block; 64 in the paper (34.5 M parameters), doubled at each of four poolings.
+    norm: batch normalisation after each convolution. The paper has none; narrow networks trained in minutes need it.
+        The ONNX export folds it into the convolutions, so it costs nothing in serving.
+    """
+
+    def __init__(self, width: int = 64, norm: bool = False) -> None:
+        super().__init__()
+        w = [width * 2**level for level in range(5)]
+        self.encoder = nn.ModuleList(_block(a, b, norm) for a, b in zip([1, *w], w, strict=False))
+        self.pool = nn.MaxPool2d(2)
+        # Each doubles the resolution and halves the channels; its block then sees them beside the encoder's.
+        up = [(w[level], w[level - 1]) for level in (4, 3, 2, 1)]
+        self.upsample = nn.ModuleList(nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1) for a, b in up)
+        self.decoder = nn.ModuleList(_block(2 * b, b, norm) for _, b in up)
+        self.head = nn.Conv2d(width, 1, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, image: Tensor) -> UNetOutput:
+        logit, taps = self._run(image)
+        return UNetOutput(torch.sigmoid(logit), *taps)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """The mask before the sigmoid [n, 1, H, W], for losses that are stable there."""
+        return self._run(image)[0]
+
+    def _run(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, skips = image, []
+        for level, block in enumerate(self.encoder):
+            x = block(x if level == 0 else self.pool(x))
+            skips.append(x)
+        enc5, enc4 = skips[4], skips[3]
+        decoded = []
+        for upsample, block, skip in zip(self.upsample, self.decoder, reversed(skips[:4]), strict=True):
+            x = block(torch.cat([upsample(x), skip], dim=1))
+            decoded.append(x)
+        logit: Tensor = self.head(x)
+        return logit, [enc5, enc4, *decoded[:3]]
+
+
+def _block(channels_in: int, channels_out: int, norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (channels_in, channels_out):
+        layers.append(nn.Conv2d(channels, channels_out, 3, padding=1, bias=not norm))
+        if norm:
+            layers.append(nn.BatchNorm2d(channels_out))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def soft_dice_loss(probability: Tensor, mask: Tensor, smooth: float = SMOOTH) -> Tensor:
+    """1 − the Sørensen–Dice coefficient (Eq. 3) of probabilities and a 0/1 mask of the same shape, over the whole batch.
+
+    Over the batch, as in TensorLayer's ``dice_coe``: a slice without tumour alone would give no gradient. The
+    denominator is plain, not squared.
+    """
+    overlap = (probability * mask).sum()
+    return 1 - (2 * overlap + smooth) / (probability.sum() + mask.sum() + smooth)
+
+
+def hard_dice(probability: Tensor, mask: Tensor, threshold: float = 0.5, smooth: float = SMOOTH) -> Tensor:
+    """The Dice coefficient (Eq. 4) after thresholding, over the whole batch: a scalar, 1 where both are empty."""
+    found, truth = probability > threshold, mask > 0
+    return (2 * (found & truth).sum() + smooth) / (found.sum() + truth.sum() + smooth)
+
+
+def iou(probability: Tensor, mask: Tensor, threshold: float = 0.5, smooth: float = SMOOTH) -> Tensor:
+    """Intersection over union (Eq. 5) after thresholding, over the whole batch: a scalar, 1 where both are empty."""
+    found, truth = probability > threshold, mask > 0
+    return ((found & truth).sum() + smooth) / ((found | truth).sum() + smooth)
