@@ -1,4 +1,4 @@
-"""Augmentation of a slice and its mask: the paper's Table 1, and the pipeline that composes them.
+"""Augmentation of a slice and its mask: the paper's Table 1, each by itself (``pipeline`` composes them).
 
 A geometric augmentation draws a *coordinate map*: for each pixel of the result, where in the input it comes from.
 A run of them composes into one map and the image is resampled once, so that seven augmentations blur it no more
@@ -9,20 +9,17 @@ rotation, shear, zoom and flips.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from scipy import ndimage
 
-from gliaflow_plugins.base import Options, parse_options
-
-if TYPE_CHECKING:
-    from gliaflow_plugins.registry import Registry
+from gliaflow_plugins.base import Options
 
 Image = NDArray[np.float32]
 Mask = NDArray[Any]
@@ -61,7 +58,7 @@ class Geometric(ABC):
 
     def __call__(self, image: Image, mask: Mask, rng: np.random.Generator, options: Any, /) -> tuple[Image, Mask]:
         """This one alone, resampled by itself."""
-        return resample(image, mask, [self.draw(_shape(image), rng, options)])
+        return resample(image, mask, [self.draw(shape_of(image), rng, options)])
 
 
 @dataclass(frozen=True)
@@ -249,51 +246,7 @@ class Zoom(Geometric):
         return Affine.about_centre(shape, [[inverse, 0], [0, inverse]])
 
 
-PAPER_STEPS: tuple[tuple[str, Mapping[str, Any]], ...] = tuple(
-    (name, {}) for name in ("hflip", "vflip", "elastic", "rotation", "shift", "shear", "zoom")
-)
-
-
-class Pipeline:
-    """Augmentations by name, in order: a callable (image [H, W], mask [H, W], rng) → (image, mask).
-
-    Parameters
-    ----------
-    registry: where names are looked up.
-    steps: (name, options) pairs, as they stand in config.
-
-    Raises
-    ------
-    PluginError: a name is unknown or broken, or an option is not one.
-    """
-
-    def __init__(self, registry: Registry, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        self.steps: list[tuple[Augmentation, BaseModel]] = []
-        for name, values in steps:
-            augmentation = registry.augmentation(name)
-            self.steps.append((augmentation, parse_options(augmentation, values)))
-
-    def __call__(self, image: Image, mask: Mask, rng: np.random.Generator) -> tuple[Image, Mask]:
-        """Raises ValueError where image and mask are not two planes of one shape."""
-        if image.ndim != 2 or image.shape != mask.shape:
-            raise ValueError(f"image {image.shape} and mask {mask.shape} must be two planes of one shape [H, W]")
-        pending: list[CoordinateMap] = []  # geometric ones in a row, not resampled yet
-        for augmentation, options in self.steps:
-            if isinstance(augmentation, Geometric):
-                pending.append(augmentation.draw(_shape(image), rng, options))
-                continue
-            if pending:
-                image, mask = resample(image, mask, pending)
-                pending = []
-            image, mask = augmentation(image, mask, rng, options)
-        return resample(image, mask, pending) if pending else (image, mask)
-
-
-def paper_pipeline(registry: Registry) -> Pipeline:
-    """The paper's Table 1, with its parameters and in its order."""
-    return Pipeline(registry, PAPER_STEPS)
-
-
-def _shape(image: Image) -> Shape:
+def shape_of(image: Image) -> Shape:
+    """[H, W], as two ints for the type checker."""
     height, width = image.shape
     return height, width

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from gliaflow_extractor.extractor import UNet as ServedUNet
-from gliaflow_plugins.augmentations import PAPER_STEPS, Pipeline
 from gliaflow_plugins.base import PluginError, parse_options
 from gliaflow_plugins.generators import ArrayFeatures, Fitted
+from gliaflow_plugins.pipeline import PAPER_STEPS, Pipeline
 from gliaflow_plugins.readers import Case
 from gliaflow_plugins.registry import load_registry
 from gliaflow_preprocessor.nifti import NiftiError, read_nifti

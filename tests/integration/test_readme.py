@@ -37,7 +37,7 @@ def test_the_publisher_in_plain_pika_and_msgpack(stages, tmp_path, rabbitmq_url)
 
 
 def test_the_plugin():
-    from gliaflow_plugins.augmentations import Pipeline
+    from gliaflow_plugins.pipeline import Pipeline
     from gliaflow_plugins.registry import Origin, load_registry
 
     (code,) = (block for block in blocks("python") if "hookimpl" in block)

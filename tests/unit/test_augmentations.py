@@ -7,20 +7,18 @@ import numpy as np
 import pytest
 from gliaflow_plugins import Options, PluginError
 from gliaflow_plugins.augmentations import (
-    PAPER_STEPS,
     Affine,
     Elastic,
     ElasticOptions,
     HorizontalFlip,
-    Pipeline,
     Rotation,
     RotationOptions,
     Shift,
     ShiftOptions,
     Zoom,
-    paper_pipeline,
     resample,
 )
+from gliaflow_plugins.pipeline import PAPER_STEPS, Pipeline, paper_pipeline
 from gliaflow_plugins.registry import Registry, load_registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
