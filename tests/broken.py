@@ -47,7 +47,7 @@ def _head() -> np.ndarray:
 
 
 BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty.nii.gz": (lambda: b"", "not a NIfTI file"),
+    "empty.nii.gz": (lambda: b"", "the file is empty"),
     "text.nii": (lambda: b"this is a text file, not a scan\n" * 50, "not a NIfTI file"),
     "text_gz.nii.gz": (lambda: gzip.compress(b"no scan in here " * 100), "not a NIfTI file"),
     "not_gzip.nii.gz": (lambda: b"\x1f\x8b" + b"garbage" * 100, "not a valid gzip file"),
@@ -79,7 +79,7 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: gzip.compress(struct.pack(">7i", 1, 40, 48, 12, 1, 0, 0) + bytes(9999)),
         "not a NIfTI",
     ),
-    "dicom.dcm": (lambda: bytes(128) + b"DICM" + bytes(500), "not a NIfTI file"),
+    "dicom.dcm": (lambda: bytes(128) + b"DICM" + bytes(500), "a DICOM file"),
 }
 
 

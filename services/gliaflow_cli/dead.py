@@ -12,7 +12,6 @@ from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.broker import DIED_AT, REASON, REPLAYED, Broker, Consumer, Delivery
 from gliaflow_runtime.settings import Settings
 from rich.console import Console
-from rich.table import Table
 
 from gliaflow_cli.inputs import UsageError
 from gliaflow_cli.pipeline import open_broker
@@ -23,15 +22,14 @@ Letter = tuple[Queue, Consumer, Delivery]
 
 def list_letters(settings: Settings, console: Console) -> None:
     """``gliaflow dead list``."""
-    table = Table("id", "queue", "died", "scan", "reason", box=None)
     with open_broker(settings) as broker, _letters(broker) as letters:
         for queue, _, letter in letters:
             scan = message.scan.name or message.scan.id if (message := _decoded(letter)) else "?"
             died = letter.headers.get(DIED_AT, "?")[:19]
-            table.add_row(letter.message_id[:12] or "?", queue.name, died, scan, reason(letter))
+            where = queue.name.removeprefix("gliaflow.")
+            line = f"{letter.message_id[:12] or '?':12}  {died:19}  {where:12}  {scan}: {reason(letter)}"
+            console.print(line, soft_wrap=True)
         count = len(letters)
-    if count:
-        console.print(table)
     console.print(f"{count} dead letters on {settings.broker.split('@')[-1]}")
 
 
@@ -39,13 +37,13 @@ def show_letter(start: str, settings: Settings, console: Console) -> None:
     """``gliaflow dead show``."""
     with open_broker(settings) as broker, _letters(broker) as letters:
         for queue, _, letter in _chosen(letters, [start]):
-            console.print(f"[bold]{letter.message_id}[/] in {queue.name}", highlight=False)
-            console.print(f"reason: {reason(letter)}", highlight=False, markup=False)
+            console.print(f"{letter.message_id} in {queue.name}", style="bold")
+            console.print(f"reason: {reason(letter)}", soft_wrap=True)
             console.print(f"bytes: {len(letter.body)}")
             for name, value in letter.headers.items():
-                console.print(f"header {name}: {value}", highlight=False, markup=False)
+                console.print(f"header {name}: {value}", soft_wrap=True)
             message = _decoded(letter)
-            console.print(_described(message) if message else "not a message that can be read", markup=False)
+            console.print(_described(message) if message else "not a message that can be read", soft_wrap=True)
 
 
 def replay_letters(starts: Sequence[str], every: bool, settings: Settings, console: Console) -> None:

@@ -34,8 +34,8 @@ def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: C
     from gliaflow_cli.report import Shown, write_report  # matplotlib takes a second to import
 
     started = time.monotonic()
-    trained_on = load_bundle(settings.bundle).manifest.training.get("phantom_seed")
-    if seed == trained_on:
+    trained_on = load_bundle(settings.bundle).manifest.training.get("cohort", {}).get("made_by", {})
+    if seed == trained_on.get("seed"):
         raise UsageError(f"--seed: the bundle was trained on the phantoms of seed {seed}; take another")
     cohort = out / "phantoms"
     with progress_bar(console) as bar:
@@ -80,7 +80,9 @@ def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: C
         table.add_row(r.scan, each.grade, r.grade, *numbers, f"{r.seconds}")
     console.print(table)
     write_report(out / "report.html", shown, real, {k: v.features for k, v in synthetic.items()})
-    console.print(f"report: {out / 'report.html'} ({time.monotonic() - started:.0f} s; phantoms are not patients)")
+    console.print(
+        f"report: {out / 'report.html'} ({time.monotonic() - started:.0f} s; phantoms are not patients)", soft_wrap=True
+    )
     if any(row.status == "failed" for row in rows):
         raise SystemExit(1)
 

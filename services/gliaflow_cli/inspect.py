@@ -23,13 +23,13 @@ def show_cohort(folder: Path, console: Console) -> int:
     """``gliaflow cohort``: 0 when there is something to train on."""
     cohort = read_cohort(folder, load_registry())
     grades = Counter(case.grade or "not known" for case in cohort.cases)
-    console.print(f"layout    {cohort.layout}", highlight=False)
+    console.print(f"layout    {cohort.layout}")
     console.print(f"scans     {len(cohort.cases)}")
     console.print(f"patients  {len({case.patient for case in cohort.cases})}")
     console.print(f"grades    {', '.join(f'{grade} {count}' for grade, count in sorted(grades.items()))}")
     console.print(f"masks     {sum(case.mask is not None for case in cohort.cases)}")
     for problem in cohort.problems:
-        console.print(f"[yellow]problem[/]   {problem}", highlight=False)
+        console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
     return 0 if cohort.cases else 1
 
 
@@ -49,7 +49,7 @@ def show_plugins(console: Console) -> int:
             table.add_row(kind, name, f"{origin.distribution} {origin.version}", told)
     console.print(table)
     for problem in registry.problems:
-        console.print(f"[red]failed[/] {problem}", highlight=False)
+        console.print(f"failed  {problem}", style="red", soft_wrap=True)
     return 1 if registry.problems else 0
 
 
@@ -64,10 +64,10 @@ def run_doctor(settings: Settings, console: Console) -> int:
     wrong = 0
     for name, check in checks:
         try:
-            console.print(f"[green]ok[/]     {name}: {check()}", highlight=False)
+            console.print(f"ok     {name}: {check()}", soft_wrap=True)
         except Exception as error:  # whatever it is, the doctor tells it and looks on
             wrong += 1
-            console.print(f"[red]wrong[/]  {name}: {error}", highlight=False)
+            console.print(f"wrong  {name}: {error}", style="red", soft_wrap=True)
     return 1 if wrong else 0
 
 

@@ -26,7 +26,8 @@ dead_app = typer.Typer(
 )
 app.add_typer(dead_app, name="dead")
 
-console = Console()
+# what is printed holds file names and reasons of any kind: none of it is markup
+console = Console(markup=False, highlight=False)
 
 
 class Service(StrEnum):
@@ -96,9 +97,7 @@ def serve(
     )
     if config:
         for name, field in type(settings).model_fields.items():
-            console.print(
-                f"[bold]{name}[/] = {getattr(settings, name)}  [dim]# {field.description}[/]", highlight=False
-            )
+            console.print(f"{name} = {getattr(settings, name)}  # {field.description}", soft_wrap=True)
         return
     if settings.broker.startswith("memory:"):
         raise typer.BadParameter(
@@ -209,7 +208,7 @@ def train(
     seed: SeedFlag = 0,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs gliaflow[train]."""
+    """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs the extra "train"."""
     from gliaflow_cli.run import run_train
 
     run_train(cohort, out, profile, generator, option or [], augmentation or [], name, seed, device, console)

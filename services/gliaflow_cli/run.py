@@ -52,7 +52,7 @@ def run_submit(
 
         def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
             if row.status == "failed":
-                bar.console.print(f"[red]failed[/] {item.path}: {row.error}", highlight=False)
+                bar.console.print(f"failed  {item.path}: {row.error}", style="red", soft_wrap=True)
             bar.advance(task)
 
         rows = submit(todo, out, broker, by_uri=is_embedded(settings), timeout_s=timeout_s, answered=answered)
@@ -60,7 +60,7 @@ def run_submit(
     rows = [done.get(item.name) or before[item.name] for item in inputs]
     write_table(out / TABLE, rows)
     failed = sum(row.status == "failed" for row in rows)
-    console.print(f"{len(rows) - failed} of {len(rows)} scans answered: {out / TABLE}")
+    console.print(f"{len(rows) - failed} of {len(rows)} scans answered: {out / TABLE}", soft_wrap=True)
     return failed
 
 
@@ -94,7 +94,7 @@ def run_generate(label: str, count: int, seed: int, out: Path, settings: Setting
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({"features": features, "label": labels}, out, metadata)
-    console.print(f"{len(features)} {label} features {features.shape[1:]} from {first.bundle}: {out}")
+    console.print(f"{len(features)} {label} features {features.shape[1:]} from {first.bundle}: {out}", soft_wrap=True)
 
 
 def run_phantom(out: Path, patients: int, seed: int, hgg_share: float, console: Console) -> None:
@@ -153,9 +153,9 @@ def run_train(
             device=device,
             bar=bar,
         )
-    console.print(f"bundle {bundle.id}: {out}")
+    console.print(f"bundle {bundle.id}: {out}", soft_wrap=True)
     for key, value in bundle.manifest.metrics.items():
-        console.print(f"  {key}: {value}", highlight=False)
+        console.print(f"  {key}: {value}", soft_wrap=True)
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def progress_bar(console: Console) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, markup=False, highlight=False),
     )
 
 

@@ -35,11 +35,16 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     ------
     NiftiError: not NIfTI, cut short, larger than MAX_VOXELS, complex or RGB, or 4-D without a channel.
     """
+    if not data:
+        raise NiftiError("the file is empty")
+    if data[128:132] == b"DICM":
+        raise NiftiError("a DICOM file, not NIfTI: convert the series first (dcm2niix does)")
     header = _header(_inflate(data, MAX_HEADER_BYTES, whole=False))
     shape = _shape(header, channel)
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise NiftiError(f"datatype: {dtype} is not an integer or floating-point image")
+        kind = nib.nifti1.data_type_codes.label[int(header["datatype"])]
+        raise NiftiError(f"datatype: {kind} is not an integer or floating-point image")
     start = int(header.get_data_offset())
     if not 0 <= start <= MAX_HEADER_BYTES:
         raise NiftiError(f"vox_offset: {start} is not a place in the file's header")

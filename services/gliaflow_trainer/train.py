@@ -256,7 +256,7 @@ def _load(cases: Sequence[Case], spec: InputSpec, bar: Progress) -> tuple[Slices
     usable = []
     for case, result in read_cases:
         if isinstance(result, str):
-            bar.console.print(f"[yellow]passed over[/] {result}", highlight=False)
+            bar.console.print(f"passed over  {result}", style="yellow", soft_wrap=True)
         else:
             usable.append((case, *result))
     if not usable:
