@@ -18,6 +18,7 @@ from scipy import ndimage
 
 CLIP = 4.0  # in units of the head's median: far above any FLAIR lesion, far below a metal artefact
 HEAD = 0.2  # a voxel over this share of the 99th percentile is head, not air
+FILLED = 0.2  # a corner's value that so many voxels have exactly was filled in: it is air, whatever it is
 EMPTY = 0.005  # a slice with less head than this share of its pixels is dropped
 
 
@@ -106,6 +107,9 @@ def _scale(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
         raise UnusableScan("it holds no finite number")
     if not finite.all():
         volume[~finite] = volume[finite].min()
+    background = volume == volume[0, 0, 0]
+    if background.mean() > FILLED:
+        volume[background] = volume.min()  # a scan that was normalised before has its air in the middle of the range
     air, bright = np.percentile(volume, [1, 99.5])
     volume -= air
     head: NDArray[np.bool_] = volume > HEAD * (bright - air)

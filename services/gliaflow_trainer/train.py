@@ -45,7 +45,7 @@ SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
 @dataclass(frozen=True)
 class Profile:
-    """A size of networks and how they are trained: options of ``UNet``, ``fit_unet``, the variant, ``fit_classifier``."""
+    """A size of networks, and the options with which ``fit_unet``, ``acgan`` and ``fit_classifier`` are called."""
 
     width: int  # of the U-Net's first block; 64 in the paper
     norm: bool  # batch normalisation in the U-Net; the paper has none
@@ -60,14 +60,14 @@ PROFILES = {
         width=8,
         norm=True,
         unet={
-            "epochs": 20,
-            "epoch_slices": 2000,
+            "epochs": 16,
+            "epoch_slices": 1000,
             "batch": 16,
-            "learning_rate": 3e-3,
+            "learning_rate": 4e-3,
             "cosine": True,
             "loss": "dice+bce",
             "randomise": True,
-            "crop": 128,
+            "crop": 160,
         },
         augmentations=(),  # ``randomise`` moves whole batches, in a fraction of the time
         acgan={"epochs": 25},
@@ -145,6 +145,7 @@ def train(
         width=profile.width,
         norm=profile.norm,
         augment=augment if augment.steps else None,
+        air=-spec.mean / spec.std,
         seed=seed,
         device=device,
         progress=_shown(bar, task),
@@ -362,6 +363,9 @@ def _count(split: Mapping[str, str], cases: Sequence[Case]) -> dict[str, dict[st
 def _shown(bar: Progress, task: Any) -> Callable[[int, int, Mapping[str, float]], None]:
     def show(epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
         bar.update(task, completed=epoch, total=epochs)
+        if not bar.console.is_terminal:  # a log shows no bar
+            told = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            bar.console.print(f"{bar.tasks[task].description} {epoch}/{epochs}: {told}", soft_wrap=True)
 
     return show
 

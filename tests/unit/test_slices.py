@@ -67,6 +67,15 @@ def test_the_unit_of_intensity_does_not_matter(dtype):
     np.testing.assert_allclose(prepare(volume.astype(np.float64) * 37, affine, SPEC).image, expected, atol=0.02)
 
 
+def test_a_scan_that_was_normalised_before_has_air_of_zero_among_its_values():
+    volume, _, affine = head()
+    inside = volume > 0
+    normalised = np.where(inside, (volume - volume[inside].mean()) / volume[inside].std(), 0)
+    image = prepare(normalised, affine, SPEC).image
+    assert image[:, 0, 0].max() == 0, "air is the darkest"
+    assert np.median(image[image > 0.2]) == pytest.approx(1, abs=0.1)
+
+
 def test_on_the_bundles_own_spacing_nothing_is_interpolated():
     volume, _, affine = head()
     prepared = prepare(volume, affine, SPEC)
