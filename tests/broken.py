@@ -73,6 +73,8 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "all_nan.nii": (lambda: _volume(np.full(GOOD_SHAPE, np.nan, np.float32)), "no finite number"),
     "flat_affine.nii": (lambda: _patched(312, "4f", 0, 0, 0, 0), "affine"),
     "metre_voxels.nii": (lambda: _volume(_head(), np.diag([0.001, 0.001, 0.005, 1])), "pixdim|affine"),
+    "offset_nan.nii": (lambda: _patched(108, "f", float("nan")), "vox_offset"),
+    "offset_in_header.nii": (lambda: _patched(108, "f", 100.0), "vox_offset"),
     "offset_outside.nii": (lambda: _patched(108, "f", 1e9), "vox_offset"),
     "pair.hdr": (lambda: _patched(344, "4s", b"ni1\0"), "two files"),
     "other_format.mgz": (

@@ -72,5 +72,7 @@ def check_geometry(geometry: Geometry) -> None:
     if not all(step > 0 for step in geometry.step):
         raise ProtocolError("geometry.step: expected numbers over 0")
     height = geometry.shape[geometry.orientation[::2].index(2)]
-    if not all(0 <= z < height for z in geometry.slices) or len(set(geometry.slices)) < len(geometry.slices):
-        raise ProtocolError(f"geometry.slices: expected different slices from 0 to {height - 1}")
+    if not geometry.slices or not all(0 <= z < height for z in geometry.slices):
+        raise ProtocolError(f"geometry.slices: expected slices from 0 to {height - 1}")
+    if len(set(geometry.slices)) < len(geometry.slices):
+        raise ProtocolError("geometry.slices: a slice is there twice")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
@@ -23,7 +24,9 @@ from gliaflow_proto.tensors import pack_tensor, unpack_tensor
 
 SCHEMA = "gliaflow/1"
 MAX_MESSAGE_BYTES = 8 * 2**20  # RabbitMQ 4 refuses messages over 16 MiB
+MAX_DECODED_BYTES = 16 * 2**20
 MAX_TEXT = 4096
+SUBMISSION = re.compile(r"[A-Za-z0-9_-]{0,64}")
 MAX_LIST = 8192  # entries of one msgpack array or map: bounds what nested headers can make the decoder allocate
 
 Tensor = NDArray[Any]
@@ -31,7 +34,11 @@ Tensor = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Which scan a message belongs to. ``label`` and ``split`` are None where they are not known."""
+    """Which scan a message belongs to. ``label`` and ``split`` are None where they are not known.
+
+    ``id`` is unique within a ``submission``: a second scan of the same id is taken for a copy of the first.
+    ``attempt`` counts how often a person sent it back from the dead letters.
+    """
 
     id: str
     submission: str = ""
@@ -40,6 +47,7 @@ class Scan:
     cohort: str = ""
     label: str | None = None
     split: str | None = None
+    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,7 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanMessage(Message):
-    """A scan to work on. ``channel`` names or counts (from 0) the FLAIR channel of a 4-D file."""
+    """A scan to work on. ``channel`` is the number of the FLAIR volume of a 4-D file, from 0."""
 
     kind: ClassVar[str] = "scan"
 
@@ -227,6 +235,8 @@ def decode(data: bytes) -> Message:
     ------
     ProtocolError: not msgpack, a newer schema, an unknown kind, or a field that is missing or wrong.
     """
+    if len(data) > MAX_DECODED_BYTES:
+        raise ProtocolError(f"a message of {len(data)} bytes is over the limit of {MAX_DECODED_BYTES}")
     try:
         document = msgpack.unpackb(
             data,
@@ -281,6 +291,10 @@ def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], 
     built = cls(**values)
     if isinstance(built, Message):
         _check_part(built.part)
+    if isinstance(built, Scan) and not SUBMISSION.fullmatch(built.submission):
+        raise ProtocolError(
+            "scan.submission: expected at most 64 letters, digits, - and _: it is part of a routing key"
+        )
     if isinstance(built, Source) and sum(x is not None for x in (built.data, built.uri, built.upload)) != 1:
         raise ProtocolError("source: expected exactly one of data, uri, upload")
     if isinstance(built, Geometry):

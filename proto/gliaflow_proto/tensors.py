@@ -82,8 +82,8 @@ def unpack_tensor(packed: object, where: str = "tensor") -> NDArray[Any]:
     shape, data, encoding = packed.get("shape"), packed.get("data"), packed.get("encoding", "raw")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ProtocolError(f"{where}.shape: expected a list of at most {MAX_DIMENSIONS} sizes")
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ProtocolError(f"{where}.shape: {shape} has a size that is no whole number from 0 up")
+    if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+        raise ProtocolError(f"{where}.shape: {shape} has a size that is no whole number from 0 to 2³¹")
     if not isinstance(data, bytes):
         raise ProtocolError(f"{where}.data: expected bytes, got {type(data).__name__}")
     length = prod(shape) * dtype.itemsize

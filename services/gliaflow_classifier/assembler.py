@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from gliaflow_proto import (
+    MAX_MESSAGE_BYTES,
     FailureMessage,
     GradedMessage,
     Message,
     PredictionMessage,
     ProtocolError,
     decode,
+    encode,
     expect,
     message_id,
     restore,
@@ -33,7 +35,7 @@ from gliaflow_runtime.stage import Outcome, Stage, failure
 
 REMEMBERED = 10_000  # scans whose end is remembered, so that a late copy of a part starts nothing
 OPEN_PARTS = 2000  # deliveries held at a time: the most that RabbitMQ's quorum queues hand out at once
-Key = tuple[str, str]  # submission and scan
+Key = tuple[str, str, int]  # submission, scan, attempt: what a person replays is another attempt
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Gathering:
     """
 
     count: int
+    frame: tuple[object, ...]  # what all its parts have in common
     parts: dict[int, Delivery] = field(default_factory=dict)
     copies: list[Delivery] = field(default_factory=list)  # of parts that had come before
     since: float = field(default_factory=time.monotonic)
@@ -81,28 +84,30 @@ class Assembler(Stage):
         self._ended: OrderedDict[Key, str] = OrderedDict()  # the reason why a scan failed, or ""
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
-        key = (message.scan.submission, message.scan.id)
+        key = (message.scan.submission, message.scan.id, message.scan.attempt)
         if isinstance(message, FailureMessage):
             return self._give_up(key, delivery, message.reason)
         part = expect(message, GradedMessage)
         slices = len(part.geometry.slices)
         if part.logit.shape != (slices,) or part.mask.shape != (slices, *part.geometry.size):
             raise ProtocolError(f"tensors: {part.logit.shape} logits and {part.mask.shape} masks for {slices} slices")
-        if key in self._ended and delivery.replayed:
-            del self._ended[key]  # a person replays its dead letters: it gets another chance
+        if not np.isfinite(part.logit).all():
+            raise ProtocolError("tensors.logit: not finite")
         if key in self._ended:
             reason = self._ended[key]
             return Outcome(dead=[(delivery, f"its scan failed: {reason}")], done=[]) if reason else Outcome()
-        gathering = self._open.setdefault(key, Gathering(count=part.part[1]))
-        if gathering.count != part.part[1]:
-            raise ProtocolError(f"part: {part.part}, but other parts of this scan said {gathering.count} in all")
+        gathering = self._open.setdefault(key, Gathering(part.part[1], _frame(part)))
+        if gathering.frame != _frame(part):
+            raise ProtocolError("geometry, part, bundle: not those that other parts of this scan have")
         gathering.since = time.monotonic()
         if part.part[0] in gathering.parts:
             gathering.copies.append(gathering.parts[part.part[0]])
         gathering.parts[part.part[0]] = delivery
         if len(gathering.parts) < gathering.count:
-            return Outcome(done=[])
+            return self._make_room() or Outcome(done=[])
         prediction = self._predict(gathering.graded())
+        if len(encode(prediction, "lz4")) > MAX_MESSAGE_BYTES:
+            return self._end_failed([key], "its mask is over the limit on a message")
         self._end(key, "")
         metrics.SLICES.labels(self.name).inc(prediction.slices)
         return Outcome([prediction], done=gathering.held)
@@ -110,13 +115,20 @@ class Assembler(Stage):
     def idle(self) -> Outcome | None:
         """Give up scans whose missing parts have not come for too long."""
         late = [key for key, scan in self._open.items() if time.monotonic() - scan.since > self._timeout_s]
-        if not late:
+        return self._end_failed(late, f"did not come within {self._timeout_s:g} s") if late else None
+
+    def _make_room(self) -> Outcome | None:
+        """Give up the scan that has waited longest when so much is open that the broker would hand out no more."""
+        if sum(len(scan.held) for scan in self._open.values()) < OPEN_PARTS:
             return None
+        return self._end_failed([next(iter(self._open))], f"did not come before {OPEN_PARTS} parts of other scans")
+
+    def _end_failed(self, keys: list[Key], why: str) -> Outcome:
         news, dead = [], []
-        for key in late:
+        for key in keys:
             gathering = self._open[key]
             missing = [i for i in range(gathering.count) if i not in gathering.parts]
-            reason = f"incomplete: parts {missing[:20]} of {gathering.count} did not come within {self._timeout_s:g} s"
+            reason = f"incomplete: parts {missing[:20]} of {gathering.count} {why}" if missing else why
             news.append(failure(gathering.graded()[0], self.name, reason))
             dead += [(held, reason) for held in gathering.held]
             self._end(key, reason)
@@ -158,3 +170,10 @@ class Assembler(Stage):
             affine=geometry.affine,
             mask=mask,
         )
+
+
+def _frame(part: GradedMessage) -> tuple[object, ...]:
+    """How many parts there are, which bundle graded them, and the grids: the same in every part of a scan."""
+    g = part.geometry
+    grids = (*g.affine, *g.shape, *g.orientation, *g.origin, *g.step, *g.size)
+    return part.part[1], part.bundle, grids

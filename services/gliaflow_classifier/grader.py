@@ -19,6 +19,7 @@ class Grader(Stage):
     queue = CLASSIFIER
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
+        bundle.require_own_tap("the classifier")
         self._bundle = bundle
         self._network = Network(bundle, "classifier", ["logit"], device=device, threads=threads)
         self._network.warm(features=(1, *bundle.tap_shape))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from gliaflow_preprocessor.sources import MAX_FILE_BYTES
 from gliaflow_proto import (
     FailureMessage,
     GenerateMessage,
@@ -54,11 +57,12 @@ class Submission:
     ----------
     broker: a connection, not shared with a worker.
     by_uri: send paths instead of bytes: for stages in this process, which see the same files.
+    patience_s: how long to wait for room in a full queue.
     """
 
-    def __init__(self, broker: Broker, *, by_uri: bool) -> None:
+    def __init__(self, broker: Broker, *, by_uri: bool, patience_s: float = 600) -> None:
         self.id = uuid.uuid4().hex
-        self._broker, self._by_uri = broker, by_uri
+        self._broker, self._by_uri, self._patience_s = broker, by_uri, patience_s
         self._uploads: set[str] = set()
         queue = submission_queue(self.id)
         broker.declare(queue)
@@ -126,6 +130,8 @@ class Submission:
 
     def _by_value(self, path: Path, scan_id: str) -> Source:
         with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise OSError(errno.EFBIG, f"over the limit of {MAX_FILE_BYTES} bytes")
             data = file.read(BY_VALUE_BYTES)
             rest = file.read(1)
             if not rest:
@@ -150,7 +156,11 @@ class Submission:
                 self._broker.publish(key, body, message_id=message.id)
                 return
             except Refused:  # the queue is full: the stages are busy with what is in it
-                pass
+                if time.monotonic() - started > self._patience_s:
+                    raise NoStage(
+                        f"the queue for {message.kind!r} messages has been full for {self._patience_s:g} s: "
+                        "are its stages running? (gliaflow doctor)"
+                    ) from None
             except Unroutable:
                 if time.monotonic() - started > ROUTE_WAIT_S:
                     raise NoStage(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
-from gliaflow_proto import Message, ProtocolError, Queue, decode
+from gliaflow_proto import Message, ProtocolError, Queue, decode, encode
 from gliaflow_proto.routing import STAGE_QUEUES
-from gliaflow_runtime.broker import DIED_AT, REASON, REPLAYED, Broker, Consumer, Delivery
+from gliaflow_runtime.broker import DIED_AT, REASON, Broker, Consumer, Delivery
 from gliaflow_runtime.settings import Settings
 from rich.console import Console
 
 from gliaflow_cli.inputs import UsageError
 from gliaflow_cli.pipeline import open_broker
 
-AT_ONCE = 2000
+AT_ONCE = 200  # each may weigh 8 MiB, and all of them are held while they are looked at
 Letter = tuple[Queue, Consumer, Delivery]
 
 
@@ -29,8 +29,11 @@ def list_letters(settings: Settings, console: Console) -> None:
             where = queue.name.removeprefix("gliaflow.")
             line = f"{letter.message_id[:12] or '?':12}  {died:19}  {where:12}  {scan}: {reason(letter)}"
             console.print(line, soft_wrap=True)
+        hidden = _waiting(broker)
         count = len(letters)
-    console.print(f"{count} dead letters on {settings.broker.split('@')[-1]}")
+    if hidden:
+        console.print(f"and {hidden} more (gliaflow dead replay or a look at the broker's management page)")
+    console.print(f"{count + hidden} dead letters on {settings.broker.split('@')[-1]}")
 
 
 def show_letter(start: str, settings: Settings, console: Console) -> None:
@@ -53,12 +56,26 @@ def replay_letters(starts: Sequence[str], every: bool, settings: Settings, conso
     if settings.broker.startswith("memory:"):
         raise UsageError("memory:// has no stages that run on: submit the scans again instead")
     with open_broker(settings) as broker, _letters(broker) as letters:
+        total = _waiting(broker) + len(letters)
         chosen = letters if every else _chosen(letters, starts)
         for queue, consumer, letter in chosen:
-            headers = {k: v for k, v in letter.headers.items() if not k.startswith("x-death")} | {REPLAYED: "1"}
-            broker.send(queue.name, letter.body, message_id=letter.message_id, headers=headers)
+            broker.send(queue.name, _another_attempt(letter), message_id=letter.message_id)
             consumer.ack(letter)
-    console.print(f"{len(chosen)} sent back to their queues")
+    console.print(f"{len(chosen)} of {total} sent back to their queues")
+    console.print("answers go to the submissions that sent them; where those have ended, submit the scans again")
+
+
+def _another_attempt(letter: Delivery) -> bytes:
+    """The message with its scan's attempt counted up: what became of the last one does not hold for it."""
+    message = _decoded(letter)
+    if message is None:
+        return letter.body
+    scan = replace(message.scan, attempt=message.scan.attempt + 1)
+    return encode(replace(message, scan=scan), "lz4")
+
+
+def _waiting(broker: Broker) -> int:
+    return sum(broker.depth(queue.dead) for queue in STAGE_QUEUES)
 
 
 def reason(letter: Delivery) -> str:
@@ -73,16 +90,14 @@ def _letters(broker: Broker) -> Iterator[list[Letter]]:
     consumers = []
     for queue in STAGE_QUEUES:
         broker.declare(queue)
-        waiting = broker.depth(queue.dead)
-        if not waiting:
+        room = min(broker.depth(queue.dead), AT_ONCE - len(letters))
+        if room <= 0:
             continue
-        consumer = broker.consume(Queue(queue.dead), AT_ONCE)
+        consumer = broker.consume(Queue(queue.dead), room)
         consumers.append(consumer)
-        while len(letters) < AT_ONCE and (letter := consumer.next(timeout=1.0)) is not None:
+        while room and (letter := consumer.next(timeout=1.0)) is not None:
             letters.append((queue, consumer, letter))
-            waiting -= 1
-            if not waiting:
-                break
+            room -= 1
     try:
         yield letters
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +27,6 @@ from gliaflow_cli.submit import Row, submit
 
 SYNTHETIC = 8  # features of each class
 TIMEOUT_S = 600.0
-FEATURES = Queue("gliaflow.demo", ("features.*",), expires_s=600)  # a new consumer is a new queue
 
 
 def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: Console) -> None:
@@ -51,14 +51,15 @@ def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: C
                 masks[item.name] = prediction
             bar.advance(task)
 
-        with embedded(settings, inputs), open_broker(settings) as broker:
-            broker.declare(FEATURES)
-            with broker.consume(FEATURES, prefetch=1000) as consumer:
+        with embedded(settings, inputs) as alive, open_broker(settings) as broker:
+            features = Queue(f"gliaflow.demo.{uuid4().hex}", ("features.labelled",), expires_s=600)
+            broker.declare(features)  # a new consumer is a new queue: no stage knows of it
+            with broker.consume(features, prefetch=16) as consumer:
                 task = bar.add_task("segmenting and grading", total=len(inputs))
                 by_uri = is_embedded(settings)
-                rows = submit(inputs, out, broker, by_uri=by_uri, timeout_s=TIMEOUT_S, answered=answered)
+                rows = submit(inputs, out, broker, by_uri=by_uri, timeout_s=TIMEOUT_S, alive=alive, answered=answered)
                 real = _strongest(consumer)
-            broker.delete(FEATURES.name)
+            broker.delete(features.name)
             task = bar.add_task("making synthetic features", total=1)
             synthetic = _synthetic(broker, by_uri, seed, sorted(real))
             bar.advance(task)

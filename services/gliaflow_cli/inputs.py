@@ -13,6 +13,7 @@ import nibabel as nib
 
 from gliaflow_cli.client import Input
 
+MAX_NAME_BYTES = 160  # file systems take 255, and endings and numbers come after it
 SCAN_ENDINGS = (
     ".nii",
     ".nii.gz",
@@ -74,20 +75,27 @@ def find_inputs(paths: Iterable[str], *, grade: str | None = None, channel: str 
         raise UsageError(f"no scan (*.nii, *.nii.gz) in {', '.join(paths)}")
     files = list(dict.fromkeys(files))
     inputs = [
-        Input(path, name, patient_of(path), grade, channel or flair_channel(path))
+        Input(path, name, _plain(patient_of(path)), grade, _channel(path, channel))
         for path, name in zip(files, _names(files), strict=True)
     ]
     return inputs
 
 
-def flair_channel(path: Path) -> str | None:
-    """For a 4-D file in the Medical Segmentation Decathlon layout: the number of FLAIR in its ``dataset.json``."""
+def _channel(path: Path, channel: str | None) -> str | None:
+    """The number of the FLAIR volume: as given, or looked up by name in ``dataset.json``.
+
+    A file in the Medical Segmentation Decathlon layout has that beside its folder; FLAIR is looked up unasked.
+    """
+    if channel is not None and channel.isdecimal():
+        return channel
     for folder in path.absolute().parents[:2]:
         try:
             modality = json.loads((folder / "dataset.json").read_bytes())["modality"]
-            return next(str(number) for number, name in modality.items() if name.upper() == "FLAIR")
+            return next(str(n) for n, name in modality.items() if name.upper() == (channel or "FLAIR").upper())
         except (OSError, ValueError, KeyError, AttributeError, TypeError, StopIteration):
             continue
+    if channel is not None:
+        raise UsageError(f"--channel: {channel!r} is no number, and no dataset.json beside {path} has it by name")
     return None
 
 
@@ -106,13 +114,25 @@ def _is_scan(path: Path) -> bool:
 
 
 def _names(files: list[Path]) -> list[str]:
-    """The stems; where two are the same, with their folder's name before them, and at last with a number."""
-    names = [stem(f) for f in files]
-    common = Counter(names)
-    names = [f"{f.absolute().parent.name}_{n}" if common[n] > 1 else n for f, n in zip(files, names, strict=True)]
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return unique
+    """The stems; where two are the same, with their folder's name before them, and at last with a number.
+
+    A name becomes part of file names and messages: it is cut to what file systems take, and bytes that are no UTF-8
+    are replaced.
+    """
+    stems = [_plain(stem(f)) for f in files]
+    common = Counter(s.casefold() for s in stems)
+    taken: set[str] = set()
+    names = []
+    for file, name in zip(files, stems, strict=True):
+        if common[name.casefold()] > 1:
+            name = _plain(f"{file.absolute().parent.name}_{name}")
+        unique, number = name, 2
+        while unique.casefold() in taken:
+            unique, number = f"{name}-{number}", number + 1
+        taken.add(unique.casefold())
+        names.append(unique)
+    return names
+
+
+def _plain(name: str) -> str:
+    return name.encode("utf-8", "replace")[:MAX_NAME_BYTES].decode("utf-8", "ignore")

@@ -82,7 +82,7 @@ class Pipeline:
     """
 
     def __init__(self, services: Sequence[str], settings: Settings, *, deadline: bool = False) -> None:
-        self.bundle = load_bundle(settings.bundle)
+        self.bundle = load_bundle(settings.bundle, settings.tap)
         self.failed = threading.Event()
         self.error: BaseException | None = None
         self._settings = settings
@@ -97,6 +97,11 @@ class Pipeline:
         for name, ready in state.items():
             metrics.READY.labels(name).set(ready)
         return state if len(state) == len(self._makers) else {**state, "started": False}
+
+    def check(self) -> None:
+        """Raise what ended a stage, if one has ended."""
+        if self.error is not None:
+            raise self.error
 
     def __enter__(self) -> Self:
         for make in self._makers:
@@ -118,7 +123,7 @@ class Pipeline:
             pass
         if self.error is not None:
             self.__exit__(None, None, None)
-            raise self.error
+        self.check()
         return self
 
     def _run(self, worker: Worker) -> None:
@@ -160,5 +165,4 @@ def serve(service: str, settings: Settings) -> None:
         with pipeline:
             while not stop.wait(0.2) and not pipeline.failed.is_set():
                 pass
-        if pipeline.error is not None:
-            raise pipeline.error
+        pipeline.check()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from gliaflow_cli.client import Input, NoStage, Submission
 from gliaflow_cli.inputs import UsageError, find_inputs
 from gliaflow_cli.pipeline import SERVICES, Pipeline, open_broker
-from gliaflow_cli.submit import TABLE, Row, read_table, submit, write_table
+from gliaflow_cli.submit import TABLE, Row, read_table, submit
 
 QUIET_S = 600.0  # generate: no answer for so long means that no generator runs
 
@@ -47,18 +47,20 @@ def run_submit(
     todo = [item for item in inputs if item.name not in before]
     if before:
         console.print(f"{len(inputs) - len(todo)} of {len(inputs)} scans have an answer in {out}")
-    with embedded(settings, todo), open_broker(settings) as broker, progress_bar(console) as bar:
+    with embedded(settings, todo) as alive, open_broker(settings) as broker, progress_bar(console) as bar:
         task = bar.add_task("scans", total=len(todo))
 
         def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
             if row.status == "failed":
-                bar.console.print(f"failed  {item.path}: {row.error}", style="red", soft_wrap=True)
+                path = str(item.path).encode("utf-8", "replace").decode()
+                bar.console.print(f"failed  {path}: {row.error}", style="red", soft_wrap=True)
             bar.advance(task)
 
-        rows = submit(todo, out, broker, by_uri=is_embedded(settings), timeout_s=timeout_s, answered=answered)
-    done = {row.scan: row for row in rows}
-    rows = [done.get(item.name) or before[item.name] for item in inputs]
-    write_table(out / TABLE, rows)
+        by_uri = is_embedded(settings)
+        rows = submit(
+            todo, out, broker, by_uri=by_uri, timeout_s=timeout_s, known=before, alive=alive, answered=answered
+        )
+    rows += before.values()
     failed = sum(row.status == "failed" for row in rows)
     console.print(f"{len(rows) - failed} of {len(rows)} scans answered: {out / TABLE}", soft_wrap=True)
     return failed
@@ -159,16 +161,18 @@ def run_train(
 
 
 @contextmanager
-def embedded(settings: Settings, inputs: Sequence[Input]) -> Iterator[Pipeline | None]:
-    """All services in this process, if the broker is ``memory://``; otherwise they run elsewhere."""
+def embedded(settings: Settings, inputs: Sequence[Input]) -> Iterator[Callable[[], None]]:
+    """All services in this process, if the broker is ``memory://``; otherwise they run elsewhere.
+
+    Gives a function that raises once one of them has failed.
+    """
     configure_logging(settings.log_level if "log_level" in settings.model_fields_set else "error", settings.log_format)
     if not is_embedded(settings):
-        with nullcontext():
-            yield None
+        yield lambda: None
         return
     roots = sorted({str(item.path.resolve().parent) for item in inputs})
     with Pipeline(list(SERVICES), settings.model_copy(update={"roots": [*settings.roots, *roots]})) as pipeline:
-        yield pipeline
+        yield pipeline.check
 
 
 def is_embedded(settings: Settings) -> bool:

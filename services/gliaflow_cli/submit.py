@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -42,6 +42,8 @@ def submit(
     *,
     by_uri: bool,
     timeout_s: float,
+    known: Mapping[str, Row] | None = None,
+    alive: Callable[[], None] = lambda: None,
     answered: Callable[[Input, Row, PredictionMessage | None], None] = lambda *_: None,
 ) -> list[Row]:
     """Send scans, write each answer as it comes, and the table every few seconds.
@@ -53,7 +55,13 @@ def submit(
     broker: a connection of its own.
     by_uri: as for ``Submission``.
     timeout_s: with no answer at all for so long, the scans still out are given up.
+    known: rows of former runs, by scan, which stay in the table.
+    alive: called now and then; raises when there is no point in waiting any longer.
     answered: called for each input with its row.
+
+    Returns
+    -------
+    The rows of ``inputs``, in their order.
 
     Raises
     ------
@@ -66,15 +74,19 @@ def submit(
 
     written = 0.0
 
+    def write() -> None:
+        table = {**(known or {}), **{i.name: rows[i.name] for i in inputs if i.name in rows}}
+        write_table(out / TABLE, list(table.values()))
+
     def settle(item: Input, row: Row, prediction: PredictionMessage | None = None) -> None:
         nonlocal written
         rows[item.name] = row
         if time.monotonic() - written > WRITE_EVERY_S:
-            write_table(out / TABLE, [rows[i.name] for i in inputs if i.name in rows])
+            write()
             written = time.monotonic()
         answered(item, row, prediction)
 
-    with Submission(broker, by_uri=by_uri) as submission:
+    with Submission(broker, by_uri=by_uri, patience_s=timeout_s) as submission:
         last = time.monotonic()
         while waiting or sent:
             while waiting and len(sent) < IN_FLIGHT:
@@ -83,14 +95,19 @@ def submit(
                     sent[submission.submit(item)] = item, time.monotonic()
                 except OSError as error:
                     settle(item, Row(item.name, item.patient, error=f"{item.path}: {error.strerror or error}"))
+            alive()
             answer = submission.answer(timeout=1.0) if sent else None
             if answer is not None and answer.scan.id in sent:
                 last = time.monotonic()
                 item, started = sent.pop(answer.scan.id)
                 seconds = round(last - started, 3)
                 if isinstance(answer, PredictionMessage):
-                    write_mask(out / f"{item.name}_seg.nii.gz", answer.mask, _affine(answer))
-                    settle(item, _ok(item, answer, seconds), answer)
+                    try:
+                        write_mask(out / f"{item.name}_seg.nii.gz", answer.mask, _affine(answer))
+                    except OSError as error:
+                        settle(item, Row(item.name, item.patient, error=f"mask not written: {error.strerror}"))
+                    else:
+                        settle(item, _ok(item, answer, seconds), answer)
                 elif isinstance(answer, FailureMessage):
                     reason = f"{answer.stage}: {answer.reason}"
                     settle(item, Row(item.name, item.patient, error=reason, seconds=seconds))
@@ -99,7 +116,7 @@ def submit(
                     reason = f"no answer within {timeout_s:g} s: are all stages running? (gliaflow doctor)"
                     settle(item, Row(item.name, item.patient, error=reason, seconds=round(last - started, 3)))
                 sent.clear()
-    write_table(out / TABLE, [rows[i.name] for i in inputs])
+    write()
     return [rows[i.name] for i in inputs]
 
 

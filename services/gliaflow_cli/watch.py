@@ -18,8 +18,8 @@ from gliaflow_runtime.settings import Settings
 from gliaflow_cli.client import Input
 from gliaflow_cli.inputs import UsageError, find_inputs
 from gliaflow_cli.pipeline import open_broker
-from gliaflow_cli.run import embedded, is_embedded
-from gliaflow_cli.submit import Row, read_table, submit, write_table
+from gliaflow_cli.run import embedded
+from gliaflow_cli.submit import TABLE, Row, read_table, submit
 
 POLL_S = 1.0
 SETTLED_S = 2.0  # a file that has not changed for so long has been copied whole
@@ -41,7 +41,7 @@ def watch(inbox: Path, out: Path, settings: Settings) -> None:
     _become_owner(out)
     log.info("watching", inbox=str(inbox), out=str(out))
     with (
-        embedded(settings, [Input(inbox / "any", "any", "")]),
+        embedded(settings, []) as alive,
         open_broker(settings) as broker,
         serve_health(settings, lambda: {"broker": broker.connected}),
     ):
@@ -49,14 +49,13 @@ def watch(inbox: Path, out: Path, settings: Settings) -> None:
             new = _new(inbox, out)
             if not new:
                 continue
-            known = read_table(out / "predictions.csv")
+            known = read_table(out / TABLE)
 
             def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
                 log.info("answered", status=row.status, seconds=row.seconds)
                 (out / f"{item.name}.json").write_text(json.dumps(asdict(row), indent=2) + "\n", encoding="utf-8")
 
-            rows = submit(new, out, broker, by_uri=is_embedded(settings), timeout_s=TIMEOUT_S, answered=answered)
-            write_table(out / "predictions.csv", list({**known, **{row.scan: row for row in rows}}.values()))
+            submit(new, out, broker, by_uri=False, timeout_s=TIMEOUT_S, known=known, alive=alive, answered=answered)
 
 
 def _new(inbox: Path, out: Path) -> list[Input]:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from gliaflow_proto import FeaturesMessage, Message, ProtocolError, SlicesMessage, expect, message_id
+from gliaflow_proto import (
+    MAX_MESSAGE_BYTES,
+    FeaturesMessage,
+    Message,
+    ProtocolError,
+    SlicesMessage,
+    expect,
+    message_id,
+)
 from gliaflow_proto.routing import EXTRACTOR
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker import Delivery
@@ -27,7 +35,7 @@ class UNet:
     def __init__(self, bundle: Bundle, *, batch: int = 4, device: str = "cpu", threads: int = 0) -> None:
         self.size = bundle.manifest.input.size
         self._batch = batch
-        self._network = Network(bundle, "unet", [bundle.manifest.tap, "mask"], device=device, threads=threads)
+        self._network = Network(bundle, "unet", [bundle.tap, "mask"], device=device, threads=threads)
         self._network.warm(image=(1, 1, *self.size))
 
     def __call__(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
@@ -51,6 +59,8 @@ class Extractor(Stage):
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         slices = expect(message, SlicesMessage)
+        if len(slices.geometry.slices) > (most := self._bundle.slices_per_part(MAX_MESSAGE_BYTES)):
+            raise ProtocolError(f"geometry.slices: {len(slices.geometry.slices)}, but a part has at most {most} here")
         if slices.image.shape != (expected := (len(slices.geometry.slices), 1, *self._unet.size)):
             raise ProtocolError(f"tensors.image: shape {slices.image.shape}, but this bundle takes {expected}")
         features, mask = self._unet(slices.image.astype(np.float32))
@@ -63,7 +73,7 @@ class Extractor(Stage):
                     part=slices.part,
                     trace=slices.trace,
                     bundle=self._bundle.id,
-                    tap=self._bundle.manifest.tap,
+                    tap=self._bundle.tap,
                     geometry=slices.geometry,
                     features=features,
                     mask=mask,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
+import structlog
 from gliaflow_proto import (
     MAX_MESSAGE_BYTES,
     FeaturesMessage,
@@ -24,9 +26,11 @@ from numpy.typing import NDArray
 
 from gliaflow_generator.synthesis import GeneratorError, Synthesizer
 
-MAX_REQUEST = 100_000
+MAX_REQUEST_BYTES = 2**28  # of one request's features: they are held until all of them are right
 BALANCE_STEP = 16  # synthetic features go out in groups of so many
 REMEMBERED = 100_000
+
+log = structlog.get_logger()
 
 
 class Generator(Stage):
@@ -40,8 +44,9 @@ class Generator(Stage):
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         wanted = expect(message, GenerateMessage)
-        if not 0 < wanted.count <= MAX_REQUEST:
-            raise ProtocolError(f"count: {wanted.count} is not from 1 to {MAX_REQUEST}")
+        most = MAX_REQUEST_BYTES // (2 * math.prod(self._bundle.tap_shape))
+        if not 0 < wanted.count <= most:
+            raise ProtocolError(f"count: {wanted.count} is not from 1 to {most}; ask again with another seed for more")
         if wanted.seed < 0:
             raise ProtocolError(f"seed: {wanted.seed} is below 0")
         rng = np.random.default_rng([wanted.seed, *wanted.label.encode()])
@@ -73,12 +78,17 @@ class Balancer(Stage):
         part = expect(message, FeaturesMessage)
         label = part.scan.label
         if label not in self._real:
-            raise ProtocolError(f"scan.label: {label!r} is not one of {', '.join(self._real)}: it was not counted")
+            return Outcome()  # a grade of another scheme: nothing to balance
+        if part.bundle != self._bundle.id or part.features.shape != (
+            slices := len(part.geometry.slices),
+            *self._bundle.tap_shape,
+        ):
+            raise ProtocolError(f"features: {part.features.shape} from {part.bundle} are not of {self._bundle.id}")
         if part.id not in self._seen:
             self._seen[part.id] = None
             if len(self._seen) > REMEMBERED:
                 del self._seen[next(iter(self._seen))]
-            self._real[label] += len(part.geometry.slices)
+            self._real[label] += slices
         outgoing: list[SyntheticMessage] = []
         for behind in self._real:
             count = self.deficit(behind) // BALANCE_STEP * BALANCE_STEP
@@ -88,7 +98,8 @@ class Balancer(Stage):
             try:
                 features = self._synthesizer.draw(behind, count, rng)
             except GeneratorError as error:
-                raise InvalidInput(str(error)) from None
+                log.warning("not balanced", label=behind, reason=str(error))
+                continue
             cause = message_id(part.id, behind, self._made[behind])
             self._made[behind] += count
             outgoing += synthetic_messages(self._bundle, Scan(id=cause), behind, self._seed, features, cause)

@@ -26,6 +26,7 @@ class Synthesizer:
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
+        bundle.require_own_tap("the generator")
         self.classes = bundle.manifest.classes
         self._noise = bundle.manifest.noise
         self._generator = Network(bundle, "generator", ["features"], device=device, threads=threads)

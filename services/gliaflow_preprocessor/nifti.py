@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import zlib
 from typing import Any
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 GZIP = b"\x1f\x8b"
 MAX_VOXELS = 2**28  # 512 x 512 x 1024
 MAX_HEADER_BYTES = 2**20  # extensions included
+HEADER_BYTES = 540  # of a NIfTI-2 header; NIfTI-1 has 348
 MAX_SIDE = 4096
 _SILENT = logging.getLogger("gliaflow.nifti")  # nibabel tells of odd headers what our errors tell better
 _SILENT.disabled = True
@@ -39,15 +42,17 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
         raise NiftiError("the file is empty")
     if data[128:132] == b"DICM":
         raise NiftiError("a DICOM file, not NIfTI: convert the series first (dcm2niix does)")
-    header = _header(_inflate(data, MAX_HEADER_BYTES, whole=False))
+    header = _header(_inflate(data, HEADER_BYTES))
     shape = _shape(header, channel)
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         kind = nib.nifti1.data_type_codes.label[int(header["datatype"])]
         raise NiftiError(f"datatype: {kind} is not an integer or floating-point image")
-    start = int(header.get_data_offset())
-    if not 0 <= start <= MAX_HEADER_BYTES:
-        raise NiftiError(f"vox_offset: {start} is not a place in the file's header")
+    smallest = header.template_dtype.itemsize
+    offset = float(header["vox_offset"]) or smallest + 4  # 0: some writers leave it to the reader
+    if not smallest <= offset <= MAX_HEADER_BYTES:  # not a number, too
+        raise NiftiError(f"vox_offset: {offset:g} is not a place after the header")
+    start = int(offset)
     volume_bytes = int(np.prod(shape[:3], dtype=np.int64)) * dtype.itemsize
     index = int(channel or 0) if len(shape) == 4 else 0
     stop = start + volume_bytes * (index + 1)
@@ -116,19 +121,20 @@ def _shape(header: Any, channel: str | None) -> tuple[int, ...]:
     return shape
 
 
-def _inflate(data: bytes, limit: int, whole: bool = True) -> bytes:
-    """At most ``limit`` bytes of the file, gunzipped if need be."""
+def _inflate(data: bytes, limit: int) -> bytes:
+    """At most ``limit`` bytes of the file, gunzipped if need be; fewer where it is cut short."""
     if not data.startswith(GZIP):
         return data[:limit]
-    unzip = zlib.decompressobj(wbits=31)
+    chunks: list[bytes] = []
+    size = 0
     try:
-        raw = unzip.decompress(data, limit)
-        while whole and unzip.eof and len(raw) < limit and unzip.unused_data.startswith(GZIP):
-            rest = unzip.unused_data  # gzip files may be several members, one after another (RFC 1952, 2.2)
-            unzip = zlib.decompressobj(wbits=31)
-            raw += unzip.decompress(rest, limit - len(raw))
-        if whole and not unzip.eof:
-            unzip.decompress(unzip.unconsumed_tail, 2**16)  # on to the checksum, where the end is near
-    except zlib.error as error:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:  # of any number of members (RFC 1952, 2.2)
+            # one byte more, so that a file that ends here has its checksum looked at
+            while size <= limit and (chunk := file.read(min(2**20, limit + 1 - size))):
+                chunks.append(chunk)
+                size += len(chunk)
+    except EOFError:
+        pass  # cut short: whether enough is there, the header tells
+    except (zlib.error, gzip.BadGzipFile) as error:
         raise NiftiError(f"not a valid gzip file: {error}") from None
-    return raw
+    return b"".join(chunks)[:limit]

@@ -18,7 +18,8 @@ from scipy import ndimage
 
 CLIP = 4.0  # in units of the head's median: far above any FLAIR lesion, far below a metal artefact
 HEAD = 0.2  # a voxel over this share of the 99th percentile is head, not air
-FILLED = 0.2  # a corner's value that so many voxels have exactly was filled in: it is air, whatever it is
+FILLED = 0.1  # the corners' value was filled in if so many voxels have it
+FILLED_TOLERANCE = 1e-3  # of the range: interpolation leaves such traces
 EMPTY = 0.005  # a slice with less head than this share of its pixels is dropped
 
 
@@ -54,7 +55,9 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     orientation = nib.io_orientation(affine)
     if np.isnan(orientation).any():
         raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions")
-    canonical = np.ascontiguousarray(nib.apply_orientation(volume, orientation), dtype=np.float32)
+    if volume.dtype.kind in "iu" and volume.dtype.itemsize == 8:
+        volume = volume - volume.min()  # before float32 cuts it to 24 bits
+    canonical = np.array(nib.apply_orientation(volume, orientation), dtype=np.float32, order="C")
     head = _scale(canonical)
     spacing = nib.affines.voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
 
@@ -107,9 +110,7 @@ def _scale(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
         raise UnusableScan("it holds no finite number")
     if not finite.all():
         volume[~finite] = volume[finite].min()
-    background = volume == volume[0, 0, 0]
-    if background.mean() > FILLED:
-        volume[background] = volume.min()  # a scan that was normalised before has its air in the middle of the range
+    _blacken_background(volume)
     air, bright = np.percentile(volume, [1, 99.5])
     volume -= air
     head: NDArray[np.bool_] = volume > HEAD * (bright - air)
@@ -118,6 +119,24 @@ def _scale(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
     volume /= np.median(volume[head])
     np.clip(volume, 0, CLIP, out=volume)
     return head
+
+
+def _blacken_background(volume: NDArray[np.float32]) -> None:
+    """Where air was filled in with another value than air has, make it air again.
+
+    That is so in scans that were normalised before (0 is in the middle of the range), converted from CT conventions
+    (−1000), or padded with white. A background that is darker than the head, from 0 up, is left as it is.
+    """
+    corner = float(np.median(volume[:: volume.shape[0] - 1, :: volume.shape[1] - 1, :: volume.shape[2] - 1]))
+    low, high = np.percentile(volume, [0.5, 99.5])
+    background = np.abs(volume - np.float32(corner)) <= FILLED_TOLERANCE * (high - low)
+    if background.mean() < FILLED or background.all():
+        return
+    darkest, dark = np.percentile(volume[~background], [0.5, 5])
+    if corner > dark:
+        volume[background] = darkest
+    elif corner < 0 <= darkest:
+        volume[background] = 0
 
 
 def _origin(head: NDArray[np.bool_], axis: int, step: float, size: int) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec
 from gliaflow_proto import Queue, Source
-from gliaflow_runtime.broker import Broker
+from gliaflow_runtime.broker import Broker, NoQueue
 
 MAX_FILE_BYTES = 2**30
 UPLOAD_WAIT_S = 30.0
@@ -39,36 +40,44 @@ def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
 
 
 def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
+    """The reasons name no file: they are logged, and a path may name a patient."""
     parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
-        path = Path(unquote(parts.path)).resolve()  # a link may not lead out of the root either
-        if not any(path.is_relative_to(Path(root).resolve()) for root in roots if "://" not in root):
-            raise SourceError(f"source.uri: {uri} is not under an allowed root ({', '.join(roots) or 'none is set'})")
-        url = str(path)
-    else:
-        url = uri
-        escapes = ".." in unquote(parts.path).split("/") or parts.query or parts.fragment
-        if escapes or not any(uri.startswith(root.rstrip("/") + "/") for root in roots if "://" in root):
-            raise SourceError(f"source.uri: {uri} is not under an allowed root ({', '.join(roots) or 'none is set'})")
+    outside = SourceError(f"source.uri: not under an allowed root ({', '.join(roots) or 'none is set'})")
     try:
-        with fsspec.open(url, "rb") as file:
+        if parts.scheme in ("", "file"):
+            path = Path(unquote(parts.path, errors="surrogateescape")).resolve()  # a link may not lead out either
+            if not any(path.is_relative_to(Path(root).resolve()) for root in roots if "://" not in root):
+                raise outside
+            file: Any = path.open("rb")
+        else:
+            escapes = ".." in unquote(parts.path).split("/") or "::" in uri or parts.query or parts.fragment
+            if escapes or not any(uri.startswith(root.rstrip("/") + "/") for root in roots if "://" in root):
+                raise outside
+            file = fsspec.open(uri, "rb").open()
+        with file:
             data: bytes = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise SourceError(f"source.uri: {uri}: no such file") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise SourceError(f"source.uri: {uri}: {error.strerror}") from None
+        raise SourceError("source.uri: no such file") from None
+    except (OSError, ValueError, ImportError) as error:  # a folder, no permission, a NUL, a protocol not installed
+        if error is outside:
+            raise
+        raise SourceError(f"source.uri: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise SourceError(f"source.uri: {uri} is over the limit of {MAX_FILE_BYTES} bytes")
+        raise SourceError(f"source.uri: over the limit of {MAX_FILE_BYTES} bytes")
     return data
 
 
 def _read_upload(name: str, chunks: int, broker: Broker) -> bytes:
-    """The bytes that lie in an upload queue. They stay there until ``drop_upload``, so that a retry finds them."""
+    """The bytes that lie in an upload queue. None is acknowledged, so that a retry finds them."""
     if not name.startswith("gliaflow.upload.") or not 0 < chunks <= 4096:
         raise SourceError(f"source.upload: {name!r} with {chunks} chunks is no upload queue")
     found: dict[str, bytes] = {}
     total = 0
-    with broker.consume(Queue(name, expires_s=24 * 3600), prefetch=chunks) as consumer:
+    try:
+        upload = broker.consume(Queue(name, expires_s=24 * 3600), prefetch=chunks)
+    except NoQueue:
+        raise SourceError("source.upload: it is gone: its sender left, or it expired; submit the scan again") from None
+    with upload as consumer:
         while len(found) < chunks:
             delivery = consumer.next(timeout=UPLOAD_WAIT_S)
             if delivery is None:

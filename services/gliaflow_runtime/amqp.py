@@ -31,6 +31,7 @@ from gliaflow_runtime.broker import (
     BrokerError,
     Consumer,
     Delivery,
+    NoQueue,
     Refused,
     Unroutable,
 )
@@ -86,7 +87,7 @@ class AmqpBroker(Broker):
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         headers = {
-            **delivery.headers,
+            **{name: value[:MAX_REASON] for name, value in delivery.headers.items() if name.startswith("x-gliaflow-")},
             REASON: reason[:MAX_REASON],
             DIED_IN: delivery.queue,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -186,7 +187,7 @@ class AmqpConsumer(Consumer):
         try:
             self._link.open()
         except ChannelClosedByBroker as error:
-            raise BrokerError(f"cannot receive from {queue!r}: {error.reply_text}") from None
+            raise NoQueue(f"cannot receive from {queue!r}: {error.reply_text}") from None
 
     @property
     def connected(self) -> bool:
@@ -244,13 +245,14 @@ class AmqpConsumer(Consumer):
         self._tag += 1
         self._open[self._tag] = (channel, method.delivery_tag)
         headers = properties.headers or {}
+        count = headers.get("x-delivery-count")
         delivery = Delivery(
             queue=self.queue,
             key=method.routing_key,
             body=body,
             message_id=properties.message_id or "",
             headers=_texts(headers),
-            attempts=int(headers.get("x-delivery-count", method.redelivered)),
+            attempts=count if type(count) is int else int(method.redelivered),
             tag=self._tag,
         )
         self._arrived.put(delivery)
@@ -288,10 +290,11 @@ def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
     """The text headers; for what the broker's delivery limit gave up, also those that ``dead_letter`` would add."""
     texts = {name: value for name, value in headers.items() if isinstance(value, str)}
     if "x-first-death-reason" in texts and REASON not in texts:
-        death = (headers.get("x-death") or [{}])[0]
+        deaths = headers.get("x-death")
+        death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
         texts[REASON] = f"{texts['x-first-death-reason']}: the broker gave it up"
         texts[DIED_IN] = texts.get("x-first-death-queue", "")
-        texts[ROUTING_KEY] = next(iter(death.get("routing-keys") or ()), "")
+        texts[ROUTING_KEY] = str(next(iter(death.get("routing-keys") or ()), ""))
         if isinstance(death.get("time"), datetime):
             texts[DIED_AT] = death["time"].replace(tzinfo=UTC).isoformat()
     return texts

@@ -23,7 +23,6 @@ REASON = "x-gliaflow-reason"
 DIED_IN = "x-gliaflow-queue"
 DIED_AT = "x-gliaflow-time"  # ISO 8601, UTC
 ROUTING_KEY = "x-gliaflow-key"
-REPLAYED = "x-gliaflow-replayed"  # a person sent this dead letter back to its queue
 
 
 class BrokerError(Exception):
@@ -32,6 +31,10 @@ class BrokerError(Exception):
 
 class Unroutable(BrokerError):
     """A message for which there is no queue: no stage has declared one for this routing key."""
+
+
+class NoQueue(BrokerError):
+    """A queue that does not exist, or no longer."""
 
 
 class Refused(BrokerError):
@@ -49,11 +52,6 @@ class Delivery:
     headers: Mapping[str, str] = field(default_factory=dict)
     attempts: int = 0
     tag: int = 0
-
-    @property
-    def replayed(self) -> bool:
-        """Whether a person sent it back from the dead letters."""
-        return REPLAYED in self.headers
 
 
 class Consumer(ABC):
@@ -123,7 +121,12 @@ class Broker(ABC):
 
     @abstractmethod
     def consume(self, queue: Queue, prefetch: int) -> Consumer:
-        """Start to receive from a queue that was declared."""
+        """Start to receive from a queue that was declared.
+
+        Raises
+        ------
+        NoQueue: there is none of this name.
+        """
 
     @abstractmethod
     def delete(self, queue: str) -> None:

@@ -46,7 +46,7 @@ class Manifest(Strict):
     notice: str
     files: dict[str, str]
     input: InputSpec
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[Literal["HGG"], Literal["LGG"]]  # the order of a critic's logits; a classifier's logit is of HGG
     taps: dict[str, tuple[int, int, int]]
     tap: str
     generator: str
@@ -63,13 +63,14 @@ class Bundle:
     Parameters
     ----------
     folder: where ``manifest.json`` and the ONNX files are.
+    tap: where features are read from; by default where generator and classifier of this bundle expect them.
 
     Raises
     ------
     BundleError: a file is missing, too large, outside the folder, or not the one that the manifest vouches for.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tap: str = "") -> None:
         self.folder = folder
         raw = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
         try:
@@ -78,8 +79,10 @@ class Bundle:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the file"
             raise BundleError(f"{folder / MANIFEST}: {field}: {first['msg']}") from None
-        if self.manifest.tap not in self.manifest.taps:
-            raise BundleError(f"{folder / MANIFEST}: tap: {self.manifest.tap!r} is not among the taps")
+        self.tap = tap or self.manifest.tap
+        for name in (self.manifest.tap, self.tap):
+            if name not in self.manifest.taps:
+                raise BundleError(f"{folder / MANIFEST}: tap: {name!r} is not one of {', '.join(self.manifest.taps)}")
         self.id = f"{self.manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}"
 
     def model(self, network: str) -> bytes:
@@ -104,8 +107,13 @@ class Bundle:
 
     @property
     def tap_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of the tap that generator and classifier work on."""
-        return self.manifest.taps[self.manifest.tap]
+        """[C, H, W] of the features."""
+        return self.manifest.taps[self.tap]
+
+    def require_own_tap(self, what: str) -> None:
+        """Raise BundleError where features come from another tap than ``what`` was fitted on."""
+        if self.tap != self.manifest.tap:
+            raise BundleError(f"tap: {what} of {self.id} was fitted on {self.manifest.tap}, not on {self.tap}")
 
     def slices_per_part(self, max_bytes: int) -> int:
         """How many slices fit a message: as many as leave its fp16 features and masks within ``max_bytes``, 1–16."""
@@ -115,9 +123,9 @@ class Bundle:
         return max(1, min(16, (max_bytes - 64 * 2**10) // each))
 
 
-def load_bundle(path: Path | None) -> Bundle:
+def load_bundle(path: Path | None, tap: str = "") -> Bundle:
     """The bundle in ``path``, or the demonstration bundle that ships with gliaflow."""
-    return Bundle(path if path is not None else demo_bundle())
+    return Bundle(path if path is not None else demo_bundle(), tap)
 
 
 def demo_bundle() -> Path:

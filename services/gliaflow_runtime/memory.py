@@ -26,6 +26,7 @@ from gliaflow_runtime.broker import (
     BrokerError,
     Consumer,
     Delivery,
+    NoQueue,
     Refused,
     Unroutable,
 )
@@ -139,7 +140,7 @@ class MemoryBroker(Broker):
             self._check_open()
             line = self._state.lines.get(queue.name)
             if line is None:
-                raise BrokerError(f"there is no queue {queue.name!r}")
+                raise NoQueue(f"there is no queue {queue.name!r}")
             consumer = MemoryConsumer(self._state, queue.name, prefetch)
             line.consumers.append(consumer)
             self._consumers.append(consumer)
@@ -284,7 +285,7 @@ class _State:
         if line is None:
             return False
         headers = {
-            **message.headers,
+            **{name: value for name, value in message.headers.items() if name.startswith("x-gliaflow-")},
             REASON: reason,
             DIED_IN: name,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -292,7 +293,10 @@ class _State:
         }
         letter = _Message(name, message.body, message.message_id, headers)
         if self._folder:
-            letter.file, letter.body = self._folder.write(line.queue.name, letter), b""
+            try:
+                letter.file, letter.body = self._folder.write(line.queue.name, letter), b""
+            except OSError as error:  # a full disk is no reason to stop: it is kept as long as this process lives
+                log.error("dead letter not kept on disk", error=str(error))
         line.waiting.append(letter)
         self.changed.notify_all()
         return True

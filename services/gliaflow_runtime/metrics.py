@@ -7,7 +7,7 @@ SECONDS = Counter(
 )
 MESSAGES = Counter(
     "gliaflow_messages",
-    "Messages settled, by outcome: done, dead, requeued or duplicate",
+    "Messages settled, by outcome: done, dead or requeued",
     ["stage", "outcome"],
 )
 SLICES = Counter("gliaflow_slices", "Slices worked on", ["stage"])

@@ -34,9 +34,12 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(None, description="folder of the model bundle; default: the shipped demonstration")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where onnxruntime computes; cuda fails if it is missing")
     threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")
+    tap: str = Field("", description="the tap that features are read from; empty: the one that the bundle grades by")
     batch: int = Field(4, ge=1, le=64, description="slices that pass through the U-Net at once")
     roots: list[str] = Field([], description='where a scan URI may point, as JSON: ["/data", "s3://bucket/scans"]')
-    prefetch: int = Field(2, ge=1, le=64, description="messages a stage holds: one in work, the rest on their way")
+    prefetch: int = Field(
+        1, ge=1, le=64, description="messages a stage holds; over 1, what kills it takes others along"
+    )
     max_attempts: int = Field(5, ge=1, le=100, description="deliveries after which a message is a dead letter")
     deadline_s: float = Field(600, gt=0, le=1500, description="a message in work for longer ends the process")
     assembly_timeout_s: float = Field(1200, gt=0, le=1500, description="how long a scan may wait for its next part")

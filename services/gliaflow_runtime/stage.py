@@ -80,7 +80,7 @@ class Worker:
     ----------
     stage: what to run.
     broker: the connection, this worker's own.
-    prefetch: deliveries held at a time (one in work, the rest on their way).
+    prefetch: deliveries held at a time. Those that wait count as attempted when the one in work ends the process.
     max_attempts: deliveries of one message after which it is a dead letter: it may be what kills the process.
     deadline_s: a message in work for longer ends the process, so that the broker gives it to another.
         None: no limit.
@@ -91,7 +91,7 @@ class Worker:
         stage: Stage,
         broker: Broker,
         *,
-        prefetch: int = 2,
+        prefetch: int = 1,
         max_attempts: int = 3,
         deadline_s: float | None = None,
     ) -> None:

@@ -126,7 +126,7 @@ def fit_unet(
         if progress is not None:
             progress(epoch, epochs, {**figures, "left_seconds": figures["seconds"] / epoch * (epochs - epoch)})
     net.load_state_dict(best)
-    return net.to("cpu", memory_format=torch.contiguous_format).eval(), history  # type: ignore[call-overload]
+    return net.to("cpu", memory_format=torch.contiguous_format).eval(), history
 
 
 def probabilities(net: UNet, images: NDArray[Any], device: str = "cpu", batch: int = 16) -> NDArray[np.float32]:
@@ -182,7 +182,9 @@ def randomised(image: Tensor, mask: Tensor, air: float, chance: torch.Generator)
 class _Sampler:
     """Which slices an epoch is made of: all of them, or a number, half of them with tumour."""
 
-    def __init__(self, train: NDArray[np.int64], tumour: NDArray[np.bool_], epoch_slices: int | None, seed: int) -> None:
+    def __init__(
+        self, train: NDArray[np.int64], tumour: NDArray[np.bool_], epoch_slices: int | None, seed: int
+    ) -> None:
         self._train, self._seed = train, seed
         self._parts = [part for part in (train[tumour], train[~tumour]) if len(part)]
         self._drawn = epoch_slices
@@ -193,7 +195,8 @@ class _Sampler:
         if self._drawn is None:
             return rng.permutation(self._train)
         shares = np.array_split(np.arange(self._drawn), len(self._parts))
-        drawn = [rng.choice(part, len(share), replace=len(share) > len(part)) for part, share in zip(self._parts, shares, strict=True)]
+        counts = [len(share) for share in shares]
+        drawn = [rng.choice(part, n, replace=n > len(part)) for part, n in zip(self._parts, counts, strict=True)]
         return rng.permutation(np.concatenate(drawn))
 
 

@@ -32,12 +32,12 @@ from rich.progress import Progress
 from gliaflow_trainer.cohort import read_cohort
 from gliaflow_trainer.export import export, export_generator
 from gliaflow_trainer.grading import Classifier, fit_classifier, patient_scores, slice_logits
+from gliaflow_trainer.phantom import COHORT_FILE
 from gliaflow_trainer.segmentation import fit_unet
 from gliaflow_trainer.unet import TAPS, UNetOutput
 
 CLASSES = ("HGG", "LGG")
 TAP = "enc5"  # the paper's: the fifth block's output after ReLU
-COHORT_FILE = "phantoms.json"
 NOTICE = "Not a clinical model: it must not be used to diagnose or treat anybody."
 LIBRARIES = ("gliaflow", "torch", "onnx", "onnxruntime", "numpy", "scipy", "nibabel")
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
@@ -60,14 +60,15 @@ PROFILES = {
         width=8,
         norm=True,
         unet={
-            "epochs": 16,
+            "epochs": 18,
             "epoch_slices": 1000,
             "batch": 16,
             "learning_rate": 4e-3,
             "cosine": True,
             "loss": "dice+bce",
             "randomise": True,
-            "crop": 160,
+            "crop": 128,
+            "crop_share": 0.67,
         },
         augmentations=(),  # ``randomise`` moves whole batches, in a fraction of the time
         acgan={"epochs": 25},
@@ -160,7 +161,7 @@ def train(
         taps = {tap: list(getattr(unet(example), tap).shape[1:]) for tap in TAPS}
     manifest: dict[str, Any] = {
         "name": name,
-        "notice": f"Trained on {cohort.layout} cohort of {len(split)} patients. {NOTICE}",
+        "notice": f"Trained on {len(split)} {'phantoms' if _made_by(folder) else 'patients'}. {NOTICE}",
         "input": spec.model_dump(),
         "classes": list(CLASSES),
         "taps": taps,

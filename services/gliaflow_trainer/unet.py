@@ -29,7 +29,7 @@ TAPS = UNetOutput._fields[1:]
 
 
 class UNet(nn.Module):
-    """The U-Net of Dong et al. 2017, as the paper uses it: image [n, 1, H, W] → ``UNetOutput``; H and W multiples of 16.
+    """The U-Net of Dong et al. 2017, as the paper uses it. Image [n, 1, H, W] → ``UNetOutput``; H, W multiples of 16.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def _block(channels_in: int, channels_out: int, norm: bool) -> nn.Sequential:
 
 
 def soft_dice_loss(probability: Tensor, mask: Tensor, smooth: float = SMOOTH) -> Tensor:
-    """1 − the Sørensen–Dice coefficient (Eq. 3) of probabilities and a 0/1 mask of the same shape, over the whole batch.
+    """1 − the Sørensen–Dice coefficient (Eq. 3) of probabilities and a 0/1 mask of one shape, over the whole batch.
 
     Over the batch, as in TensorLayer's ``dice_coe``: a slice without tumour alone would give no gradient. The
     denominator is plain, not squared.

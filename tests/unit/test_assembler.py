@@ -1,5 +1,6 @@
 """The parts of a scan add up to one prediction, in whatever order, however often and through whomever they come."""
 
+import dataclasses
 import itertools
 import time
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_proto import FailureMessage, Geometry, GradedMessage, PredictionMessage, ProtocolError, Scan, encode
-from gliaflow_runtime.broker import REPLAYED, Delivery
+from gliaflow_runtime.broker import Delivery
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ def assembler(timeout_s=60.0):
     return Assembler(FakeBundle, timeout_s=timeout_s)
 
 
-def part(index, count=3, scan="s", submission="sub"):
+def part(index, count=3, scan="s", submission="sub", attempt=0):
     """A graded part of two slices, with a 2×2 square of tumour where TUMOUR says."""
     geometry = Geometry(
         affine=[2.0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 5, 0, 0, 0, 0, 1],
@@ -38,15 +39,15 @@ def part(index, count=3, scan="s", submission="sub"):
     )
     mask = np.zeros((2, 8, 8), np.uint8)
     mask[:, 3:5, 3:5] = np.array(TUMOUR[index])[:, None, None]
-    scan = Scan(id=scan, submission=submission)
+    scan = Scan(id=scan, submission=submission, attempt=attempt)
     return GradedMessage(
         id=f"{scan}{index}", scan=scan, part=[index, count], bundle="b", geometry=geometry,
         logit=np.array(LOGITS[index]), mask=mask,
     )  # fmt: skip
 
 
-def deliver(stage, message, tag=0, **headers):
-    delivery = Delivery("q", "graded", encode(message), message.id, headers, tag=tag)
+def deliver(stage, message, tag=0):
+    delivery = Delivery("q", "graded", encode(message), message.id, tag=tag)
     return delivery, stage.handle(message, delivery)
 
 
@@ -71,7 +72,7 @@ def test_mean_logit_of_the_slices_with_tumour_and_the_mask_on_the_scans_grid():
 
 def test_without_tumour_all_slices_count():
     stage = assembler()
-    plain = part(2, count=1).__class__(**{**vars(part(2)), "part": [0, 1]})
+    plain = changed(part(2), part=[0, 1])
     (prediction,) = deliver(stage, plain)[1].publish
     assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(4.25)))
     assert prediction.grade == "LGG"
@@ -129,8 +130,9 @@ def test_when_a_stage_fails_on_one_part_the_others_are_dead_letters_too(before):
 def test_dead_letters_that_a_person_replays_get_another_chance():
     stage = assembler()
     deliver(stage, failure())
-    outcomes = [deliver(stage, part(index), **{REPLAYED: "1"})[1] for index in range(3)]
-    assert len(predictions(outcomes)) == 1
+    outcomes = run(stage, [0]) + [deliver(stage, part(index, attempt=1))[1] for index in (0, 1, 1, 2, 2)]
+    assert len(predictions(outcomes)) == 1, "and a copy of a replayed part starts nothing anew"
+    assert stage.idle() is None
 
 
 def test_a_scan_whose_parts_do_not_come_is_given_up_with_the_missing_ones_named():
@@ -143,14 +145,41 @@ def test_a_scan_whose_parts_do_not_come_is_given_up_with_the_missing_ones_named(
     assert stage.idle() is None
 
 
-def test_parts_that_disagree_on_how_many_there_are():
+def changed(message, **values):
+    return dataclasses.replace(message, **values)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        part(1, count=4),
+        changed(part(1), bundle="another"),
+        changed(part(1), geometry=changed(part(1).geometry, shape=[9, 8, 6])),
+        changed(part(1), geometry=changed(part(1).geometry, size=[4, 4]), mask=np.zeros((2, 4, 4), np.uint8)),
+    ],
+    ids=["count", "bundle", "shape", "size"],
+)
+def test_a_part_that_does_not_fit_the_others_is_refused(odd):
     stage = assembler()
-    deliver(stage, part(0, count=3))
-    with pytest.raises(ProtocolError, match="other parts of this scan said 3"):
-        deliver(stage, part(1, count=4))
+    deliver(stage, part(0))
+    with pytest.raises(ProtocolError, match="other parts of this scan"):
+        deliver(stage, odd)
+
+
+def test_a_logit_that_is_not_finite_is_refused():
+    with pytest.raises(ProtocolError, match="finite"):
+        deliver(assembler(), changed(part(0), logit=np.array([np.nan, 0])))
+
+
+def test_scans_that_never_end_give_way_before_the_broker_stops_delivering(monkeypatch):
+    monkeypatch.setattr("gliaflow_classifier.assembler.OPEN_PARTS", 5)
+    stage = assembler()
+    outcomes = [deliver(stage, part(0, scan=f"forged{n}"))[1] for n in range(5)]
+    assert [reason[:10] for _, reason in outcomes[-1].dead] == ["incomplete"]
+    assert len(predictions(run(stage, [0, 1, 2]))) == 1
 
 
 def test_logits_and_masks_that_do_not_fit_the_slices():
     odd = part(0)
     with pytest.raises(ProtocolError, match="logits"):
-        deliver(assembler(), odd.__class__(**{**vars(odd), "logit": np.zeros(3)}))
+        deliver(assembler(), changed(odd, logit=np.zeros(3)))

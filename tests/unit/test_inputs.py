@@ -54,6 +54,19 @@ def test_scans_of_one_name_are_told_apart(tmp_path):
     assert names([tmp_path]) == ["x_flair", "y_flair", "y_flair-2"]
 
 
+def test_every_name_is_unique_short_and_utf8(tmp_path):
+    folder = tmp_path / "D"
+    folder.mkdir()
+    awkward = ["foo.nii", "foo.nii.gz", "D_foo-2.nii", "FOO.nii", "x" * 240 + ".nii", "with space::and.nii"]
+    for name in awkward:
+        (folder / name).touch()
+    (folder / b"bad\xff.nii".decode("utf-8", "surrogateescape")).touch()
+    found = names([folder])
+    assert len({name.casefold() for name in found}) == len(awkward) + 1
+    for name in found:
+        assert len(name.encode("utf-8")) < 200
+
+
 @pytest.mark.parametrize("missing", ["nowhere.nii", "*.nothing", "empty"])
 def test_nothing_found_is_said(tmp_path, monkeypatch, missing):
     monkeypatch.chdir(tmp_path)
@@ -69,3 +82,6 @@ def test_the_flair_channel_of_a_decathlon_folder_is_found(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "T1w", "1": "FLAIR"}}))
     assert find_inputs([str(images)])[0].channel == "1"
     assert find_inputs([str(images)], channel="3")[0].channel == "3"
+    assert find_inputs([str(images)], channel="t1w")[0].channel == "0"
+    with pytest.raises(UsageError, match="T2"):
+        find_inputs([str(images)], channel="T2")

@@ -69,6 +69,11 @@ def test_each_broken_file_is_named_and_takes_no_memory(name):
     assert peak < 30 * 2**20
 
 
+def test_thousands_of_empty_members_before_the_scan():
+    raw = nib.Nifti1Image(volume("i2"), AFFINE).to_bytes()
+    np.testing.assert_array_equal(read_nifti(gzip.compress(b"") * 5000 + gzip.compress(raw))[0], volume("i2"))
+
+
 def test_a_decompression_bomb_is_unpacked_no_further_than_its_header_says():
     header = nib.Nifti1Image(np.zeros(GOOD_SHAPE, np.int16), np.eye(4)).to_bytes()
     bomb = gzip.compress(header + bytes(300 * 2**20), 1)

@@ -76,6 +76,25 @@ def test_a_scan_that_was_normalised_before_has_air_of_zero_among_its_values():
     assert np.median(image[image > 0.2]) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda v: np.where(v > 0, v, -1000),  # CT's air
+        lambda v: np.where(v > 0, v, 4095),  # white padding
+        lambda v: np.where(v > 0, v, np.random.default_rng(1).normal(0, 1e-2, v.shape)),  # traces of interpolation
+        lambda v: v.astype(np.int64) + 2**60,
+        lambda v: v.astype(np.uint64) + 2**63,
+    ],
+    ids=["minus-1000", "white", "interpolated", "int64", "uint64"],
+)
+def test_a_background_of_any_value_is_air(spoil):
+    volume, _, affine = head()
+    volume = np.round(volume)
+    np.testing.assert_allclose(
+        prepare(spoil(volume), affine, SPEC).image, prepare(volume, affine, SPEC).image, atol=0.05
+    )
+
+
 def test_on_the_bundles_own_spacing_nothing_is_interpolated():
     volume, _, affine = head()
     prepared = prepare(volume, affine, SPEC)

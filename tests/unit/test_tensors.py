@@ -63,6 +63,7 @@ GOOD = {"dtype": "FP16", "shape": [2, 3], "encoding": "raw", "data": bytes(12)}
         ({"shape": "23"}, "tensor.shape"),
         ({"shape": [1] * 9}, "tensor.shape"),
         ({"shape": [2**40, 2**40]}, "tensor.shape"),
+        ({"shape": [0, 2**63]}, "tensor.shape"),
         ({"shape": [2, 4]}, "tensor.data"),
         ({"data": bytes(11)}, "tensor.data"),
         ({"data": "text"}, "tensor.data"),
