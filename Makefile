@@ -16,7 +16,7 @@ test: $(DEV)/.done ## all tests, with a RabbitMQ of their own
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python -m pytest $(PYTEST)
 
 test-compose: $(DEV)/.done ## the containers, on a Docker engine
-	$(DEV)/bin/python -m pytest tests/compose -m compose -o addopts=-ra --timeout 900
+	$(DEV)/bin/python -m pytest tests/compose -o addopts=-ra --timeout 900
 
 check: $(DEV)/.done ## style, types and import rules
 	$(DEV)/bin/ruff check . && $(DEV)/bin/ruff format --check . && $(DEV)/bin/mypy && $(DEV)/bin/lint-imports

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from gliaflow_runtime.bundle import Bundle, BundleError, demo_bundle, load_bundle
 from gliaflow_runtime.inference import DeviceError, Network
@@ -116,3 +117,17 @@ def test_weights_in_other_files_are_refused(folder):
     edit(folder, files={**manifest["files"], "classifier.onnx": hashlib.sha256(data).hexdigest()})
     with pytest.raises(BundleError, match="other files"):
         Network(Bundle(folder), "classifier", ["logit"])
+
+
+def test_features_of_another_tap_can_be_asked_for_but_not_graded():
+    from gliaflow_classifier.grader import Grader
+    from gliaflow_extractor.extractor import UNet
+
+    bundle = Bundle(demo_bundle(), tap="dec3")
+    features, _ = UNet(bundle)(np.zeros((1, 1, *bundle.manifest.input.size), np.float32))
+    assert features.shape == (1, *bundle.manifest.taps["dec3"])
+    assert bundle.slices_per_part(8 * 2**20) < Bundle(demo_bundle()).slices_per_part(8 * 2**20)
+    with pytest.raises(BundleError, match="was fitted on enc5, not on dec3"):
+        Grader(bundle)
+    with pytest.raises(BundleError, match="tap: 'enc9' is not one of"):
+        Bundle(demo_bundle(), tap="enc9")
