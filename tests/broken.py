@@ -74,7 +74,7 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "flat_affine.nii": (lambda: _patched(312, "4f", 0, 0, 0, 0), "affine"),
     "metre_voxels.nii": (lambda: _volume(_head(), np.diag([0.001, 0.001, 0.005, 1])), "pixdim|affine"),
     "offset_nan.nii": (lambda: _patched(108, "f", float("nan")), "vox_offset"),
-    "offset_in_header.nii": (lambda: _patched(108, "f", 100.0), "vox_offset"),
+    "offset_in_header.nii": (lambda: _patched(108, "f", 100.0), "vox.offset"),
     "offset_outside.nii": (lambda: _patched(108, "f", 1e9), "vox_offset"),
     "pair.hdr": (lambda: _patched(344, "4s", b"ni1\0"), "two files"),
     "other_format.mgz": (

@@ -133,10 +133,8 @@ def _blacken_background(volume: NDArray[np.float32]) -> None:
     if background.mean() < FILLED or background.all():
         return
     darkest, dark = np.percentile(volume[~background], [0.5, 5])
-    if corner > dark:
-        volume[background] = darkest
-    elif corner < 0 <= darkest:
-        volume[background] = 0
+    if corner > dark or corner < 0 <= darkest:
+        volume[background] = min(0.0, float(darkest))
 
 
 def _origin(head: NDArray[np.bool_], axis: int, step: float, size: int) -> float:

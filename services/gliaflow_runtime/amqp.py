@@ -36,7 +36,9 @@ from gliaflow_runtime.broker import (
     Unroutable,
 )
 
-MAX_REASON = 4000  # headers must fit into one frame of 128 KiB, or RabbitMQ closes the connection
+# headers must fit into one frame of 128 KiB, or RabbitMQ closes the connection
+MAX_REASON = 4000
+MAX_HEADERS = 20
 
 Result = TypeVar("Result")
 
@@ -87,7 +89,7 @@ class AmqpBroker(Broker):
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         headers = {
-            **{name: value[:MAX_REASON] for name, value in delivery.headers.items() if name.startswith("x-gliaflow-")},
+            **{name: value[:MAX_REASON] for name, value in list(delivery.headers.items())[:MAX_HEADERS]},
             REASON: reason[:MAX_REASON],
             DIED_IN: delivery.queue,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -252,7 +254,7 @@ class AmqpConsumer(Consumer):
             body=body,
             message_id=properties.message_id or "",
             headers=_texts(headers),
-            attempts=count if type(count) is int else int(method.redelivered),
+            attempts=count if isinstance(count, int) else int(method.redelivered),
             tag=self._tag,
         )
         self._arrived.put(delivery)

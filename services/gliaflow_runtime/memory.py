@@ -285,7 +285,7 @@ class _State:
         if line is None:
             return False
         headers = {
-            **{name: value for name, value in message.headers.items() if name.startswith("x-gliaflow-")},
+            **message.headers,
             REASON: reason,
             DIED_IN: name,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),

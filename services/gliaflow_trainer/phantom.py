@@ -11,7 +11,6 @@ Billot et al. 2023, SynthSeg). A phantom is no patient: scores on phantoms say n
 from __future__ import annotations
 
 import json
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -28,7 +27,6 @@ from scipy.spatial.transform import Rotation
 from gliaflow_trainer.anatomy import Coordinates, Field, Grid, Head, inside, mix
 
 GRADES = ("HGG", "LGG")
-COHORT_FILE = "phantoms.json"  # how a cohort was made
 COHORT_FILE = "phantoms.json"  # how a cohort was made
 AMBIGUOUS = 0.2  # share of patients whose looks say nothing of their grade
 STRIPPED = 0.3  # share of skull-stripped scans
@@ -66,9 +64,6 @@ def write_cohort(
     """
     if not 0 <= hgg_share <= 1:
         raise ValueError(f"hgg_share must lie in 0–1: {hgg_share}")
-    out.mkdir(parents=True, exist_ok=True)
-    made_by = {"made_by": "gliaflow phantom", "patients": patients, "seed": seed, "hgg_share": hgg_share}
-    (out / COHORT_FILE).write_text(json.dumps(made_by) + "\n", encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     made_by = {"made_by": "gliaflow phantom", "patients": patients, "seed": seed, "hgg_share": hgg_share}
     (out / COHORT_FILE).write_text(json.dumps(made_by) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gliaflow_trainer.unet import SMOOTH, UNet, soft_dice_loss
@@ -47,6 +47,8 @@ def fit_unet(
     crop: int | None = None,
     crop_share: float = 0.6,
     start: UNet | None = None,
+    grades: NDArray[np.int64] | None = None,
+    grade_weight: float = 0.0,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[UNet, History]:
@@ -68,6 +70,9 @@ def fit_unet(
     air: the normalised value of air, for ``randomise``; the training images' minimum by default.
     crop: for the first ``crop_share`` of the epochs, train on random squares of this many pixels (a multiple of 16).
     start: a network to go on from (it is not changed).
+    grades: each slice's class, 0 or 1 [n]; with ``grade_weight`` over 0, a linear layer on the tumour's mean of
+        ``enc5`` learns them beside the mask, so that the features know of the grade. It is thrown away afterwards.
+        The paper has no such term, and found its features "not discriminative enough" (section 4.2.1).
     progress: after each epoch: number, epochs, and ``loss``, ``val_dice``, ``val_iou``, ``seconds``, ``left_seconds``.
 
     Returns
@@ -90,7 +95,11 @@ def fit_unet(
     # channels_last halves the time on a CPU, where channels are few.
     net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     chance = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(net.parameters(), lr=learning_rate, betas=betas)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        grader = nn.Linear(16 * width, 1).to(device)
+    learnt = [*net.parameters(), *grader.parameters()] if grade_weight else list(net.parameters())
+    optimiser = torch.optim.Adam(learnt, lr=learning_rate, betas=betas)
     steps = epochs * math.ceil(sampler.size / batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _cosine(step, steps) if cosine else 1.0)
     history: History = []
@@ -107,10 +116,13 @@ def fit_unet(
             image, mask = image.to(device), mask.to(device)
             if randomise:
                 image, mask = randomised(image, mask, air, chance)
-            logit = net.logits(image.contiguous(memory_format=torch.channels_last))
+            logit, features = net.logits_and_features(image.contiguous(memory_format=torch.channels_last))
             value = soft_dice_loss(torch.sigmoid(logit), mask)
             if loss == "dice+bce":
                 value = (value + F.binary_cross_entropy_with_logits(logit, mask)) / 2
+            if grade_weight and grades is not None:
+                target = torch.from_numpy(grades[picked]).to(device, torch.float32)
+                value = value + grade_weight * _grade_loss(grader, features, mask, target)
             optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -220,6 +232,17 @@ def _batch(
         samples.append((image, mask))
     image, mask = (np.stack(kind)[:, None].astype(np.float32) for kind in zip(*samples, strict=True))
     return torch.from_numpy(image), torch.from_numpy(mask)
+
+
+def _grade_loss(grader: nn.Module, features: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the grade [n], from the mean of the features [n, C, h, w] over the tumour; 0 without any."""
+    share = F.adaptive_avg_pool2d(mask, (features.shape[2], features.shape[3]))
+    shown = share.sum(dim=(1, 2, 3)) > 0
+    if not bool(shown.any()):
+        return features.new_zeros(())
+    features, share = features[shown], share[shown]
+    mean = (features * share).sum(dim=(2, 3)) / share.sum(dim=(2, 3))
+    return F.binary_cross_entropy_with_logits(grader(mean)[:, 0], target[shown])
 
 
 def _cosine(step: int, steps: int) -> float:

@@ -69,9 +69,10 @@ PROFILES = {
             "randomise": True,
             "crop": 128,
             "crop_share": 0.67,
+            "grade_weight": 0.2,
         },
         augmentations=(),  # ``randomise`` moves whole batches, in a fraction of the time
-        acgan={"epochs": 25},
+        acgan={"epochs": 15},
         classifier={"epochs": 30},
     ),
     "paper": Profile(
@@ -136,6 +137,7 @@ def train(
     spec = _statistics(plain, slices.image[part == "train"])
 
     patients = np.array([case.patient for case in cases])[slices.case]
+    labels = np.array([CLASSES.index(str(case.grade)) for case in cases])[slices.case]
     fitting = np.flatnonzero(part != "test")
     task = bar.add_task("U-Net", total=profile.unet.get("epochs"))
     unet, unet_history = fit_unet(
@@ -147,6 +149,7 @@ def train(
         norm=profile.norm,
         augment=augment if augment.steps else None,
         air=-spec.mean / spec.std,
+        grades=labels[fitting],
         seed=seed,
         device=device,
         progress=_shown(bar, task),
@@ -177,7 +180,6 @@ def train(
     # from here on features come from the ONNX file, through the extractor's own code
     features, found = _extract(ServedUNet(write_manifest(out, manifest)), slices.image, spec, bar)
     kept = np.flatnonzero(found.any(axis=(1, 2)))  # as in serving: a slice without tumour says nothing of the grade
-    labels = np.array([CLASSES.index(str(case.grade)) for case in cases])[slices.case]
     source = ArrayFeatures(features[kept], labels[kept], CLASSES)
     index = {which: np.flatnonzero(part[kept] == which) for which in SHARES}
     fitted = _fit_generator(variant, source, index["train"], chosen, seed, device, bar)

@@ -62,6 +62,11 @@ class UNet(nn.Module):
         """The mask before the sigmoid [n, 1, H, W], for losses that are stable there."""
         return self._run(image)[0]
 
+    def logits_and_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask before the sigmoid, and the tap ``enc5``."""
+        logit, taps = self._run(image)
+        return logit, taps[0]
+
     def _run(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         x, skips = image, []
         for level, block in enumerate(self.encoder):
