@@ -34,7 +34,8 @@ def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: C
     from gliaflow_cli.report import Shown, write_report  # matplotlib takes a second to import
 
     started = time.monotonic()
-    trained_on = load_bundle(settings.bundle).manifest.training.get("cohort", {}).get("made_by", {})
+    manifest = load_bundle(settings.bundle).manifest
+    trained_on = manifest.training.get("cohort", {}).get("made_by", {})
     if seed == trained_on.get("seed"):
         raise UsageError(f"--seed: the bundle was trained on the phantoms of seed {seed}; take another")
     cohort = out / "phantoms"
@@ -80,7 +81,7 @@ def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: C
         numbers = (f"{r.p_hgg:.3f}", f"{r.tumour_ml:.1f}", f"{each.dice:.2f}") if ok else (r.error, "", "")
         table.add_row(r.scan, each.grade, r.grade, *numbers, f"{r.seconds}")
     console.print(table)
-    write_report(out / "report.html", shown, real, {k: v.features for k, v in synthetic.items()})
+    write_report(out / "report.html", shown, real, {k: v.features for k, v in synthetic.items()}, manifest.metrics)
     console.print(
         f"report: {out / 'report.html'} ({time.monotonic() - started:.0f} s; phantoms are not patients)", soft_wrap=True
     )

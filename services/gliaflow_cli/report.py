@@ -46,6 +46,7 @@ def write_report(
     scans: Sequence[Shown],
     real: Mapping[str, NDArray[Any]],
     synthetic: Mapping[str, NDArray[Any]],
+    metrics: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write the page.
 
@@ -54,6 +55,7 @@ def write_report(
     scans: at least one.
     real: by class, the features [C, H, W] of one slice.
     synthetic: by class, synthetic features [n, C, H, W].
+    metrics: those of the bundle's manifest.
     """
     answered = [scan for scan in scans if scan.row.status == "ok"]
     right = sum(scan.row.grade == scan.grade for scan in answered)
@@ -65,6 +67,7 @@ def write_report(
         "<p class=note>Phantoms are drawings of scans, made by <code>gliaflow phantom</code>, and this bundle learnt "
         "from other phantoms alone. These figures say that the pipeline works. They say nothing about patients: "
         "this is not a medical device.</p>",
+        _held_out(metrics),
         _table(scans),
         "<h2>Masks</h2>",
         _figure(
@@ -84,6 +87,16 @@ def write_report(
         f"<title>gliaflow demo</title><style>{STYLE}</style><h1>gliaflow demo</h1>{''.join(sections)}</html>\n"
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _held_out(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the bundle's own manifest says of it: half a dozen scans say little."""
+    told = []
+    if segmentation := metrics.get("segmentation"):
+        told.append(f"mean Dice {segmentation['dice_mean']:.2f} ({segmentation['patients']} patients)")
+    if grading := metrics.get("grading"):
+        told.append(f"AUC of the grade {grading['auc']:.2f} ({grading['patients']} patients; 0.5 is chance)")
+    return f"<p class=note>Measured when it was trained, on held-out patients: {'; '.join(told)}.</p>" if told else ""
 
 
 def _table(scans: Sequence[Shown]) -> str:
@@ -132,7 +145,8 @@ def _feature_maps(real: Mapping[str, NDArray[Any]], synthetic: Mapping[str, NDAr
         top = float(np.percentile(np.stack(chosen).astype(np.float32), 99.5)) or 1.0
         for column, (title, maps) in enumerate(zip(("real", "synthetic"), chosen, strict=True)):
             axes = figure.add_subplot(len(classes), 2, 2 * row + column + 1)
-            axes.imshow(_mosaic(maps.astype(np.float32)), cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+            upright = maps.astype(np.float32).transpose(0, 2, 1)[:, ::-1]  # rows run to the right, as scans are shown
+            axes.imshow(_mosaic(upright), cmap="gray", vmin=0, vmax=top, interpolation="nearest")
             axes.set_title(f"{label}, {title}", fontsize=11)
             axes.set_axis_off()
     return figure
