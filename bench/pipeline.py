@@ -1,6 +1,6 @@
 """The whole pipeline beside what a user would write instead: a bare onnxruntime loop over the same slices.
 
-    python tests/rabbitmq.py python bench/pipeline.py [--width 64] [--slices 64]
+    python tests/rabbitmq.py python bench/pipeline.py [--width 64] [--slices 24]
 
 Both run in the same minutes on the same cores, in turn, several times; what counts is the ratio. The loop gets the
 slices ready-made and keeps nothing: all that the pipeline does besides (reading, resampling, messages, grading,
@@ -47,7 +47,7 @@ def random_bundle(folder: Path, width: int) -> Bundle:
     class Critic(nn.Module):
         def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             level = features.mean(dim=(1, 2, 3))
-            return level, torch.stack([0.5 - level, level - 0.5], dim=1)
+            return level, torch.stack([1 - level, level], dim=1)
 
     torch.manual_seed(0)
     folder.mkdir(parents=True)
@@ -132,7 +132,7 @@ def pipeline(bundle: Bundle, scans: Path, out: Path, broker: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=64, help="of the U-Net (64: the paper's)")
-    parser.add_argument("--slices", type=int, default=32, help="of each scan")
+    parser.add_argument("--slices", type=int, default=24, help="of each scan")
     parser.add_argument("--scans", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4, help="of the bare loop; the pipeline's default is 4")
