@@ -27,7 +27,8 @@ MAX_MESSAGE_BYTES = 8 * 2**20  # RabbitMQ 4 refuses messages over 16 MiB
 MAX_DECODED_BYTES = 16 * 2**20
 MAX_TEXT = 4096
 SUBMISSION = re.compile(r"[A-Za-z0-9_-]{0,64}")
-MAX_LIST = 8192  # entries of one msgpack array or map: bounds what nested headers can make the decoder allocate
+MAX_LIST = 8192  # entries of one msgpack array or map ...
+MAX_CONTAINERS = 256  # ... and how many of those a message may hold: together they bound what decoding allocates
 
 Tensor = NDArray[Any]
 
@@ -237,9 +238,20 @@ def decode(data: bytes) -> Message:
     """
     if len(data) > MAX_DECODED_BYTES:
         raise ProtocolError(f"a message of {len(data)} bytes is over the limit of {MAX_DECODED_BYTES}")
+    containers = 0
+
+    def counted(container: Any) -> Any:
+        nonlocal containers
+        containers += 1
+        if containers > MAX_CONTAINERS:
+            raise ValueError(f"over {MAX_CONTAINERS} arrays and maps")
+        return container
+
     try:
         document = msgpack.unpackb(
             data,
+            list_hook=counted,
+            object_hook=counted,
             max_array_len=MAX_LIST,
             max_map_len=MAX_LIST,
             max_str_len=64 * 2**10,

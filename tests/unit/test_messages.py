@@ -200,6 +200,17 @@ def test_nested_headers_that_promise_billions_take_little_memory():
     assert peak < 64 * 2**20
 
 
+def test_millions_of_empty_arrays_in_one_message_take_little_memory():
+    full = b"\xdc\x1f\xff" + b"\x90" * 8191  # an array of the largest length that is allowed, of empty ones
+    bomb = b"\xdc\x00\xff" + full * 255
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="over 256 arrays and maps"):
+        decode(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * 2**20
+
+
 def test_a_field_that_a_later_version_adds_is_passed_over():
     assert same(decode(changed(SLICES, mood="bright", scan__mood="calm")), SLICES)
 

@@ -53,5 +53,6 @@ def test_every_setting_is_described():
     assert all(field.description for field in Settings.model_fields.values())
 
 
-def test_cores_are_those_of_this_process():
-    assert available_cores() >= 1
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    assert available_cores() == 1
