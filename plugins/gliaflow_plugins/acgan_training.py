@@ -1,170 +1,207 @@
-"""Networks, losses and training loop of ``acgan``, after section 3.2 of the paper.
-
-Generator and discriminator climb and descend the same ladder of sizes, 1 → 4 → 8 → 15 at the paper's tap: three
-hidden layers each. Where the source implementation is unsound we depart from it: the class loss is a cross-entropy
-on logits (it feeds a softmax to NLLLoss, so that its loss is −p and not −log p), and the generator ends in a ReLU
-(its tanh cannot make features that come out of one).
-"""
+"""The loop that ``acgan`` and ``acgan-paper`` share: a step of D and a step of G, as in equations 1 and 2."""
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
 
-from gliaflow_plugins.acgan import ACGANOptions
+from gliaflow_plugins.acgan import ACGANOptions, PaperOptions
+from gliaflow_plugins.acgan_networks import Discriminator, Generator, paper, patch, patched
 from gliaflow_plugins.generators import FeatureSource, Fitted, Progress, channel_scale
 
-Size = tuple[int, int]
+Draw = Callable[[int], NDArray[np.int64]]
+LAZY = 4  # the gradient penalty every so many steps, so many times as strong (Karras et al. 2020)
+REPORTS = 20  # a run without epochs is told of, and kept, so many times
 
 
-def ladder(size: Size) -> list[Size]:
-    """From ``size`` [H, W] down by halves, rounded up: 15, 8, 4. At least two steps, and down to 8 or less."""
-    sizes = [size]
-    while len(sizes) < 3 or max(sizes[-1]) > 8:
-        height, width = sizes[-1]
-        sizes.append(((height + 1) // 2, (width + 1) // 2))
-    return sizes
+@dataclass(frozen=True)
+class Loop:
+    """How the two networks are fitted. ``draw``: the samples of a step; ``every``: steps between reports."""
 
-
-def widths(first: int, sizes: list[Size]) -> list[int]:
-    """Kernels at each of the hidden sizes, doubling as they shrink, fourfold at most."""
-    return [first * min(2**level, 4) for level in range(len(sizes) - 1)]
-
-
-class Generator(nn.Module):
-    """z [n, nz], label [n] → features [n, C, H, W] ≥ 0, on the scale of the real ones."""
-
-    scale: Tensor
-
-    def __init__(self, shape: tuple[int, int, int], classes: int, nz: int, ngf: int, scale: Tensor) -> None:
-        super().__init__()
-        self.classes = classes
-        self.register_buffer("scale", scale.view(1, -1, 1, 1))
-        sizes = ladder(shape[1:])[::-1]
-        kernels = [*widths(ngf, sizes)[::-1], shape[0]]
-        layers: list[nn.Module] = [nn.ConvTranspose2d(nz + classes, kernels[0], sizes[0], bias=False)]
-        for (narrow, wide), (small, large) in zip(pairwise(kernels), pairwise(sizes), strict=True):
-            # A transposed convolution of stride 2 doubles with a kernel of 4, and makes 2n − 1 with one of 3.
-            kernel = (4 if large[0] == 2 * small[0] else 3, 4 if large[1] == 2 * small[1] else 3)
-            layers += [nn.BatchNorm2d(narrow), nn.LeakyReLU(0.2)]
-            layers += [nn.ConvTranspose2d(narrow, wide, kernel, stride=2, padding=1)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        code = torch.cat([z, F.one_hot(label, self.classes).to(z.dtype)], dim=1)
-        return F.relu(self.layers(code[:, :, None, None])) * self.scale
-
-
-class Discriminator(nn.Module):
-    """features [n, C, H, W] → source logit [n] (positive: real), class logits [n, K]."""
-
-    inverse: Tensor
-
-    def __init__(self, shape: tuple[int, int, int], classes: int, ndf: int, dropout: float, scale: Tensor) -> None:
-        super().__init__()
-        inverse = torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0)  # a channel always 0 says nothing
-        self.register_buffer("inverse", inverse.view(1, -1, 1, 1))
-        sizes = ladder(shape[1:])
-        kernels = [shape[0], *widths(ndf, sizes)]
-        layers: list[nn.Module] = []
-        for wide, narrow in pairwise(kernels):
-            layers += [parametrizations.spectral_norm(nn.Conv2d(wide, narrow, 3, stride=2, padding=1))]
-            layers += [nn.LeakyReLU(0.2), nn.Dropout2d(dropout)]
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        flat = kernels[-1] * sizes[-1][0] * sizes[-1][1]
-        self.source = parametrizations.spectral_norm(nn.Linear(flat, 1))
-        self.label = nn.Linear(flat, classes)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.layers(features * self.inverse)
-        return self.source(hidden)[:, 0], self.label(hidden)
+    draw: Draw
+    steps: int
+    every: int
+    nz: int
+    lr: float
+    betas: tuple[float, float]
+    hinge: bool = False  # else binary cross-entropy
+    r1: float = 0.0
+    ema: float = 0.0
 
 
 def train(
-    features: FeatureSource, options: ACGANOptions, *, seed: int, device: str, progress: Progress | None
+    features: FeatureSource,
+    options: ACGANOptions,
+    *,
+    seed: int,
+    device: str,
+    progress: Progress | None,
+    checkpoint: Path | None,
 ) -> Fitted:
-    """Alternate one step of D and one of G, as in equations 1 and 2. See ``GeneratorVariant.fit``."""
-    counts = np.bincount(features.labels, minlength=len(features.classes))
-    if not counts.all():
-        raise ValueError(f"a class has no sample: {dict(zip(features.classes, counts.tolist(), strict=True))}")
-    started = time.monotonic()
+    """Fit ``acgan``. See ``GeneratorVariant.fit``."""
+    members = _members(features)
+
+    def draw(step: int) -> NDArray[np.int64]:
+        """Each class equally often: synthetic labels follow the real ones, so D cannot tell them by the class."""
+        rng = np.random.default_rng([seed, step])
+        classes = rng.integers(len(members), size=options.batch)
+        return np.array([members[label][rng.integers(len(members[label]))] for label in classes])
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        shape, classes, scale = features.shape, len(features.classes), torch.from_numpy(channel_scale(features))
-        generator = Generator(shape, classes, options.nz, options.ngf, scale).to(device)
-        discriminator = Discriminator(shape, classes, options.ndf, options.dropout, scale).to(device)
-        average = copy.deepcopy(generator).eval()
+        scale = torch.from_numpy(channel_scale(features))
+        g, d = patched(features.shape, len(members), options.nz, options.ngf, options.ndf, scale)
+        _begin_from_components(g, features, scale)
+        every = max(1, options.steps // REPORTS)
         betas = (options.beta1, options.beta2)
-        of_g = torch.optim.Adam(generator.parameters(), lr=options.generator_lr, betas=betas)
-        of_d = torch.optim.Adam(discriminator.parameters(), lr=options.discriminator_lr, betas=betas)
-        rng = np.random.default_rng(seed)
-        history: list[dict[str, float]] = []
-        step = 0
-        for epoch in range(1, options.epochs + 1):
-            figures: list[Tensor] = []
-            for indices in balanced_batches(features.labels, options.batch, rng):
-                real = torch.from_numpy(features.batch(indices)).to(device)
-                label = torch.from_numpy(features.labels[indices]).to(device)
-                z = torch.randn(len(indices), options.nz, device=device)
-                fake = generator(z, label)
+        loop = Loop(draw, options.steps, every, options.nz, options.lr, betas, True, options.r1, options.ema)
+        return _fit(features, g, d, loop, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
 
-                # D maximises L_S + L_C. Real and synthetic go through it in one pass: it has no batch statistics.
-                source, logits = discriminator(torch.cat([real, fake.detach()]))
-                real_source, fake_source = source.chunk(2)
-                loss_d = bce(real_source, 1.0) + bce(fake_source, 0.0)  # −L_S, equation 1
-                loss_d = loss_d + 2 * F.cross_entropy(logits, label.repeat(2))  # −L_C, equation 2
-                update(of_d, loss_d)
 
-                # G maximises L_C − L_S, in the form whose gradient does not vanish while D wins.
-                discriminator.requires_grad_(False)
-                fake_source, fake_logits = discriminator(fake)
-                loss_g = bce(fake_source, 1.0) + F.cross_entropy(fake_logits, label)
-                update(of_g, loss_g)
-                discriminator.requires_grad_(True)
-                step += 1
-                follow(average, generator, min(options.ema, step / (step + 10)))
+def train_paper(
+    features: FeatureSource,
+    options: PaperOptions,
+    *,
+    seed: int,
+    device: str,
+    progress: Progress | None,
+    checkpoint: Path | None,
+) -> Fitted:
+    """Fit ``acgan-paper``. See ``GeneratorVariant.fit``."""
+    classes = len(_members(features))
+    every = -(-len(features) // options.batch)
 
-                hits = (logits.argmax(1) == label.repeat(2)).float().view(2, -1).mean(1)
-                figures.append(torch.stack([loss_d, loss_g, *hits]).detach())
+    def draw(step: int) -> NDArray[np.int64]:
+        epoch, within = divmod(step - 1, every)
+        order = np.random.default_rng([seed, epoch]).permutation(len(features))
+        return order[within * options.batch : (within + 1) * options.batch]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        scale = torch.from_numpy(channel_scale(features))
+        g, d = paper(features.shape, classes, options.nz, options.ngf, options.ndf, options.dropout, scale)
+        loop = Loop(draw, every * options.epochs, every, options.nz, options.lr, (options.beta1, options.beta2))
+        return _fit(features, g, d, loop, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
+
+
+def _fit(
+    features: FeatureSource,
+    g: Generator,
+    d: Discriminator,
+    loop: Loop,
+    *,
+    seed: int,
+    device: str,
+    progress: Progress | None,
+    checkpoint: Path | None,
+) -> Fitted:
+    g, d = g.to(device).train(), d.to(device).train()
+    average = copy.deepcopy(g).eval().requires_grad_(False)
+    of_g, of_d = (torch.optim.Adam(network.parameters(), lr=loop.lr, betas=loop.betas) for network in (g, d))
+    kept = {"g": g, "d": d, "average": average, "of_g": of_g, "of_d": of_d}
+    history: list[dict[str, float]] = []
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        for name, part in kept.items():
+            part.load_state_dict(state[name])  # type: ignore[attr-defined]
+        history = state["history"]
+    precision = _mixed_precision(device)
+    figures: list[Tensor] = []
+    for step in range(len(history) * loop.every + 1, loop.steps + 1):
+        torch.manual_seed(seed * 1_000_003 + step)  # all chance is of the step, so that a resumed run is the same
+        picked = loop.draw(step)
+        real = torch.from_numpy(features.batch(picked)).to(device) * d.inverse
+        label = torch.from_numpy(features.labels[picked]).to(device)
+        with precision:
+            fake = g.scaled(torch.randn(len(picked), loop.nz).to(device), label).float()
+
+        # D maximises L_S + L_C (equations 1 and 2), on real and synthetic features.
+        penalised = bool(loop.r1) and step % LAZY == 0
+        real.requires_grad_(penalised)
+        with precision:
+            source, logits = d.judge(torch.cat([real, fake.detach()]))
+        source, logits = source.float(), logits.float()
+        of_real, of_fake = source.chunk(2)
+        if loop.hinge:
+            loss_d = F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()
+        else:
+            loss_d = F.softplus(-of_real).mean() + F.softplus(of_fake).mean()
+        loss_d = loss_d + 2 * F.cross_entropy(logits, label.repeat(2))
+        total = loss_d
+        if penalised:
+            (slope,) = torch.autograd.grad(of_real.sum(), real, create_graph=True)
+            total = loss_d + LAZY * loop.r1 / 2 * slope.square().sum(dim=(1, 2, 3)).mean()
+        _update(of_d, total)
+
+        # G maximises L_C − L_S, in the form whose gradient does not vanish while D wins.
+        d.requires_grad_(False)
+        with precision:
+            of_fake, fake_logits = d.judge(fake)
+        wanted = -of_fake.float().mean() if loop.hinge else F.softplus(-of_fake.float()).mean()
+        loss_g = wanted + F.cross_entropy(fake_logits.float(), label)
+        _update(of_g, loss_g)
+        d.requires_grad_(True)
+        _follow(average, g, min(loop.ema, step / (step + 10)))
+
+        hits = (logits.argmax(1) == label.repeat(2)).float().view(2, -1).mean(1)
+        figures.append(torch.stack([loss_d, loss_g, *hits]).detach())
+        if step % loop.every == 0:
             names = ("loss_d", "loss_g", "accuracy_real", "accuracy_fake")
             history.append(dict(zip(names, torch.stack(figures).mean(0).tolist(), strict=True)))
+            figures = []
+            if checkpoint is not None:
+                part = checkpoint.with_name(f".part-{checkpoint.name}")
+                torch.save({name: it.state_dict() for name, it in kept.items()} | {"history": history}, part)  # type: ignore[attr-defined]
+                part.replace(checkpoint)
             if progress is not None:
-                progress(epoch, options.epochs, history[-1])
-            if options.max_seconds is not None and time.monotonic() - started > options.max_seconds:
-                break
-    for module in discriminator.modules():
-        if parametrize.is_parametrized(module):  # what is served has plain weights
-            parametrize.remove_parametrizations(module, "weight")
-    return Fitted(options.nz, average.cpu(), discriminator.cpu().eval(), history)
+                progress(len(history), loop.steps // loop.every, history[-1])
+    return Fitted(loop.nz, average.cpu(), d.cpu().eval(), history)
 
 
-def balanced_batches(labels: NDArray[np.int64], size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """An epoch's batches of indices, each class drawn equally often.
-
-    Synthetic labels follow the real ones. Were the real ones unbalanced, D would learn the rare class less; were the
-    two distributions different, D could tell real from fake by the class alone.
-    """
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    for _ in range(max(1, len(labels) // size)):
-        drawn = rng.integers(len(members), size=size)
-        yield np.array([rng.choice(members[label]) for label in drawn])
+def _members(features: FeatureSource) -> list[NDArray[np.int64]]:
+    """The samples of each class. Raises ValueError where a class has none."""
+    members = [np.flatnonzero(features.labels == label) for label in range(len(features.classes))]
+    if not all(map(len, members)):
+        counts = dict(zip(features.classes, map(len, members), strict=True))
+        raise ValueError(f"a class has no sample: {counts}")
+    return members
 
 
-def bce(logits: Tensor, target: float) -> Tensor:
-    """Binary cross-entropy of the source against one target for all."""
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+@torch.no_grad()
+def _begin_from_components(g: Generator, features: FeatureSource, scale: Tensor) -> None:
+    """Set the last layer to the principal components of the real features' patches, so that noise looks like them."""
+    last = g.layers[-1]  # type: ignore[index]
+    assert isinstance(last, nn.ConvTranspose2d)
+    side, kernels = patch(features.shape), last.weight.shape[0]
+    some = np.unique(np.linspace(0, len(features) - 1, 256).astype(np.int64))
+    inverse = torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0).view(1, -1, 1, 1)
+    cells = F.unfold(torch.from_numpy(features.batch(some)) * inverse, side, stride=side).transpose(1, 2).flatten(0, 1)
+    cells = cells[torch.randperm(len(cells))[:8192]]
+    middle = cells.mean(dim=0)
+    rank = min(kernels, *cells.shape)
+    _, spread, axes = torch.pca_lowrank(cells - middle, q=rank, center=False)
+    last.weight.zero_()
+    last.weight[:rank] = (axes * spread / len(cells) ** 0.5).T.reshape(rank, *last.weight.shape[1:])
+    assert last.bias is not None
+    last.bias.copy_(middle.view(features.shape[0], -1).mean(dim=1))
 
 
-def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+def _mixed_precision(device: str) -> torch.autocast:
+    """bfloat16 for convolutions where the device computes in it faster: CUDA, CPUs with AVX-512 BF16 or AMX."""
+    kind = torch.device(device).type
+    able = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=bool(able))
+
+
+def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     """One step down ``loss``."""
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
@@ -172,8 +209,8 @@ def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Exponential moving average of the weights and of the batch norms' statistics."""
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights and of the batch norms' statistics; 0: a copy."""
     for mean, now in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if mean.is_floating_point():
             mean.lerp_(now, 1 - decay)

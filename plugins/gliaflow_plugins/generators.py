@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after each epoch with its number (from 1), how many there are at most, and its figures."""
+
+SCALE_SAMPLES = 1024
 
 
 @runtime_checkable
@@ -79,6 +82,35 @@ class ArrayFeatures:
         return self._features[indices].astype(np.float32)
 
 
+class Joined:
+    """Several sources as one ``FeatureSource``: the samples of the first, then those of the next. Nothing is copied.
+
+    Raises
+    ------
+    ValueError: there is none, or they differ in shape or classes.
+    """
+
+    def __init__(self, *sources: FeatureSource) -> None:
+        kinds = [(source.shape, source.classes) for source in sources]
+        if not kinds or any(kind != kinds[0] for kind in kinds):
+            raise ValueError(f"sources to join must have one shape and one list of classes, these have {kinds}")
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+        self.shape, self.classes = kinds[0]
+        self.labels: NDArray[np.int64] = np.concatenate([source.labels for source in sources])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = np.empty((len(indices), *self.shape), dtype=np.float32)
+        which = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(which):
+            source, here = self._sources[number], which == number
+            found[here] = source.batch(indices[here] - (self._ends[number] - len(source)))
+        return found
+
+
 @dataclass
 class Fitted:
     """A fitted variant, on the CPU and in evaluation mode.
@@ -112,6 +144,7 @@ class GeneratorVariant(Protocol):
         seed: int,
         device: str = "cpu",
         progress: Progress | None = None,
+        checkpoint: Path | None = None,
     ) -> Fitted:
         """Learn from ``features``.
 
@@ -120,17 +153,22 @@ class GeneratorVariant(Protocol):
         options: an instance of ``self.options``.
         seed: the same seed, features and options give the same networks on the same machine.
         device: a torch device, "cpu" or "cuda".
+        checkpoint: a file in which to keep what is needed to go on after a kill, and from which to go on where it
+            exists. A variant that is quick may leave it alone.
         """
         ...
 
 
 def channel_scale(features: FeatureSource, indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-    """The root mean square of each channel [C] over the samples at ``indices`` (all by default), in one pass.
+    """The root mean square of each channel [C] over the samples at ``indices`` (all by default).
 
     Taps differ in scale by orders of magnitude between channels; networks are fitted on features over this scale.
-    A channel that is always 0 gets 0.
+    A channel that is always 0 gets 0. Of more than 1,024 samples as many are read, evenly spaced, so that a large
+    store is not read once more for it.
     """
     chosen = np.arange(len(features)) if indices is None else indices
+    if len(chosen) > SCALE_SAMPLES:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, SCALE_SAMPLES).astype(np.int64)]
     total = np.zeros(features.shape[0], dtype=np.float64)
     for start in range(0, len(chosen), 16):
         total += np.square(features.batch(chosen[start : start + 16])).sum(axis=(0, 2, 3), dtype=np.float64)

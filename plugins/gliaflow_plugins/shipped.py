@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gliaflow_plugins.acgan import ACGAN
+from gliaflow_plugins.acgan import ACGAN, PaperACGAN
 from gliaflow_plugins.augmentations import (
     Augmentation,
     Elastic,
@@ -17,7 +17,8 @@ from gliaflow_plugins.augmentations import (
 )
 from gliaflow_plugins.generators import GeneratorVariant
 from gliaflow_plugins.hookspecs import hookimpl
-from gliaflow_plugins.readers import Brats, Reader
+from gliaflow_plugins.layouts import SHIPPED
+from gliaflow_plugins.readers import Reader
 
 
 @hookimpl
@@ -29,8 +30,10 @@ def register_augmentations(register: Callable[[Augmentation], None]) -> None:
 @hookimpl
 def register_generators(register: Callable[[GeneratorVariant], None]) -> None:
     register(ACGAN())
+    register(PaperACGAN())
 
 
 @hookimpl
 def register_readers(register: Callable[[Reader], None]) -> None:
-    register(Brats())
+    for reader in SHIPPED:
+        register(reader())

@@ -46,7 +46,11 @@ CLASSIFIER = Queue("gliaflow.classifier", ("features.*",))
 ASSEMBLER = Queue("gliaflow.assembler", ("graded", "failure.*"), single_active=True)
 GENERATOR = Queue("gliaflow.generator", ("generate",))
 BALANCER = Queue("gliaflow.balancer", ("features.labelled",))
-STAGE_QUEUES = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, ASSEMBLER, GENERATOR, BALANCER)
+STAGE_QUEUES = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, ASSEMBLER, GENERATOR, BALANCER)  # of the services
+
+# Stands only while somebody records: with nobody to read it, it would fill up and hold the extractor back.
+RECORDER = Queue("gliaflow.recorder", ("features.labelled",))
+ALL_QUEUES = (*STAGE_QUEUES, RECORDER)
 
 
 def submission_queue(submission: str, expires_s: int = 3600) -> Queue:

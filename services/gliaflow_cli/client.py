@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
+from gliaflow_plugins.readers import Volume
 from gliaflow_preprocessor.sources import MAX_FILE_BYTES
 from gliaflow_proto import (
     FailureMessage,
@@ -41,13 +43,19 @@ class NoStage(Exception):
 
 @dataclass(frozen=True)
 class Input:
-    """One scan to submit. ``name`` is unique within the submission."""
+    """One scan to submit. ``name`` is unique within the submission.
+
+    ``volume`` gives its bytes where ``path`` is no NIfTI file. A scan of a ``cohort`` has the same id whenever it is
+    sent, so that a feature store keeps it once.
+    """
 
     path: Path
     name: str
     patient: str
     grade: str | None = None
     channel: str | None = None
+    cohort: str = ""
+    volume: Volume | None = None
 
 
 class Submission:
@@ -63,7 +71,7 @@ class Submission:
     def __init__(self, broker: Broker, *, by_uri: bool, patience_s: float = 600) -> None:
         self.id = uuid.uuid4().hex
         self._broker, self._by_uri, self._patience_s = broker, by_uri, patience_s
-        self._uploads: set[str] = set()
+        self._uploads: dict[str, str] = {}  # by scan
         queue = submission_queue(self.id)
         broker.declare(queue)
         self._queue = queue
@@ -75,7 +83,7 @@ class Submission:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._consumer.close()
         self._broker.delete(self._queue.name)
-        for queue in self._uploads:
+        for queue in self._uploads.values():
             self._broker.delete(queue)
 
     def submit(self, item: Input) -> str:
@@ -83,14 +91,28 @@ class Submission:
 
         Raises
         ------
-        OSError: the file cannot be read.
+        OSError, ValueError: the file cannot be read, or is no scan.
         NoStage: no preprocessor has declared its queue.
         """
-        scan_id = message_id(self.id, item.name)
-        scan = Scan(id=scan_id, submission=self.id, name=item.name, patient=item.patient, label=item.grade)
-        source = self._by_reference(item.path) if self._by_uri else self._by_value(item.path, scan_id)
+        scan_id = message_id(f"cohort {item.cohort}" if item.cohort else self.id, item.name)
+        scan = Scan(
+            id=scan_id,
+            submission=self.id,
+            name=item.name,
+            patient=item.patient,
+            cohort=item.cohort,
+            label=item.grade,
+        )
+        if item.volume is not None:
+            data = item.volume.read()
+            source = self._by_value(io.BytesIO(data), len(data), scan_id)
+        elif self._by_uri:
+            source = self._by_reference(item.path)
+        else:
+            with item.path.open("rb") as file:
+                source = self._by_value(file, os.fstat(file.fileno()).st_size, scan_id)
         message = ScanMessage(
-            id=message_id(scan_id, "scan"), scan=scan, trace=new_trace(), source=source, channel=item.channel
+            id=message_id(self.id, scan_id, "scan"), scan=scan, trace=new_trace(), source=source, channel=item.channel
         )
         self._publish(message)
         return scan_id
@@ -118,9 +140,8 @@ class Submission:
             return None
         message = decode(delivery.body)
         assert isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage)  # as the queue is bound
-        if (upload := upload_queue(message.scan.id).name) in self._uploads:
+        if upload := self._uploads.pop(message.scan.id, None):
             self._broker.delete(upload)
-            self._uploads.remove(upload)
         self._consumer.ack(delivery)
         return message
 
@@ -128,24 +149,23 @@ class Submission:
         with path.open("rb"):
             return Source(uri=path.resolve().as_uri())
 
-    def _by_value(self, path: Path, scan_id: str) -> Source:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise OSError(errno.EFBIG, f"over the limit of {MAX_FILE_BYTES} bytes")
-            data = file.read(BY_VALUE_BYTES)
-            rest = file.read(1)
-            if not rest:
-                return Source(data=data)
-            queue = upload_queue(scan_id)
-            self._broker.declare(queue)
-            self._uploads.add(queue.name)
-            chunks = 0
-            chunk = data
-            while chunk:
-                self._broker.send(queue.name, chunk, message_id=str(chunks))
-                chunks += 1
-                chunk = rest + file.read(BY_VALUE_BYTES - len(rest))
-                rest = b""
+    def _by_value(self, file: BinaryIO, size: int, scan_id: str) -> Source:
+        if size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"over the limit of {MAX_FILE_BYTES} bytes")
+        data = file.read(BY_VALUE_BYTES)
+        rest = file.read(1)
+        if not rest:
+            return Source(data=data)
+        queue = upload_queue(message_id(self.id, scan_id))  # its own: another may be sending the same scan
+        self._broker.declare(queue)
+        self._uploads[scan_id] = queue.name
+        chunks = 0
+        chunk = data
+        while chunk:
+            self._broker.send(queue.name, chunk, message_id=str(chunks))
+            chunks += 1
+            chunk = rest + file.read(BY_VALUE_BYTES - len(rest))
+            rest = b""
         return Source(upload=queue.name, chunks=chunks)
 
     def _publish(self, message: Message) -> None:

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
-from gliaflow_plugins.readers import Brats
+from gliaflow_plugins.case_folders import Brats
 from gliaflow_proto import FailureMessage, FeaturesMessage, PredictionMessage, Queue, SyntheticMessage, decode, expect
 from gliaflow_runtime.broker import Broker, BrokerError, Consumer
 from gliaflow_runtime.bundle import load_bundle
@@ -44,7 +44,11 @@ def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: C
         write_cohort(cohort, patients, seed, hgg_share=0.5, progress=lambda done, _: bar.update(task, completed=done))
         found = Brats().read(cohort)
         assert found is not None, "write_cohort writes what the reader reads"
-        inputs = [Input(case.scan, f"{case.patient}_flair", case.patient, case.grade) for case in found.cases]
+        paths = [cohort / str(case.grade) / case.patient for case in found.cases]
+        inputs = [
+            Input(path / f"{path.name}_flair.nii.gz", f"{path.name}_flair", case.patient, case.grade)
+            for path, case in zip(paths, found.cases, strict=True)
+        ]
         masks: dict[str, PredictionMessage] = {}
 
         def answered(item: Input, row: Row, prediction: PredictionMessage | None) -> None:
@@ -65,14 +69,14 @@ def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: C
             synthetic = _synthetic(broker, by_uri, seed, sorted(real))
             bar.advance(task)
     shown = []
-    for case, row in zip(found.cases, rows, strict=True):
-        flair, truth = _canonical(nib.load(case.scan)), _canonical(nib.load(case.mask))
+    for path, row in zip(paths, rows, strict=True):
+        flair, truth = (_canonical(nib.load(path / f"{path.name}_{kind}.nii.gz")) for kind in ("flair", "seg"))
         mask = np.zeros_like(truth)
         if prediction := masks.get(row.scan):
             mask = _canonical(nib.Nifti1Image(prediction.mask, np.reshape(prediction.affine, (4, 4))))
         dice = 2 * int(((mask > 0) & (truth > 0)).sum()) / max(1, int((mask > 0).sum() + (truth > 0).sum()))
         shown.append(
-            Shown(row, case.grade or "", dice, flair, (mask > 0).astype(np.uint8), (truth > 0).astype(np.uint8))
+            Shown(row, path.parent.name, dice, flair, (mask > 0).astype(np.uint8), (truth > 0).astype(np.uint8))
         )
     table = Table("scan", "true grade", "grade", "P(HGG)", "tumour ml", "Dice", "seconds", box=None)
     for each in shown:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
+from gliaflow_plugins.readers import Cohort, NiftiFile
 
 from gliaflow_cli.client import Input
 
@@ -81,6 +82,35 @@ def find_inputs(paths: Iterable[str], *, grade: str | None = None, channel: str 
     return inputs
 
 
+def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None) -> list[Input]:
+    """Every scan of a cohort with its patient and, where it is known, its label.
+
+    Parameters
+    ----------
+    name: of the cohort. channel: of 4-D scans of which the cohort does not tell it.
+
+    Raises
+    ------
+    UsageError: no scan has a label.
+    """
+    cases = cohort.cases
+    if not any(case.label for case in cases):
+        raise UsageError(f"{name}: no scan has a label (--grades TABLE gives grades; see `gliaflow cohort`)")
+    names = _unique([_plain(re.sub(r"[/\\]|^\.", "_", case.id)) for case in cases])
+    return [
+        Input(
+            case.scan.path if isinstance(case.scan, NiftiFile) else Path(str(case.scan)),
+            unique,
+            case.patient,
+            case.label,
+            case.channel or channel,
+            name,
+            None if isinstance(case.scan, NiftiFile) else case.scan,
+        )
+        for case, unique in zip(cases, names, strict=True)
+    ]
+
+
 def _channel(path: Path, channel: str | None) -> str | None:
     """The number of the FLAIR volume: as given, or looked up by name in ``dataset.json``.
 
@@ -121,17 +151,25 @@ def _names(files: list[Path]) -> list[str]:
     """
     stems = [_plain(stem(f)) for f in files]
     common = Counter(s.casefold() for s in stems)
+    return _unique(
+        [
+            _plain(f"{file.absolute().parent.name}_{name}") if common[name.casefold()] > 1 else name
+            for file, name in zip(files, stems, strict=True)
+        ]
+    )
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    """The names, with a number where one was there before."""
     taken: set[str] = set()
-    names = []
-    for file, name in zip(files, stems, strict=True):
-        if common[name.casefold()] > 1:
-            name = _plain(f"{file.absolute().parent.name}_{name}")
+    found = []
+    for name in names:
         unique, number = name, 2
         while unique.casefold() in taken:
             unique, number = f"{name}-{number}", number + 1
         taken.add(unique.casefold())
-        names.append(unique)
-    return names
+        found.append(unique)
+    return found
 
 
 def _plain(name: str) -> str:

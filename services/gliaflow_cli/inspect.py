@@ -1,36 +1,19 @@
-"""The commands that look and tell: cohort, plugins, doctor. Each returns the exit code."""
+"""The commands that look and tell: plugins, doctor. Each returns the exit code."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from gliaflow_plugins.registry import load_registry
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.bundle import BundleError, load_bundle
 from gliaflow_runtime.inference import DeviceError
 from gliaflow_runtime.settings import Settings
-from gliaflow_trainer.cohort import read_cohort
 from rich.console import Console
 from rich.table import Table
 
 from gliaflow_cli.pipeline import SERVICES, open_broker
-
-
-def show_cohort(folder: Path, console: Console) -> int:
-    """``gliaflow cohort``: 0 when there is something to train on."""
-    cohort = read_cohort(folder, load_registry())
-    grades = Counter(case.grade or "not known" for case in cohort.cases)
-    console.print(f"layout    {cohort.layout}")
-    console.print(f"scans     {len(cohort.cases)}")
-    console.print(f"patients  {len({case.patient for case in cohort.cases})}")
-    console.print(f"grades    {', '.join(f'{grade} {count}' for grade, count in sorted(grades.items()))}")
-    console.print(f"masks     {sum(case.mask is not None for case in cohort.cases)}")
-    for problem in cohort.problems:
-        console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
-    return 0 if cohort.cases else 1
 
 
 def show_plugins(console: Console) -> int:

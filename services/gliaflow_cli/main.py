@@ -37,6 +37,7 @@ class Service(StrEnum):
     extractor = "extractor"
     generator = "generator"
     classifier = "classifier"
+    trainer = "trainer"
 
 
 BrokerFlag = Annotated[
@@ -46,6 +47,30 @@ BrokerFlag = Annotated[
 BundleFlag = Annotated[Path | None, typer.Option("--bundle", help="Model bundle; default: the shipped demonstration.")]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="onnxruntime threads; 0: one a core.")]
+ReaderFlag = Annotated[
+    str | None, typer.Option("--reader", help="Reader (see `gliaflow plugins`); default: the first that knows it.")
+]
+HighFlag = Annotated[str | None, typer.Option("--high", help="WHO grades that are high; default: III,IV. BraTS: IV.")]
+GradesFlag = Annotated[Path | None, typer.Option("--grades", help="A CSV or TSV of grades by patient.")]
+PatientColumnFlag = Annotated[str | None, typer.Option("--patient-column", help="Its column of patients.")]
+GradeColumnFlag = Annotated[str | None, typer.Option("--grade-column", help="Its column of grades.")]
+ProfileFlag = Annotated[
+    str, typer.Option("--profile", help="demo: minutes on two cores. small: hours. paper: the paper's sizes, on a GPU.")
+]
+InitFlag = Annotated[
+    Path | None, typer.Option("--init", help="Fine-tune the U-Net of this bundle; it must not have seen this cohort.")
+]
+OptionFlag = Annotated[
+    list[str] | None, typer.Option("--option", help="An option of the variant, as name=value; repeat for more.")
+]
+TapFlag = Annotated[
+    str | None, typer.Option("--tap", help="Where features are read: enc5 (the paper's), enc4, dec1, dec2 or dec3.")
+]
+CropFlag = Annotated[
+    bool | None,
+    typer.Option("--crop/--no-crop", help="Crop features to the tumour found; default: the profile's."),
+]
+TorchDeviceFlag = Annotated[str, typer.Option("--device", help="cpu or cuda; several GPUs: torchrun -m gliaflow_cli.")]
 SeedFlag = Annotated[int, typer.Option("--seed", help="Seed: the same seed gives the same result.", min=0)]
 
 
@@ -77,11 +102,17 @@ def serve(
     root: Annotated[
         list[str] | None, typer.Option("--root", help="Where a scan URI may point; repeat for more.")
     ] = None,
+    store: Annotated[Path | None, typer.Option("--store", help="trainer: folder of the feature store.")] = None,
+    bundles: Annotated[Path | None, typer.Option("--bundles", help="trainer: folder for new bundles.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", help="trainer: as for `gliaflow train`.")] = None,
     config: Annotated[
         bool, typer.Option("--show-settings", help="Print every setting with its value and exit.")
     ] = False,
 ) -> None:
-    """Run one stage on a broker until SIGTERM, which drains it."""
+    """Run one stage on a broker until SIGTERM, which drains it.
+
+    The trainer records the features of labelled scans and fits new bundles on them; it needs the extra "train".
+    """
     from gliaflow_runtime.logs import configure_logging
 
     from gliaflow_cli.pipeline import serve as serve_stage
@@ -94,6 +125,9 @@ def serve(
         health_port=health_port,
         prefetch=prefetch,
         roots=root or None,
+        store=store,
+        bundles=bundles,
+        train_profile=profile,
     )
     if config:
         for name, field in type(settings).model_fields.items():
@@ -110,7 +144,9 @@ def serve(
 
 @app.command()
 def submit(
-    paths: Annotated[list[str], typer.Argument(help="Scans (NIfTI), folders of them, or globs.", metavar="PATH…")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Scans (NIfTI), folders of them, or globs; or a cohort.", metavar="PATH…")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.csv and <scan>_seg.nii.gz.")],
     grade: Annotated[str | None, typer.Option("--grade", help="The known grade of these scans: HGG or LGG.")] = None,
     channel: Annotated[
@@ -120,16 +156,31 @@ def submit(
     timeout: Annotated[
         float, typer.Option("--timeout", help="Give up after so many seconds without any answer.")
     ] = 1800,
+    labelled: Annotated[
+        bool, typer.Option("--labelled", help="PATH is one cohort (see `gliaflow cohort`): send its labels too.")
+    ] = False,
+    reader: ReaderFlag = None,
+    high: HighFlag = None,
+    grades: GradesFlag = None,
+    patient_column: PatientColumnFlag = None,
+    grade_column: GradeColumnFlag = None,
     broker: BrokerFlag = None,
     bundle: BundleFlag = None,
     device: DeviceFlag = None,
     threads: ThreadsFlag = None,
 ) -> None:
     """Send scans through the pipeline; get a grade, a mask and a row of predictions.csv for each."""
+    from gliaflow_cli.learn import CohortChoice
     from gliaflow_cli.run import run_submit
 
+    of_cohort = (reader, high, grades, patient_column, grade_column)
+    if labelled and (len(paths) != 1 or grade is not None):
+        raise typer.BadParameter("--labelled takes one cohort, which tells the grades: no other PATH, no --grade")
+    if not labelled and any(flag is not None for flag in of_cohort):
+        raise typer.BadParameter("how a cohort is read goes with --labelled")
+    chosen = CohortChoice(Path(paths[0]), *of_cohort) if labelled else None
     settings = _settings(broker=broker, bundle=bundle, device=device, threads=threads)
-    failed = run_submit(paths, out, grade, channel, resume, timeout, settings, console)
+    failed = run_submit(paths, out, grade, channel, resume, timeout, settings, console, labelled=chosen)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -179,39 +230,151 @@ def phantom(
 
 @app.command()
 def cohort(
-    folder: Annotated[Path, typer.Argument(help="A folder of labelled scans.", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(help="A folder of labelled scans, or a CSV of them.", metavar="DIR")],
+    reader: ReaderFlag = None,
+    high: HighFlag = None,
+    grades: GradesFlag = None,
+    patient_column: PatientColumnFlag = None,
+    grade_column: GradeColumnFlag = None,
+    check: Annotated[bool, typer.Option("--check", help="Open every scan and mask too.")] = False,
 ) -> None:
     """Say what is understood of a folder: layout, scans, patients, grades, masks, problems."""
-    from gliaflow_cli.inspect import show_cohort
+    from gliaflow_cli.cohort import show_cohort
 
-    raise typer.Exit(show_cohort(folder, console))
+    code = show_cohort(
+        folder,
+        console,
+        reader=reader,
+        high=high,
+        grades=grades,
+        patient_column=patient_column,
+        grade_column=grade_column,
+        check=check,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
 def train(
     cohort: Annotated[Path, typer.Argument(help="A folder of labelled scans (see `gliaflow cohort`).")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the new bundle.")],
-    profile: Annotated[
-        str, typer.Option("--profile", help="demo: minutes on two cores. paper: the paper's widths.")
-    ] = "demo",
+    profile: ProfileFlag = "demo",
     generator: Annotated[
         str, typer.Option("--generator", help="Generator variant (see `gliaflow plugins`).")
     ] = "acgan",
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="An option of the variant, as name=value; repeat for more."),
-    ] = None,
+    option: OptionFlag = None,
     augmentation: Annotated[
         list[str] | None, typer.Option("--augmentation", help="Augment with this instead of the profile's; repeat.")
     ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Of the U-Net; default: the profile's.", min=1)] = None,
+    init: InitFlag = None,
+    tap: TapFlag = None,
+    crop: CropFlag = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the bundle; default: the folder's.")] = None,
     seed: SeedFlag = 0,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    device: TorchDeviceFlag = "cpu",
+    reader: ReaderFlag = None,
+    high: HighFlag = None,
+    grades: GradesFlag = None,
+    patient_column: PatientColumnFlag = None,
+    grade_column: GradeColumnFlag = None,
 ) -> None:
-    """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs the extra "train"."""
-    from gliaflow_cli.run import run_train
+    """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs the extra "train".
 
-    run_train(cohort, out, profile, generator, option or [], augmentation or [], name, seed, device, console)
+    What is done so far is kept in OUT.work: the same command goes on there after it was cut off.
+    """
+    from gliaflow_cli.learn import CohortChoice, run_train
+
+    chosen = CohortChoice(cohort, reader, high, grades, patient_column, grade_column)
+    run_train(
+        chosen,
+        out,
+        profile,
+        console,
+        generator=generator,
+        option=option or [],
+        augmentations=augmentation or [],
+        epochs=epochs,
+        init=init,
+        tap=tap,
+        crop=crop,
+        name=name,
+        seed=seed,
+        device=device,
+    )
+
+
+@app.command()
+def evaluate(
+    cohort: Annotated[Path, typer.Argument(help="A folder of labelled scans (see `gliaflow cohort`).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html and metrics.json.")],
+    profile: ProfileFlag = "demo",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="grouped: folds by patient. paper: one split, with the paper's shares.")
+    ] = "grouped",
+    task: Annotated[
+        str, typer.Option("--task", help="grade: HGG or LGG. tumour: slices with tumour or without.")
+    ] = "grade",
+    folds: Annotated[int, typer.Option("--folds", help="Folds of the protocol grouped.", min=2)] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", help="How often all but the U-Net is fitted anew.", min=1)] = 5,
+    generators: Annotated[
+        str, typer.Option("--generators", help="Variants to compare, with commas; none: comparators only.")
+    ] = "acgan",
+    option: OptionFlag = None,
+    counts: Annotated[
+        str, typer.Option("--counts", help="How many synthetic samples to add, with commas; the rare class first.")
+    ] = "100,400",
+    scarce: Annotated[
+        str, typer.Option("--scarce", help="Patients of the rare class to learn from, with commas: a series each.")
+    ] = "",
+    init: InitFlag = None,
+    unet: Annotated[
+        Path | None,
+        typer.Option("--unet", help="Use the U-Net of this bundle as it is; it must not have seen this cohort."),
+    ] = None,
+    tap: TapFlag = None,
+    crop: CropFlag = None,
+    shuffle_labels: Annotated[
+        bool, typer.Option("--shuffle-labels/--no-shuffle-labels", help="The control, which must give chance.")
+    ] = True,
+    seed: SeedFlag = 0,
+    device: TorchDeviceFlag = "cpu",
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes; 0: one a core.", min=0)] = 0,
+    reader: ReaderFlag = None,
+    high: HighFlag = None,
+    grades: GradesFlag = None,
+    patient_column: PatientColumnFlag = None,
+    grade_column: GradeColumnFlag = None,
+) -> None:
+    """Find out whether synthetic features help to grade this cohort, on patients that nothing was fitted on.
+
+    What is fitted is kept in OUT/work: the same command goes on there after it was cut off. Needs the extra "train".
+    """
+    from gliaflow_cli.learn import CohortChoice, run_evaluate
+
+    chosen = CohortChoice(cohort, reader, high, grades, patient_column, grade_column)
+    run_evaluate(
+        chosen,
+        out,
+        profile,
+        console,
+        protocol=protocol,
+        task=task,
+        folds=folds,
+        seeds=seeds,
+        generators=generators,
+        option=option or [],
+        counts=counts,
+        scarce=scarce,
+        init=init,
+        unet=unet,
+        tap=tap,
+        crop=crop,
+        shuffle=shuffle_labels,
+        seed=seed,
+        device=device,
+        jobs=jobs,
+    )
 
 
 @app.command()

@@ -1,10 +1,13 @@
-"""The four services and the stages that each runs; a pipeline of them in this process, or one as a process."""
+"""The services and the stages that each runs; a pipeline of them in this process, or one as a process."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +25,10 @@ from gliaflow_runtime.connect import connect
 from gliaflow_runtime.health import serve_health
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.stage import Stage, Worker
+from gliaflow_trainer.recorder import Recorder
+from gliaflow_trainer.service import Trainer, require_own
+
+from gliaflow_cli.inputs import UsageError
 
 log = structlog.get_logger()
 
@@ -52,6 +59,11 @@ def _classifier(bundle: Bundle, s: Settings) -> list[MakeStage]:
     return [lambda _: grader, lambda _: Assembler(bundle, timeout_s=s.assembly_timeout_s)]
 
 
+def _trainer(bundle: Bundle, s: Settings) -> list[MakeStage]:
+    require_own(bundle, s.store)
+    return [lambda _: Recorder(s.store, bundle.manifest.classes)]
+
+
 def open_broker(settings: Settings) -> Broker:
     """A connection to the broker of the settings. Raises ValueError or BrokerError, as ``connect`` does."""
     return connect(settings.broker, dead_letters=settings.state / "dead-letters")
@@ -63,6 +75,16 @@ SERVICES: dict[str, Callable[[Bundle, Settings], list[MakeStage]]] = {
     "generator": _generator,
     "classifier": _classifier,
 }
+TRAINER = "trainer"  # apart: it learns, and a scan is answered without it
+
+
+def become_owner(folder: Path) -> None:
+    """Started as root (in a container), go on as the folder's owner, so that what is written belongs to the person."""
+    owner = folder.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 class Pipeline:
@@ -72,7 +94,7 @@ class Pipeline:
 
     Parameters
     ----------
-    services: names from ``SERVICES``.
+    services: names from ``SERVICES``, or ``TRAINER``.
     settings: as for the command.
     deadline: whether a message that is in work for too long ends this process.
 
@@ -87,7 +109,8 @@ class Pipeline:
         self.error: BaseException | None = None
         self._settings = settings
         self._deadline_s = settings.deadline_s if deadline else None
-        self._makers = [make for service in services for make in SERVICES[service](self.bundle, settings)]
+        known = {**SERVICES, TRAINER: _trainer}
+        self._makers = [make for service in services for make in known[service](self.bundle, settings)]
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
 
@@ -150,7 +173,13 @@ def serve(service: str, settings: Settings) -> None:
     Raises
     ------
     BundleError, DeviceError, BrokerError: it cannot start, or the broker was lost for good.
+    PluginError, UsageError: the trainer is asked for what is not there.
     """
+    if service == TRAINER and find_spec("torch") is None:
+        raise UsageError("the trainer needs torch: pip install 'gliaflow[serve,train]'")
+    if service == TRAINER:
+        settings.bundles.mkdir(parents=True, exist_ok=True)
+        become_owner(settings.bundles)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -161,8 +190,12 @@ def serve(service: str, settings: Settings) -> None:
 
     with serve_health(settings, ready):
         pipeline = Pipeline([service], settings, deadline=True)
+        trainer = Trainer(pipeline.bundle, settings) if service == TRAINER else None
         log.info("starting", service=service, bundle=pipeline.bundle.id, broker=settings.broker.split("@")[-1])
         with pipeline:
             while not stop.wait(0.2) and not pipeline.failed.is_set():
-                pass
+                if trainer is not None:
+                    trainer.look()
+            if trainer is not None:
+                trainer.abandon()
         pipeline.check()

@@ -1,13 +1,14 @@
-"""The commands that do work and show its progress: submit, generate, phantom, train."""
+"""The commands that do work and show its progress: submit, generate, phantom."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from gliaflow_plugins.registry import load_registry
 from gliaflow_proto import FailureMessage, PredictionMessage, SyntheticMessage
 from gliaflow_runtime.bundle import load_bundle
 from gliaflow_runtime.logs import configure_logging
@@ -24,9 +25,12 @@ from rich.progress import (
 from safetensors.numpy import save_file
 
 from gliaflow_cli.client import Input, NoStage, Submission
-from gliaflow_cli.inputs import UsageError, find_inputs
+from gliaflow_cli.inputs import UsageError, cohort_inputs, find_inputs
 from gliaflow_cli.pipeline import SERVICES, Pipeline, open_broker
 from gliaflow_cli.submit import TABLE, Row, read_table, submit
+
+if TYPE_CHECKING:
+    from gliaflow_cli.learn import CohortChoice
 
 QUIET_S = 600.0  # generate: no answer for so long means that no generator runs
 
@@ -40,10 +44,16 @@ def run_submit(
     timeout_s: float,
     settings: Settings,
     console: Console,
+    *,
+    labelled: CohortChoice | None = None,
 ) -> int:
-    """``gliaflow submit``; returns how many scans failed."""
+    """``gliaflow submit``, of paths or of a cohort with its labels; returns how many scans failed."""
     _check_grade(grade, settings)
-    inputs = find_inputs(paths, grade=grade, channel=channel)
+    if labelled is None:
+        inputs = find_inputs(paths, grade=grade, channel=channel)
+    else:
+        cohort = labelled.read(load_registry(), console)
+        inputs = cohort_inputs(cohort, labelled.folder.resolve().name, channel)
     before = {n: r for n, r in read_table(out / TABLE).items() if r.status == "ok"} if resume else {}
     todo = [item for item in inputs if item.name not in before]
     if before:
@@ -114,55 +124,6 @@ def run_phantom(out: Path, patients: int, seed: int, hgg_share: float, console: 
             progress=lambda done, _: bar.update(task, completed=done),
         )
     console.print(f"{patients} patients: {out}")
-
-
-def run_train(
-    cohort: Path,
-    out: Path,
-    profile: str,
-    generator: str,
-    options: Sequence[str],
-    augmentations: Sequence[str],
-    name: str | None,
-    seed: int,
-    device: str,
-    console: Console,
-) -> None:
-    """``gliaflow train``."""
-    # Threads that spin while they wait take the cores from each other on a busy machine: four times slower here.
-    # OpenMP reads these when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    try:
-        from gliaflow_trainer.train import PROFILES, train
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "onnxscript", "sklearn"):
-            raise
-        raise UsageError(f"training needs {error.name}: pip install 'gliaflow[train]'") from None
-    if profile not in PROFILES:
-        raise UsageError(f"--profile: {profile!r} is not one of {', '.join(PROFILES)}")
-    values = {}
-    for text in options:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--option: {text!r} is not name=value")
-        values[key] = value
-    with progress_bar(console) as bar:
-        bundle = train(
-            cohort,
-            out,
-            PROFILES[profile],
-            generator=generator,
-            options=values,
-            augmentations=augmentations,
-            name=name or out.resolve().name,
-            seed=seed,
-            device=device,
-            bar=bar,
-        )
-    console.print(f"bundle {bundle.id}: {out}", soft_wrap=True)
-    for key, value in bundle.manifest.metrics.items():
-        console.print(f"  {key}: {value}", soft_wrap=True)
 
 
 @contextmanager

@@ -93,8 +93,10 @@ def submit(
                 item = waiting.pop()
                 try:
                     sent[submission.submit(item)] = item, time.monotonic()
-                except OSError as error:
-                    settle(item, Row(item.name, item.patient, error=f"{item.path}: {error.strerror or error}"))
+                except (OSError, ValueError) as error:
+                    reason = str(getattr(error, "strerror", None) or error)
+                    reason = reason if str(item.path) in reason else f"{item.path}: {reason}"
+                    settle(item, Row(item.name, item.patient, error=reason))
             alive()
             answer = submission.answer(timeout=1.0) if sent else None
             if answer is not None and answer.scan.id in sent:

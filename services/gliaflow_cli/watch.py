@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ from gliaflow_runtime.settings import Settings
 
 from gliaflow_cli.client import Input
 from gliaflow_cli.inputs import UsageError, find_inputs
-from gliaflow_cli.pipeline import open_broker
+from gliaflow_cli.pipeline import become_owner, open_broker
 from gliaflow_cli.run import embedded
 from gliaflow_cli.submit import TABLE, Row, read_table, submit
 
@@ -38,7 +37,7 @@ def watch(inbox: Path, out: Path, settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     out.mkdir(parents=True, exist_ok=True)
-    _become_owner(out)
+    become_owner(out)
     log.info("watching", inbox=str(inbox), out=str(out))
     with (
         embedded(settings, []) as alive,
@@ -74,12 +73,3 @@ def _new(inbox: Path, out: Path) -> list[Input]:
         if not answered and time.time_ns() - max(changed) > SETTLED_S * 1e9:
             fresh.append(item)
     return fresh
-
-
-def _become_owner(folder: Path) -> None:
-    """Started as root (in a container), go on as the folder's owner, so that the answers belong to the person."""
-    owner = folder.stat()
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)

@@ -30,10 +30,21 @@ class UNet:
     ----------
     bundle: whose network and whose tap.
     batch: slices that go through at once.
+    cropped: give features cropped to the mask (``crop``; the paper's last suggestion); by default as the bundle's
+        generator and classifier were fitted.
     """
 
-    def __init__(self, bundle: Bundle, *, batch: int = 4, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        batch: int = 4,
+        cropped: bool | None = None,
+        device: str = "cpu",
+        threads: int = 0,
+    ) -> None:
         self.size = bundle.manifest.input.size
+        self._cropped = bundle.manifest.cropped if cropped is None else cropped
         self._batch = batch
         self._network = Network(bundle, "unet", [bundle.tap, "mask"], device=device, threads=threads)
         self._network.warm(image=(1, 1, *self.size))
@@ -43,9 +54,38 @@ class UNet:
         features, masks = [], []
         for start in range(0, len(image), self._batch):
             tap, probability = self._network(image=image[start : start + self._batch])
+            mask = probability[:, 0] > 0.5
+            if self._cropped:
+                tap = crop(tap, mask)
             features.append(np.minimum(tap, FP16_MAX).astype(np.float16))
-            masks.append((probability[:, 0] > 0.5).astype(np.uint8))
+            masks.append(mask.astype(np.uint8))
         return np.concatenate(features), np.concatenate(masks)
+
+
+def crop(features: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Features [n, C, H, W] cropped to the tumour: [n, C, H/2, W/2] about its middle, 0 outside it.
+
+    Each position is weighted by the share of it that lies in the mask [n, rows, columns]. A tumour larger than the
+    window loses its margin.
+    """
+    samples, channels, height, width = features.shape
+    cells = mask.reshape(samples, height, mask.shape[1] // height, width, mask.shape[2] // width)
+    share = cells.mean(axis=(2, 4), dtype=np.float32)
+    low = [[(side - side // 2) // 2] * samples for side in (height, width)]
+    for axis, side in enumerate((height, width)):
+        along = (share > 0).sum(axis=2 - axis)  # positions with tumour in each row, or each column
+        found = along.any(axis=1)
+        middle = (along * np.arange(side)).sum(axis=1) / np.maximum(along.sum(axis=1), 1)
+        low[axis] = np.where(found, np.rint(middle).astype(int) - side // 4, low[axis]).tolist()
+    window = np.zeros((samples, channels, height // 2, width // 2), np.float32)
+    for n in range(samples):
+        inside = []
+        for axis, side in enumerate((height, width)):
+            start, stop = max(0, low[axis][n]), min(side, low[axis][n] + side // 2)
+            inside.append((slice(start, stop), slice(start - low[axis][n], stop - low[axis][n])))
+        (rows, to_rows), (columns, to_columns) = inside
+        window[n, :, to_rows, to_columns] = features[n, :, rows, columns] * share[n, rows, columns]
+    return window
 
 
 class Extractor(Stage):

@@ -89,8 +89,12 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
 
 
 def prepare_mask(mask: NDArray[Any], geometry: Geometry) -> NDArray[np.uint8]:
-    """A mask [i, j, k] (non-zero is tumour) on the network's grid: uint8 [n, rows, columns], nearest neighbour."""
-    canonical = nib.apply_orientation((mask > 0).astype(np.uint8), _orientation(geometry))
+    """A mask [i, j, k] on the network's grid: uint8 [n, rows, columns], nearest neighbour.
+
+    What is over 0 is tumour. Labels up to 255 stay what they are, others become 255.
+    """
+    small = np.where(mask > 0, np.ceil(np.minimum(mask, 255)), 0).astype(np.uint8)
+    canonical = nib.apply_orientation(small, _orientation(geometry))
     taken, inside = _nearest(geometry, canonical.shape)
     planes = canonical[:, :, geometry.slices].transpose(2, 0, 1)
     cut = planes[:, taken[0][:, None], taken[1][None, :]]

@@ -49,6 +49,7 @@ class Manifest(Strict):
     classes: tuple[Literal["HGG"], Literal["LGG"]]  # the order of a critic's logits; a classifier's logit is of HGG
     taps: dict[str, tuple[int, int, int]]
     tap: str
+    cropped: bool = Field(default=False, description="whether features are cropped to the tumour that the U-Net found")
     generator: str
     generator_options: dict[str, Any]
     noise: int = Field(gt=0, le=65536, description="length of the generator's noise vector z")
@@ -86,16 +87,20 @@ class Bundle:
         self.id = f"{self.manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}"
 
     def model(self, network: str) -> bytes:
-        """The bytes of one network's ONNX file, whose digest matched.
+        """The bytes of one network's ONNX file, whose digest matched. Raises BundleError as the class does."""
+        return self.read(f"{network}.onnx")
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the manifest's files, whose digest matched.
 
         Raises
         ------
         BundleError: as for the class.
         """
-        name = f"{network}.onnx"
         expected = self.manifest.files.get(name)
         if expected is None:
-            raise BundleError(f"{self.folder / MANIFEST}: files: {name} is missing, so this bundle has no {network}")
+            what = Path(name).stem
+            raise BundleError(f"{self.folder / MANIFEST}: files: {name} is missing, so this bundle has no {what}")
         data = _read(self.folder, name, MAX_MODEL_BYTES)
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
@@ -107,8 +112,9 @@ class Bundle:
 
     @property
     def tap_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of the features."""
-        return self.manifest.taps[self.tap]
+        """[C, H, W] of the features: of the tap, or of a window half as high and wide where they are cropped."""
+        channels, height, width = self.manifest.taps[self.tap]
+        return (channels, height // 2, width // 2) if self.manifest.cropped else (channels, height, width)
 
     def require_own_tap(self, what: str) -> None:
         """Raise BundleError where features come from another tap than ``what`` was fitted on."""
@@ -134,8 +140,9 @@ def demo_bundle() -> Path:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> Bundle:
-    """Complete a bundle: add the digests of the ONNX files in ``folder``, write the manifest, and load it back."""
-    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.onnx"))}
+    """Complete a bundle: add the digests of the networks in ``folder``, write the manifest, and load it back."""
+    networks = sorted(path for path in folder.iterdir() if path.suffix in (".onnx", ".safetensors"))
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in networks}
     checked = Manifest.model_validate({**manifest, "schema": MANIFEST_SCHEMA, "files": digests})
     text = json.dumps(checked.model_dump(mode="json", by_alias=True), indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -45,10 +45,16 @@ class Settings(BaseSettings):
     assembly_timeout_s: float = Field(1200, gt=0, le=1500, description="how long a scan may wait for its next part")
     generator: str = Field("", description="the generator the bundle must have; empty: the bundle's own")
     balance_share: float = Field(0.5, ge=0, lt=1, description="most of a class that may be synthetic; 0: no balancing")
-    seed: int = Field(0, ge=0, description="seed of the synthetic features made to balance")
+    seed: int = Field(0, ge=0, description="seed of the synthetic features made to balance, and of the trainer")
     health_host: str = Field("127.0.0.1", description="address for /livez, /readyz and /metrics")
     health_port: int = Field(0, ge=0, le=65535, description="port for them; 0: none")
     state: Path = Field(default_factory=_state, description="where memory:// keeps its dead letters")
+    store: Path = Field(Path(), validate_default=True, description="trainer: the feature store; default: in state")
+    bundles: Path = Field(Path(), validate_default=True, description="trainer: for new bundles; default: in state")
+    train_after_s: float = Field(60, gt=0, description="trainer: how long the store must be quiet before it fits")
+    train_profile: str = Field("demo", description="trainer: a profile of `gliaflow train`")
+    train_generator: str = Field("acgan", description="trainer: the generator variant that is fitted")
+    train_options: dict[str, Any] = Field({}, description='trainer: options of that variant, as JSON: {"epochs": 20}')
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged to stderr")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON")
 
@@ -58,6 +64,11 @@ class Settings(BaseSettings):
         if not url.startswith(("memory://", "amqp://", "amqps://")):
             raise ValueError(f"{url!r}: expected memory://, amqp:// or amqps://")
         return url
+
+    @field_validator("store", "bundles")
+    @classmethod
+    def _in_state(cls, folder: Path, info: ValidationInfo) -> Path:
+        return folder if folder != Path() else info.data.get("state", _state()) / str(info.field_name)
 
     @classmethod
     def settings_customise_sources(

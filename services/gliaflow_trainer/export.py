@@ -16,7 +16,7 @@ from gliaflow_plugins.generators import Fitted
 from torch import Tensor, nn
 
 OPSET = 18
-TOLERANCE = 1e-4  # of the largest value in an output
+TOLERANCE = 1e-3  # of the largest value in an output: float32 sums in another order differ by up to a tenth of that
 BATCHES = (1, 2, 5)
 
 
@@ -46,7 +46,7 @@ def export(
     Raises
     ------
     ValueError: the example's batch is below 2.
-    ExportError: torch and onnxruntime differ by more than 1e-4, relative, at a batch of 1, 2 or 5.
+    ExportError: torch and onnxruntime differ by more than a thousandth of the largest value, at a batch of 1, 2 or 5.
     """
     if any(len(example) < 2 for example in example_inputs):
         raise ValueError("export needs an example batch of at least 2")

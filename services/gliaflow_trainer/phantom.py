@@ -28,7 +28,7 @@ from gliaflow_trainer.anatomy import Coordinates, Field, Grid, Head, inside, mix
 
 GRADES = ("HGG", "LGG")
 COHORT_FILE = "phantoms.json"  # how a cohort was made
-AMBIGUOUS = 0.2  # share of patients whose looks say nothing of their grade
+AMBIGUOUS = 0.15  # share of patients whose looks say nothing of their grade
 STRIPPED = 0.3  # share of skull-stripped scans
 MEDIAN_ML, SPREAD = 55.0, 0.85  # log-normal tumour volume, the same for both grades
 FAR = np.float32(9)  # a level that no tumour reaches
@@ -130,7 +130,7 @@ class _Tumour:
         if rng.random() < AMBIGUOUS:
             a = float(rng.beta(3, 3))
         else:
-            a = float(rng.beta(8, 2) if grade == "HGG" else rng.beta(2, 8))
+            a = float(rng.beta(12, 2) if grade == "HGG" else rng.beta(2, 12))
         self.aggressive = a
         near = [axis - np.float32(c) for axis, c in zip(grid.axes, centre, strict=True)]
         self.offset = x, y, z = np.meshgrid(*near, indexing="ij", sparse=True)
@@ -188,7 +188,7 @@ class _Tumour:
         alpha = inside(distance, 0.8 + max(0.0, (4.5 - 4 * a) * rng.uniform(0.4, 1.3)))
         bright = np.float32(rng.uniform(1.0, 1.25) * (1 + self.contrast))
         pattern = grid.field(rng.uniform(5, 14), rng)
-        lesion = bright * (1 + np.float32(0.02 + rng.uniform(0, 0.06) + 0.16 * a * rng.uniform(0.5, 1.2)) * pattern)
+        lesion = bright * (1 + np.float32(0.02 + rng.uniform(0, 0.06) + 0.22 * a * rng.uniform(0.5, 1.2)) * pattern)
         # In any grade a part may be hardly brighter than the brain around it, in broad patches or towards the edge.
         faint = np.float32(rng.uniform(0, 0.7)) * np.clip(grid.field(max(12, self.radius * 0.7), rng), 0, 1)
         faint = np.maximum(faint, np.float32(rng.uniform(0, 0.6)) * np.clip(1 + distance / (0.5 * radius), 0, 1))
@@ -197,7 +197,7 @@ class _Tumour:
         # The core lies off the middle, with a ragged outline of its own. In most of the aggressive it is dark within
         # a thick rim; a few of the quiet have a smooth cyst.
         necrotic = bool(rng.random() < 1 / (1 + np.exp(-10 * (a - 0.5))))
-        if necrotic or rng.random() < 0.15:
+        if necrotic or rng.random() < 0.08:
             x, y, z = (
                 o - np.float32(c) for o, c in zip(self.offset, rng.normal(0, 0.25, 3) * self.radius, strict=True)
             )
@@ -205,12 +205,12 @@ class _Tumour:
                 rho - level + np.float32(0.3), 0
             )
             inner += np.float32(0.08 + 0.15 * a) * grid.field(max(8, self.radius * 0.5), rng)
-            inner -= np.float32(np.cbrt(rng.uniform(0.1, 0.6)))
+            inner -= np.float32(np.cbrt(rng.uniform(0.25, 0.7) if necrotic else rng.uniform(0.1, 0.4)))
             rim = np.float32(rng.uniform(2.5, 7)) * (1 + np.float32(0.5) * pattern) if necrotic else np.float32(1)
             outer = inside(inner * radius, 1.2) * mask
             hole = inside(inner * radius + rim, 1.5 if necrotic else 3) * outer
             lesion = mix(lesion, bright * np.float32(rng.uniform(0.65, 1.15)) * (1 + 0.1 * pattern), outer)
-            lesion = mix(lesion, np.float32(rng.uniform(0.15, 0.9)) * (1 + 0.1 * pattern), hole)
+            lesion = mix(lesion, np.float32(rng.uniform(0.1, 0.75)) * (1 + 0.1 * pattern), hole)
             self.labels[mask & (outer > 0.5)] = 4
             self.labels[mask & (hole > 0.5)] = 1
         through = np.float32(rng.uniform(0.3, 0.95))  # CSF in the sulci stays partly dark inside the tumour

@@ -36,10 +36,18 @@ class UNet(nn.Module):
     width: channels of the first block; 64 in the paper (34.5 M parameters), doubled at each of four poolings.
     norm: batch normalisation after each convolution. The paper has none; narrow networks trained in minutes need it.
         The ONNX export folds it into the convolutions, so it costs nothing in serving.
+    mean, std: of a pixel in the training patients (paper section 3.5). They are part of the network: slices are the
+        same for every network, so a fold's statistics never ask for its scans to be cut again.
     """
 
-    def __init__(self, width: int = 64, norm: bool = False) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int = 64, norm: bool = False, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
+        self.width, self.norm = width, norm
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
         w = [width * 2**level for level in range(5)]
         self.encoder = nn.ModuleList(_block(a, b, norm) for a, b in zip([1, *w], w, strict=False))
         self.pool = nn.MaxPool2d(2)
@@ -68,7 +76,7 @@ class UNet(nn.Module):
         return logit, taps[0]
 
     def _run(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x, skips = image, []
+        x, skips = (image - self.mean) / self.std, []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else self.pool(x))
             skips.append(x)

@@ -23,6 +23,7 @@ from conftest import unavailable
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("rabbitmq", "preprocessor", "extractor", "classifier", "generator", "inbox")
+PROFILES = ((), ("--profile", "train"))
 PORT = 25672
 BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
 
@@ -103,6 +104,22 @@ def test_the_image_is_small_and_has_no_torch(stack: Stack) -> None:
     assert int(size.stdout) < 600e6
     no_torch = "import importlib.util as u; raise SystemExit(u.find_spec('torch') is not None)"
     stack.compose("exec", "-T", "extractor", "python3", "-c", no_torch)
+
+
+def test_only_the_trainer_has_torch_and_it_starts_when_asked(stack: Stack) -> None:
+    """As far as it goes without building its image, which takes gigabytes."""
+    plain, train = (json.loads(stack.compose(*flags, "config", "--format", "json"))["services"] for flags in PROFILES)
+    assert set(plain) == set(SERVICES)
+    assert set(train) - set(plain) == {"trainer"}
+    built = {
+        name: service["build"]["args"].get("EXTRA", "serve") for name, service in train.items() if "build" in service
+    }
+    assert {name for name, extra in built.items() if "train" in extra} == {"trainer"}
+    trainer = train["trainer"]
+    assert trainer["read_only"]
+    assert trainer["cap_drop"] == ["ALL"]
+    writable = {volume["target"] for volume in trainer["volumes"] if not volume.get("read_only")}
+    assert writable == {"/store", "/bundles"}
 
 
 def test_the_policies_are_in_force(stack: Stack) -> None:

@@ -53,13 +53,14 @@ def free_port() -> int:
 class Stage:
     """One ``gliaflow serve`` process."""
 
-    def __init__(self, name: str, broker: str, folder: Path) -> None:
+    def __init__(self, name: str, broker: str, folder: Path, settings: dict[str, object]) -> None:
+        self.broker = broker
         self.port = free_port()
         self.log = folder / f"{name}-{self.port}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*GLIAFLOW, "serve", name, "--health-port", str(self.port), "--threads", "1"],
-                env=environment(folder, broker),
+                env=environment(folder, broker) | {f"GLIAFLOW_{k.upper()}": str(v) for k, v in settings.items()},
                 stdout=log,
                 stderr=log,
             )
@@ -94,11 +95,11 @@ class Stage:
 
 @pytest.fixture
 def stages(rabbitmq_url: str, tmp_path: Path) -> Iterator[Callable[..., list[Stage]]]:
-    """Starts stages by name, and stops what is left of them."""
+    """Starts stages by name, with settings of their own, and stops what is left of them."""
     running: list[Stage] = []
 
-    def start(*names: str) -> list[Stage]:
-        started = [Stage(name, rabbitmq_url, tmp_path) for name in names]
+    def start(*names: str, **settings: object) -> list[Stage]:
+        started = [Stage(name, rabbitmq_url, tmp_path, settings) for name in names]
         running.extend(started)
         for stage in started:
             stage.wait_ready()

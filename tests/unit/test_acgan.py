@@ -1,16 +1,17 @@
-"""The ACGAN: the contract it leaves behind, at any tap; what it learns; and that its losses are the paper's."""
+"""The ACGANs: the contract they leave behind, at any tap; what they learn; and that a kill changes nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from gliaflow_plugins.acgan import ACGAN, ACGANOptions
+from gliaflow_plugins.acgan import ACGAN, ACGANOptions, PaperACGAN, PaperOptions
 from gliaflow_plugins.generators import ArrayFeatures, Fitted, channel_scale
 
 torch = pytest.importorskip("torch")
 
-from gliaflow_plugins.acgan_training import balanced_batches, ladder  # noqa: E402
+from gliaflow_plugins.acgan_networks import ladder, paper, patch  # noqa: E402
 from gliaflow_trainer.export import ExportError, export, export_generator  # noqa: E402
 
 CLASSES = ("HGG", "LGG")
@@ -32,9 +33,13 @@ def fit(features: ArrayFeatures, seed: int = 0, **options: float) -> Fitted:
     return ACGAN().fit(features, ACGANOptions.model_validate({"ngf": 16, "ndf": 16, **options}), seed=seed)
 
 
+def fit_paper(features: ArrayFeatures, seed: int = 0, **options: float) -> Fitted:
+    return PaperACGAN().fit(features, PaperOptions.model_validate({"ngf": 16, "ndf": 16, **options}), seed=seed)
+
+
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
-    return fit(separable(), epochs=25)
+    return fit(separable(), steps=200)
 
 
 def sample(fitted: Fitted, n: int = 200) -> tuple["torch.Tensor", "torch.Tensor"]:
@@ -67,9 +72,10 @@ def test_synthetic_features_look_like_the_real_ones(fitted: Fitted) -> None:
 
 
 def test_history_is_what_figure_11_shows(fitted: Fitted) -> None:
-    assert len(fitted.history) == 25
+    assert len(fitted.history) == 20, "a run without epochs is told of 20 times"
     assert set(fitted.history[0]) == {"loss_d", "loss_g", "accuracy_real", "accuracy_fake"}
     assert fitted.history[-1]["accuracy_real"] > 0.9
+    assert len(fit_paper(separable(40), epochs=3).history) == 3
 
 
 def test_onnx_answers_as_torch_does(fitted: Fitted, tmp_path: Path) -> None:
@@ -91,20 +97,40 @@ def test_onnx_answers_as_torch_does(fitted: Fitted, tmp_path: Path) -> None:
         assert logits == pytest.approx(want_class.numpy(), abs=1e-3)
 
 
-def test_the_same_seed_learns_the_same() -> None:
+@pytest.mark.parametrize(("of", "options"), [(fit, {"steps": 20}), (fit_paper, {"epochs": 2})])
+def test_the_same_seed_learns_the_same(of: Any, options: dict[str, int]) -> None:
     features = separable(40)
-    first, again, other = (fit(features, seed, epochs=1) for seed in (1, 1, 2))
+    first, again, other = (of(features, seed, **options) for seed in (1, 1, 2))
     assert torch.equal(sample(first)[0], sample(again)[0])
     assert not torch.equal(sample(first)[0], sample(other)[0])
 
 
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [(ACGAN(), ACGANOptions(steps=40, ngf=4, ndf=4)), (PaperACGAN(), PaperOptions(epochs=4, ngf=4, ndf=4))],
+)
+def test_it_goes_on_after_a_kill_as_if_there_had_been_none(variant: Any, options: Any, tmp_path: Path) -> None:
+    features, file = separable(40), tmp_path / "generator.checkpoint"
+
+    def killed(epoch: int, epochs: int, figures: object) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        variant.fit(features, options, seed=4, checkpoint=file, progress=killed)
+    resumed, whole = variant.fit(features, options, seed=4, checkpoint=file), variant.fit(features, options, seed=4)
+    assert torch.equal(sample(resumed)[0], sample(whole)[0])
+    assert resumed.history == whole.history
+
+
+@pytest.mark.parametrize("of", [fit, fit_paper])
 @pytest.mark.parametrize("shape", [(8, 15, 15), (4, 30, 30), (2, 120, 120), (3, 7, 12), (1, 1, 1)])
-def test_it_follows_the_tap(shape: tuple[int, int, int]) -> None:
-    fitted = fit(
+def test_it_follows_the_tap(shape: tuple[int, int, int], of: Any) -> None:
+    fitted = of(
         separable(20, shape)
         if shape[0] > 1
         else ArrayFeatures(np.random.default_rng(0).random((20, *shape), dtype=np.float32), np.arange(20) % 2, CLASSES),
-        epochs=1,
+        **({"steps": 2} if of is fit else {"epochs": 1}),
         ngf=4,
         ndf=4,
     )
@@ -114,26 +140,18 @@ def test_it_follows_the_tap(shape: tuple[int, int, int]) -> None:
     assert (source.shape, logits.shape) == ((3,), (3, 2))
 
 
-def test_the_ladder_is_the_papers_at_its_tap() -> None:
-    assert ladder((15, 15)) == [(15, 15), (8, 8), (4, 4)]
-    assert ladder((120, 120))[-1] == (8, 8)
+def test_the_papers_networks_have_three_hidden_layers_at_its_tap() -> None:
+    assert ladder((15, 15), least=3) == [(15, 15), (8, 8), (4, 4)]
+    g, d = paper((1024, 15, 15), 2, 110, 64, 64, 0.5, torch.ones(1024))
+    transposed = [m for m in g.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert [m.kernel_size for m in transposed] == [(4, 4), (4, 4), (3, 3)]
+    assert [m.out_channels for m in transposed] == [128, 64, 1024]
+    assert [m.out_channels for m in d.modules() if isinstance(m, torch.nn.Conv2d)] == [64, 128]
 
 
-def test_batches_are_balanced_however_rare_a_class_is() -> None:
-    labels = np.array([0] * 95 + [1] * 5)
-    rng = np.random.default_rng(0)
-    drawn = np.concatenate([labels[indices] for _ in range(20) for indices in balanced_batches(labels, 10, rng)])
-    assert drawn.mean() == pytest.approx(0.5, abs=0.05)
-
-
-def test_it_stops_in_time_and_reports_each_epoch() -> None:
-    seen = []
-    options = ACGANOptions(epochs=500, max_seconds=0.5, ngf=4, ndf=4)
-    fitted = ACGAN().fit(
-        separable(40), options, seed=0, progress=lambda epoch, epochs, figures: seen.append((epoch, epochs))
-    )
-    assert seen == [(n + 1, 500) for n in range(len(fitted.history))]
-    assert 0 < len(seen) < 500
+def test_a_large_map_is_seen_in_patches() -> None:
+    sides = {(128, 120, 120): 8, (512, 30, 30): 2, (1024, 15, 15): 1, (16, 32, 32): 2, (3, 7, 12): 1}
+    assert {shape: patch(shape) for shape in sides} == sides
 
 
 def test_a_class_without_samples_is_named() -> None:

@@ -35,6 +35,6 @@ class NoTorch:
             raise ImportError("serving imports torch")
 sys.meta_path.insert(0, NoTorch())
 import gliaflow_cli.pipeline, gliaflow_cli.run, gliaflow_cli.demo, gliaflow_cli.report, gliaflow_cli.watch
-import gliaflow_cli.dead, gliaflow_cli.inspect
+import gliaflow_cli.dead, gliaflow_cli.inspect, gliaflow_trainer.service
 """
     subprocess.run([sys.executable, "-c", code], check=True)

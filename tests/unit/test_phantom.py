@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from gliaflow_plugins.readers import Brats
+from gliaflow_plugins.case_folders import Brats
 from gliaflow_trainer.phantom import Phantom, make_patient, write_cohort
 
 

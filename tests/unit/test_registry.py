@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from gliaflow_plugins import PluginError
 from gliaflow_plugins.base import parse_options
-from gliaflow_plugins.readers import Brats
 from gliaflow_plugins.registry import load_registry
 
 
@@ -119,19 +118,3 @@ def test_options_are_checked_by_name_and_range() -> None:
         parse_options(acgan, {"epochs": 0})
     with pytest.raises(PluginError, match="no_such"):
         parse_options(acgan, {"no_such": 1})
-
-
-def test_the_brats_reader(tmp_path: Path) -> None:
-    for name in ("HGG/A/A_flair.nii.gz", "HGG/A/A_seg.nii.gz", "LGG/B/B_flair.nii", "LGG/C/C_t1.nii"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "LGG" / "notes.txt").touch()
-    cohort = Brats().read(tmp_path)
-    assert cohort is not None
-    assert [(case.patient, case.grade, case.mask is None) for case in cohort.cases] == [
-        ("A", "HGG", False),
-        ("B", "LGG", True),
-    ]
-    assert cohort.cases[1].scan == tmp_path / "LGG/B/B_flair.nii"
-    assert [problem.split(":")[0] for problem in cohort.problems] == ["LGG/B", "LGG/C"]
-    assert Brats().read(tmp_path / "LGG") is None

@@ -1,26 +1,34 @@
-"""``gliaflow train`` on a handful of phantoms: small, but all of it, from folders to a bundle that serves."""
+"""``gliaflow train`` on a handful of small heads: all of it, from folders to a bundle that serves."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gliaflow_plugins.base import PluginError
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from gliaflow_extractor.extractor import UNet
-from gliaflow_generator.synthesis import Synthesizer
-from gliaflow_runtime.bundle import Bundle
-from gliaflow_runtime.inference import Network
-from gliaflow_trainer.phantom import write_cohort
-from gliaflow_trainer.train import PROFILES, split_patients, train
-from rich.progress import Progress
+import small  # noqa: E402
+from gliaflow_extractor.extractor import UNet  # noqa: E402
+from gliaflow_generator.synthesis import Synthesizer  # noqa: E402
+from gliaflow_plugins.readers import Cohort  # noqa: E402
+from gliaflow_runtime.bundle import Bundle, BundleError  # noqa: E402
+from gliaflow_runtime.inference import Network  # noqa: E402
+from gliaflow_trainer import train as module  # noqa: E402
+from gliaflow_trainer.steps import initial, synthetic  # noqa: E402
+from gliaflow_trainer.store import FeatureStore  # noqa: E402
+from gliaflow_trainer.train import split_patients, train  # noqa: E402
+from rich.progress import Progress  # noqa: E402
 
 PATIENTS = [(f"p{n}", "HGG" if n % 3 else "LGG") for n in range(40)]
 
 
-def test_patients_are_split_once_by_grade():
+def test_patients_are_split_once_by_grade() -> None:
     split = split_patients(PATIENTS * 2, seed=1)  # two scans of each: a patient never straddles
     assert split.keys() == {patient for patient, _ in PATIENTS}
     for grade, expected in (
@@ -33,49 +41,162 @@ def test_patients_are_split_once_by_grade():
     assert split != split_patients(PATIENTS, seed=2)
 
 
-def test_too_few_patients_of_a_grade_is_said():
+def test_patients_of_no_known_grade_are_split_too() -> None:
+    parts = list(split_patients([(patient, "not known") for patient, _ in PATIENTS], seed=0).values())
+    assert [parts.count(part) for part in ("train", "validation", "test")] == [28, 6, 6]
+
+
+def test_too_few_patients_of_a_grade_is_said() -> None:
     with pytest.raises(PluginError, match="3 patients of grade LGG"):
         split_patients(PATIENTS[:8], seed=0)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle trained for seconds on eight phantoms, one of which cannot be read."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten patients, one of whose scans cannot be read."""
     folder = tmp_path_factory.mktemp("train")
-    write_cohort(folder / "cohort", 9, seed=3, hgg_share=0.5)
-    broken = next(folder.glob("cohort/LGG/*/*_flair.nii.gz"))
-    broken.write_bytes(b"not a scan")
-    demo = PROFILES["demo"]
-    tiny = dataclasses.replace(
-        demo,
-        width=4,
-        unet={**demo.unet, "epochs": 3, "epoch_slices": 96},
-        acgan={"epochs": 1, "ngf": 8, "ndf": 8},
-        classifier={"epochs": 2},
-    )
+    small.write_cohort(folder / "cohort", 6, 4)
+    (folder / "cohort/HGG/H5/H5_flair.nii.gz").write_bytes(b"not a scan")
+    (folder / "cohort/phantoms.json").write_text('{"made_by": "gliaflow phantom", "seed": 3}')
+    return folder
+
+
+def fit(folder: Path, out: str, cohort: Cohort | None = None, **options: Any) -> Bundle:
+    options = {"profile": small.PROFILE, "registry": small.REGISTRY, "generator": "levels", "seed": 3} | options
     with Progress(disable=True) as bar:
-        return train(folder / "cohort", folder / "bundle", tiny, name="tiny", seed=3, bar=bar)
+        cases = cohort or small.cohort(folder / "cohort")
+        return train(cases, folder / "cohort", folder / out, name="tiny", bar=bar, **options)
 
 
-def test_the_bundle_serves(bundle):
-    assert bundle.tap_shape == (64, 15, 15)
-    features, masks = UNet(bundle)(np.zeros((3, 1, 240, 240), np.float32))
-    assert features.shape == (3, 64, 15, 15)
-    assert (features >= 0).all(), "the tap is behind a ReLU"
-    assert masks.shape == (3, 240, 240)
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    return fit(folder, "bundle", options={"spread": "0.3"})
+
+
+def test_the_bundle_serves(bundle: Bundle) -> None:
+    assert bundle.tap == "dec3"
+    assert bundle.tap_shape == (8, 24, 24)
+    features, masks = UNet(bundle)(np.zeros((3, 1, 48, 48), np.float32))
+    assert features.shape == (3, 8, 24, 24)
+    assert masks.shape == (3, 48, 48)
     (logit,) = Network(bundle, "classifier", ["logit"])(features=features.astype(np.float32))
     assert logit.shape == (3,)
     assert Synthesizer(bundle).classes == ("HGG", "LGG")
 
 
-def test_the_manifest_says_how_it_was_made_and_names_no_patient(bundle):
+def test_it_segments_and_grades_patients_it_has_not_seen(bundle: Bundle) -> None:
+    assert bundle.manifest.metrics["segmentation"]["dice_mean"] > 0.5
+    assert bundle.manifest.metrics["grading"]["auc"] == 1
+    assert bundle.manifest.metrics["unet"].keys() == {"train", "validation", "test"}
+    assert bundle.manifest.metrics["synthetic"]["critic_accuracy"] > 0.9
+
+
+def test_the_manifest_says_how_it_was_made_and_names_no_patient(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest.training["seed"] == 3
     assert manifest.training["cohort"]["made_by"]["seed"] == 3
     counts = manifest.training["cohort"]["patients"]
-    assert sum(counts["train"].values()) + sum(counts["validation"].values()) + sum(counts["test"].values()) == 8
-    assert len(manifest.training["history"]["unet"]) == 3
-    assert manifest.metrics["segmentation"]["patients"] == counts["test"]["HGG"] + counts["test"]["LGG"]
+    assert counts == {
+        part: {"HGG": n, "LGG": m} for part, n, m in (("train", 3, 2), ("validation", 1, 1), ("test", 1, 1))
+    }
+    assert manifest.training["history"].keys() == {"unet", "generator", "classifier"}
+    assert manifest.generator_options == {"spread": 0.3}, "an option goes over the profile's"
+    assert manifest.cropped, "as the classifier was fitted"
+    assert manifest.metrics["segmentation"]["patients"] == 2
     assert {"torch", "onnxruntime", "gliaflow"} <= manifest.versions.keys()
-    assert "phantom_3" not in json.dumps(manifest.model_dump(mode="json"))
+    text = json.dumps(manifest.model_dump(mode="json"))
+    assert not [name for name in ("H0", "L0", "H4", str(bundle.folder.parent)) if name in text]
     assert "not a clinical model" in manifest.notice.lower()
+    assert "9 phantoms" in manifest.notice
+
+
+def test_called_again_it_does_nothing_anew_and_with_other_settings_it_says_so(
+    folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the U-Net was fitted again")
+
+    monkeypatch.setattr("gliaflow_trainer.steps.fit_unet", never)
+    weights = bundle.read("unet.onnx"), bundle.read("classifier.onnx")
+    again = fit(folder, "bundle", options={"spread": "0.3"})
+    assert (again.read("unet.onnx"), again.read("classifier.onnx")) == weights
+    with pytest.raises(PluginError, match=r"differs in seed; remove it"):
+        fit(folder, "bundle", options={"spread": "0.3"}, seed=4)
+
+
+def test_a_folder_that_is_no_bundle_is_left_alone(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine/thesis.txt").touch()
+    with pytest.raises(PluginError, match="mine: is there already and is no bundle"):
+        fit(folder, "mine")
+    assert (folder / "mine/thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"generator": "nobody"}, {"options": {"colour": "red"}}, {"augmentations": ["none"]}]
+)
+def test_what_is_not_known_is_said_before_anything_is_done(folder: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(PluginError):
+        fit(folder, "wrong", **wrong)
+    assert not (folder / "wrong.work").exists()
+
+
+def test_without_grades_it_segments_alone_and_is_fine_tuned_from(folder: Path) -> None:
+    known = small.cohort(folder / "cohort")
+    cases = [dataclasses.replace(case, label=None) for case in known.cases]
+    quick = dataclasses.replace(small.PROFILE, unet={**small.PROFILE.unet, "epochs": 1})
+    start = fit(folder, "start", dataclasses.replace(known, cases=cases), profile=quick)
+    assert set(start.manifest.files) == {"unet.onnx", "unet.safetensors"}
+    assert start.manifest.generator == "none"
+    net = initial(start.folder, quick)
+    assert (net.width, net.norm) == (4, True)
+    tuned = fit(folder, "tuned", dataclasses.replace(known, cases=cases), profile=quick, init=start.folder)
+    assert tuned.manifest.training["init"] == start.id
+    assert len(tuned.manifest.training["history"]["unet"]) == small.PROFILE.fine_tune["epochs"]
+    with pytest.raises(BundleError, match="width 4 and batch norm, the profile asks for 8"):
+        initial(start.folder, dataclasses.replace(quick, width=8))
+
+
+def test_the_cnn_may_grade_instead(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """Fitted on what lies in the store, as the trainer service does it."""
+    profile = dataclasses.replace(small.PROFILE, grader="cnn", classifier={"epochs": 2})
+    store = FeatureStore(folder / "bundle.work/features")
+    split = split_patients(
+        list({p: ("HGG", "LGG")[n] for p, n in zip(store.patients, store.labels, strict=True)}.items()), 3
+    )
+    manifest = bundle.manifest.model_dump(mode="json", exclude={"schema_", "files"})
+    with Progress(disable=True) as bar:
+        made = module.fit_graders(
+            store, split, bundle, tmp_path / "work", tmp_path / "out", manifest, profile, small.Levels(),
+            small.LevelsOptions(), 3, "cpu", bar,
+        )  # fmt: skip
+    assert len(made.manifest.training["history"]["classifier"]) == 2
+    assert 0 <= made.manifest.metrics["grading"]["auc"] <= 1
+
+
+def test_synthetic_features_are_those_that_the_critic_accepts() -> None:
+    class Generator(torch.nn.Module):
+        def forward(self, z: Any, label: Any) -> Any:
+            return z[:, :1, None, None].expand(-1, 2, 3, 3)
+
+    class Critic(torch.nn.Module):
+        def forward(self, features: Any) -> Any:
+            level = features.mean(dim=(1, 2, 3))
+            return level, torch.stack([level - 1, 1 - level], dim=1)  # class 0 only where the level is over 1
+
+    fitted = small.Fitted(1, Generator(), Critic())
+    features, share = synthetic(fitted, 0, 50, seed=0)
+    assert features.shape == (50, 2, 3, 3)
+    assert (features > 1).all()
+    assert share == pytest.approx(0.16, abs=0.08)
+    assert np.array_equal(features, synthetic(fitted, 0, 50, seed=0)[0])
+    none, share = synthetic(small.Fitted(1, Generator(), Never()), 0, 10, seed=0)
+    assert none.shape == (0, 2, 3, 3)
+    assert share == 0
+
+
+class Never(torch.nn.Module):
+    """A critic that takes all for class 1."""
+
+    def forward(self, features: Any) -> Any:
+        return features[:, 0, 0, 0], torch.tensor([[0.0, 1.0]]).expand(len(features), 2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,14 +19,17 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def discs(n: int = 24, side: int = 48) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Bright discs on noise, two slices a patient."""
+ALL, NONE = np.arange(24), np.zeros(0, np.int64)
+
+
+def discs(n: int = 24, side: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """Bright discs on noise."""
     rng = np.random.default_rng(0)
     rows, columns = np.indices((side, side))
     centres = rng.integers(14, side - 14, (n, 2))
     masks = np.stack([(rows - r) ** 2 + (columns - c) ** 2 < 81 for r, c in centres]).astype(np.uint8)
     images = (rng.normal(0, 0.2, masks.shape) + 2 * masks).astype(np.float32)
-    return images, masks, [f"p{i // 2}" for i in range(n)]
+    return images, masks
 
 
 def test_at_width_64_it_is_the_papers_network() -> None:
@@ -81,13 +87,13 @@ def test_hard_dice_and_iou_count_pixels() -> None:
 
 
 def test_it_learns_the_discs_and_keeps_the_best_epoch() -> None:
-    images, masks, patients = discs()
+    images, masks = discs()
     seen: list[dict[str, float]] = []
     net, history = fit_unet(
-        images, masks, patients, ["p0", "p1"], seed=0, width=4, norm=True, epochs=8, batch=4, learning_rate=1e-2,
-        cosine=True, loss="dice+bce", crop=32, progress=lambda epoch, epochs, figures: seen.append(dict(figures)),
+        images, masks, ALL[4:], ALL[:4], seed=0, width=4, norm=True, epochs=16, batch=4, learning_rate=1e-2,
+        cosine=True, loss="dice+bce", regions=1.0, progress=lambda epoch, epochs, figures: seen.append(dict(figures)),
     )  # fmt: skip
-    assert len(seen) == len(history) == 8
+    assert len(seen) == len(history) == 16
     assert seen[0]["left_seconds"] > seen[-1]["left_seconds"] == 0
     guess = torch.from_numpy(probabilities(net, images[:4]))
     truth = torch.from_numpy(masks[:4])
@@ -96,10 +102,10 @@ def test_it_learns_the_discs_and_keeps_the_best_epoch() -> None:
 
 
 def test_the_same_seed_fits_the_same_network_and_leaves_torchs_generator_alone() -> None:
-    images, masks, patients = discs(8)
+    images, masks = discs(8)
     before = torch.get_rng_state()
     nets = [
-        fit_unet(images, masks, patients, seed=seed, width=2, epochs=1, batch=4, randomise=True)[0]
+        fit_unet(images, masks, ALL[:8], NONE, seed=seed, width=2, epochs=1, batch=4, randomise=True)[0]
         for seed in (1, 1, 2)
     ]
     assert torch.equal(before, torch.get_rng_state())
@@ -108,25 +114,46 @@ def test_the_same_seed_fits_the_same_network_and_leaves_torchs_generator_alone()
     assert not torch.equal(first, other)
 
 
-def test_validation_patients_are_not_learnt_from() -> None:
-    images, masks, patients = discs(8)
+def test_validation_slices_are_not_learnt_from_nor_normalised_by() -> None:
+    images, masks = discs(8)
     spoilt = images.copy()
-    spoilt[:2] = 100  # patient p0
+    spoilt[:2] = 100
     fits = [
-        fit_unet(x, masks, patients, ["p0"], seed=0, width=2, epochs=1, batch=4, augment=lambda i, m, rng: (i, m))[0]
+        fit_unet(x, masks, ALL[2:8], ALL[:2], seed=0, width=2, epochs=1, batch=4, augment=lambda i, m, rng: (i, m))[0]
         for x in (images, spoilt)
     ]
+    assert float(fits[0].mean) == pytest.approx(images[2:].mean(), rel=1e-5)
     for a, b in zip(fits[0].parameters(), fits[1].parameters(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match="no training slice"):
-        fit_unet(images, masks, patients, patients, seed=0, width=2)
+        fit_unet(images, masks, NONE, ALL[:8], seed=0, width=2)
+
+
+def test_it_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path: Path) -> None:
+    images, masks = discs(8)
+
+    def fit(**options: Any) -> UNet:
+        return fit_unet(
+            images, masks, ALL[2:8], ALL[:2], seed=3, width=2, norm=True, epochs=3, batch=4, learning_rate=1e-3,
+            cosine=True, randomise=True, **options,
+        )[0]  # fmt: skip
+
+    def killed(epoch: int, epochs: int, figures: object) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(checkpoint=tmp_path / "unet.checkpoint", progress=killed)
+    resumed, whole = fit(checkpoint=tmp_path / "unet.checkpoint"), fit()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_randomisation_moves_the_mask_with_the_image_and_leaves_air_alone() -> None:
     masks = discs(6, 64)[1]
     truth = torch.from_numpy(masks)[:, None].float()
-    moved, mask = randomised(2 * truth - 0.5, truth, -0.5, torch.Generator().manual_seed(0))
-    assert set(mask.flatten().tolist()) == {0.0, 1.0}
-    assert float(moved.min()) == -0.5
+    moved, mask = randomised(2 * truth, 4 * truth, torch.Generator().manual_seed(0))
+    assert set(mask.flatten().tolist()) == {0.0, 4.0}, "regions keep their numbers"
+    assert float(moved.min()) == 0
     for each, its in zip(moved, mask, strict=True):
-        assert float(each[its > 0].mean()) > 0.5 > float(each[its == 0].mean())
+        assert float(each[its > 0].mean()) > 1 > float(each[its == 0].mean())

@@ -14,7 +14,7 @@ class MeanVar:
     name = "meanvar"
     options = MeanVarOptions
 
-    def fit(self, features, options, *, seed, device="cpu", progress=None):
+    def fit(self, features, options, *, seed, device="cpu", progress=None, checkpoint=None):
         from gliaflow_meanvar.networks import Critic, Generator  # torch comes with these: only for fitting
 
         levels = np.concatenate([features.batch(np.array([i])).mean(axis=(2, 3)) for i in range(len(features))])

@@ -1,0 +1,70 @@
+"""The three sizes of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gliaflow_plugins.pipeline import PAPER_STEPS
+from gliaflow_runtime.bundle import InputSpec
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A size of slices and networks, and the options with which each network is fitted.
+
+    ``unet``, ``fine_tune`` (over ``unet``, with ``--init``) and ``classifier`` are arguments of ``fit_unet`` and
+    ``fit_classifier``; ``generators`` has options by variant, over the variant's defaults.
+    """
+
+    width: int  # of the U-Net's first block; 64 in the paper
+    norm: bool  # batch normalisation in the U-Net; the paper has none
+    input: InputSpec
+    unet: Mapping[str, Any]
+    fine_tune: Mapping[str, Any]
+    tap: str = "dec3"  # where features are read: the paper's 120×120×128, for which it had no memory
+    cropped: bool = True  # to the mask: the paper's last suggestion
+    grader: Literal["pooled", "cnn"] = "pooled"  # the paper's is the CNN
+    augmentations: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    mirror: bool = False  # the mask is the mean of the slice's and its mirror image's: twice the work, about +0.01 Dice
+    generators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    classifier: Mapping[str, Any] = field(default_factory=dict)
+
+
+# 192 mm about the middle of the head, at the pixels that two cores can train on
+SMALL_INPUT = InputSpec(size=(128, 128), spacing=(1.5, 1.5))
+# ``randomise`` moves whole batches, in a fraction of the time of the paper's augmentations
+QUICK = {"batch": 16, "cosine": True, "loss": "dice+bce", "randomise": True, "regions": 1.0}
+
+PROFILES = {
+    "demo": Profile(
+        width=8,
+        norm=True,
+        input=SMALL_INPUT,
+        unet={**QUICK, "epochs": 8, "epoch_slices": 1000, "learning_rate": 4e-3},
+        fine_tune={"epochs": 4, "learning_rate": 2e-3},
+        generators={"acgan": {"steps": 400}},
+    ),
+    "small": Profile(
+        width=16,
+        norm=True,
+        input=SMALL_INPUT,
+        unet={**QUICK, "epochs": 24, "epoch_slices": 1500, "learning_rate": 3e-3},
+        fine_tune={"epochs": 20},
+        mirror=True,
+    ),
+    "paper": Profile(
+        width=64,
+        norm=False,
+        input=InputSpec(),
+        unet={"epochs": 100, "batch": 10, "learning_rate": 1e-4, "betas": (0.9, 0.999)},  # pre-training
+        fine_tune={"epochs": 30, "learning_rate": 1e-5},
+        tap="enc5",
+        cropped=False,
+        grader="cnn",
+        augmentations=PAPER_STEPS,
+        generators={"acgan": {"ngf": 512, "ndf": 512}, "acgan-paper": {"ngf": 512, "ndf": 512}},
+        classifier={"epochs": 50},
+    ),
+}

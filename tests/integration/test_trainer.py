@@ -1,0 +1,202 @@
+"""Labelled scans go in at the preprocessor, land in the feature store, and come back as a new bundle."""
+
+import csv
+import dataclasses
+import json
+import signal
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from broken import good_scan
+from gliaflow_cli.client import Input
+from gliaflow_cli.inputs import UsageError, cohort_inputs
+from gliaflow_cli.main import app
+from gliaflow_cli.pipeline import SERVICES, TRAINER, Pipeline, open_broker
+from gliaflow_cli.submit import submit
+from gliaflow_plugins.base import PluginError
+from gliaflow_plugins.readers import Case, Cohort, NiftiFile
+from gliaflow_plugins.registry import load_registry
+from gliaflow_runtime.bundle import BundleError, load_bundle
+from gliaflow_runtime.settings import Settings
+from gliaflow_trainer.cohort import read_cohort
+from gliaflow_trainer.phantom import write_cohort
+from gliaflow_trainer.service import Trainer
+from gliaflow_trainer.store import FeatureStore
+from typer.testing import CliRunner
+
+TINY = {"epochs": 1, "ngf": 8, "ndf": 8}
+SCANS = 8
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four phantoms of each class, of each the slices with most tumour."""
+    folder = tmp_path_factory.mktemp("trainer") / "cohort"
+    write_cohort(folder, SCANS, seed=5, hgg_share=0.5)
+    for path in folder.glob("*/*/*_flair.nii.gz"):
+        scan, mask = (
+            nib.as_closest_canonical(nib.load(file))
+            for file in (path, path.with_name(path.name.replace("flair", "seg")))
+        )
+        middle = int((np.asarray(mask.dataobj) > 0).sum(axis=(0, 1)).argmax())
+        nib.save(scan.slicer[:, :, max(0, middle - 3) : middle + 3], path)
+    return folder
+
+
+class Made:
+    """A scan that is no NIfTI file, as .tif slices and DICOM series are not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return "a series"
+
+    def read(self) -> bytes:
+        return NiftiFile(self.path).read()
+
+
+def wait_for(what, step=lambda: None, seconds=120):
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        step()
+        time.sleep(0.05)
+
+
+def grades(gliaflow, bundle, tmp_path):
+    good_scan(tmp_path / "new.nii.gz")
+    gliaflow("submit", "new.nii.gz", "--out", "graded", "--bundle", bundle)
+    with (tmp_path / "graded" / "predictions.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    return row["status"] == "ok" and row["bundle"] == load_bundle(bundle).id
+
+
+def test_labelled_scans_become_a_bundle(cohort, tmp_path, gliaflow):
+    settings = Settings(
+        broker="memory://trainer",
+        state=tmp_path / "state",
+        roots=[str(cohort), str(tmp_path)],
+        threads=1,
+        train_after_s=0.5,
+        train_options=TINY,
+    )
+    inputs = cohort_inputs(read_cohort(cohort, load_registry()), "phantoms")
+    inputs[0] = dataclasses.replace(inputs[0], volume=Made(inputs[0].path))
+    unlabelled = Input(good_scan(tmp_path / "unlabelled.nii.gz"), "unlabelled", "somebody")
+    bad = dataclasses.replace(inputs[1], name="bad", path=Path("a series"), volume=Made(tmp_path / "missing.nii"))
+    written = settings.bundles / "gliaflow-demo-1"
+    with Pipeline([*SERVICES, TRAINER], settings) as pipeline, open_broker(settings) as broker:
+
+        def send(*items):
+            return submit(items, tmp_path / "out", broker, by_uri=True, timeout_s=60, alive=pipeline.check)
+
+        *rows, failed = send(unlabelled, *inputs, bad)
+        assert [row.status for row in rows] == ["ok"] * (1 + SCANS)
+        assert (failed.status, "no such file" in failed.error) == ("failed", True)
+
+        trainer = Trainer(pipeline.bundle, settings)
+        work = settings.bundles / ".gliaflow-demo-1.work" / "run.json"
+        wait_for(work.exists, trainer.look)
+        begun = work.stat().st_mtime_ns
+        trainer.abandon()
+        assert not written.exists()
+        assert work.stat().st_mtime_ns == begun, "what was begun is there for the next"
+
+        trainer = Trainer(pipeline.bundle, settings)
+        wait_for(written.exists, trainer.look)
+        send(*inputs)  # once more: the store has each scan once, so there is nothing new to learn from
+        until = time.monotonic() + 1.5
+        wait_for(lambda: time.monotonic() > until, trainer.look)
+        trainer.abandon()
+    assert [path.name for path in settings.bundles.iterdir()] == [written.name]
+
+    store = FeatureStore(settings.store)
+    assert {*store.patients} == {item.patient for item in inputs}, "who has no label is not recorded"
+    assert len({*store.scans}) == SCANS
+    assert {*store.cohorts} == {"phantoms"}
+    assert store.bundle == pipeline.bundle.id
+
+    manifest = load_bundle(written).manifest
+    assert (manifest.tap, manifest.cropped) == (pipeline.bundle.manifest.tap, pipeline.bundle.manifest.cropped)
+    assert manifest.generator_options["ngf"] == 8
+    assert manifest.training["base"] == pipeline.bundle.id
+    assert manifest.training["store"]["scans"] == SCANS
+    assert manifest.training["store"]["patients"]["test"] == {"HGG": 1, "LGG": 1}
+    assert "phantom_5" not in json.dumps(manifest.model_dump(mode="json")), "no patient's name"
+    assert grades(gliaflow, written, tmp_path)
+
+    with pytest.raises(BundleError, match="name another store"):
+        Pipeline([TRAINER], settings.model_copy(update={"bundle": written}))
+
+
+@pytest.mark.rabbitmq
+def test_the_trainer_on_rabbitmq_is_stopped_in_mid_fit_and_goes_on(gliaflow, stages, cohort, tmp_path):
+    learn = {"train_after_s": 1, "train_options": json.dumps(TINY), "bundles": tmp_path / "bundles"}
+    stages(*SERVICES)
+    (trainer,) = stages(TRAINER, **learn)
+    gliaflow("submit", cohort, "--labelled", "--out", "out", broker=trainer.broker)
+    wait_for((tmp_path / "bundles" / ".gliaflow-demo-1.work" / "run.json").exists)
+    started = time.monotonic()
+    assert trainer.stop(signal.SIGTERM) == 0
+    assert time.monotonic() - started < 10
+    told = [json.loads(line)["event"] for line in trainer.log.read_text().splitlines()]
+    assert told[-2:] == ["fit abandoned", "drained"]
+    assert not (tmp_path / "bundles" / "gliaflow-demo-1").exists()
+
+    (trainer,) = stages(TRAINER, **learn)
+    wait_for((tmp_path / "bundles" / "gliaflow-demo-1").exists)
+    assert len({*FeatureStore(tmp_path / "state" / "gliaflow" / "store").scans}) == SCANS
+    assert grades(gliaflow, tmp_path / "bundles" / "gliaflow-demo-1", tmp_path)
+    wait_for(lambda: "bundle written" in trainer.log.read_text())
+    assert trainer.stop() == 0
+
+
+def test_too_few_patients_are_waited_for(cohort, tmp_path, capsys):
+    settings = Settings(broker="memory://few", state=tmp_path, roots=[str(cohort)], threads=1, train_after_s=0.2)
+    inputs = cohort_inputs(read_cohort(cohort, load_registry()), "phantoms")[:2]
+    with Pipeline([*SERVICES, TRAINER], settings) as pipeline, open_broker(settings) as broker:
+        submit(inputs, tmp_path / "out", broker, by_uri=True, timeout_s=60, alive=pipeline.check)
+        trainer = Trainer(pipeline.bundle, settings)
+        said = ""
+
+        def look():
+            nonlocal said
+            trainer.look()
+            said += "".join(capsys.readouterr())
+
+        wait_for(lambda: "3 more patients of HGG, 3 more patients of LGG" in said or "4 more patients" in said, look)
+    assert not list(settings.bundles.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"train_profile": "huge"}, "train_profile: 'huge' is not one of demo"),
+        ({"train_generator": "nobody"}, "nobody"),
+        ({"train_options": {"epoch": 1}}, "epoch"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said_at_the_start(tmp_path, setting, said):
+    with pytest.raises(PluginError, match=said):
+        Trainer(load_bundle(None), Settings(state=tmp_path, **setting))
+
+
+def test_a_cohort_is_sent_with_what_is_known_of_it(tmp_path):
+    files = [NiftiFile(tmp_path / "a.nii"), Made(tmp_path / "b.nii")]
+    cases = [Case("x/1", files[0], None, "p", "IV", label="HGG"), Case("x_1", files[1], None, "q", None, "2")]
+    first, second = cohort_inputs(Cohort("some", cases), "mine", channel="0")
+    assert first == Input(tmp_path / "a.nii", "x_1", "p", "HGG", "0", "mine", None)
+    assert second == Input(Path("a series"), "x_1-2", "q", None, "2", "mine", files[1])
+    with pytest.raises(UsageError, match="no scan has a label"):
+        cohort_inputs(Cohort("some", cases[1:]), "mine")
+
+
+def test_how_a_cohort_is_read_goes_with_labelled():
+    for arguments in (("a", "--high", "IV"), ("a", "b", "--labelled"), ("a", "--labelled", "--grade", "HGG")):
+        done = CliRunner().invoke(app, ["submit", *arguments, "--out", "x"])
+        assert done.exit_code == 2
+        assert "labelled" in done.stderr

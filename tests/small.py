@@ -1,0 +1,105 @@
+"""A cohort, networks and a generator that are as small as can be: a whole training takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from gliaflow_plugins.base import Options
+from gliaflow_plugins.generators import FeatureSource, Fitted
+from gliaflow_plugins.readers import Cohort
+from gliaflow_plugins.registry import Registry, load_registry
+from gliaflow_runtime.bundle import InputSpec
+from gliaflow_trainer.cohort import read_cohort
+from gliaflow_trainer.profiles import Profile
+
+SHAPE = (36, 40, 10)
+PROFILE = Profile(
+    width=4,
+    norm=True,
+    input=InputSpec(size=(48, 48), spacing=(5, 5)),
+    unet={
+        "batch": 8,
+        "cosine": True,
+        "loss": "dice+bce",
+        "regions": 1.0,
+        "epochs": 5,
+        "epoch_slices": 96,
+        "learning_rate": 1e-2,
+    },
+    fine_tune={"epochs": 1},
+    generators={"levels": {"spread": 0.5}},
+)
+
+
+def head(grade: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scan and mask, 5 × 5 × 6 mm: an ellipsoid with a bright ball in it; in HGG the ball's middle is dark."""
+    rng = np.random.default_rng(seed)
+    i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+    scan = (i**2 + j**2 + k**2 < 0.8) * rng.normal(300, 10, SHAPE)
+    centre = rng.uniform(-0.3, 0.3, 3)
+    away = np.sqrt((i - centre[0]) ** 2 + (j - centre[1]) ** 2 + (k - centre[2]) ** 2)
+    mask = away < 0.35
+    scan[mask] += 300
+    if grade == "HGG":
+        scan[away < 0.2] -= 400
+    return np.maximum(scan, 0).astype(np.int16), (4 * mask).astype(np.uint8)
+
+
+def write_cohort(folder: Path, hgg: int, lgg: int) -> Path:
+    """In the BraTS 2018 layout: ``HGG|LGG/<ID>/<ID>_{flair,seg}.nii.gz``; ids are H0, H1, … and L0, L1, …"""
+    for grade, count in (("HGG", hgg), ("LGG", lgg)):
+        for number in range(count):
+            name = f"{grade[0]}{number}"
+            (folder / grade / name).mkdir(parents=True)
+            for kind, volume in zip(("flair", "seg"), head(grade, 100 * (grade == "HGG") + number), strict=True):
+                image = nib.Nifti1Image(volume, np.diag([5.0, 5, 6, 1]))
+                nib.save(image, folder / grade / name / f"{name}_{kind}.nii.gz")
+    return folder
+
+
+def cohort(folder: Path) -> Cohort:
+    return read_cohort(folder, load_registry())
+
+
+class LevelsOptions(Options):
+    spread: float = 1.0
+
+
+class Levels:
+    """A generator that is fitted at once: each class's mean map, times a random level."""
+
+    name = "levels"
+    options = LevelsOptions
+
+    def fit(self, features: FeatureSource, options: Any, *, seed: int, **_: Any) -> Fitted:
+        import torch
+        from torch import Tensor, nn
+
+        every = features.batch(np.arange(len(features)))
+        means = torch.from_numpy(np.stack([every[features.labels == label].mean(axis=0) for label in (0, 1)]))
+
+        class Generator(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("means", means)
+
+            def forward(self, z: Tensor, label: Tensor) -> Tensor:
+                maps: Tensor = self.means[label]  # type: ignore[index]
+                return maps * torch.exp(options.spread * z)[:, :, None, None]
+
+        class Critic(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("means", means)
+
+            def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+                away = -(features[:, None] - self.means).square().mean(dim=(2, 3, 4))  # type: ignore[operator]
+                return away.amax(dim=1), away
+
+        return Fitted(1, Generator().eval(), Critic().eval(), [{"loss": 0.0}])
+
+
+REGISTRY = Registry(generators={"levels": Levels()})

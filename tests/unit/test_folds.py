@@ -1,0 +1,252 @@
+"""How patients are dealt, what is thinned and shuffled, and that test patients touch nothing that is fitted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import small
+from gliaflow_plugins.base import PluginError
+from gliaflow_proto import Scan
+from gliaflow_trainer import folds
+from gliaflow_trainer.evaluate import deal, rare_class
+from gliaflow_trainer.folds import Fold, Plan, features_of, grade_fold, samples_of, shuffled
+from gliaflow_trainer.store import FeatureStore, Origin, write_part
+
+COHORT = {**{f"H{n}": "HGG" for n in range(8)}, **{f"L{n}": "LGG" for n in range(5)}}
+MANY = {**{f"H{n}": "HGG" for n in range(61)}, **{f"L{n}": "LGG" for n in range(40)}}
+
+
+def of(fold: Fold, part: str) -> set[str]:
+    return {patient for patient, its in fold.split.items() if its == part}
+
+
+@pytest.mark.parametrize("cohort", [COHORT, MANY])
+def test_each_patient_is_tested_once_and_never_learnt_from_beside(cohort: dict[str, str]) -> None:
+    dealt = deal(cohort, "grouped", 5, seed=1)
+    assert [fold.number for fold in dealt] == [0, 1, 2, 3, 4]
+    tested = Counter(patient for fold in dealt for patient in of(fold, "test"))
+    assert tested == Counter(dict.fromkeys(cohort, 1))
+    for fold in dealt:
+        assert fold.split.keys() == cohort.keys()
+        for part in ("train", "validation", "test"):
+            assert {cohort[patient] for patient in of(fold, part)} == {"HGG", "LGG"}, "every part has both classes"
+    tests = [Counter(cohort[patient] for patient in of(fold, "test")) for fold in dealt]
+    assert max(t["LGG"] for t in tests) - min(t["LGG"] for t in tests) <= 1
+
+
+def test_the_papers_shares() -> None:
+    """7 of 61 and 4 of 40 patients are tested on; a smaller cohort has as large a share."""
+    (fold,) = deal(MANY, "paper", 5, seed=0)
+    assert Counter(MANY[patient] for patient in of(fold, "test")) == {"HGG": 7, "LGG": 4}
+    assert len(of(fold, "validation")) == 14
+    (fold,) = deal(COHORT, "paper", 5, seed=0)
+    assert Counter(COHORT[patient] for patient in of(fold, "test")) == {"HGG": 1, "LGG": 1}
+
+
+def test_a_seed_deals_one_way() -> None:
+    assert deal(COHORT, "grouped", 3, 1) == deal(dict(reversed(COHORT.items())), "grouped", 3, 1)
+    assert deal(COHORT, "grouped", 3, 1) != deal(COHORT, "grouped", 3, 2)
+
+
+@pytest.mark.parametrize("protocol", ["grouped", "paper"])
+def test_four_patients_of_a_class_are_enough_and_three_are_not(protocol: Any) -> None:
+    names = sorted(COHORT)
+    for fold in deal({p: COHORT[p] for p in names if p[1] in "0123"}, protocol, 2, 0):
+        assert {COHORT[patient] for patient in of(fold, "validation")} == {"HGG", "LGG"}
+    with pytest.raises(PluginError, match="3 patients"):
+        deal({p: COHORT[p] for p in names if p[1] in "012"}, protocol, 2, 0)
+
+
+def test_the_rare_class_has_fewer_patients() -> None:
+    assert rare_class(COHORT, "grade") == 1
+    assert rare_class({p: "HGG" if grade == "LGG" else "LGG" for p, grade in COHORT.items()}, "grade") == 0
+    assert rare_class(COHORT, "tumour") == 0
+
+
+ORIGIN = Origin("b@1", "dec3", (4, 6, 6))
+
+
+def store_of(folder: Path, spoilt: str = "") -> FeatureStore:
+    """Six slices a patient, tumour in the middle four; features of ``spoilt`` are wild, and so is their label."""
+    folder.mkdir(parents=True)
+    for number, (patient, label) in enumerate(COHORT.items()):
+        rng = np.random.default_rng(number)
+        features = rng.random((6, 4, 6, 6)) + (0.6 if label == "HGG" else 0) * np.array([1, 0, 0, 0])[:, None, None]
+        mask = np.zeros((6, 48, 48), np.uint8)
+        mask[1:5, 20:30, 20:30] = 1
+        if patient in spoilt.split():
+            features, label = 1000 * rng.random((6, 4, 6, 6)), {"HGG": "LGG", "LGG": "HGG"}[label]
+            mask[1:5] = 1
+        scan = Scan(id=f"s{patient}", name=patient, patient=patient, label=label)
+        write_part(folder, scan, [0, 1], ORIGIN, features.astype(np.float16), mask, list(range(6)))
+    return FeatureStore(folder)
+
+
+def plan_of(work: Path, **changes: Any) -> Plan:
+    plan = Plan(
+        work=work,
+        profile=replace(small.PROFILE, classifier={"epochs": 2}),
+        task="grade",
+        rare=1,
+        tap="dec3",
+        generators=(("levels", {}),),
+        counts=(5, 10),
+        scarce=(2,),
+        shuffle=True,
+        device="cpu",
+        threads=1,
+    )
+    return replace(plan, **changes)
+
+
+FOLD = deal(COHORT, "grouped", 2, 0)[0]
+
+
+def here_of(samples: Any) -> dict[str, np.ndarray]:
+    part = np.array([FOLD.split[patient] for patient in samples.patients])
+    return {which: np.flatnonzero(part == which) for which in ("train", "validation", "test")}
+
+
+def test_samples_of_a_grade_are_the_slices_in_which_tumour_was_found(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store")
+    samples, index = samples_of(plan_of(tmp_path), store)
+    assert len(samples) == len(index) == 4 * len(COHORT)
+    assert set(samples.slices) == {1, 2, 3, 4}
+    assert np.array_equal(samples.batch(np.arange(3)), store.batch(index[:3]))
+
+
+def test_shuffled_grades_are_by_patient_balanced_in_each_class_and_always_the_same(tmp_path: Path) -> None:
+    samples, _ = samples_of(plan_of(tmp_path), store_of(tmp_path / "store"))
+    new = shuffled(samples, "grade")
+    assert np.array_equal(new, shuffled(samples, "grade"))
+    by_patient = {p: set(new[samples.patients == p]) for p in COHORT}
+    assert all(len(labels) == 1 for labels in by_patient.values())
+    for grade, count in (("HGG", 8), ("LGG", 5)):
+        high = sum(by_patient[p] == {0} for p in COHORT if COHORT[p] == grade)
+        assert high == round(8 / 13 * count), "of each old class the same share is called HGG"
+
+
+def test_shuffled_slices_stay_with_their_patient(tmp_path: Path) -> None:
+    samples, _ = samples_of(plan_of(tmp_path), store_of(tmp_path / "store"))
+    labels = (samples.slices % 4 == 0).astype(np.int64)
+    dealt = shuffled(samples.with_labels(labels, ("tumour", "none")), "tumour")
+    assert not np.array_equal(dealt, labels)
+    for patient in COHORT:
+        its = samples.patients == patient
+        assert sorted(dealt[its]) == sorted(labels[its])
+
+
+@pytest.mark.parametrize("few", [2, 3])
+def test_thinned_samples_keep_so_many_patients_of_the_rare_class(tmp_path: Path, few: int) -> None:
+    samples, _ = samples_of(plan_of(tmp_path), store_of(tmp_path / "store"))
+    here = here_of(samples)
+    here = {  # all but one LGG to learn from, so that there is something to thin
+        "train": np.flatnonzero(np.isin(samples.patients, ["H0", "H1", "H2", "H3", "L0", "L1", "L2"])),
+        "validation": np.flatnonzero(np.isin(samples.patients, ["H4", "H5", "L3"])),
+        "test": np.flatnonzero(np.isin(samples.patients, ["H6", "H7", "L4"])),
+    }
+    for seed in range(5):
+        thinned = folds._thin(samples, here, 1, few, seed)
+        assert thinned is not None
+        names = {which: set(samples.patients[index]) for which, index in thinned.items()}
+        assert np.array_equal(thinned["test"], here["test"])
+        assert not names["train"] & names["validation"]
+        assert not (names["train"] | names["validation"]) & names["test"]
+        assert len({p for p in names["train"] | names["validation"] if p[0] == "L"}) == few
+        assert {p[0] for p in names["train"]} == {p[0] for p in names["validation"]} == {"H", "L"}
+        for which in ("train", "validation"):
+            assert {p for p in names[which] if p[0] == "H"} == {
+                p for p in set(samples.patients[here[which]]) if p[0] == "H"
+            }
+    assert folds._thin(samples, here, 1, 4, 0) is None, "no more are there"
+    assert folds._thin(samples, here, 1, 1, 0) is None, "one cannot both be learnt from and chosen with"
+
+
+def test_thinned_slices_with_tumour_keep_so_many_patients(tmp_path: Path) -> None:
+    """Task ``tumour``: every patient has slices of both classes."""
+    samples, _ = samples_of(plan_of(tmp_path), store_of(tmp_path / "store"))
+    samples = samples.with_labels((samples.slices > 2).astype(np.int64), ("tumour", "none"))
+    here = here_of(samples)
+    for seed in range(8):
+        thinned = folds._thin(samples, here, 0, 3, seed)
+        assert thinned is not None
+        names = {which: set(samples.patients[index]) for which, index in thinned.items()}
+        assert not names["train"] & names["validation"]
+        learnt = np.concatenate([thinned["train"], thinned["validation"]])
+        assert len(set(samples.patients[learnt[samples.labels[learnt] == 0]])) == 3
+        assert np.array_equal(thinned["test"], here["test"])
+
+
+@pytest.mark.parametrize("grader", ["pooled", "cnn"])
+def test_test_patients_touch_nothing_that_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grader: Any
+) -> None:
+    """Wild features and wrong labels of the test patients: every classifier and generator stays the same, bit by bit.
+
+    The shuffled control is left out: its labels are dealt among all patients.
+    """
+    monkeypatch.setattr(folds, "load_registry", lambda: small.REGISTRY)
+    plan = plan_of(tmp_path, profile=replace(small.PROFILE, grader=grader, classifier={"epochs": 2}), shuffle=False)
+    weights: dict[str, list[dict[str, np.ndarray]]] = {}
+    for name, spoilt in (("clean", ""), ("spoilt", " ".join(of(FOLD, "test")))):
+        samples, _ = samples_of(plan, store_of(tmp_path / name, spoilt))
+        found: list[dict[str, np.ndarray]] = []
+        kept = folds._POOLED if grader == "pooled" else folds._CNN
+
+        def spy(*args: Any, kept: Any = kept, found: Any = found) -> Any:
+            module = kept(*args)
+            found.append({key: value.numpy().copy() for key, value in module.state_dict().items()})
+            return module
+
+        arms = folds._Arms(plan, samples, here_of(samples), 0, dict.fromkeys(COHORT, 6))
+        arms.grader = spy
+        arms.all(quality=True)
+        made = folds.synthetic(arms._fitted("levels", {}), 0, 10, 0)[0]
+        weights[name] = [*found, {"synthetic": made, "chosen": np.array(arms.chosen["levels"])}]
+    assert len(weights["clean"]) == 10, "real, weights, four comparators, two counts, the generator alone, synthetic"
+    for clean, spoilt in zip(weights["clean"], weights["spoilt"], strict=True):
+        for key, value in clean.items():
+            assert np.array_equal(value, spoilt[key]), key
+
+
+def test_a_folds_answers_are_logits_of_its_test_slices_by_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folds, "load_registry", lambda: small.REGISTRY)
+    plan = plan_of(tmp_path)
+    store = store_of(features_of(plan, FOLD))
+    path = grade_fold(plan, FOLD, 0)
+    found = dict(np.load(path))
+    tested = found["index"]
+    assert set(store.patients[tested]) == of(FOLD, "test")
+    assert len(tested) == 4 * len(of(FOLD, "test"))
+    arms = {
+        "real",
+        "weights",
+        "threshold",
+        "oversample",
+        "smote",
+        "gaussian",
+        "mixup",
+        "levels@5",
+        "levels@10",
+        "levels",
+    }
+    beside = {"linear", "size", "slices", "levels alone"}
+    assert {key.removeprefix("arm/") for key in found if key.startswith("arm/")} == arms | beside
+    for key in found:
+        if key.startswith(("arm/", "scarce/", "control/")):
+            assert found[key].shape == tested.shape, key
+            assert np.isfinite(found[key]).all(), key
+    assert np.ptp(found["arm/threshold"] - found["arm/real"]) == pytest.approx(0, abs=1e-5), "a shift"
+    before = path.stat().st_mtime_ns
+    assert grade_fold(plan, FOLD, 0) == path
+    assert path.stat().st_mtime_ns == before, "what is there is not done again"
+    assert grade_fold(plan, FOLD, 1) != path
+    assert grade_fold(replace(plan, counts=(5,)), FOLD, 0) != path
