@@ -3,9 +3,9 @@
     python bench/store.py memory [--samples 5110] [--dir FOLDER]
     python bench/store.py speed [--samples 4540] [--batches 40] [--dir FOLDER]
 
-``memory`` writes 128×120×120 features (19 GB for 5,110 of them; the folder must have room) and fits the ACGAN and the
+``memory`` writes 128×120×120 features (19 GB for 5,110 of them; the folder must have room) and fits both ACGANs and the
 classifier on them for an epoch, each in a process of its own, and fails where one takes 2 GB or more. ``speed`` fits
-both at 1024×15×15 from the store and from RAM in turn, a step each; what counts is the ratio. Features are random:
+them at 1024×15×15 from the store and from RAM in turn, a step each; what counts is the ratio. Features are random:
 neither memory nor speed depends on what they are.
 """
 
@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from gliaflow_plugins.acgan import ACGAN, ACGANOptions
+from gliaflow_plugins.acgan import ACGAN, ACGANOptions, PaperACGAN, PaperOptions
 from gliaflow_plugins.generators import ArrayFeatures, FeatureSource
 from gliaflow_proto import Scan
 from gliaflow_trainer.store import FeatureStore, Origin, write_part
@@ -86,11 +86,15 @@ def write_store(folder: Path, shape: tuple[int, int, int], samples: int) -> None
     print(f"{samples} samples of {shape}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e9:.1f} GB", flush=True)
 
 
-def fit_acgan(source: FeatureSource, patients: NDArray[np.str_], width: int) -> None:
-    ACGAN().fit(source, ACGANOptions(ngf=width, ndf=width, epochs=1), seed=0)
+def fit_acgan(source: FeatureSource, patients: NDArray[np.str_]) -> None:
+    ACGAN().fit(source, ACGANOptions(steps=len(source) // 16), seed=0)
 
 
-def fit_classifier(source: FeatureSource, patients: NDArray[np.str_], width: int) -> None:
+def fit_paper_acgan(source: FeatureSource, patients: NDArray[np.str_]) -> None:
+    PaperACGAN().fit(source, PaperOptions(epochs=1), seed=0)
+
+
+def fit_classifier(source: FeatureSource, patients: NDArray[np.str_]) -> None:
     from gliaflow_trainer.grading import fit_classifier
 
     held_out = np.isin(patients, np.unique(patients)[:15])
@@ -98,13 +102,14 @@ def fit_classifier(source: FeatureSource, patients: NDArray[np.str_], width: int
     fit_classifier(source, train, validation, patients.tolist(), seed=0, epochs=1)
 
 
-FITS: dict[str, Callable[[FeatureSource, NDArray[np.str_], int], None]] = {
+FITS: dict[str, Callable[[FeatureSource, NDArray[np.str_]], None]] = {
     "acgan": fit_acgan,
+    "acgan-paper": fit_paper_acgan,
     "classifier": fit_classifier,
 }
 
 
-def one_fit(name: str, folder: Path, width: int, batches: int) -> None:
+def one_fit(name: str, folder: Path, batches: int) -> None:
     """What a process of its own does: fit on the store and tell the peak of its memory."""
     import torch
 
@@ -114,11 +119,11 @@ def one_fit(name: str, folder: Path, width: int, batches: int) -> None:
     watched = Watched({"store": store}, batches or 10**9)
     started = time.perf_counter()
     with suppress(Enough):
-        FITS[name](watched, store.patients, width)
+        FITS[name](watched, store.patients)
     seconds = time.perf_counter() - started
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"{name:10}  {len(store)} samples, {watched.samples} read in {seconds:.0f} s   "
+        f"{name:11}  {len(store)} samples, {watched.samples} read in {seconds:.0f} s   "
         f"RSS: {opened / 1e9:.2f} GB with torch loaded and the store open, at most {peak / 1e9:.2f} GB"
     )
     sys.exit(peak >= LIMIT)
@@ -126,10 +131,9 @@ def one_fit(name: str, folder: Path, width: int, batches: int) -> None:
 
 def memory(options: argparse.Namespace, folder: Path) -> int:
     write_store(folder, LARGEST, options.samples)
-    command = [sys.executable, __file__, "fit", "--dir", str(folder), "--width", str(options.width)]
-    command += ["--batches", str(options.batches)]
+    command = [sys.executable, __file__, "fit", "--dir", str(folder), "--batches", str(options.batches)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return sum(subprocess.run([*command, "--name", name], env=environment).returncode for name in FITS)
+    return sum(subprocess.run([*command, "--name", name], env=environment).returncode for name in options.name or FITS)
 
 
 def speed(options: argparse.Namespace, folder: Path) -> int:
@@ -140,17 +144,17 @@ def speed(options: argparse.Namespace, folder: Path) -> int:
     for index in range(len(store)):
         held[index] = store.batch(np.array([index]))[0]
     homes = {"RAM": ArrayFeatures(held, store.labels, store.classes), "store": store, "store on disk": OnDisk(store)}
-    for name, fit in FITS.items():
-        skip = 64 + 3 * len(homes)  # 64 batches are for the channels' scale
+    for name in options.name or FITS:
+        skip = 65 + 3 * len(homes)  # the first 65 are for the channels' scale and components
         watched = Watched(homes, options.batches or 40, skip)
         with suppress(Enough):
-            fit(watched, store.patients, options.width)
+            FITS[name](watched, store.patients)
         ram = statistics.median(watched.seconds["RAM"])
         for where, seconds in watched.seconds.items():
             step = statistics.median(seconds)
             low, high = np.percentile(ram / np.array(seconds), [25, 75])
             print(
-                f"{name:10} {where:14} {len(seconds)} steps, median {1000 * step:6.1f} ms, {watched.size / step:6.1f} "
+                f"{name:11} {where:14} {len(seconds)} steps, median {1000 * step:6.1f} ms, {watched.size / step:6.1f} "
                 f"samples/s   speed beside RAM {ram / step:.3f} (quartiles {low:.2f}–{high:.2f})",
                 flush=True,
             )
@@ -178,14 +182,12 @@ def main() -> int:
     parser.add_argument("what", choices=["memory", "speed", "fit"])
     parser.add_argument("--samples", type=int, help="default: 5110 for memory, 4540 for speed")
     parser.add_argument("--batches", type=int, default=0, help="read so many (default: an epoch; for speed 40 of each)")
-    parser.add_argument("--width", type=int, help="kernels of the ACGAN (memory: 16; speed: 64, the paper's least)")
-    parser.add_argument("--name", choices=list(FITS))
+    parser.add_argument("--name", choices=list(FITS), action="append", help="fit this only (may be given again)")
     parser.add_argument("--dir", type=Path, help="where the store is made (and deleted)")
     options = parser.parse_args()
     options.samples = options.samples or (5110 if options.what == "memory" else 4540)
-    options.width = options.width or (16 if options.what == "memory" else 64)
     if options.what == "fit":
-        one_fit(options.name, options.dir, options.width, options.batches)
+        one_fit(options.name[0], options.dir, options.batches)
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="gliaflow-bench-") as name:
         return (memory if options.what == "memory" else speed)(options, Path(name))
 

@@ -19,6 +19,7 @@ from gliaflow_plugins.generators import FeatureSource, Fitted, Progress, channel
 
 Draw = Callable[[int], NDArray[np.int64]]
 LAZY = 4  # the gradient penalty every so many steps, so many times as strong (Karras et al. 2020)
+PATCHES = 16  # of a map, of 256 maps, for the principal components
 REPORTS = 20  # a run without epochs is told of, and kept, so many times
 
 
@@ -183,8 +184,11 @@ def _begin_from_components(g: Generator, features: FeatureSource, scale: Tensor)
     side, kernels = patch(features.shape), last.weight.shape[0]
     some = np.unique(np.linspace(0, len(features) - 1, 256).astype(np.int64))
     inverse = torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0).view(1, -1, 1, 1)
-    cells = F.unfold(torch.from_numpy(features.batch(some)) * inverse, side, stride=side).transpose(1, 2).flatten(0, 1)
-    cells = cells[torch.randperm(len(cells))[:8192]]
+    drawn = []  # a few patches of each map: a map of the largest tap alone takes 7 MB
+    for index in some:
+        each = F.unfold(torch.from_numpy(features.batch(np.array([index]))) * inverse, side, stride=side)[0].T
+        drawn.append(each[torch.randperm(len(each))[:PATCHES]])
+    cells = torch.cat(drawn)
     middle = cells.mean(dim=0)
     rank = min(kernels, *cells.shape)
     _, spread, axes = torch.pca_lowrank(cells - middle, q=rank, center=False)
