@@ -25,7 +25,7 @@ PROFILE = Profile(
         "cosine": True,
         "loss": "dice+bce",
         "regions": 1.0,
-        "epochs": 5,
+        "epochs": 12,
         "epoch_slices": 96,
         "learning_rate": 1e-2,
     },
@@ -41,10 +41,10 @@ def head(grade: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     scan = (i**2 + j**2 + k**2 < 0.8) * rng.normal(300, 10, SHAPE)
     centre = rng.uniform(-0.3, 0.3, 3)
     away = np.sqrt((i - centre[0]) ** 2 + (j - centre[1]) ** 2 + (k - centre[2]) ** 2)
-    mask = away < 0.35
+    mask = away < 0.45
     scan[mask] += 300
     if grade == "HGG":
-        scan[away < 0.2] -= 400
+        scan[away < 0.28] -= 400
     return np.maximum(scan, 0).astype(np.int16), (4 * mask).astype(np.uint8)
 
 

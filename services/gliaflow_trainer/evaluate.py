@@ -124,7 +124,7 @@ def evaluate(
             "high": list(high),
         },
     )
-    cases = {case.id: case for case in cohort.cases if case.mask is not None and (case.label or task == "tumour")}
+    cases = {case.id: case for case in cohort.cases if case.mask is not None and case.label}
     scans = cut_cohort(cases.values(), profile, work, bar)
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
     dealt = deal(label_of, protocol, folds, seed)

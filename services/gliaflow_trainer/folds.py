@@ -98,6 +98,7 @@ def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: in
     """Fit the fold's U-Net, record the features of all slices, and measure the masks of the test patients."""
     torch.set_num_threads(plan.threads)
     folder = folder_of(plan, fold)
+    folder.mkdir(parents=True, exist_ok=True)
     scans = kept_scans(plan.work / "slices")
     with Progress(disable=True) as bar:
         if plan.unet is not None:
@@ -205,18 +206,14 @@ def samples_of(plan: Plan, store: FeatureStore) -> tuple[Samples, NDArray[np.int
 
 
 def shuffled(samples: Samples, task: Task) -> NDArray[np.int64]:
-    """Labels dealt anew, once for all folds and seeds: by patient (grade), or among a patient's slices (tumour).
+    """Labels dealt anew, once for all folds and seeds: among patients (grade), or among all slices (tumour).
 
-    As many of each new label go to either old one, in proportion: a deal that resembles the truth by chance would
-    show its signal.
+    Among patients, as many of each new label go to either old one, in proportion: a deal that resembles the truth by
+    chance would show its signal. (Slices are not dealt within their patient: how many have tumour shows in the others.)
     """
     rng = np.random.default_rng(20_26)
-    labels = samples.labels.copy()
     if task == "tumour":
-        for patient in np.unique(samples.patients):
-            its = np.flatnonzero(samples.patients == patient)
-            labels[its] = rng.permutation(labels[its])
-        return labels
+        return rng.permutation(samples.labels)
     names, first = np.unique(samples.patients, return_index=True)
     old = samples.labels[first]
     new = old.copy()

@@ -105,7 +105,8 @@ def gan_curves(history: Mapping[str, Sequence[Epochs]]) -> bytes:
                     axes.set_title(name)
                 if not column:
                     axes.set_ylabel("loss" if not row else "class accuracy")
-                axes.legend(loc="best" if not row else "lower right")
+                if axes.get_legend_handles_labels()[0]:  # a variant need not tell of either
+                    axes.legend(loc="best" if not row else "lower right")
         return _svg(figure)
 
 

@@ -27,7 +27,7 @@ from gliaflow_trainer.service import Trainer
 from gliaflow_trainer.store import FeatureStore
 from typer.testing import CliRunner
 
-TINY = {"epochs": 1, "ngf": 8, "ndf": 8}
+TINY = {"steps": 20, "ngf": 8, "ndf": 8}
 SCANS = 8
 
 

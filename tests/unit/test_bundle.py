@@ -123,11 +123,12 @@ def test_features_of_another_tap_can_be_asked_for_but_not_graded():
     from gliaflow_classifier.grader import Grader
     from gliaflow_extractor.extractor import UNet
 
-    bundle = Bundle(demo_bundle(), tap="dec3")
+    bundle = Bundle(demo_bundle(), tap="dec2")
     features, _ = UNet(bundle)(np.zeros((1, 1, *bundle.manifest.input.size), np.float32))
-    assert features.shape == (1, *bundle.manifest.taps["dec3"])
-    assert bundle.slices_per_part(2**21) < Bundle(demo_bundle()).slices_per_part(2**21)
-    with pytest.raises(BundleError, match="was fitted on enc5, not on dec3"):
+    assert features.shape == (1, *bundle.tap_shape)
+    assert bundle.tap_shape == (32, 16, 16), "a quarter of the tap's map, cropped to the tumour"
+    assert bundle.slices_per_part(2**18) > Bundle(demo_bundle()).slices_per_part(2**18)
+    with pytest.raises(BundleError, match="was fitted on dec3, not on dec2"):
         Grader(bundle)
     with pytest.raises(BundleError, match="tap: 'enc9' is not one of"):
         Bundle(demo_bundle(), tap="enc9")

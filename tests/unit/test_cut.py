@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 import small
 from broken import BROKEN
-from gliaflow_extractor.extractor import Extractor, UNet
+from gliaflow_extractor.extractor import Extractor, UNet, crop
 from gliaflow_plugins.readers import Case
 from gliaflow_preprocessor.nifti import read_nifti
 from gliaflow_preprocessor.preprocessor import Preprocessor
@@ -197,8 +197,8 @@ def test_stored_slices_give_the_features_that_serving_gives(cases: list[Case], t
         assert np.allclose(one_by_one.astype(np.float32), at_once.astype(np.float32), rtol=2e-2, atol=2e-2)
     assert [z for message in stored for z in message.geometry.slices] == list(scan.geometry.slices)
     with Progress(disable=True) as bar:
-        store = extract([scan], bundle, tmp_path / "features", cropped=False, device="cpu", bar=bar)
-        again = extract([], bundle, tmp_path / "features", cropped=False, device="cpu", bar=bar)
+        store = extract([scan], bundle, tmp_path / "features", cropped=True, device="cpu", bar=bar)
+        again = extract([], bundle, tmp_path / "features", cropped=True, device="cpu", bar=bar)
     kept = store.batch(np.arange(len(store)))
     assert np.allclose(kept, np.concatenate([m.features for m in direct]).astype(np.float32), rtol=2e-2, atol=2e-2)
     assert set(store.patients) == {"H0"}
@@ -213,22 +213,16 @@ def test_features_that_cannot_be_recorded_end_the_run(cases: list[Case], tmp_pat
     assert not (tmp_path / "f" / "complete").exists()
 
 
-def test_cropped_features_are_scaled_by_the_share_of_the_mask() -> None:
-    bundle = load_bundle(None)
-    image = np.zeros((3, 1, *bundle.manifest.input.size), np.float32)
-    rows, columns = np.indices(bundle.manifest.input.size)
-    image[:2, 0] = (rows - 120) ** 2 + (columns - 120) ** 2 < 80**2
-    image[0, 0, 100:130, 130:160] = 2.5
-    whole, mask = UNet(bundle, cropped=False)(image)
-    crop, same = UNet(bundle, cropped=True)(image)
-    assert np.array_equal(mask, same)
-    assert mask[0].any(), "it found the bright patch"
-    assert not mask[2].any()
-    assert not crop[2].any(), "no tumour: nothing is left"
-    _, _, height, width = whole.shape
-    side = mask.shape[1] // height
-    for row in range(height):
-        for column in range(width):
-            share = mask[0, row * side : (row + 1) * side, column * side : (column + 1) * side].mean()
-            expected = whole[0, :, row, column].astype(np.float32) * share
-            assert np.allclose(crop[0, :, row, column], expected, rtol=2e-3, atol=1e-6)
+def test_cropped_features_are_a_window_about_the_tumour() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.random((3, 2, 8, 8), dtype=np.float32) + 1
+    mask = np.zeros((3, 32, 32), np.bool_)  # 4 pixels a position
+    mask[0, 4:12, 20:30] = True  # rows 1 to 2, columns 5 to 7: half of the last
+    mask[1, :4, :4] = True  # in the corner: the window reaches beyond the map
+    window = crop(features, mask)
+    assert window.shape == (3, 2, 4, 4)
+    whole, half = features[0, :, 1:3, 5:7].sum(), features[0, :, 1:3, 7].sum() / 2
+    assert window[0].sum() == pytest.approx(whole + half), "each position by its share in the mask, and nothing else"
+    assert np.count_nonzero(window[1]) == 2
+    assert window[1, :, 2, 2] == pytest.approx(features[1, :, 0, 0]), "the middle of the tumour is that of the window"
+    assert not window[2].any(), "no tumour: nothing is left"

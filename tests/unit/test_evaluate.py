@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def small_registry() -> Iterator[None]:
-    """Folds load the registry themselves, as they run in other processes. One thread: networks are too small for two."""
+    """Folds load the registry themselves, as they run in other processes. Small networks want one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folds, "load_registry", lambda: small.REGISTRY)
         patch.setattr(module, "available_cores", lambda: 1)
@@ -44,7 +44,7 @@ def small_registry() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
-    small.write_cohort(folder / "cohort", 7, 5)
+    small.write_cohort(folder / "cohort", 8, 6)
     return folder
 
 
@@ -68,7 +68,7 @@ def test_it_writes_what_a_reader_accepts(folder: Path, metrics: Metrics) -> None
 
 def test_it_says_how_it_was_made(metrics: Metrics) -> None:
     made = metrics.made
-    assert made.cohort.patients == {"HGG": 7, "LGG": 5}
+    assert made.cohort.patients == {"HGG": 8, "LGG": 6}
     assert not made.cohort.phantoms
     assert (made.protocol.name, made.protocol.folds, made.protocol.seeds) == ("grouped", 2, [0])
     assert (made.tap, made.shape) == ("dec3", (8, 24, 24))
@@ -77,10 +77,10 @@ def test_it_says_how_it_was_made(metrics: Metrics) -> None:
 def test_every_patient_is_tested_once_by_a_network_that_never_saw_it(folder: Path, metrics: Metrics) -> None:
     assert metrics.table2 is not None
     tested = [each.patient for each in metrics.table2.test_patients.per_patient]
-    assert sorted(tested) == [*(f"H{n}" for n in range(7)), *(f"L{n}" for n in range(5))]
-    assert metrics.table2.test_patients.dice.n == 12
+    assert sorted(tested) == [*(f"H{n}" for n in range(8)), *(f"L{n}" for n in range(6))]
+    assert metrics.table2.test_patients.dice.n == 14
     assert metrics.table3 is not None
-    assert metrics.table3.baseline.auc.n == 12
+    assert metrics.table3.baseline.auc.n == 14
 
 
 def test_it_finds_what_is_there_to_be_found(metrics: Metrics) -> None:
@@ -143,7 +143,7 @@ def test_a_unet_from_elsewhere_is_used_as_it_is(folder: Path, metrics: Metrics) 
     assert found.made.unet == Bundle(unet).id
     assert found.table2 is not None
     assert found.table2.train.hard_dice.mean is None, "it has no training patients here"
-    assert found.table2.test_patients.dice.n == 12
+    assert found.table2.test_patients.dice.n == 14
     assert found.learning is None
     assert found.augmented_arm is None
     assert not list((folder / "elsewhere/work").glob("fold-*/unet"))

@@ -113,8 +113,8 @@ def test_a_name_taken_twice_is_nobodys_and_the_error_names_both(install) -> None
 
 def test_options_are_checked_by_name_and_range() -> None:
     acgan = load_registry().generator("acgan")
-    assert parse_options(acgan, {"epochs": "3"}).model_dump()["epochs"] == 3
-    with pytest.raises(PluginError, match=r"acgan: epochs.*greater.*options: nz, ngf"):
-        parse_options(acgan, {"epochs": 0})
+    assert parse_options(acgan, {"steps": "3"}).model_dump()["steps"] == 3
+    with pytest.raises(PluginError, match=r"acgan: steps.*greater.*options: nz, ngf"):
+        parse_options(acgan, {"steps": 0})
     with pytest.raises(PluginError, match="no_such"):
         parse_options(acgan, {"no_such": 1})

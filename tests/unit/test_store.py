@@ -110,7 +110,7 @@ def test_training_from_the_store_is_training_from_memory(tmp_path):
     everything = np.arange(len(store))
     held = ArrayFeatures(store.batch(everything).astype(np.float16), store.labels, store.classes)
     train, val = everything[:32], everything[32:]
-    options = ACGANOptions(ngf=4, ndf=4, nz=4, epochs=1)
+    options = ACGANOptions(ngf=4, ndf=4, nz=4, steps=4)
     graded, made = [], []
     for source in (store, held):
         module, _ = fit_classifier(source, train, val, store.patients.tolist(), seed=0, epochs=2)

