@@ -35,17 +35,15 @@ PROFILE = Profile(
 
 
 def head(grade: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scan and mask, 5 × 5 × 6 mm: an ellipsoid with a bright ball in it; in HGG the ball's middle is dark."""
+    """Scan and mask, 5 × 5 × 6 mm: an ellipsoid with a bright ball in it, which is brighter in HGG."""
     rng = np.random.default_rng(seed)
     i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
     scan = (i**2 + j**2 + k**2 < 0.8) * rng.normal(300, 10, SHAPE)
     centre = rng.uniform(-0.3, 0.3, 3)
     away = np.sqrt((i - centre[0]) ** 2 + (j - centre[1]) ** 2 + (k - centre[2]) ** 2)
     mask = away < 0.45
-    scan[mask] += 300
-    if grade == "HGG":
-        scan[away < 0.28] -= 400
-    return np.maximum(scan, 0).astype(np.int16), (4 * mask).astype(np.uint8)
+    scan[mask] += 600 if grade == "HGG" else 250
+    return scan.astype(np.int16), (4 * mask).astype(np.uint8)
 
 
 def write_cohort(folder: Path, hgg: int, lgg: int) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -192,9 +191,7 @@ def extract(
             if reason is not None:
                 failed.append(f"{scan}: {reason}")
 
-        # a store asks for grades, the task "tumour" does not: without one, any will do
-        graded = (replace(scan, label=scan.label or CLASSES[0]) for scan in scans)
-        messages = (message for scan in graded for message in scan.messages(per_part))
+        messages = (message for scan in scans for message in scan.messages(per_part))
         stream(messages, [lambda _: Extractor(bundle, unet)], Recorder(folder, bundle.manifest.classes), answered)
         bar.remove_task(task)
         if failed:  # slices that were fit to be cut are fit for this: it is our fault, or the disk's
