@@ -22,6 +22,7 @@ import numpy as np
 from gliaflow_plugins.base import PluginError, parse_options
 from gliaflow_plugins.readers import Cohort
 from gliaflow_plugins.registry import Registry
+from gliaflow_proto import message_id
 from gliaflow_runtime.bundle import Bundle
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import available_cores
@@ -117,6 +118,7 @@ def evaluate(
         work,
         {
             "cohort": str(folder.resolve()),
+            "cases": message_id(*sorted(f"{c.id} {c.patient} {c.label}" for c in cohort.cases)),
             "profile": asdict(profile),
             "protocol": [protocol, task, folds, seed],
             "init": init and Bundle(init).id,

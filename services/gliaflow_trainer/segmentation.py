@@ -109,7 +109,8 @@ def fit_unet(
     began = time.monotonic() - before
     for epoch in range(len(history) + 1, epochs + 1):
         total, count = 0.0, 0
-        order = sampler.epoch(epoch)[rank::world]
+        order = sampler.epoch(epoch)
+        order = np.resize(order, -(-len(order) // world) * world)[rank::world]  # as many each: they step together
         step.train()
         for first in range(0, len(order), batch):
             picked = order[first : first + batch]

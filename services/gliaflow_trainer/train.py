@@ -20,6 +20,7 @@ from gliaflow_plugins.generators import Fitted, GeneratorVariant
 from gliaflow_plugins.pipeline import Pipeline
 from gliaflow_plugins.readers import Case, Cohort
 from gliaflow_plugins.registry import Registry
+from gliaflow_proto import message_id
 from gliaflow_runtime.bundle import Bundle, write_manifest
 from pydantic import BaseModel
 from rich.progress import Progress
@@ -95,7 +96,7 @@ def train(
     work = out.with_name(out.name + ".work")
     run = {
         "cohort": str(folder.resolve()),
-        "cases": len(cohort.cases),
+        "cases": message_id(*sorted(f"{c.id} {c.patient} {c.label}" for c in cohort.cases)),
         "profile": asdict(profile),
         "generator": [generator, chosen.model_dump(mode="json")],
         "augmentations": list(augmentations),

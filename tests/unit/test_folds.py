@@ -14,11 +14,13 @@ pytest.importorskip("torch")
 
 import small
 from gliaflow_plugins.base import PluginError
-from gliaflow_proto import Scan
-from gliaflow_trainer import folds
+from gliaflow_proto import Geometry, Scan
+from gliaflow_trainer import folds, steps
 from gliaflow_trainer.evaluate import deal, rare_class
 from gliaflow_trainer.folds import Fold, Plan, features_of, grade_fold, samples_of, shuffled
+from gliaflow_trainer.slices import CutScan, Slices
 from gliaflow_trainer.store import FeatureStore, Origin, write_part
+from rich.progress import Progress
 
 COHORT = {**{f"H{n}": "HGG" for n in range(8)}, **{f"L{n}": "LGG" for n in range(5)}}
 MANY = {**{f"H{n}": "HGG" for n in range(61)}, **{f"L{n}": "LGG" for n in range(40)}}
@@ -71,6 +73,15 @@ def test_the_rare_class_has_fewer_patients() -> None:
     assert rare_class(COHORT, "tumour") == 0
 
 
+GEOMETRY = Geometry(
+    affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+    shape=[48, 48, 2],
+    orientation=[0, 1, 1, 1, 2, 1],
+    origin=[0.0, 0.0],
+    step=[1.0, 1.0],
+    size=[48, 48],
+    slices=[0, 1],
+)
 ORIGIN = Origin("b@1", "dec3", (4, 6, 6))
 
 
@@ -183,6 +194,39 @@ def test_thinned_slices_with_tumour_keep_so_many_patients(tmp_path: Path) -> Non
         learnt = np.concatenate([thinned["train"], thinned["validation"]])
         assert len(set(samples.patients[learnt[samples.labels[learnt] == 0]])) == 3
         assert np.array_equal(thinned["test"], here["test"])
+
+
+def test_test_patients_touch_nothing_of_the_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wild images and masks of the test patients: the same weights, bit by bit, from statistics to the epoch kept."""
+    monkeypatch.setattr(steps, "export", lambda *_: None)
+    rng = np.random.default_rng(0)
+    plain = [
+        CutScan(
+            p,
+            p,
+            p,
+            label,
+            GEOMETRY,
+            rng.random((2, 48, 48)).astype(np.float16),
+            np.uint8(rng.random((2, 48, 48)) < 0.1),
+        )
+        for p, label in COHORT.items()
+    ]
+    wild = [
+        replace(scan, image=scan.image * 100, mask=1 - scan.mask) if FOLD.split[scan.patient] == "test" else scan
+        for scan in plain
+    ]
+    profile = replace(small.PROFILE, unet={**small.PROFILE.unet, "epochs": 2, "epoch_slices": None, "randomise": True})
+    with Progress(disable=True) as bar:
+        first, second = (
+            steps.fit_unet_bundle(
+                Slices(scans), FOLD.split, profile, tmp_path / name, name="unet", seed=0, device="cpu", bar=bar
+            )
+            for name, scans in (("plain", plain), ("wild", wild))
+        )
+    assert first.read(steps.WEIGHTS) == second.read(steps.WEIGHTS)
+    assert first.manifest.metrics["unet"]["train"] == second.manifest.metrics["unet"]["train"]
+    assert first.manifest.metrics["unet"]["test"] != second.manifest.metrics["unet"]["test"]
 
 
 @pytest.mark.parametrize("grader", ["pooled", "cnn"])
