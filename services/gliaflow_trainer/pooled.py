@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 PENALTY = 0.01  # of the squared weights, beside the mean loss of a patient
 EDGE = 0.1  # of a map's largest sum over channels: below it lies no tumour
+DEAD = 1e-3  # of the largest standard deviation: a statistic that varies less is rounding, and is left out
 CHUNK = 64
 
 
@@ -31,7 +32,8 @@ class PooledClassifier(nn.Module):
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
-        self.register_buffer("inverse", torch.where(std > 1e-6, 1 / std.clamp_min(1e-6), 0))
+        alive = std > max(float(std.max()) * DEAD, 1e-6)
+        self.register_buffer("inverse", torch.where(alive, 1 / std, 0))
         self.head = nn.Linear(len(mean), 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
