@@ -19,12 +19,13 @@ class ACGANOptions(Options):
     nz: int = Field(default=64, ge=1, le=4096, description="length of the noise vector")
     ngf: int = Field(default=32, ge=1, description="kernels of the generator's last hidden layer")
     ndf: int = Field(default=32, ge=1, description="kernels of the discriminator's first layer")
-    steps: int = Field(default=800, ge=1, description="of each network")
+    steps: int = Field(default=1000, ge=1, description="of each network")
     batch: int = Field(default=16, ge=2, description="features a step, each class drawn equally often")
     lr: float = Field(default=1e-3, gt=0, description="Adam, both networks")
     beta1: float = Field(default=0.0, ge=0, lt=1, description="Adam")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="Adam")
     r1: float = Field(default=0.1, ge=0, description="weight of the gradient penalty on real features, every 4th step")
+    class_weight: float = Field(default=0.5, ge=0, description="weight of the generator's class loss")
     ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the generator's averaged weights")
 
 
@@ -33,7 +34,9 @@ class ACGAN:
 
     Hinge loss (Lim and Ye 2017), R1 penalty (Mescheder et al. 2018), averaged weights, classes drawn evenly. Both
     networks see a map as patches, 15×15 of them or so whatever the tap, and begin from the patches' principal
-    components.
+    components. The discriminator tells the class by what the grader goes by (``gliaflow_plugins.pooled``), learnt from
+    real features alone, and the generator says where a cropped map is 0: without these two its samples look like
+    tumours but do not carry the grade.
     """
 
     name = "acgan"

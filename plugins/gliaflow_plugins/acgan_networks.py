@@ -8,12 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gliaflow_plugins.pooled import inverse_spread, pooled
+
 Size = tuple[int, int]
 Shape = tuple[int, int, int]
 
 
 class Generator(nn.Module):
-    """z [n, nz], label [n] → features [n, C, H, W] ≥ 0, on the scale of the real ones."""
+    """z [n, nz], label [n] → features [n, C, H, W] ≥ 0, on the scale of the real ones.
+
+    ``layers`` give C channels, or one more that says where features are: cropped ones are 0 outside the tumour, and
+    not nearly 0.
+    """
 
     scale: Tensor
 
@@ -28,20 +34,35 @@ class Generator(nn.Module):
     def scaled(self, z: Tensor, label: Tensor) -> Tensor:
         """The features over their channels' scale."""
         code = torch.cat([z, F.one_hot(label, self.classes).to(z.dtype)], dim=1)
-        return F.relu(self.layers(code[:, :, None, None]))
+        made: Tensor = self.layers(code[:, :, None, None])
+        channels = self.scale.shape[1]
+        maps, occupied = made[:, :channels], made[:, channels:]
+        if not occupied.shape[1]:
+            return F.relu(maps)
+        return F.relu(maps) * (2 * occupied - 0.5).clamp(0, 1)
 
 
 class Discriminator(nn.Module):
-    """features [n, C, H, W] → source logit [n] (positive: real), class logits [n, K]."""
+    """features [n, C, H, W] → source logit [n] (positive: real), class logits [n, K].
+
+    With ``statistics`` they alone tell the class, as they do in grading, and the source is judged by them too.
+    """
 
     inverse: Tensor
 
-    def __init__(self, layers: nn.Module, flat: int, classes: int, scale: Tensor) -> None:
+    def __init__(
+        self, layers: nn.Module, flat: int, classes: int, scale: Tensor, statistics: Statistics | None = None
+    ) -> None:
         super().__init__()
         inverse = torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0)  # a channel always 0 says nothing
         self.register_buffer("inverse", inverse.view(1, -1, 1, 1))
-        self.layers = layers
-        self.source, self.label = nn.Linear(flat, 1), nn.Linear(flat, classes)
+        self.layers, self.statistics = layers, statistics
+        if statistics is not None:
+            told = 3 * len(scale)
+            self.mix = nn.Sequential(nn.Linear(told, 64), nn.LeakyReLU(0.2), nn.Linear(64, 64), nn.LeakyReLU(0.2))
+            self.source, self.label = nn.Linear(flat + 64, 1), nn.Linear(told, classes)
+        else:
+            self.source, self.label = nn.Linear(flat, 1), nn.Linear(flat, classes)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self.judge(features * self.inverse)
@@ -49,10 +70,31 @@ class Discriminator(nn.Module):
     def judge(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
         """The same of features over their channels' scale."""
         hidden = self.layers(scaled)
-        return self.source(hidden)[:, 0], self.label(hidden)
+        if self.statistics is None:
+            return self.source(hidden)[:, 0], self.label(hidden)
+        told = self.statistics(scaled)
+        return self.source(torch.cat([hidden, self.mix(told)], dim=1))[:, 0], self.label(told)
 
 
-def patched(shape: Shape, classes: int, nz: int, ngf: int, ndf: int, scale: Tensor) -> tuple[Generator, Discriminator]:
+class Statistics(nn.Module):
+    """features [n, C, H, W] → ``pooled`` [n, 3C], standardised as a sample [m, 3C] of real ones says."""
+
+    mean: Tensor
+    inverse: Tensor
+
+    def __init__(self, sample: Tensor) -> None:
+        super().__init__()
+        std, mean = torch.std_mean(sample, dim=0, correction=0)
+        self.register_buffer("mean", mean)
+        self.register_buffer("inverse", inverse_spread(std))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (pooled(features) - self.mean) * self.inverse
+
+
+def patched(
+    shape: Shape, classes: int, nz: int, ngf: int, ndf: int, scale: Tensor, statistics: Statistics | None
+) -> tuple[Generator, Discriminator]:
     """Networks that take a map for 15×15 patches or so: the same work at 15×15 as at 120×120."""
     channels, height, width = shape
     side = patch(shape)
@@ -61,7 +103,7 @@ def patched(shape: Shape, classes: int, nz: int, ngf: int, ndf: int, scale: Tens
     layers: list[nn.Module] = [nn.ConvTranspose2d(nz + classes, g[0], sizes[-1], bias=False)]
     for (narrow, wide), (small, large) in zip(pairwise(g), pairwise(sizes[::-1]), strict=True):
         layers += [nn.BatchNorm2d(narrow), nn.LeakyReLU(0.2), _doubled(narrow, wide, small, large)]
-    layers += [nn.BatchNorm2d(g[-1]), nn.LeakyReLU(0.2), nn.ConvTranspose2d(g[-1], channels, side, stride=side)]
+    layers += [nn.BatchNorm2d(g[-1]), nn.LeakyReLU(0.2), nn.ConvTranspose2d(g[-1], channels + 1, side, stride=side)]
     d = [ndf * min(2**level, 4) for level in range(len(sizes))]
     seen: list[nn.Module] = [nn.Conv2d(channels, d[0], side, stride=side), nn.LeakyReLU(0.2)]
     for wide, narrow in pairwise(d):
@@ -69,7 +111,7 @@ def patched(shape: Shape, classes: int, nz: int, ngf: int, ndf: int, scale: Tens
     flat = d[-1] * sizes[-1][0] * sizes[-1][1]
     return (
         Generator(nn.Sequential(*layers), classes, scale),
-        Discriminator(nn.Sequential(*seen, nn.Flatten()), flat, classes, scale),
+        Discriminator(nn.Sequential(*seen, nn.Flatten()), flat, classes, scale, statistics),
     )
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gliaflow_plugins.acgan import ACGANOptions, PaperOptions
-from gliaflow_plugins.acgan_networks import Discriminator, Generator, paper, patch, patched
-from gliaflow_plugins.generators import FeatureSource, Fitted, Progress, channel_scale
+from gliaflow_plugins.acgan_networks import Discriminator, Generator, Statistics, paper, patch, patched
+from gliaflow_plugins.generators import SCALE_SAMPLES, FeatureSource, Fitted, Progress, channel_scale
+from gliaflow_plugins.pooled import pooled
 
 Draw = Callable[[int], NDArray[np.int64]]
 LAZY = 4  # the gradient penalty every so many steps, so many times as strong (Karras et al. 2020)
@@ -33,9 +34,10 @@ class Loop:
     nz: int
     lr: float
     betas: tuple[float, float]
-    hinge: bool = False  # else binary cross-entropy
+    hinge: bool = False  # and the class learnt from real features; else the paper's cross-entropies
     r1: float = 0.0
     ema: float = 0.0
+    class_weight: float = 1.0  # of G's class loss
 
 
 def train(
@@ -59,11 +61,24 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         scale = torch.from_numpy(channel_scale(features))
-        g, d = patched(features.shape, len(members), options.nz, options.ngf, options.ndf, scale)
+        g, d = patched(
+            features.shape, len(members), options.nz, options.ngf, options.ndf, scale, _statistics(features, scale)
+        )
         _begin_from_components(g, features, scale)
         every = max(1, options.steps // REPORTS)
         betas = (options.beta1, options.beta2)
-        loop = Loop(draw, options.steps, every, options.nz, options.lr, betas, True, options.r1, options.ema)
+        loop = Loop(
+            draw,
+            options.steps,
+            every,
+            options.nz,
+            options.lr,
+            betas,
+            True,
+            options.r1,
+            options.ema,
+            options.class_weight,
+        )
         return _fit(features, g, d, loop, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
 
 
@@ -135,7 +150,10 @@ def _fit(
             loss_d = F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()
         else:
             loss_d = F.softplus(-of_real).mean() + F.softplus(of_fake).mean()
-        loss_d = loss_d + 2 * F.cross_entropy(logits, label.repeat(2))
+        if loop.hinge:  # what a class is, real features alone tell: taught by synthetic ones too, D follows G
+            loss_d = loss_d + F.cross_entropy(logits[: len(label)], label)
+        else:
+            loss_d = loss_d + 2 * F.cross_entropy(logits, label.repeat(2))
         total = loss_d
         if penalised:
             (slope,) = torch.autograd.grad(of_real.sum(), real, create_graph=True)
@@ -147,7 +165,7 @@ def _fit(
         with precision:
             of_fake, fake_logits = d.judge(fake)
         wanted = -of_fake.float().mean() if loop.hinge else F.softplus(-of_fake.float()).mean()
-        loss_g = wanted + F.cross_entropy(fake_logits.float(), label)
+        loss_g = wanted + loop.class_weight * F.cross_entropy(fake_logits.float(), label)
         _update(of_g, loss_g)
         d.requires_grad_(True)
         _follow(average, g, min(loop.ema, step / (step + 10)))
@@ -177,16 +195,30 @@ def _members(features: FeatureSource) -> list[NDArray[np.int64]]:
 
 
 @torch.no_grad()
+def _statistics(features: FeatureSource, scale: Tensor) -> Statistics:
+    """Standardised over 1,024 of the samples at most, evenly spaced."""
+    inverse = _inverse(scale)
+    some = np.unique(np.linspace(0, len(features) - 1, SCALE_SAMPLES).astype(np.int64))
+    parts = [some[at : at + 16] for at in range(0, len(some), 16)]
+    return Statistics(torch.cat([pooled(torch.from_numpy(features.batch(part)) * inverse) for part in parts]))
+
+
+@torch.no_grad()
 def _begin_from_components(g: Generator, features: FeatureSource, scale: Tensor) -> None:
-    """Set the last layer to the principal components of the real features' patches, so that noise looks like them."""
+    """Set the last layer to the principal components of the real features' patches, so that noise looks like them.
+
+    One channel more than theirs says where they are not 0.
+    """
     last = g.layers[-1]  # type: ignore[index]
     assert isinstance(last, nn.ConvTranspose2d)
     side, kernels = patch(features.shape), last.weight.shape[0]
     some = np.unique(np.linspace(0, len(features) - 1, 256).astype(np.int64))
-    inverse = torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0).view(1, -1, 1, 1)
+    inverse = _inverse(scale)
     drawn = []  # a few patches of each map: a map of the largest tap alone takes 7 MB
     for index in some:
-        each = F.unfold(torch.from_numpy(features.batch(np.array([index]))) * inverse, side, stride=side)[0].T
+        scaled = torch.from_numpy(features.batch(np.array([index]))) * inverse
+        scaled = torch.cat([scaled, (scaled.sum(dim=1, keepdim=True) > 0).float()], dim=1)
+        each = F.unfold(scaled, side, stride=side)[0].T
         drawn.append(each[torch.randperm(len(each))[:PATCHES]])
     cells = torch.cat(drawn)
     middle = cells.mean(dim=0)
@@ -195,7 +227,12 @@ def _begin_from_components(g: Generator, features: FeatureSource, scale: Tensor)
     last.weight.zero_()
     last.weight[:rank] = (axes * spread / len(cells) ** 0.5).T.reshape(rank, *last.weight.shape[1:])
     assert last.bias is not None
-    last.bias.copy_(middle.view(features.shape[0], -1).mean(dim=1))
+    last.bias.copy_(middle.view(features.shape[0] + 1, -1).mean(dim=1))
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """1 / ``scale`` [1, C, 1, 1]; 0 for a channel that is always 0."""
+    return torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0).view(1, -1, 1, 1)
 
 
 def _mixed_precision(device: str) -> torch.autocast:

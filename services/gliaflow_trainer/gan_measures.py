@@ -150,7 +150,7 @@ class _Space:
     @classmethod
     def of(cls, train: NDArray[np.float32], seed: int) -> _Space:
         mean, spread = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-        inverse = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-6 * np.abs(mean))
+        inverse = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-3 * spread.max(initial=0))
         components, along = principal(((train - mean) * inverse).astype(np.float32), seed=seed)
         length = float(np.sqrt(np.mean(np.square(along, dtype=np.float64)))) if len(along) else 0.0
         return cls(mean, inverse, components.T.astype(np.float64) / (length or 1.0))

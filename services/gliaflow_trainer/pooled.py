@@ -13,13 +13,12 @@ from typing import Literal
 import numpy as np
 import torch
 from gliaflow_plugins.generators import FeatureSource
+from gliaflow_plugins.pooled import inverse_spread, pooled
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 PENALTY = 0.01  # of the squared weights, beside the mean loss of a patient
-EDGE = 0.1  # of a map's largest sum over channels: below it lies no tumour
-DEAD = 1e-3  # of the largest standard deviation: a statistic that varies less is rounding, and is left out
 CHUNK = 64
 
 
@@ -32,8 +31,7 @@ class PooledClassifier(nn.Module):
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
-        alive = std > max(float(std.max()) * DEAD, 1e-6)
-        self.register_buffer("inverse", torch.where(alive, 1 / std, 0))
+        self.register_buffer("inverse", inverse_spread(std))
         self.head = nn.Linear(len(mean), 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -45,21 +43,6 @@ class PooledClassifier(nn.Module):
         """``pooled`` features [n, 3C] → logit [n]."""
         logit: Tensor = self.head((statistics - self.mean) * self.inverse)
         return logit[:, 0]
-
-
-def pooled(features: Tensor) -> Tensor:
-    """features [n, C, H, W] → mean, standard deviation and maximum of each channel over the tumour [n, 3C].
-
-    The tumour is where the channels' sum is over a share of its maximum, not merely over 0: what a generator makes is
-    nearly 0 outside the tumour. In a map that is not cropped, it is nearly everywhere.
-    """
-    total = features.sum(dim=1, keepdim=True)
-    inside = (total > EDGE * total.amax(dim=(2, 3), keepdim=True)).to(features.dtype)
-    count = inside.sum(dim=(2, 3)).clamp_min(1)
-    mean = (features * inside).sum(dim=(2, 3)) / count
-    apart = (features - mean[:, :, None, None]) * inside
-    spread = ((apart * apart).sum(dim=(2, 3)) / count + 1e-12).sqrt()
-    return torch.cat([mean, spread, features.amax(dim=(2, 3))], dim=1)
 
 
 def statistics(features: FeatureSource, indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:

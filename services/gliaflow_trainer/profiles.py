@@ -44,7 +44,6 @@ PROFILES = {
         input=SMALL_INPUT,
         unet={**QUICK, "epochs": 8, "epoch_slices": 1000, "learning_rate": 4e-3},
         fine_tune={"epochs": 4, "learning_rate": 2e-3},
-        generators={"acgan": {"steps": 400}},
     ),
     "small": Profile(
         width=16,
