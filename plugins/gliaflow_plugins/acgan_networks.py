@@ -39,7 +39,7 @@ class Generator(nn.Module):
         maps, occupied = made[:, :channels], made[:, channels:]
         if not occupied.shape[1]:
             return F.relu(maps)
-        return F.relu(maps) * (2 * occupied - 0.5).clamp(0, 1)
+        return F.relu(maps * (2 * occupied - 0.5).clamp(0, 1))
 
 
 class Discriminator(nn.Module):
@@ -77,7 +77,11 @@ class Discriminator(nn.Module):
 
 
 class Statistics(nn.Module):
-    """features [n, C, H, W] → ``pooled`` [n, 3C], standardised as a sample [m, 3C] of real ones says."""
+    """features [n, C, H, W] → ``pooled`` [n, 3C], standardised as a sample [m, 3C] of real ones says.
+
+    Of a map of more than 32×32 or so, means over small squares are pooled: at 120×120 a step's gradients alone would
+    take a gigabyte more.
+    """
 
     mean: Tensor
     inverse: Tensor
@@ -89,7 +93,13 @@ class Statistics(nn.Module):
         self.register_buffer("inverse", inverse_spread(std))
 
     def forward(self, features: Tensor) -> Tensor:
-        return (pooled(features) - self.mean) * self.inverse
+        return (statistics(features) - self.mean) * self.inverse
+
+
+def statistics(features: Tensor) -> Tensor:
+    """``pooled``, of a coarser map where there are more than 63 positions along its shorter side."""
+    square = min(features.shape[2:]) // 32
+    return pooled(F.avg_pool2d(features, square) if square > 1 else features)
 
 
 def patched(

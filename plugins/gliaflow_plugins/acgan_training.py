@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gliaflow_plugins.acgan import ACGANOptions, PaperOptions
-from gliaflow_plugins.acgan_networks import Discriminator, Generator, Statistics, paper, patch, patched
+from gliaflow_plugins.acgan_networks import Discriminator, Generator, Statistics, paper, patch, patched, statistics
 from gliaflow_plugins.generators import SCALE_SAMPLES, FeatureSource, Fitted, Progress, channel_scale
-from gliaflow_plugins.pooled import pooled
 
 Draw = Callable[[int], NDArray[np.int64]]
 LAZY = 4  # the gradient penalty every so many steps, so many times as strong (Karras et al. 2020)
@@ -140,8 +139,6 @@ def _fit(
             fake = g.scaled(torch.randn(len(picked), loop.nz).to(device), label).float()
 
         # D maximises L_S + L_C (equations 1 and 2), on real and synthetic features.
-        penalised = bool(loop.r1) and step % LAZY == 0
-        real.requires_grad_(penalised)
         with precision:
             source, logits = d.judge(torch.cat([real, fake.detach()]))
         source, logits = source.float(), logits.float()
@@ -154,11 +151,15 @@ def _fit(
             loss_d = loss_d + F.cross_entropy(logits[: len(label)], label)
         else:
             loss_d = loss_d + 2 * F.cross_entropy(logits, label.repeat(2))
-        total = loss_d
-        if penalised:
-            (slope,) = torch.autograd.grad(of_real.sum(), real, create_graph=True)
-            total = loss_d + LAZY * loop.r1 / 2 * slope.square().sum(dim=(1, 2, 3)).mean()
-        _update(of_d, total)
+        of_d.zero_grad()
+        torch.autograd.backward(loss_d)
+        del source, of_real, of_fake  # a batch of the largest tap is 0.1 GB each time it is held
+        if loop.r1 and step % LAZY == 0:
+            with precision:
+                slope = _slope(d, real)
+            torch.autograd.backward(LAZY * loop.r1 / 2 * slope)
+        of_d.step()
+        del real
 
         # G maximises L_C − L_S, in the form whose gradient does not vanish while D wins.
         d.requires_grad_(False)
@@ -166,12 +167,15 @@ def _fit(
             of_fake, fake_logits = d.judge(fake)
         wanted = -of_fake.float().mean() if loop.hinge else F.softplus(-of_fake.float()).mean()
         loss_g = wanted + loop.class_weight * F.cross_entropy(fake_logits.float(), label)
-        _update(of_g, loss_g)
+        of_g.zero_grad()
+        torch.autograd.backward(loss_g)
+        of_g.step()
         d.requires_grad_(True)
         _follow(average, g, min(loop.ema, step / (step + 10)))
 
         hits = (logits.argmax(1) == label.repeat(2)).float().view(2, -1).mean(1)
         figures.append(torch.stack([loss_d, loss_g, *hits]).detach())
+        del fake, wanted, loss_g, loss_d
         if step % loop.every == 0:
             names = ("loss_d", "loss_g", "accuracy_real", "accuracy_fake")
             history.append(dict(zip(names, torch.stack(figures).mean(0).tolist(), strict=True)))
@@ -200,7 +204,7 @@ def _statistics(features: FeatureSource, scale: Tensor) -> Statistics:
     inverse = _inverse(scale)
     some = np.unique(np.linspace(0, len(features) - 1, SCALE_SAMPLES).astype(np.int64))
     parts = [some[at : at + 16] for at in range(0, len(some), 16)]
-    return Statistics(torch.cat([pooled(torch.from_numpy(features.batch(part)) * inverse) for part in parts]))
+    return Statistics(torch.cat([statistics(torch.from_numpy(features.batch(part)) * inverse) for part in parts]))
 
 
 @torch.no_grad()
@@ -230,6 +234,13 @@ def _begin_from_components(g: Generator, features: FeatureSource, scale: Tensor)
     last.bias.copy_(middle.view(features.shape[0] + 1, -1).mean(dim=1))
 
 
+def _slope(d: Discriminator, real: Tensor) -> Tensor:
+    """The squared gradient of the source logit with respect to a real sample, on average."""
+    source, _ = d.judge(real.requires_grad_())
+    (slope,) = torch.autograd.grad(source.float().sum(), real, create_graph=True)
+    return slope.square().sum(dim=(1, 2, 3)).mean()
+
+
 def _inverse(scale: Tensor) -> Tensor:
     """1 / ``scale`` [1, C, 1, 1]; 0 for a channel that is always 0."""
     return torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0).view(1, -1, 1, 1)
@@ -240,13 +251,6 @@ def _mixed_precision(device: str) -> torch.autocast:
     kind = torch.device(device).type
     able = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.autocast(kind, torch.bfloat16, enabled=bool(able))
-
-
-def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step down ``loss``."""
-    optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    optimiser.step()
 
 
 @torch.no_grad()
