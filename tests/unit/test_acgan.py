@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from gliaflow_plugins.acgan_networks import ladder, paper, patch  # noqa: E402
 from gliaflow_trainer.export import ExportError, export, export_generator  # noqa: E402
+from gliaflow_trainer.pooled import fit_pooled, statistics  # noqa: E402
 
 CLASSES = ("HGG", "LGG")
 
@@ -69,6 +70,20 @@ def test_synthetic_features_look_like_the_real_ones(fitted: Fitted) -> None:
         assert np.abs(got - want)[1:] / scale[1:] == pytest.approx(0, abs=0.5)
     spread = features[label == 0].std(dim=0).mean(dim=(1, 2))[2]
     assert spread > 0.02  # not one picture a class
+
+
+def test_cropped_features_come_back_cropped_and_carry_the_class() -> None:
+    """0 outside the tumour, and told apart by a grader that was fitted on real features alone."""
+    whole = separable(200, (8, 16, 16))
+    inside = np.hypot(*np.mgrid[-8:8, -8:8]) < 5
+    real = ArrayFeatures((whole.batch(np.arange(200)) * inside).astype(np.float16), whole.labels, CLASSES)
+    grader = fit_pooled(statistics(real), real.labels, [str(n) for n in range(200)], weights="balanced")
+    features, label = sample(fit(real, steps=200))
+    empty = (features == 0).all(dim=1).float().mean(dim=0).numpy()
+    assert empty[~inside].mean() > 0.5
+    assert empty[inside].mean() < 0.2
+    with torch.no_grad():
+        assert ((grader(features) < 0) == (label == 1)).float().mean() >= 0.9
 
 
 def test_history_is_what_figure_11_shows(fitted: Fitted) -> None:
