@@ -26,7 +26,9 @@ class ACGANOptions(Options):
     beta2: float = Field(default=0.99, ge=0, lt=1, description="Adam")
     r1: float = Field(default=0.1, ge=0, description="weight of the gradient penalty on real features, every 4th step")
     class_weight: float = Field(default=0.5, ge=0, description="weight of the generator's class loss")
-    ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the generator's averaged weights")
+    ema: float = Field(
+        default=0.998, ge=0, lt=1, description="decay of the generator's averaged weights; less before step 5,000"
+    )
 
 
 class ACGAN:

@@ -93,10 +93,10 @@ class Statistics(nn.Module):
         self.register_buffer("inverse", inverse_spread(std))
 
     def forward(self, features: Tensor) -> Tensor:
-        return (statistics(features) - self.mean) * self.inverse
+        return (summary(features) - self.mean) * self.inverse
 
 
-def statistics(features: Tensor) -> Tensor:
+def summary(features: Tensor) -> Tensor:
     """``pooled``, of a coarser map where there are more than 63 positions along its shorter side."""
     square = min(features.shape[2:]) // 32
     return pooled(F.avg_pool2d(features, square) if square > 1 else features)

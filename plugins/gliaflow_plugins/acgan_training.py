@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gliaflow_plugins.acgan import ACGANOptions, PaperOptions
-from gliaflow_plugins.acgan_networks import Discriminator, Generator, Statistics, paper, patch, patched, statistics
+from gliaflow_plugins.acgan_networks import Discriminator, Generator, Statistics, paper, patch, patched, summary
 from gliaflow_plugins.generators import SCALE_SAMPLES, FeatureSource, Fitted, Progress, channel_scale
 
 Draw = Callable[[int], NDArray[np.int64]]
@@ -64,19 +64,17 @@ def train(
             features.shape, len(members), options.nz, options.ngf, options.ndf, scale, _statistics(features, scale)
         )
         _begin_from_components(g, features, scale)
-        every = max(1, options.steps // REPORTS)
-        betas = (options.beta1, options.beta2)
         loop = Loop(
             draw,
-            options.steps,
-            every,
-            options.nz,
-            options.lr,
-            betas,
-            True,
-            options.r1,
-            options.ema,
-            options.class_weight,
+            steps=options.steps,
+            every=max(1, options.steps // REPORTS),
+            nz=options.nz,
+            lr=options.lr,
+            betas=(options.beta1, options.beta2),
+            hinge=True,
+            r1=options.r1,
+            ema=options.ema,
+            class_weight=options.class_weight,
         )
         return _fit(features, g, d, loop, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
 
@@ -103,7 +101,14 @@ def train_paper(
         torch.manual_seed(seed)
         scale = torch.from_numpy(channel_scale(features))
         g, d = paper(features.shape, classes, options.nz, options.ngf, options.ndf, options.dropout, scale)
-        loop = Loop(draw, every * options.epochs, every, options.nz, options.lr, (options.beta1, options.beta2))
+        loop = Loop(
+            draw,
+            steps=every * options.epochs,
+            every=every,
+            nz=options.nz,
+            lr=options.lr,
+            betas=(options.beta1, options.beta2),
+        )
         return _fit(features, g, d, loop, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
 
 
@@ -204,7 +209,7 @@ def _statistics(features: FeatureSource, scale: Tensor) -> Statistics:
     inverse = _inverse(scale)
     some = np.unique(np.linspace(0, len(features) - 1, SCALE_SAMPLES).astype(np.int64))
     parts = [some[at : at + 16] for at in range(0, len(some), 16)]
-    return Statistics(torch.cat([statistics(torch.from_numpy(features.batch(part)) * inverse) for part in parts]))
+    return Statistics(torch.cat([summary(torch.from_numpy(features.batch(part)) * inverse) for part in parts]))
 
 
 @torch.no_grad()

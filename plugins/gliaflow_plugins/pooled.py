@@ -15,8 +15,8 @@ DEAD = 1e-3  # of the largest standard deviation: a statistic that varies less i
 def pooled(features: Tensor) -> Tensor:
     """features [n, C, H, W] → mean, standard deviation and maximum of each channel over the tumour [n, 3C].
 
-    The tumour is where the channels' sum is over a share of its maximum, not merely over 0: what a generator makes is
-    nearly 0 outside the tumour. In a map that is not cropped, it is nearly everywhere.
+    The tumour is where the channels' sum is over a share of its maximum, not merely over 0: what a generator makes may
+    be nearly 0 outside it. In a map that is not cropped, it is nearly everywhere.
     """
     total = features.sum(dim=1, keepdim=True)
     inside = (total > EDGE * total.amax(dim=(2, 3), keepdim=True)).to(features.dtype)

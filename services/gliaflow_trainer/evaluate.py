@@ -486,10 +486,13 @@ def _gan(
     """Over folds and seeds: the mean of each measure, with the spread between fits as interval where it has one."""
     every = [about[fold.number, seed]["gan"][name] for fold in dealt for seed in seeds]
 
-    def over_fits(key: str) -> dict[str, Any]:
-        values = np.array([np.nanmean(each[key]) for each in every])
+    def over_fits(key: str, of: str = "samples") -> dict[str, Any]:
+        known = [[value for value in each[key] if value == value] for each in every]  # NaN: a class has no sample
+        values = np.array([np.mean(each) for each in known if each])
+        if not len(values):
+            return {"mean": None, "ci95": None, "n": 0}
         interval = np.percentile(values, [2.5, 97.5]).tolist() if len(values) > 1 else None
-        return {"mean": float(values.mean()), "ci95": interval, "n": sum(each["samples"] for each in every)}
+        return {"mean": float(values.mean()), "ci95": interval, "n": sum(each[of] for each in every)}
 
     def mean_of(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -509,6 +512,7 @@ def _gan(
         "options": every[0]["options"],
         "accuracy_critic": over_fits("accuracy_critic"),
         "accuracy_unseen": over_fits("accuracy_unseen"),
+        "accuracy_unseen_real": over_fits("accuracy_unseen_real", "tested"),
         "per_class": per_class,
         "cas": _measured(table.measured(f"arm/{name} alone")),
         "history": [about[fold.number, seeds[0]]["gan"][name]["history"] for fold in dealt],

@@ -276,7 +276,8 @@ class _Arms:
     def all(self, quality: bool = False) -> dict[str, NDArray[np.float64]]:
         """Every arm; with ``quality`` also those that must not grade well, and how good the generators are."""
         real, _ = self._grade()
-        found = {"real": self._test(real), "weights": self._test(self._grade(weights="balanced")[0])}
+        weighted, _ = self._grade(weights="balanced")
+        found = {"real": self._test(real), "weights": self._test(weighted)}
         found["threshold"] = found["real"] - self._threshold(real)
         some = np.sort(np.random.default_rng(self.seed).permutation(len(self.train))[:MANY])
         maps, labels, patients = (
@@ -289,7 +290,7 @@ class _Arms:
             made = extra(name, maps, labels, patients.tolist(), self._missing(), seed=self.seed, pca=pca)
             found[name] = self._test(self._grade(*made)[0])
         for name, options in self.plan.generators:
-            found |= self._with_generator(name, options, real if quality else None)
+            found |= self._with_generator(name, options, weighted if quality else None)
         if quality:
             found["linear"] = linear_grader(maps, labels)(self.test.batch(np.arange(len(self.test))))
             if self.plan.task == "grade":
@@ -395,19 +396,23 @@ class _Arms:
 
     def _quality(self, name: str, fitted: Fitted, unseen: nn.Module) -> dict[str, NDArray[np.float64]]:
         """Measure the generator; gives the arm that is fitted on synthetic features alone (CAS)."""
-        made, accepted, right = [], [], []
+        made, accepted, right, real_right = [], [], [], []
+        of_real = self._logits(unseen, "test")
         for label in (0, 1):
             maps, share = synthetic(fitted, label, MEASURED, 1000 + self.seed + label)
             accepted.append(share)
             logits = _logits(unseen, maps)
-            right.append(float(((logits < 0) == bool(label)).mean()) if len(maps) else float("nan"))
+            right.append(_share_right(logits, label))
+            real_right.append(_share_right(of_real[self.test.labels == label], label))
             made.append(maps)
         labels = np.repeat([0, 1], [len(maps) for maps in made])
         known = _pooled(self.train)
         self.gan[name] = {
             "accuracy_critic": accepted,
             "accuracy_unseen": right,
+            "accuracy_unseen_real": real_right,
             "samples": len(labels),
+            "tested": len(self.test),
             "options": self.options[name],
             "per_class": gan_measures(
                 (known, self.train.labels),
@@ -451,6 +456,10 @@ def _counted(names: NDArray[np.str_]) -> dict[str, int]:
 def _pooled(samples: Samples) -> NDArray[np.float32]:
     every = np.arange(len(samples))
     return np.concatenate([pool(samples.batch(every[start : start + 64])) for start in range(0, len(every), 64)])
+
+
+def _share_right(logits: NDArray[np.floating], label: int) -> float:
+    return float(((logits < 0) == bool(label)).mean()) if len(logits) else float("nan")
 
 
 def _logits(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:

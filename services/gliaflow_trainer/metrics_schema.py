@@ -225,11 +225,12 @@ class Cas(Part):
 
 
 class GanQuality(Part):
-    """What one generator's features are worth. `accuracy_…`: `n` counts synthetic samples."""
+    """What one generator's features are worth. `accuracy_…`: the mean of both classes; `n` counts samples."""
 
     options: dict[str, Any] = Field(description="of the generator")
     accuracy_critic: Score = Field(description="share that its own critic puts into the right class (paper 4.2.3)")
-    accuracy_unseen: Score = Field(description="the same by a classifier that never saw a synthetic feature")
+    accuracy_unseen: Score = Field(description="the same by one that never saw a synthetic feature: arm `weights`")
+    accuracy_unseen_real: Score = Field(description="share of real test slices that this classifier puts right")
     per_class: dict[str, ClassQuality] = Field(description="by class")
     cas: Cas | None = Field(description="null: not measured")
     history: list[list[dict[str, float | None]]] = Field(description="for each fold each epoch's figures (Fig. 11)")
