@@ -24,6 +24,8 @@ import numpy as np
 from gliaflow_plugins.generators import ArrayFeatures, channel_scale
 from imblearn.over_sampling import SMOTE
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import expit
 from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -168,6 +170,23 @@ def moved_threshold(logits: ArrayLike, positive: ArrayLike) -> float:
     balanced = (right[:, kind].mean(axis=1) + right[:, ~kind].mean(axis=1)) / 2
     best = thresholds[balanced > balanced.max() - 1e-9]
     return float(best[np.abs(best).argmin()])
+
+
+def balanced_offset(logits: ArrayLike, positive: ArrayLike) -> float:
+    """What to add to logits so that their log-loss is least where both classes count alike; at most 30 either way.
+
+    0 where there is one class only. NaN, not graded, is passed over.
+    """
+    scores, kind = np.asarray(logits, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
+    kind, scores = kind[~np.isnan(scores)], scores[~np.isnan(scores)]
+    if len(np.unique(kind)) < 2:
+        return 0.0
+
+    def slope(offset: float) -> float:
+        missing = kind - expit(scores + offset)
+        return float(missing[kind].mean() + missing[~kind].mean())
+
+    return float(brentq(slope, -30, 30)) if slope(-30) > 0 > slope(30) else 30.0 * np.sign(slope(0))
 
 
 def linear_grader(features: Features, labels: Labels, *, balanced: bool = False) -> Callable[[Features], Floats]:

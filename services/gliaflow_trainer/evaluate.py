@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -112,6 +112,11 @@ def evaluate(
         raise PluginError("counts: with a generator, say how many synthetic samples to add (--counts 100,400)")
     for name in generators:
         parse_options(registry.generator(name), {**profile.generators.get(name, {}), **(options or {})})
+    if unet is not None:
+        profile = replace(profile, input=Bundle(unet).manifest.input)
+    cases = {case.id: case for case in cohort.cases if case.mask is not None and case.label}
+    if not cases:
+        raise PluginError(f"{folder}: no scan has a mask and a grade")
     began = time.monotonic()
     work = out / "work"
     same_run(
@@ -126,10 +131,10 @@ def evaluate(
             "high": list(high),
         },
     )
-    cases = {case.id: case for case in cohort.cases if case.mask is not None and case.label}
     scans = cut_cohort(cases.values(), profile, work, bar)
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
-    dealt = deal(label_of, protocol, folds, seed)
+    # slices are told apart whatever the grade
+    dealt = deal(label_of if task == "grade" else dict.fromkeys(label_of, "any"), protocol, folds, seed)
     jobs = 1 if device != "cpu" else jobs or min(available_cores(), len(dealt))
     plan = Plan(
         work=work,
@@ -209,7 +214,10 @@ def deal(label_of: Mapping[str, str], protocol: ProtocolName, folds: int, seed: 
         rest = np.setdiff1d(np.arange(len(patients)), test)
         train, validation = train_test_split(
             rest,
-            test_size=max(len(np.unique(labels)), ceil(VALIDATION * len(rest))),
+            # so many that each class has one
+            test_size=max(
+                ceil(VALIDATION * len(rest)), ceil(len(rest) / np.unique(labels[rest], return_counts=True)[1].min())
+            ),
             stratify=labels[rest],
             random_state=seed * 1000 + number,
         )

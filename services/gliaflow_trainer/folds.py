@@ -33,6 +33,7 @@ from torch import nn
 from gliaflow_trainer.comparators import (
     WITH_EXTRA,
     FeaturePCA,
+    balanced_offset,
     extra,
     linear_grader,
     moved_threshold,
@@ -275,8 +276,7 @@ class _Arms:
 
     def all(self, quality: bool = False) -> dict[str, NDArray[np.float64]]:
         """Every arm; with ``quality`` also those that must not grade well, and how good the generators are."""
-        real, _ = self._grade()
-        weighted, _ = self._grade(weights="balanced")
+        real, weighted = self._grade(), self._grade(weights="balanced")
         found = {"real": self._test(real), "weights": self._test(weighted)}
         found["threshold"] = found["real"] - self._threshold(real)
         some = np.sort(np.random.default_rng(self.seed).permutation(len(self.train))[:MANY])
@@ -288,7 +288,7 @@ class _Arms:
         pca = FeaturePCA.fit(maps, seed=self.seed)
         for name in WITH_EXTRA:
             made = extra(name, maps, labels, patients.tolist(), self._missing(), seed=self.seed, pca=pca)
-            found[name] = self._test(self._grade(*made)[0])
+            found[name] = self._test(self._grade(*made))
         for name, options in self.plan.generators:
             found |= self._with_generator(name, options, weighted if quality else None)
         if quality:
@@ -299,7 +299,7 @@ class _Arms:
 
     def real(self) -> dict[str, NDArray[np.float64]]:
         """The arm of real features alone."""
-        return {"real": self._test(self._grade()[0])}
+        return {"real": self._test(self._grade())}
 
     def _grade(
         self,
@@ -307,18 +307,18 @@ class _Arms:
         labels: NDArray[np.int64] | None = None,
         weights: Literal["balanced"] | None = None,
         alone: bool = False,
-    ) -> tuple[nn.Module, float]:
-        """A classifier fitted on the training samples and these (``alone``: on these); its score in validation.
-
-        The score is the mean of balanced accuracy and AUC over the validation units.
-        """
+    ) -> nn.Module:
+        """A classifier fitted on the training samples and these (``alone``: on these)."""
         if features is None or labels is None:
             features, labels = np.zeros((0, *self.samples.shape), np.float16), np.zeros(0, np.int64)
-        module = self.grader(self, features, labels, weights, alone)
-        logits, positive = self._validation(module)
+        return self.grader(self, features, labels, weights, alone)
+
+    def _score(self, module: nn.Module, offset: float) -> float:
+        """The mean of balanced accuracy and AUC over the validation units."""
+        logits, positive = self._units(module, "validation")
         if len(np.unique(positive)) < 2:
-            return module, 0.0
-        return module, float(balanced_accuracy_score(positive, logits > 0) + roc_auc_score(positive, logits)) / 2
+            return 0.0
+        return float(balanced_accuracy_score(positive, logits + offset > 0) + roc_auc_score(positive, logits)) / 2
 
     def _test(self, module: nn.Module) -> NDArray[np.float64]:
         return self._logits(module, "test").astype(np.float64)
@@ -335,10 +335,11 @@ class _Arms:
         """Of all samples, read once for all classifiers."""
         return statistics(self.samples)
 
-    def _validation(self, module: nn.Module) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Logits and classes of the validation units: patients by their mean logit, or slices."""
-        index = self.here["validation"]
-        logits, positive = self._logits(module, "validation").astype(np.float64), self.samples.labels[index] == 0
+    def _units(self, module: nn.Module, *parts: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Logits and classes of the units of these parts: patients by their mean logit, or slices."""
+        index = np.concatenate([self.here[part] for part in parts])
+        logits = np.concatenate([self._logits(module, part) for part in parts]).astype(np.float64)
+        positive = self.samples.labels[index] == 0
         if self.plan.task == "tumour":
             return logits, positive
         _, first, of = np.unique(self.samples.patients[index], return_index=True, return_inverse=True)
@@ -346,7 +347,7 @@ class _Arms:
 
     def _threshold(self, module: nn.Module) -> float:
         """Where the validation units part best."""
-        return moved_threshold(*self._validation(module))
+        return moved_threshold(*self._units(module, "validation"))
 
     def _missing(self) -> dict[int, int]:
         """How many samples each class lacks beside the larger one."""
@@ -380,13 +381,18 @@ class _Arms:
     def _with_generator(
         self, name: str, options: Mapping[str, Any], unseen: nn.Module | None
     ) -> dict[str, NDArray[np.float64]]:
-        """An arm for each count, and the one whose count the validation patients chose."""
+        """An arm for each count, and the one whose count the validation patients chose.
+
+        Synthetic samples say in which direction the classes part; where between them the line lies, real patients say.
+        """
         fitted = self._fitted(name, options)
         counts = sorted(set(self.plan.counts) - {0})
         found, scores = {}, {}
         for count in counts:
-            classifier, scores[count] = self._grade(*self._draw(fitted, count))
-            found[f"{name}@{count}"] = self._test(classifier)
+            classifier = self._grade(*self._draw(fitted, count))
+            offset = balanced_offset(*self._units(classifier, "train", "validation"))
+            scores[count] = self._score(classifier, offset)
+            found[f"{name}@{count}"] = self._test(classifier) + offset
         best = max(counts, key=lambda count: (scores[count], -count))
         self.chosen[name] = best
         found[name] = found[f"{name}@{best}"]
@@ -433,7 +439,7 @@ class _Arms:
         if len(set(labels)) < 2:  # its critic accepts one class only: nothing to learn from, so nothing is graded
             return {f"{name} alone": np.full(len(self.test), np.nan)}
         alone = np.concatenate(made).astype(np.float16)
-        return {f"{name} alone": self._test(self._grade(alone, labels, alone=True)[0])}
+        return {f"{name} alone": self._test(self._grade(alone, labels, alone=True))}
 
     def _numbers(self) -> dict[str, NDArray[np.float64]]:
         """The tumour's size alone, and the number of slices alone, as the logit of each of a patient's slices."""

@@ -42,8 +42,9 @@ PROFILES = {
         width=8,
         norm=True,
         input=SMALL_INPUT,
-        unet={**QUICK, "epochs": 8, "epoch_slices": 1000, "learning_rate": 4e-3},
+        unet={**QUICK, "epochs": 7, "epoch_slices": 1000, "learning_rate": 4e-3},
         fine_tune={"epochs": 4, "learning_rate": 2e-3},
+        generators={"acgan": {"steps": 700}},
     ),
     "small": Profile(
         width=16,

@@ -112,7 +112,7 @@ def cut(
         answered(case, reason and f"{case.scan}: {reason}")
 
     stream(messages(), [lambda broker: Preprocessor(bundle, broker, [str(passing)])], recorder, done)
-    shutil.rmtree(passing)  # a kill may have left scans in it
+    shutil.rmtree(passing, ignore_errors=True)  # a kill may have left scans in it; so may another process
     return kept_scans(folder)
 
 
@@ -144,11 +144,17 @@ class _SliceRecorder(Stage):
         geometry["slices"] = [z for index in sorted(parts) for z in parts[index].geometry.slices]
         assert case.mask is not None
         try:
-            mask, _ = read_nifti(case.mask.read())
+            mask, affine = read_nifti(case.mask.read())
         except (NiftiError, OSError, ValueError) as error:
             raise InvalidInput(f"mask {case.mask}: {error}") from None
         if list(mask.shape) != geometry["shape"]:
             raise InvalidInput(f"mask {case.mask}: shape {mask.shape}, but its scan has {tuple(geometry['shape'])}")
+        apart = _voxels_apart(affine, np.array(geometry["affine"]).reshape(4, 4), mask.shape)
+        if apart > 0.5:
+            raise InvalidInput(
+                f"mask {case.mask}: by its affine it lies up to {apart:.3g} voxels beside its scan; resample it onto "
+                "the scan's grid, or repair its header"
+            )
         planes = prepare_mask(mask, Geometry(**geometry))
         image = np.concatenate([parts[index].image[:, 0] for index in sorted(parts)])
         stem = self._folder / parts[0].scan.id
@@ -158,6 +164,13 @@ class _SliceRecorder(Stage):
         part = stem.with_suffix(".part")
         part.write_text(json.dumps(about), encoding="utf-8")
         part.replace(stem.with_suffix(".json"))
+
+
+def _voxels_apart(mask: NDArray[np.float64], scan: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """How far, in the scan's voxels, two affines take a corner of the grid apart."""
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(shape) - 1)
+    corners = np.c_[corners, np.ones(8)].T
+    return float(np.abs(np.linalg.solve(scan, mask @ corners) - corners).max())
 
 
 def _load(folder: Path, scan_id: str) -> CutScan:

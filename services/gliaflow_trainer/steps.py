@@ -87,7 +87,10 @@ def fit_unet_bundle(
     The bundle. ``metrics["unet"]`` has, for each part, the soft-dice loss, hard Dice and IoU over all its pixels
     (Eq. 3–5, the paper's Table 2), ``training["history"]["unet"]`` the figures of each epoch.
     """
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     if (folder / "manifest.json").exists():
+        if not first:
+            raise SystemExit(0)
         return Bundle(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {part: slices.of([p for p in split if split[p] == part]) for part in dict.fromkeys(split.values())}
@@ -110,7 +113,7 @@ def fit_unet_bundle(
         **options,
     )
     bar.remove_task(task)
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+    if not first:
         raise SystemExit(0)  # the rest is one process's work
     measures = {part: measure(unet, slices.images, slices.masks, some, device) for part, some in numbers.items()}
     example = torch.from_numpy(np.stack([slices.images[i] for i in numbers["train"][:5]]).astype(np.float32))[:, None]

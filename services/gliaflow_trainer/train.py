@@ -112,7 +112,9 @@ def train(
     scans = cut_cohort(cohort.cases, profile, work, bar)
     if first and torch.distributed.is_initialized():
         torch.distributed.barrier()
-    graded = all(scan.label is not None for scan in scans)
+    graded = [scan for scan in scans if scan.label is not None]
+    if 0 < len(graded) < len(scans):
+        bar.console.print(f"{len(scans) - len(graded)} scans have no grade: they teach the U-Net alone", style="yellow")
     split = split_patients([(scan.patient, scan.label or "not known") for scan in scans], seed)
     base = fit_unet_bundle(
         Slices(scans),
@@ -126,7 +128,6 @@ def train(
         augment=augment if augment.steps else None,
         start=start,
     )
-    store = extract(scans, base, work / "features", cropped=profile.cropped, device=device, bar=bar) if graded else None
     manifest = base.manifest.model_dump(mode="json", exclude={"schema_", "files"})
     manifest["notice"] = f"Trained on {len(split)} {'phantoms' if made_by(folder) else 'patients'}. {NOTICE}"
     manifest["training"] |= {
@@ -136,10 +137,11 @@ def train(
         "cohort": made_by(folder) | {"layout": cohort.layout, "high": list(high), "patients": _count(split, scans)},
         "init": run["init"] or None,
     }
-    if store is None:
-        bar.console.print("not every scan has a grade: this bundle segments, and grades nothing", style="yellow")
+    if not graded:
+        bar.console.print("no scan has a grade: this bundle segments, and grades nothing", style="yellow")
         return _publish(work / "unet", out, manifest)
-    manifest["metrics"]["segmentation"] = dice_by_patient(scans, store, split)
+    store = extract(graded, base, work / "features", cropped=profile.cropped, device=device, bar=bar)
+    manifest["metrics"]["segmentation"] = dice_by_patient(graded, store, split)
     return fit_graders(store, split, base, work / "bundle", out, manifest, profile, variant, chosen, seed, device, bar)
 
 
@@ -235,6 +237,8 @@ def cut_cohort(cases: Iterable[Case], profile: Profile, work: Path, bar: Progres
 def split_patients(patients: Sequence[tuple[str, str]], seed: int) -> dict[str, str]:
     """Each patient's part, ``train``, ``validation`` or ``test``: by SHARES of each grade, at random, once.
 
+    Where others have a grade, patients without one are learnt from.
+
     Raises
     ------
     PluginError: a grade has fewer than 4 patients, so that a part would be empty.
@@ -250,7 +254,7 @@ def split_patients(patients: Sequence[tuple[str, str]], seed: int) -> dict[str, 
         for place, index in enumerate(rng.permutation(len(of_grade))):
             which = "test" if place < test else "validation" if place < test + validation else "train"
             split.setdefault(of_grade[index], which)
-    return split
+    return split | {patient: "train" for patient, _ in patients if patient not in split}
 
 
 def dice_by_patient(scans: Sequence[CutScan], store: Samples, split: Mapping[str, str]) -> dict[str, Any]:
@@ -332,5 +336,5 @@ def _count(split: Mapping[str, str], scans: Sequence[CutScan]) -> dict[str, dict
     return {which: {g: sum(split[p] == which and grade[p] == g for p in split) for g in CLASSES} for which in SHARES}
 
 
-def _rounded(value: Any) -> float:
-    return round(float(value), 4)
+def _rounded(value: Any) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None  # JSON has no NaN

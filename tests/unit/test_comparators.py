@@ -13,6 +13,7 @@ from gliaflow_trainer.comparators import (
     WITH_EXTRA,
     WITHOUT_EXTRA,
     FeaturePCA,
+    balanced_offset,
     extra,
     linear_grader,
     moved_threshold,
@@ -179,6 +180,16 @@ def test_a_moved_threshold_is_never_worse_where_it_was_chosen(graded: list[tuple
 def test_the_threshold_moves_no_further_than_it_must() -> None:
     assert moved_threshold([1.0, 2.0, -1.0, -2.0], [True, True, False, False]) == 0
     assert moved_threshold([3.0, 4.0, 1.0, 2.0, np.nan], [True, True, False, False, False]) == 2.5
+
+
+def test_an_offset_puts_the_line_between_the_classes_however_few_one_has() -> None:
+    rng = np.random.default_rng(0)
+    positive = np.arange(400) < 380
+    logits = 3.0 + np.where(positive, 1.0, -1.0) + 0.5 * rng.standard_normal(400)
+    assert balanced_offset(logits, positive) == pytest.approx(-3, abs=0.2)
+    assert balanced_offset([*logits, np.nan], [*positive, True]) == balanced_offset(logits, positive)
+    assert balanced_offset(logits, np.ones(400)) == 0
+    assert balanced_offset([500.0, 501.0], [True, False]) == -30
 
 
 def test_the_linear_model_grades_and_unweighted_leans_to_the_common_class() -> None:

@@ -141,6 +141,7 @@ def test_bad_scans_and_masks_are_named_and_passed_over(cases: list[Case], bundle
     good, case = cases[0], cases[1]
     text, empty = (BROKEN[name][0]() for name in ("text.nii", "all_zero.nii.gz"))
     other = nib.Nifti1Image(np.ones((9, 8, 7), np.uint8), np.eye(4)).to_bytes()
+    beside = nib.Nifti1Image(np.ones(small.SHAPE, np.uint8), nib.affines.from_matvec(np.diag([-5.0, 5, 6]))).to_bytes()
     odd = {
         "gone": (replace(case, scan=Gone(b"")), "cohort/odd.nii: no such file"),
         "text": (replace(case, scan=Bytes(text)), "cohort/odd.nii: .*not a NIfTI"),
@@ -148,6 +149,7 @@ def test_bad_scans_and_masks_are_named_and_passed_over(cases: list[Case], bundle
         "mask text": (replace(case, mask=Bytes(text)), "mask cohort/odd.nii: .*not a NIfTI"),
         "mask gone": (replace(case, mask=Gone(b"")), "mask cohort/odd.nii: .*no such file"),
         "mask shape": (replace(case, mask=Bytes(other)), r"mask cohort/odd.nii: shape \(9, 8, 7\), but its scan has"),
+        "mask beside": (replace(case, mask=Bytes(beside)), "mask cohort/odd.nii: .* up to 70 voxels beside its scan"),
     }
     scans, told = cut_all([*(replace(its, id=name) for name, (its, _) in odd.items()), good], bundle, tmp_path)
     assert [scan.case for scan in scans] == [good.id]

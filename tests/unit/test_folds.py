@@ -53,6 +53,12 @@ def test_the_papers_shares() -> None:
     assert Counter(COHORT[patient] for patient in of(fold, "test")) == {"HGG": 1, "LGG": 1}
 
 
+def test_a_class_of_few_patients_is_there_to_choose_with_too() -> None:
+    rare = {patient: grade for patient, grade in MANY.items() if grade == "HGG" or patient in ("L0", "L1", "L2", "L3")}
+    for fold in deal(rare, "grouped", 2, seed=0):
+        assert {rare[patient] for patient in of(fold, "validation")} == {"HGG", "LGG"}
+
+
 def test_a_seed_deals_one_way() -> None:
     assert deal(COHORT, "grouped", 3, 1) == deal(dict(reversed(COHORT.items())), "grouped", 3, 1)
     assert deal(COHORT, "grouped", 3, 1) != deal(COHORT, "grouped", 3, 2)

@@ -46,6 +46,11 @@ def test_patients_of_no_known_grade_are_split_too() -> None:
     assert [parts.count(part) for part in ("train", "validation", "test")] == [28, 6, 6]
 
 
+def test_patients_without_a_grade_are_learnt_from_where_others_have_one() -> None:
+    split = split_patients([*PATIENTS, ("ungraded", "not known")], seed=1)
+    assert split == split_patients(PATIENTS, seed=1) | {"ungraded": "train"}
+
+
 def test_too_few_patients_of_a_grade_is_said() -> None:
     with pytest.raises(PluginError, match="3 patients of grade LGG"):
         split_patients(PATIENTS[:8], seed=0)
