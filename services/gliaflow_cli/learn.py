@@ -77,7 +77,7 @@ def run_train(
     from gliaflow_trainer.train import train
 
     registry = load_registry()
-    with progress_bar(console) as bar, _processes(device) as device:
+    with progress_bar(console) as bar, _processes(device, console, bar.console) as device:
         bundle = train(
             chosen.read(registry, console),
             chosen.folder,
@@ -166,19 +166,23 @@ def _prepare() -> None:
 
 
 @contextmanager
-def _processes(device: str) -> Iterator[str]:
-    """Under torchrun, one of its processes: joins the others, and gives the device that is its own."""
+def _processes(device: str, *consoles: Console) -> Iterator[str]:
+    """Under torchrun, one of its processes: joins the others and gives its own device; the first alone talks."""
     from torch import cuda, distributed
 
     if "LOCAL_RANK" not in os.environ:
         yield device
         return
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    for console in consoles:
+        console.quiet = distributed.get_rank() > 0
     try:
         if device == "cuda":
             cuda.set_device(int(os.environ["LOCAL_RANK"]))
         yield device
     finally:
+        for console in consoles:
+            console.quiet = False
         distributed.destroy_process_group()
 
 

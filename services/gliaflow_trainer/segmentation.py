@@ -54,7 +54,7 @@ def fit_unet(
     """Fit a U-Net and keep the epoch with the best IoU on the validation slices (the last, where there are none).
 
     The defaults are the paper's fine-tuning (section 3.5 and the reference code): Adam, 1e-5, batch 10, soft dice.
-    Run by torchrun, each process takes its share of every epoch, and all end with the same network.
+    Run by torchrun, each process takes its share of every epoch; the first one's network counts.
 
     Parameters
     ----------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,21 @@ def test_without_grades_it_segments_alone_and_is_fine_tuned_from(folder: Path) -
     assert len(tuned.manifest.training["history"]["unet"]) == small.PROFILE.fine_tune["epochs"]
     with pytest.raises(BundleError, match="width 4 and batch norm, the profile asks for 8"):
         initial(start.folder, dataclasses.replace(quick, width=8))
+
+
+def test_several_processes_share_an_epoch_and_one_of_them_talks(tmp_path: Path) -> None:
+    cohort = small.write_cohort(tmp_path / "cohort", 4, 0)
+    scans = [path.relative_to(cohort) for path in sorted(cohort.glob("*/*/*_flair.nii.gz"))]
+    rows = [f"{scan},{str(scan).replace('flair', 'seg')},{scan.parent.name}" for scan in scans]
+    (cohort / "cohort.csv").write_text("\n".join(["scan,mask,patient", *rows]), encoding="utf-8")
+    options = ["--out", str(tmp_path / "made"), "--profile", "demo", "--epochs", "1"]
+    command = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "gliaflow_cli", "train", str(cohort), *options]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("U-Net 1/1:") == 1
+    made = Bundle(tmp_path / "made")
+    assert made.manifest.metrics["unet"]["train"]["hard_dice"] > 0.3
+    assert len(made.manifest.training["history"]["unet"]) == 1
 
 
 def test_the_cnn_may_grade_instead(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
