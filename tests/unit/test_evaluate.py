@@ -16,8 +16,8 @@ import small
 from gliaflow_plugins.base import PluginError
 from gliaflow_plugins.readers import Cohort
 from gliaflow_runtime.bundle import Bundle
+from gliaflow_trainer import arms, folds, summary
 from gliaflow_trainer import evaluate as module
-from gliaflow_trainer import folds
 from gliaflow_trainer.evaluate import evaluate
 from gliaflow_trainer.metrics_schema import Metrics, read_metrics
 from gliaflow_trainer.slices import kept_scans
@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 def small_registry() -> Iterator[None]:
     """Folds load the registry themselves, as they run in other processes. Small networks want one thread."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folds, "load_registry", lambda: small.REGISTRY)
+        patch.setattr(arms, "load_registry", lambda: small.REGISTRY)
         patch.setattr(module, "available_cores", lambda: 1)
         yield
 
@@ -95,12 +95,12 @@ def test_it_finds_what_is_there_to_be_found(metrics: Metrics) -> None:
 
 def test_every_arm_is_compared_with_real_features_alone(metrics: Metrics) -> None:
     assert set(metrics.comparators) == {
-        *module.COMPARATORS, *module.CONTROLS, "levels", "levels@5", "levels@10",
+        *summary.COMPARATORS, *summary.CONTROLS, "levels", "levels@5", "levels@10",
     }  # fmt: skip
     assert all((arm.difference is None) == (name == "real") for name, arm in metrics.comparators.items())
     assert metrics.augmented_arm == "levels"
     assert metrics.augmented_chosen_on == "validation"
-    assert metrics.best_comparator in module.COMPARATORS
+    assert metrics.best_comparator in summary.COMPARATORS
     assert [each.count for each in metrics.counts["levels"]] == [5, 10]
     assert metrics.gan["levels"].options == {"spread": 0.5}
     assert metrics.scarce is not None
@@ -116,7 +116,7 @@ def test_run_again_it_fits_nothing_and_says_the_same(
 
     monkeypatch.setattr("gliaflow_trainer.steps.fit_unet", never)
     monkeypatch.setattr("gliaflow_trainer.steps.stream", never)
-    monkeypatch.setattr(folds, "_Arms", never)
+    monkeypatch.setattr(folds, "Arms", never)
     again = run(folder, "report", scarce=[2])
     assert again.model_copy(update={"made": metrics.made}) == metrics
 

@@ -15,9 +15,11 @@ pytest.importorskip("torch")
 import small
 from gliaflow_plugins.base import PluginError
 from gliaflow_proto import Geometry, Scan
+from gliaflow_trainer import arms as arms_module
 from gliaflow_trainer import folds, steps
 from gliaflow_trainer.evaluate import deal, rare_class
-from gliaflow_trainer.folds import Fold, Plan, features_of, grade_fold, samples_of, shuffled
+from gliaflow_trainer.folds import grade_fold, samples_of, shuffled
+from gliaflow_trainer.plan import Fold, Plan, features_of
 from gliaflow_trainer.slices import CutScan, Slices
 from gliaflow_trainer.store import FeatureStore, Origin, write_part
 from rich.progress import Progress
@@ -243,23 +245,23 @@ def test_test_patients_touch_nothing_that_is_fitted(
 
     The shuffled control is left out: its labels are dealt among all patients.
     """
-    monkeypatch.setattr(folds, "load_registry", lambda: small.REGISTRY)
+    monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
     plan = plan_of(tmp_path, profile=replace(small.PROFILE, grader=grader, classifier={"epochs": 2}), shuffle=False)
     weights: dict[str, list[dict[str, np.ndarray]]] = {}
     for name, spoilt in (("clean", ""), ("spoilt", " ".join(of(FOLD, "test")))):
         samples, _ = samples_of(plan, store_of(tmp_path / name, spoilt))
         found: list[dict[str, np.ndarray]] = []
-        kept = folds._POOLED if grader == "pooled" else folds._CNN
+        kept = arms_module.GRADERS[grader]
 
         def spy(*args: Any, kept: Any = kept, found: Any = found) -> Any:
             module = kept(*args)
             found.append({key: value.numpy().copy() for key, value in module.state_dict().items()})
             return module
 
-        arms = folds._Arms(plan, samples, here_of(samples), 0, dict.fromkeys(COHORT, 6))
+        arms = arms_module.Arms(plan, samples, here_of(samples), 0, dict.fromkeys(COHORT, 6))
         arms.grader = spy
         arms.all(quality=True)
-        made = folds.synthetic(arms._fitted("levels", {}), 0, 10, 0)[0]
+        made = arms_module.synthetic(arms._fitted("levels", {}), 0, 10, 0)[0]
         weights[name] = [*found, {"synthetic": made, "chosen": np.array(arms.chosen["levels"])}]
     assert len(weights["clean"]) == 10, "real, weights, four comparators, two counts, the generator alone, synthetic"
     for clean, spoilt in zip(weights["clean"], weights["spoilt"], strict=True):
@@ -268,7 +270,7 @@ def test_test_patients_touch_nothing_that_is_fitted(
 
 
 def test_a_folds_answers_are_logits_of_its_test_slices_by_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folds, "load_registry", lambda: small.REGISTRY)
+    monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
     plan = plan_of(tmp_path)
     store = store_of(features_of(plan, FOLD))
     path = grade_fold(plan, FOLD, 0)

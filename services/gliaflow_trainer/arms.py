@@ -1,0 +1,299 @@
+"""The arms of an evaluation: every classifier that is fitted on one choice of training samples, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gliaflow_plugins.base import parse_options
+from gliaflow_plugins.generators import ArrayFeatures, FeatureSource, Fitted, Joined
+from gliaflow_plugins.registry import load_registry
+from numpy.typing import NDArray
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch import nn
+
+from gliaflow_trainer.comparators import (
+    WITH_EXTRA,
+    FeaturePCA,
+    balanced_offset,
+    extra,
+    linear_grader,
+    moved_threshold,
+    number_grader,
+)
+from gliaflow_trainer.gan_measures import gan_measures, pool
+from gliaflow_trainer.grading import fit_classifier, slice_logits
+from gliaflow_trainer.plan import Plan
+from gliaflow_trainer.pooled import PooledClassifier, fit_pooled, statistics
+from gliaflow_trainer.scores import mean_by_patient
+from gliaflow_trainer.steps import synthetic
+from gliaflow_trainer.store import Samples
+
+MANY = 2000  # training samples that comparators, which hold all of them, are given at most
+MEASURED = 400  # synthetic samples of a class that are measured
+
+
+class Arms:
+    """All that is fitted on one choice of training samples, and the logits of the test samples by each.
+
+    Parameters
+    ----------
+    samples: of the task.
+    here: which of them to learn from, to choose with, and to measure on.
+    slices: how many each patient's scans have.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        samples: Samples,
+        here: Mapping[str, NDArray[np.int64]],
+        seed: int,
+        slices: Mapping[str, int] | None = None,
+    ) -> None:
+        self.plan, self.samples, self.here, self.seed, self.slices = plan, samples, here, seed, slices or {}
+        self.train, self.test = samples.select(here["train"]), samples.select(here["test"])
+        self.grader = GRADERS[plan.profile.grader]
+        self.gan: dict[str, Any] = {}
+        self.options: dict[str, dict[str, Any]] = {}
+        self.chosen: dict[str, int] = {}
+        self.figures: dict[str, NDArray[np.float32]] = {}
+
+    def all(self, quality: bool = False) -> dict[str, NDArray[np.float64]]:
+        """Every arm; with ``quality`` also those that must not grade well, and how good the generators are."""
+        real, weighted = self._grade(), self._grade(weights="balanced")
+        found = {"real": self._test(real), "weights": self._test(weighted)}
+        found["threshold"] = found["real"] - self._threshold(real)
+        some = np.sort(np.random.default_rng(self.seed).permutation(len(self.train))[:MANY])
+        maps, labels, patients = (
+            self.train.batch(some).astype(np.float16),
+            self.train.labels[some],
+            self.train.patients[some],
+        )
+        pca = FeaturePCA.fit(maps, seed=self.seed)
+        for name in WITH_EXTRA:
+            made = extra(name, maps, labels, patients.tolist(), self._missing(), seed=self.seed, pca=pca)
+            found[name] = self._test(self._grade(*made))
+        for name, options in self.plan.generators:
+            found |= self._with_generator(name, options, weighted if quality else None)
+        if quality:
+            found["linear"] = linear_grader(maps, labels)(self.test.batch(np.arange(len(self.test))))
+            if self.plan.task == "grade":
+                found |= self._numbers()
+        return found
+
+    def real(self) -> dict[str, NDArray[np.float64]]:
+        """The arm of real features alone."""
+        return {"real": self._test(self._grade())}
+
+    def _grade(
+        self,
+        features: NDArray[Any] | None = None,
+        labels: NDArray[np.int64] | None = None,
+        weights: Literal["balanced"] | None = None,
+        alone: bool = False,
+    ) -> nn.Module:
+        """A classifier fitted on the training samples and these (``alone``: on these)."""
+        if features is None or labels is None:
+            features, labels = np.zeros((0, *self.samples.shape), np.float16), np.zeros(0, np.int64)
+        return self.grader(self, features, labels, weights, alone)
+
+    def _score(self, module: nn.Module, offset: float) -> float:
+        """The mean of balanced accuracy and AUC over the validation units."""
+        logits, positive = self._units(module, "validation")
+        if len(np.unique(positive)) < 2:
+            return 0.0
+        return float(balanced_accuracy_score(positive, logits + offset > 0) + roc_auc_score(positive, logits)) / 2
+
+    def _test(self, module: nn.Module) -> NDArray[np.float64]:
+        return self._logits(module, "test").astype(np.float64)
+
+    def _logits(self, module: nn.Module, which: str) -> NDArray[np.float32]:
+        if isinstance(module, PooledClassifier):
+            with torch.inference_mode():
+                graded: NDArray[np.float32] = module.grade(torch.from_numpy(self.statistics[self.here[which]])).numpy()
+            return graded
+        return slice_logits(module, self.samples, self.here[which], self.plan.device)
+
+    @cached_property
+    def statistics(self) -> NDArray[np.float32]:
+        """Of all samples, read once for all classifiers."""
+        return statistics(self.samples)
+
+    def _units(self, module: nn.Module, *parts: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Logits and classes of the units of these parts: patients by their mean logit, or slices."""
+        index = np.concatenate([self.here[part] for part in parts])
+        logits = np.concatenate([self._logits(module, part) for part in parts]).astype(np.float64)
+        positive = self.samples.labels[index] == 0
+        if self.plan.task == "tumour":
+            return logits, positive
+        _, first, of = np.unique(self.samples.patients[index], return_index=True, return_inverse=True)
+        return mean_by_patient(logits, of, len(first))[0], positive[first]
+
+    def _threshold(self, module: nn.Module) -> float:
+        """Where the validation units part best."""
+        return moved_threshold(*self._units(module, "validation"))
+
+    def _missing(self) -> dict[int, int]:
+        """How many samples each class lacks beside the larger one."""
+        have = np.bincount(self.train.labels, minlength=2)
+        return {label: int(have.max() - number) for label, number in enumerate(have)}
+
+    def _shares(self, count: int) -> dict[int, int]:
+        """``count`` synthetic samples by class: the rare class until both are alike, then both."""
+        missing = self._missing()
+        rare = max(missing, key=lambda label: missing[label])
+        first = min(count, missing[rare])
+        return {rare: first + (count - first + 1) // 2, 1 - rare: (count - first) // 2}
+
+    def _fitted(self, name: str, options: Mapping[str, Any]) -> Fitted:
+        variant = load_registry().generator(name)
+        chosen = parse_options(variant, {**self.plan.profile.generators.get(name, {}), **options})
+        self.options[name] = chosen.model_dump(mode="json")
+        return variant.fit(self.train, chosen, seed=self.seed, device=self.plan.device)
+
+    def _draw(self, fitted: Fitted, count: int) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+        features, labels = [], []
+        for label, number in self._shares(count).items():
+            maps, _ = synthetic(fitted, label, number, self.seed + label) if number else (None, 0)
+            if maps is not None:
+                features.append(maps.astype(np.float16))
+                labels.append(np.full(len(maps), label))
+        if not features:
+            return np.zeros((0, *self.samples.shape), np.float16), np.zeros(0, np.int64)
+        return np.concatenate(features), np.concatenate(labels)
+
+    def _with_generator(
+        self, name: str, options: Mapping[str, Any], unseen: nn.Module | None
+    ) -> dict[str, NDArray[np.float64]]:
+        """An arm for each count, and the one whose count the validation patients chose.
+
+        Synthetic samples say in which direction the classes part; where between them the line lies, real patients say.
+        """
+        fitted = self._fitted(name, options)
+        counts = sorted(set(self.plan.counts) - {0})
+        found, scores = {}, {}
+        for count in counts:
+            classifier = self._grade(*self._draw(fitted, count))
+            offset = balanced_offset(*self._units(classifier, "train", "validation"))
+            scores[count] = self._score(classifier, offset)
+            found[f"{name}@{count}"] = self._test(classifier) + offset
+        best = max(counts, key=lambda count: (scores[count], -count))
+        self.chosen[name] = best
+        found[name] = found[f"{name}@{best}"]
+        if unseen is not None:
+            found |= self._quality(name, fitted, unseen)
+        return found
+
+    def _quality(self, name: str, fitted: Fitted, unseen: nn.Module) -> dict[str, NDArray[np.float64]]:
+        """Measure the generator; gives the arm that is fitted on synthetic features alone (CAS)."""
+        made, accepted, right, real_right = [], [], [], []
+        of_real = self._logits(unseen, "test")
+        for label in (0, 1):
+            maps, share = synthetic(fitted, label, MEASURED, 1000 + self.seed + label)
+            accepted.append(share)
+            logits = _logits(unseen, maps)
+            right.append(_share_right(logits, label))
+            real_right.append(_share_right(of_real[self.test.labels == label], label))
+            made.append(maps)
+        labels = np.repeat([0, 1], [len(maps) for maps in made])
+        known = _pooled(self.train)
+        self.gan[name] = {
+            "accuracy_critic": accepted,
+            "accuracy_unseen": right,
+            "accuracy_unseen_real": real_right,
+            "samples": len(labels),
+            "tested": len(self.test),
+            "options": self.options[name],
+            "per_class": gan_measures(
+                (known, self.train.labels),
+                (_pooled(self.test), self.test.labels),
+                (np.concatenate([pool(maps) for maps in made]), labels),
+                self.samples.classes,
+                seed=self.seed,
+            ),
+            "history": fitted.history,
+        }
+        for label, kind in enumerate(self.samples.classes):
+            real = np.flatnonzero(self.test.labels == label)
+            real = real[:: max(1, len(real) // 4)][:4]
+            channels = np.argsort(-known[:, : self.samples.shape[0]].mean(axis=0))[:4]
+            if len(real) and len(made[label]):
+                self.figures[f"real_{kind}"] = self.test.batch(real)[:, channels]
+                self.figures[f"synthetic_{kind}"] = made[label][:4][:, channels]
+        if len(set(labels)) < 2:  # its critic accepts one class only: nothing to learn from, so nothing is graded
+            return {f"{name} alone": np.full(len(self.test), np.nan)}
+        alone = np.concatenate(made).astype(np.float16)
+        return {f"{name} alone": self._test(self._grade(alone, labels, alone=True))}
+
+    def _numbers(self) -> dict[str, NDArray[np.float64]]:
+        """The tumour's size alone, and the number of slices alone, as the logit of each of a patient's slices."""
+        found = {}
+        names, of = np.unique(self.samples.patients, return_inverse=True)
+        size = np.log1p(np.bincount(of, self.samples.tumour.astype(np.float64)))
+        slices = np.array([self.slices[name] for name in names], dtype=np.float64)
+        first = np.array([np.flatnonzero(of == p)[0] for p in range(len(names))])
+        positive = self.samples.labels[first] == 0
+        learnt = np.unique(of[self.here["train"]])
+        for name, number in (("size", size), ("slices", slices)):
+            found[name] = number_grader(number[learnt], positive[learnt])(number)[of[self.here["test"]]]
+        return found
+
+
+def _pooled(samples: Samples) -> NDArray[np.float32]:
+    every = np.arange(len(samples))
+    return np.concatenate([pool(samples.batch(every[start : start + 64])) for start in range(0, len(every), 64)])
+
+
+def _share_right(logits: NDArray[np.floating], label: int) -> float:
+    return float(((logits < 0) == bool(label)).mean()) if len(logits) else float("nan")
+
+
+def _logits(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        parts = [
+            module(torch.from_numpy(features[start : start + 64])).numpy() for start in range(0, len(features), 64)
+        ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _fit_pooled(
+    arms: Arms, features: NDArray[Any], labels: NDArray[np.int64], weights: Literal["balanced"] | None, alone: bool
+) -> nn.Module:
+    made = statistics(ArrayFeatures(features, labels, arms.samples.classes))
+    if alone:
+        return fit_pooled(made, labels, [""] * len(labels), weights=weights)
+    return fit_pooled(
+        np.concatenate([arms.statistics[arms.here["train"]], made]),
+        np.concatenate([arms.train.labels, labels]),
+        [*arms.train.patients.tolist(), *[""] * len(labels)],
+        weights=weights,
+    )
+
+
+def _fit_cnn(
+    arms: Arms, features: NDArray[Any], labels: NDArray[np.int64], weights: Literal["balanced"] | None, alone: bool
+) -> nn.Module:
+    source: FeatureSource = arms.samples
+    train = arms.here["train"]
+    if len(labels):
+        source = Joined(arms.samples, ArrayFeatures(features, labels, arms.samples.classes))
+        more = np.arange(len(arms.samples), len(source))
+        train = more if alone else np.concatenate([train, more])
+    classifier, _ = fit_classifier(
+        source,
+        train,
+        arms.here["validation"],
+        [*arms.samples.patients.tolist(), *[""] * len(labels)],
+        seed=arms.seed,
+        weights=weights,
+        device=arms.plan.device,
+        **arms.plan.profile.classifier,
+    )
+    return classifier
+
+
+GRADERS = {"pooled": _fit_pooled, "cnn": _fit_cnn}
