@@ -97,7 +97,9 @@ def grade_fold(plan: Plan, fold: Fold, seed: int) -> Path:
     """
     torch.set_num_threads(plan.threads)
     threadpool_limits(plan.threads)  # threads of BLAS that spin while they wait take the other folds' cores
-    asked = json.dumps([asdict(plan), fold.split, seed], default=str, sort_keys=True)
+    where = ("work", "threads", "device", "init", "unet")  # the work folder is of one U-Net, wherever it lies
+    wanted = {name: value for name, value in asdict(plan).items() if name not in where}
+    asked = json.dumps([wanted, fold.split, seed], default=str, sort_keys=True)
     target = folder_of(plan, fold) / f"seed-{seed}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.npz"
     if target.exists():
         return target
