@@ -21,7 +21,6 @@ from gliaflow_trainer.comparators import (
     balanced_offset,
     extra,
     linear_grader,
-    moved_threshold,
     number_grader,
 )
 from gliaflow_trainer.gan_measures import gan_measures, pool
@@ -66,7 +65,7 @@ class Arms:
         """Every arm; with ``quality`` also those that must not grade well, and how good the generators are."""
         real, weighted = self._grade(), self._grade(weights="balanced")
         found = {"real": self._test(real), "weights": self._test(weighted)}
-        found["threshold"] = found["real"] - self._threshold(real)
+        found["threshold"] = found["real"] + self._offset(real)
         some = np.sort(np.random.default_rng(self.seed).permutation(len(self.train))[:MANY])
         maps, labels, patients = (
             self.train.batch(some).astype(np.float16),
@@ -76,7 +75,8 @@ class Arms:
         pca = FeaturePCA.fit(maps, seed=self.seed)
         for name in WITH_EXTRA:
             made = extra(name, maps, labels, patients.tolist(), self._missing(), seed=self.seed, pca=pca)
-            found[name] = self._test(self._grade(*made))
+            classifier = self._grade(*made)
+            found[name] = self._test(classifier) + self._offset(classifier)
         for name, options in self.plan.generators:
             found |= self._with_generator(name, options, weighted if quality else None)
         if quality:
@@ -133,9 +133,9 @@ class Arms:
         _, first, of = np.unique(self.samples.patients[index], return_index=True, return_inverse=True)
         return mean_by_patient(logits, of, len(first))[0], positive[first]
 
-    def _threshold(self, module: nn.Module) -> float:
-        """Where the validation units part best."""
-        return moved_threshold(*self._units(module, "validation"))
+    def _offset(self, module: nn.Module) -> float:
+        """Where between the classes the line lies, real patients say: the same rule for every arm that has one."""
+        return balanced_offset(*self._units(module, "train", "validation"))
 
     def _missing(self) -> dict[int, int]:
         """How many samples each class lacks beside the larger one."""
@@ -169,16 +169,13 @@ class Arms:
     def _with_generator(
         self, name: str, options: Mapping[str, Any], unseen: nn.Module | None
     ) -> dict[str, NDArray[np.float64]]:
-        """An arm for each count, and the one whose count the validation patients chose.
-
-        Synthetic samples say in which direction the classes part; where between them the line lies, real patients say.
-        """
+        """An arm for each count, and the one whose count the validation patients chose."""
         fitted = self._fitted(name, options)
         counts = sorted(set(self.plan.counts) - {0})
         found, scores = {}, {}
         for count in counts:
             classifier = self._grade(*self._draw(fitted, count))
-            offset = balanced_offset(*self._units(classifier, "train", "validation"))
+            offset = self._offset(classifier)
             scores[count] = self._score(classifier, offset)
             found[f"{name}@{count}"] = self._test(classifier) + offset
         best = max(counts, key=lambda count: (scores[count], -count))

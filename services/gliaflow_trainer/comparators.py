@@ -9,8 +9,10 @@
 - ``mixup`` mixes two samples of one class and of different patients, by Beta(0.4, 0.4) (Zhang et al. 2018). It mixes
   within the class since the classifier is taught hard labels.
 
-``real``, ``weights`` (the classifier's ``weights="balanced"``) and ``threshold`` (``moved_threshold``) train on no more
-samples. ``linear_grader`` is the paper's linear model (section 4.2, where it always said HGG); ``number_grader`` grades
+``real``, ``weights`` (the classifier's ``weights="balanced"``) and ``threshold`` train on no more samples.
+``threshold``, these four and the generators' arms are shifted by ``balanced_offset`` of the training and validation
+patients: more samples of a class move the line between the classes, and that is no merit of the samples.
+``linear_grader`` is the paper's linear model (section 4.2, where it always said HGG); ``number_grader`` grades
 a patient by one number, the tumour's size or how many slices there are: what those already tell, no feature adds.
 """
 
@@ -148,28 +150,6 @@ def extra(
         np.concatenate([features[:0], *made]),
         np.repeat(np.array(list(wanted), dtype=np.int64), np.array(list(wanted.values()), dtype=np.int64)),
     )
-
-
-def moved_threshold(logits: ArrayLike, positive: ArrayLike) -> float:
-    """The threshold of the best balanced accuracy on validation patients; of equally good ones, the nearest to 0.
-
-    Subtract it from the test logits. 0 where it cannot be told: patients of one class only.
-
-    Parameters
-    ----------
-    logits: of validation patients [P]; NaN, not graded, is passed over.
-    positive: whether they are of the first class [P].
-    """
-    scores, kind = np.asarray(logits, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
-    kind, scores = kind[~np.isnan(scores)], scores[~np.isnan(scores)]
-    if len(np.unique(kind)) < 2:
-        return 0.0
-    steps = np.unique(scores)
-    thresholds = np.concatenate([(steps[1:] + steps[:-1]) / 2, [0, steps[0] - 1, steps[-1] + 1]])
-    right = (scores > thresholds[:, None]) == kind
-    balanced = (right[:, kind].mean(axis=1) + right[:, ~kind].mean(axis=1)) / 2
-    best = thresholds[balanced > balanced.max() - 1e-9]
-    return float(best[np.abs(best).argmin()])
 
 
 def balanced_offset(logits: ArrayLike, positive: ArrayLike) -> float:

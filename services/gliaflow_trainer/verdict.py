@@ -17,7 +17,7 @@ ARMS = {
     "smote": "SMOTE",
     "gaussian": "class-conditional Gaussian",
     "mixup": "mixup of features",
-    "threshold": "threshold moved on validation",
+    "threshold": "real features, line moved",
     "linear": "linear model",
     "size": "tumour size alone",
     "slices": "number of slices alone",

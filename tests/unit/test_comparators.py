@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("imblearn")
 
@@ -16,7 +14,6 @@ from gliaflow_trainer.comparators import (
     balanced_offset,
     extra,
     linear_grader,
-    moved_threshold,
     number_grader,
 )
 
@@ -159,27 +156,6 @@ def test_components_of_few_samples_give_every_one_of_them_back() -> None:
     assert np.allclose(pca.inverse(pca.transform(features)), features, rtol=1e-3, atol=1e-3)
     assert np.allclose(pca.components @ pca.components.T, np.eye(19), atol=1e-4)
     assert pca.inverse(np.full((1, 19), 1e6, np.float32), np.float16).max() == np.finfo(np.float16).max
-
-
-@given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), max_size=20))
-def test_a_moved_threshold_is_never_worse_where_it_was_chosen(graded: list[tuple[int, bool]]) -> None:
-    logits = np.array([logit for logit, _ in graded], dtype=float)
-    positive = np.array([kind for _, kind in graded], dtype=bool)
-    threshold = moved_threshold(logits, positive)
-    if len(set(positive.tolist())) < 2:
-        assert threshold == 0
-        return
-
-    def balanced(at: float) -> float:
-        right = (logits - at > 0) == positive
-        return float((right[positive].mean() + right[~positive].mean()) / 2)
-
-    assert balanced(threshold) >= max(balanced(at) for at in np.arange(-4.5, 5)) - 1e-9
-
-
-def test_the_threshold_moves_no_further_than_it_must() -> None:
-    assert moved_threshold([1.0, 2.0, -1.0, -2.0], [True, True, False, False]) == 0
-    assert moved_threshold([3.0, 4.0, 1.0, 2.0, np.nan], [True, True, False, False, False]) == 2.5
 
 
 def test_an_offset_puts_the_line_between_the_classes_however_few_one_has() -> None:
