@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +174,8 @@ def _processes(device: str, *consoles: Console) -> Iterator[str]:
     if "LOCAL_RANK" not in os.environ:
         yield device
         return
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    # the others wait while the first cuts a whole cohort
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=1))
     for console in consoles:
         console.quiet = distributed.get_rank() > 0
     try:

@@ -85,9 +85,13 @@ class Arms:
                 found |= self._numbers()
         return found
 
-    def real(self) -> dict[str, NDArray[np.float64]]:
-        """The arm of real features alone."""
-        return {"real": self._test(self._grade())}
+    def control(self, generators: bool) -> dict[str, NDArray[np.float64]]:
+        """What shuffled labels are put to: real features alone, and each generator's arm with the most samples."""
+        found = {"real": self._test(self._grade())}
+        for name, options in self.plan.generators if generators else ():
+            classifier = self._grade(*self._draw(self._fitted(name, options), max(self.plan.counts)))
+            found[name] = self._test(classifier) + self._offset(classifier)
+        return found
 
     def _grade(
         self,
@@ -187,14 +191,19 @@ class Arms:
 
     def _quality(self, name: str, fitted: Fitted, unseen: nn.Module) -> dict[str, NDArray[np.float64]]:
         """Measure the generator; gives the arm that is fitted on synthetic features alone (CAS)."""
-        made, accepted, right, real_right = [], [], [], []
+        made, accepted, right, real_right, right_by_others, real_by_others = [], [], [], [], [], []
+        others = self._others()
+        with torch.inference_mode():
+            of_train = others.grade(torch.from_numpy(self.statistics[self.here["train"]])).numpy()
         of_real = self._logits(unseen, "test")
         for label in (0, 1):
             maps, share = synthetic(fitted, label, MEASURED, 1000 + self.seed + label)
             accepted.append(share)
             logits = _logits(unseen, maps)
-            right.append(_share_right(logits, label))
+            right.append(_share_right(logits, label) if len(maps) else 0.0)
+            right_by_others.append(_share_right(_logits(others, maps), label) if len(maps) else 0.0)
             real_right.append(_share_right(of_real[self.test.labels == label], label))
+            real_by_others.append(_share_right(of_train[self.train.labels == label], label))
             made.append(maps)
         labels = np.repeat([0, 1], [len(maps) for maps in made])
         known = _pooled(self.train)
@@ -202,8 +211,11 @@ class Arms:
             "accuracy_critic": accepted,
             "accuracy_unseen": right,
             "accuracy_unseen_real": real_right,
+            "accuracy_others": right_by_others,
+            "accuracy_others_real": real_by_others,
             "samples": len(labels),
             "tested": len(self.test),
+            "learnt": len(self.train),
             "options": self.options[name],
             "per_class": gan_measures(
                 (known, self.train.labels),
@@ -219,12 +231,18 @@ class Arms:
             real = real[:: max(1, len(real) // 4)][:4]
             channels = np.argsort(-known[:, : self.samples.shape[0]].mean(axis=0))[:4]
             if len(real) and len(made[label]):
-                self.figures[f"real_{kind}"] = self.test.batch(real)[:, channels]
-                self.figures[f"synthetic_{kind}"] = made[label][:4][:, channels]
+                self.figures[f"{name}/real_{kind}"] = self.test.batch(real)[:, channels]
+                self.figures[f"{name}/synthetic_{kind}"] = made[label][:4][:, channels]
         if len(set(labels)) < 2:  # its critic accepts one class only: nothing to learn from, so nothing is graded
             return {f"{name} alone": np.full(len(self.test), np.nan)}
         alone = np.concatenate(made).astype(np.float16)
         return {f"{name} alone": self._test(self._grade(alone, labels, alone=True))}
+
+    def _others(self) -> PooledClassifier:
+        """A judge of synthetic features that saw none, nor any patient whom the generator learnt from."""
+        held = np.concatenate([self.here["validation"], self.here["test"]])
+        labels = self.samples.labels[held]
+        return fit_pooled(self.statistics[held], labels, self.samples.patients[held].tolist(), weights="balanced")
 
     def _numbers(self) -> dict[str, NDArray[np.float64]]:
         """The tumour's size alone, and the number of slices alone, as the logit of each of a patient's slices."""
@@ -242,7 +260,8 @@ class Arms:
 
 def _pooled(samples: Samples) -> NDArray[np.float32]:
     every = np.arange(len(samples))
-    return np.concatenate([pool(samples.batch(every[start : start + 64])) for start in range(0, len(every), 64)])
+    starts = range(0, max(1, len(every)), 64)  # of no samples, too, the width is told
+    return np.concatenate([pool(samples.batch(every[start : start + 64])) for start in starts])
 
 
 def _share_right(logits: NDArray[np.floating], label: int) -> float:

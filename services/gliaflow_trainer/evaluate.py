@@ -33,7 +33,7 @@ from gliaflow_trainer.metrics_schema import SCHEMA, Metrics, write_metrics
 from gliaflow_trainer.plan import CLASSES, Fold, Plan, Task
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.report import write_report
-from gliaflow_trainer.steps import same_run, versions
+from gliaflow_trainer.steps import initial, same_run, versions
 from gliaflow_trainer.summary import summarise
 from gliaflow_trainer.train import cut_cohort, made_by
 
@@ -99,6 +99,10 @@ def evaluate(
     cases = {case.id: case for case in cohort.cases if case.mask is not None and case.label}
     if not cases:
         raise PluginError(f"{folder}: no scan has a mask and a grade")
+    # what can be told before anything is done
+    deal(_classes({case.patient: str(case.label) for case in cases.values()}, task), protocol, folds, seed)
+    if init is not None:
+        initial(init, profile)
     began = time.monotonic()
     work = out / "work"
     same_run(
@@ -115,8 +119,7 @@ def evaluate(
     )
     scans = cut_cohort(cases.values(), profile, work, bar)
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
-    # slices are told apart whatever the grade
-    dealt = deal(label_of if task == "grade" else dict.fromkeys(label_of, "any"), protocol, folds, seed)
+    dealt = deal(_classes(label_of, task), protocol, folds, seed)
     jobs = 1 if device != "cpu" else jobs or min(available_cores(), len(dealt))
     plan = Plan(
         work=work,
@@ -128,6 +131,7 @@ def evaluate(
         counts=tuple(counts),
         scarce=tuple(scarce),
         shuffle=shuffle,
+        seed=seed,
         device=device,
         threads=max(1, available_cores() // jobs),
         init=init,
@@ -206,6 +210,11 @@ def deal(label_of: Mapping[str, str], protocol: ProtocolName, folds: int, seed: 
         parts = {"train": train, "validation": validation, "test": test}
         dealt.append(Fold(number, {str(patients[i]): part for part, of in parts.items() for i in sorted(of)}))
     return dealt
+
+
+def _classes(label_of: Mapping[str, str], task: Task) -> Mapping[str, str]:
+    """By what patients are dealt: slices are told apart whatever the grade."""
+    return label_of if task == "grade" else dict.fromkeys(label_of, "any")
 
 
 def rare_class(label_of: Mapping[str, str], task: Task) -> int:

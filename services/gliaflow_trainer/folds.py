@@ -32,6 +32,8 @@ from gliaflow_trainer.slices import CutScan, Slices, kept_scans
 from gliaflow_trainer.steps import extract, fit_unet_bundle, initial
 from gliaflow_trainer.store import FeatureStore, Samples
 
+ANSWERS = 2  # counted up when an arm comes to mean something else: answers of before are then found anew
+
 
 def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: int) -> None:
     """Fit the fold's U-Net, record the features of all slices, and measure the masks of the test patients."""
@@ -93,13 +95,14 @@ def grade_fold(plan: Plan, fold: Fold, seed: int) -> Path:
     """Fit every arm with one seed; the file has the logits of the test slices by arm, and what was measured beside.
 
     Keys: ``index`` [n], the numbers of the test slices in the store; ``arm/NAME`` [n]; ``scarce/N/NAME``;
-    ``control/NAME``; ``patients/NAME`` for arms that grade patients; and ``about``, JSON.
+    ``control/NAME``, those of generators with the first seed alone (to fit one takes longest); ``figures/NAME/…``; and
+    ``about``, JSON.
     """
     torch.set_num_threads(plan.threads)
     threadpool_limits(plan.threads)  # threads of BLAS that spin while they wait take the other folds' cores
     where = ("work", "threads", "device", "init", "unet")  # the work folder is of one U-Net, wherever it lies
     wanted = {name: value for name, value in asdict(plan).items() if name not in where}
-    asked = json.dumps([wanted, fold.split, seed], default=str, sort_keys=True)
+    asked = json.dumps([ANSWERS, wanted, fold.split, seed], default=str, sort_keys=True)
     target = folder_of(plan, fold) / f"seed-{seed}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.npz"
     if target.exists():
         return target
@@ -118,7 +121,8 @@ def grade_fold(plan: Plan, fold: Fold, seed: int) -> Path:
             found |= {f"scarce/{few}/{name}": v for name, v in Arms(plan, samples, thinned, seed).all().items()}
     if plan.shuffle:
         dealt = samples.with_labels(shuffled(samples, plan.task), samples.classes)
-        found |= {f"control/{name}": logits for name, logits in Arms(plan, dealt, here, seed).real().items()}
+        control = Arms(plan, dealt, here, seed).control(generators=seed == plan.seed)
+        found |= {f"control/{name}": logits for name, logits in control.items()}
     about = {"gan": arms.gan, "chosen": arms.chosen}
     found |= {f"figures/{name}": maps for name, maps in arms.figures.items()}
     found["about"] = np.array(json.dumps(about))

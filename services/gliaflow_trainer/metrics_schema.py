@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from inspect import get_annotations
+from inspect import cleandoc, get_annotations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,6 +159,9 @@ class Table3(Part):
     baseline: Row = Field(description="real features alone")
     augmented: Row | None = Field(description="with synthetic features; null: no generator was asked for")
     difference: Difference | None = Field(description="augmented − baseline")
+    beyond_line: Difference | None = Field(
+        description="augmented − `threshold`: what samples do that a line moved by the same rule does not"
+    )
 
 
 class Comparator(Row):
@@ -225,24 +228,40 @@ class Cas(Part):
 
 
 class GanQuality(Part):
-    """What one generator's features are worth. `accuracy_…`: the mean of both classes; `n` counts samples."""
+    """What one generator's features are worth.
+
+    `accuracy_…`: the mean of both classes; `ci95` is where 95 % of the fits (folds and seeds) lie, `n` counts samples.
+    """
 
     options: dict[str, Any] = Field(description="of the generator")
     accuracy_critic: Score = Field(description="share that its own critic puts into the right class (paper 4.2.3)")
-    accuracy_unseen: Score = Field(description="the same by one that never saw a synthetic feature: arm `weights`")
+    accuracy_unseen: Score = Field(
+        description="the same by a classifier that never saw a synthetic feature but the same patients: arm `weights`"
+    )
     accuracy_unseen_real: Score = Field(description="share of real test slices that this classifier puts right")
+    accuracy_others: Score = Field(
+        description="the same by a classifier fitted on the other patients, whom the generator never saw either"
+    )
+    accuracy_others_real: Score = Field(
+        description="share of the real slices that the generator learnt from, by this classifier: what to compare with"
+    )
     per_class: dict[str, ClassQuality] = Field(description="by class")
     cas: Cas | None = Field(description="null: not measured")
     history: list[list[dict[str, float | None]]] = Field(description="for each fold each epoch's figures (Fig. 11)")
 
 
 class Control(Part):
-    """The arm `real` again, on labels dealt at random among patients: it must be at chance, or something leaks."""
+    """Labels dealt at random: what is fitted on them must be at chance on them, or something leaks.
+
+    Among patients of both classes alike; in the task `tumour` among all slices, which cannot show a patient on both
+    sides.
+    """
 
     shuffled_labels: Literal[True] = Field(description="what was done")
-    balanced_accuracy: Score = Field(description="as in Row")
-    auc: Score = Field(description="as in Row")
-    chance_inside: bool = Field(description="0.5 lies in both intervals")
+    balanced_accuracy: Score = Field(description="of the arm `real`")
+    auc: Score = Field(description="of the arm `real`")
+    arms: dict[str, Measured] = Field(description="of each generator with the most samples, the first seed alone")
+    chance_inside: bool = Field(description="0.5 lies in all these intervals")
 
 
 class CalibrationBin(Part):
@@ -339,7 +358,7 @@ def tables() -> str:
 
 
 def _table(model: type[Part]) -> str:
-    lines = [f"### {model.__name__}", "", str(model.__doc__), "", "| key | type | |", "|---|---|---|"]
+    lines = [f"### {model.__name__}", "", cleandoc(str(model.__doc__)), "", "| key | type | |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         written = next(types[name] for base in model.__mro__ if name in (types := get_annotations(base)))
         type_ = written.replace(" | None", " or null").replace(" | ", " or ")

@@ -30,6 +30,7 @@ class Plan:
     counts: tuple[int, ...]
     scarce: tuple[int, ...]
     shuffle: bool
+    seed: int
     device: str
     threads: int
     init: Path | None = None

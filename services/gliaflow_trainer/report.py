@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from gliaflow_trainer import report_charts as charts
 from gliaflow_trainer.metrics_schema import (
     Against,
     Comparator,
+    Control,
     Difference,
     GanQuality,
     Measured,
     Metrics,
     Row,
     Score,
+    Table3,
     read_metrics,
 )
 from gliaflow_trainer.verdict import SHORTCUTS, Verdict, arm_name, interval, number, told, two_digits, verdict
@@ -80,9 +83,9 @@ def write_report(metrics: Metrics, figures: Mapping[str, NDArray[Any]], out: Pat
     Parameters
     ----------
     figures: any may be missing. ``image`` [k, H, W] float, ``truth`` and ``found`` [k, H, W] uint8 and ``names`` [k]
-        str: slices on the network's grid, of which the first twelve are shown. ``real_X`` and ``synthetic_X``
-        [samples, C, h, w] float for each class X: the same few channels of a few samples. Rows run to the right, as in
-        ``gliaflow_preprocessor.slices``.
+        str: slices on the network's grid, of which the first twelve are shown. ``G/real_X`` and
+        ``G/synthetic_X`` [samples, C, h, w] float for each generator G and class X: the same few channels of a few
+        samples. Rows run to the right, as in ``gliaflow_preprocessor.slices``.
     """
     sections = (
         ("question", "The question", _question(metrics)),
@@ -184,20 +187,22 @@ def _table3(metrics: Metrics) -> str:
         rows.append((f"augmented: {arm_name(table.augmented.arm)}", table.augmented))
     none = "" if table.augmented is not None else _missing("No generator was asked for: there is no augmented arm.")
     if metrics.made.task == "tumour":
-        return _judged(metrics, rows, table.difference) + none
-    return _judged(metrics, rows, table.difference) + none + _as_in_the_paper(metrics, rows)
+        return _judged(metrics, rows, table) + none
+    return _judged(metrics, rows, table) + none + _as_in_the_paper(metrics, rows)
 
 
-def _judged(metrics: Metrics, rows: Sequence[tuple[str, Row]], difference: Difference | None) -> str:
+def _judged(metrics: Metrics, rows: Sequence[tuple[str, Row]], table: Table3) -> str:
     lines = []
     for name, row in rows:
         recalls = [row.recall.get(label) for label in metrics.made.classes]
         scores = (row.balanced_accuracy, row.auc, *recalls, row.brier)
         lines.append(_line(name, [*map(_cell, scores), _n(row.balanced_accuracy)]))
-    if difference is not None:
-        cells = [_cell(difference.balanced_accuracy, True), _cell(difference.auc, True), "<td></td>" * 2]
-        cells += [_cell(difference.brier, True), _n(difference.balanced_accuracy)]
-        lines.append(_line("difference: augmented − baseline", cells, "chosen"))
+    differences = {"augmented − baseline": table.difference, "augmented − baseline, line moved": table.beyond_line}
+    for name, difference in differences.items():
+        if difference is not None:
+            cells = [_cell(difference.balanced_accuracy, True), _cell(difference.auc, True), "<td></td>" * 2]
+            cells += [_cell(difference.brier, True), _n(difference.balanced_accuracy)]
+            lines.append(_line(name, cells, "chosen"))
     unit = "patients" if metrics.made.task == "grade" else "slices"
     recalls_head = [f"recall {escape(label)}" for label in metrics.made.classes]
     return _table(
@@ -414,6 +419,8 @@ def _gan(metrics: Metrics) -> str:
                 _cell(each.accuracy_critic),
                 _cell(each.accuracy_unseen),
                 _cell(each.accuracy_unseen_real),
+                _cell(each.accuracy_others),
+                _cell(each.accuracy_others_real),
                 _cell(each.cas.balanced_accuracy if each.cas is not None else None),
                 _cell(each.cas.auc if each.cas is not None else None),
             ],
@@ -421,19 +428,22 @@ def _gan(metrics: Metrics) -> str:
         for name, each in metrics.gan.items()
     ]
     if metrics.made.task == "grade":
-        rows.append(_line("the paper’s ACGAN, 512 kernels", ["<td>0.82</td>", "<td></td>" * 4], "paper"))
+        rows.append(_line("the paper’s ACGAN, 512 kernels", ["<td>0.82</td>", "<td></td>" * 6], "paper"))
     head = [
         "generator",
         "right by its critic",
-        "right by a classifier of real features",
+        "right by a classifier of the same patients",
         "real test slices right by that one",
+        "right by one of other patients",
+        "real training slices right by that one",
         "CAS, balanced accuracy",
         "CAS, AUC",
     ]
     classes = _table(
         "The share of synthetic features that is put into its class: by the critic, which the generator learnt to "
-        "please, and by a classifier that never saw a synthetic one. CAS: a classifier fitted on synthetic "
-        "features alone, tested on real patients.",
+        "please, and by classifiers that never saw a synthetic one. The one of the same patients also agrees with the "
+        "generator on what differs between them by chance; the one of other patients agrees on signal alone. "
+        "CAS: a classifier fitted on synthetic features alone, tested on real patients. Intervals: 95 % of the fits.",
         head,
         rows,
     )
@@ -495,16 +505,16 @@ def _quality(name: str, gan: GanQuality) -> str:
 
 def _maps(metrics: Metrics, figures: Mapping[str, NDArray[Any]]) -> str:
     shown = []
-    for label in metrics.made.classes:
-        real, synthetic = (_few(figures.get(f"{kind}_{label}")) for kind in ("real", "synthetic"))
+    for name, label in product(metrics.gan, metrics.made.classes):
+        real, synthetic = (_few(figures.get(f"{name}/{kind}_{label}")) for kind in ("real", "synthetic"))
         if real is None:
             continue
         below = "" if synthetic is not None else " No synthetic ones were kept."
         shown.append(
-            f"<h3>{escape(label)}</h3>"
+            f"<h3>{escape(name)}, {escape(label)}</h3>"
             + _figure(
                 charts.feature_maps(real, synthetic),
-                f"Feature maps of class {label}: real samples beside synthetic ones, the same channels.",
+                f"Feature maps of class {label}: real samples beside synthetic ones of {name}, the same channels.",
                 f"A row is a sample, a column a channel. A channel has one grey scale, real and synthetic.{below}",
             )
         )
@@ -607,13 +617,14 @@ def _control(metrics: Metrics) -> str:
     if control is None:
         return _missing("No control with shuffled labels was run.")
     says = (
-        "Chance lies in both intervals, as it must."
+        "Chance lies in all intervals, as it must."
         if control.chance_inside
         else "<b>⚠ Chance lies outside an interval: something may leak. Do not believe this page.</b>"
     )
-    rows = [_line("shuffled labels", [_cell(control.balanced_accuracy), _cell(control.auc), _n(control.auc)])]
+    arms: list[tuple[str, Control | Measured]] = [("real", control), *control.arms.items()]
+    rows = [_line(name, [_cell(scores.balanced_accuracy), _cell(scores.auc), _n(scores.auc)]) for name, scores in arms]
     return (
-        "<p>The arm of real features alone again, on labels that were dealt at random. "
+        "<p>Real features alone, and with the most synthetic ones, again, on labels that were dealt at random. "
         f"Nothing is to be learnt, so anything but 0.5 is a fault of the measurement. {says}</p>"
         + _table("", ["", "balanced accuracy", "AUC", "patients"], rows)
     )

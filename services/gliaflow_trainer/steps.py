@@ -37,6 +37,7 @@ from gliaflow_trainer.unet import TAPS, UNet, UNetOutput
 
 CLASSES = ("HGG", "LGG")
 WEIGHTS = "unet.safetensors"  # the U-Net as torch has it, for ``--init``
+FP16 = float(np.finfo(np.float16).max)
 LIBRARIES = ("gliaflow", "torch", "onnx", "onnxruntime", "numpy", "scipy", "nibabel", "scikit-learn")
 
 
@@ -255,6 +256,8 @@ def synthetic(fitted: Fitted, label: int, count: int, seed: int) -> tuple[NDArra
             z = torch.randn(64, fitted.nz, generator=chance)
             features = fitted.generator(z, torch.full((64,), label))
             right = fitted.critic(features)[1].argmax(1) == label
+            right &= features.isfinite().flatten(1).all(1)  # a generator that diverged
+            features = features.clamp(-FP16, FP16)  # as the store, and messages, hold them
             drawn, accepted = drawn + 64, accepted + int(right.sum())
             kept.append(features[right].numpy())
     return np.concatenate(kept)[:count], accepted / max(1, drawn)

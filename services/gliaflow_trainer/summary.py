@@ -51,6 +51,7 @@ def summarise(
             "baseline": table.row("real"),
             "augmented": table.row(augmented) if augmented else None,
             "difference": _difference(arms[augmented], arms["real"]) if augmented else None,
+            "beyond_line": _difference(arms[augmented], arms["threshold"]) if augmented else None,
         },
         "comparators": {
             name: {**table.row(name), "difference": None if name == "real" else _difference(arm, arms["real"])}
@@ -71,7 +72,7 @@ def summarise(
         },
         "scarce": [entry for few in plan.scarce if (entry := _scarce(table, few, names, generators))] or None,
         "gan": {name: _gan(name, dealt, seeds, about, table) for name in generators},
-        "control": _control(table) if plan.shuffle else None,
+        "control": _control(table, generators) if plan.shuffle else None,
         "calibration": {
             name: calibration(table.units_of(f"arm/{name}")[1], table.units_of(f"arm/{name}")[0].positive)
             for name in dict.fromkeys(["real", best, *([augmented] if augmented else [])])
@@ -238,12 +239,12 @@ def _gan(
     about: Mapping[tuple[int, int], Mapping[str, Any]],
     table: _Table,
 ) -> dict[str, Any]:
-    """Over folds and seeds: the mean of each measure, with the spread between fits as interval where it has one."""
+    """Over folds and seeds: the mean of each measure, and as its interval that in which 95 % of the fits lie."""
     every = [about[fold.number, seed]["gan"][name] for fold in dealt for seed in seeds]
 
     def over_fits(key: str, of: str = "samples") -> dict[str, Any]:
-        known = [[value for value in each[key] if value == value] for each in every]  # NaN: a class has no sample
-        values = np.array([np.mean(each) for each in known if each])
+        values = np.array([np.mean(each[key]) for each in every])
+        values = values[~np.isnan(values)]  # no real sample of a class to ask about
         if not len(values):
             return {"mean": None, "ci95": None, "n": 0}
         interval = np.percentile(values, [2.5, 97.5]).tolist() if len(values) > 1 else None
@@ -268,18 +269,21 @@ def _gan(
         "accuracy_critic": over_fits("accuracy_critic"),
         "accuracy_unseen": over_fits("accuracy_unseen"),
         "accuracy_unseen_real": over_fits("accuracy_unseen_real", "tested"),
+        "accuracy_others": over_fits("accuracy_others"),
+        "accuracy_others_real": over_fits("accuracy_others_real", "learnt"),
         "per_class": per_class,
         "cas": _measured(table.measured(f"arm/{name} alone")),
         "history": [about[fold.number, seeds[0]]["gan"][name]["history"] for fold in dealt],
     }
 
 
-def _control(table: _Table) -> dict[str, Any]:
-    measured = _measured(table.measured("control/real"))
+def _control(table: _Table, generators: Sequence[str]) -> dict[str, Any]:
+    arms = {name: _measured(table.measured(f"control/{name}")) for name in ("real", *generators)}
     return {
         "shuffled_labels": True,
-        **measured,
-        "chance_inside": all(chance_inside(score) for score in measured.values()),
+        **arms["real"],
+        "arms": {name: arms[name] for name in generators},
+        "chance_inside": all(chance_inside(score) for scores in arms.values() for score in scores.values()),
     }
 
 

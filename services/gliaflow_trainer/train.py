@@ -316,17 +316,18 @@ def _synthetic(fitted: Fitted, classifier: nn.Module, seed: int) -> dict[str, An
 
     The classifier sees those that the critic accepted, as serving gives them out.
     """
-    accepted, right = [], []
+    accepted, right, samples = [], [], 0
     for label in range(len(CLASSES)):
         features, share = synthetic(fitted, label, 128, seed + label)
         accepted.append(share)
-        if len(features):
-            with torch.inference_mode():
-                right.append(float(((classifier(torch.from_numpy(features)) < 0).long() == label).float().mean()))
+        samples += len(features)
+        with torch.inference_mode():
+            graded = (classifier(torch.from_numpy(features)) < 0).long() == label
+        right.append(float(graded.float().mean()) if len(features) else 0.0)  # none of a class: none is right
     return {
         "critic_accuracy": _rounded(np.mean(accepted)),
-        "classifier_accuracy": _rounded(np.mean(right)) if right else None,
-        "samples": 128 * len(CLASSES),
+        "classifier_accuracy": _rounded(np.mean(right)),
+        "samples": samples,
     }
 
 

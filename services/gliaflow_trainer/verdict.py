@@ -74,6 +74,9 @@ def verdict(metrics: Metrics) -> Verdict:
                 f"Against real features alone: balanced accuracy {changed(alone.balanced_accuracy)}, "
                 f"AUC {changed(alone.auc)}."
             )
+        if best != "threshold" and metrics.table3 is not None and metrics.table3.beyond_line is not None:
+            beyond = metrics.table3.beyond_line.balanced_accuracy
+            more.append(f"Against real features with the line between the classes moved alike: {changed(beyond)}.")
     return Verdict(kind, sentence, tuple(more), tuple(_warnings(metrics)))
 
 
@@ -148,8 +151,8 @@ def _warnings(metrics: Metrics) -> Iterable[str]:
         yield "No control with shuffled labels was run: a leak from training to test is not ruled out."
     elif not control.chance_inside:
         yield (
-            f"Do not believe these figures: on shuffled labels the classifier is outside chance (balanced accuracy "
-            f"{told(control.balanced_accuracy)}, AUC {told(control.auc)}; 0.5 is chance). Something may leak "
+            f"Do not believe these figures: on shuffled labels a classifier is outside chance (real features: balanced "
+            f"accuracy {told(control.balanced_accuracy)}, AUC {told(control.auc)}; 0.5 is chance). Something may leak "
             "from training to test; by bad luck alone this is seen in fewer than one run of ten."
         )
     if made.cohort.phantoms:

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 import small
 from gliaflow_plugins.base import PluginError
 from gliaflow_plugins.readers import Cohort
-from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.bundle import Bundle, BundleError, demo_bundle
 from gliaflow_trainer import arms, folds, summary
 from gliaflow_trainer import evaluate as module
 from gliaflow_trainer.evaluate import evaluate
@@ -177,9 +177,11 @@ def test_scans_without_a_class_are_left_out(folder: Path) -> None:
         ({"generators": ["nobody"]}, "nobody"),
         ({"options": {"colour": "red"}}, "colour"),
         ({"counts": [0]}, "counts"),
+        ({"folds": 9}, "9 are needed"),
+        ({"init": demo_bundle()}, "width"),
     ],
 )
 def test_what_is_not_known_is_said_before_anything_is_done(folder: Path, wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(PluginError, match=said):
+    with pytest.raises((PluginError, BundleError), match=said):
         run(folder, "wrong", **wrong)
     assert not (folder / "wrong").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 pytest.importorskip("torch")
 
 import small
+import torch
 from gliaflow_plugins.base import PluginError
+from gliaflow_plugins.generators import Fitted
 from gliaflow_proto import Geometry, Scan
 from gliaflow_trainer import arms as arms_module
 from gliaflow_trainer import folds, steps
@@ -21,6 +24,7 @@ from gliaflow_trainer.evaluate import deal, rare_class
 from gliaflow_trainer.folds import grade_fold, samples_of, shuffled
 from gliaflow_trainer.plan import Fold, Plan, features_of
 from gliaflow_trainer.slices import CutScan, Slices
+from gliaflow_trainer.steps import synthetic
 from gliaflow_trainer.store import FeatureStore, Origin, write_part
 from rich.progress import Progress
 
@@ -120,6 +124,7 @@ def plan_of(work: Path, **changes: Any) -> Plan:
         counts=(5, 10),
         scarce=(2,),
         shuffle=True,
+        seed=0,
         device="cpu",
         threads=1,
     )
@@ -260,13 +265,67 @@ def test_test_patients_touch_nothing_that_is_fitted(
 
         arms = arms_module.Arms(plan, samples, here_of(samples), 0, dict.fromkeys(COHORT, 6))
         arms.grader = spy
+        lines: list[float] = []
+
+        def spy_line(module: Any, kept: Any = arms._offset, lines: list[float] = lines) -> float:
+            lines.append(kept(module))
+            return lines[-1]
+
+        monkeypatch.setattr(arms, "_offset", spy_line)
         arms.all(quality=True)
         made = arms_module.synthetic(arms._fitted("levels", {}), 0, 10, 0)[0]
-        weights[name] = [*found, {"synthetic": made, "chosen": np.array(arms.chosen["levels"])}]
+        chosen = {"chosen": np.array(arms.chosen["levels"]), "lines": np.array(lines)}
+        assert len(lines) == 7, "threshold, four comparators, two counts"
+        weights[name] = [*found, {"synthetic": made, **chosen}]
     assert len(weights["clean"]) == 10, "real, weights, four comparators, two counts, the generator alone, synthetic"
     for clean, spoilt in zip(weights["clean"], weights["spoilt"], strict=True):
         for key, value in clean.items():
             assert np.array_equal(value, spoilt[key]), key
+
+
+class Diverged(torch.nn.Module):
+    """A generator that has diverged for class 0 and makes values beyond fp16 for class 1; the critic accepts all."""
+
+    def forward(self, z: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        values = torch.tensor([float("nan"), 1e6])[label]
+        return values[:, None, None, None].expand(-1, 4, 6, 6)
+
+
+class Yes(torch.nn.Module):
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        label = torch.nan_to_num(features[:, 0, 0, 0]) > 0
+        return label.float(), torch.nn.functional.one_hot(label.long(), 2).float()
+
+
+def test_what_a_diverged_generator_makes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot end an evaluation: the class without samples is never right, and nothing is fitted on NaN."""
+    diverged = Fitted(nz=2, generator=Diverged(), critic=Yes())
+    nothing, share = synthetic(diverged, 0, 10, 0)
+    assert (nothing.shape, share) == ((0, 4, 6, 6), 0)
+    clipped, share = synthetic(diverged, 1, 10, 0)
+    assert share == 1
+    assert (clipped == np.finfo(np.float16).max).all()
+
+    monkeypatch.setattr(small.Levels, "fit", lambda *_, **__: diverged)
+    monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
+    plan = plan_of(tmp_path)
+    store_of(features_of(plan, FOLD))
+    found = dict(np.load(grade_fold(plan, FOLD, 0)))
+    assert np.isfinite(found["arm/levels"]).all()
+    assert np.isnan(found["arm/levels alone"]).all()
+    quality = json.loads(str(found["about"]))["gan"]["levels"]
+    assert quality["accuracy_unseen"][0] == quality["accuracy_others"][0] == 0
+
+
+def test_a_fold_in_whose_test_patients_no_tumour_was_found_is_graded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
+    plan = plan_of(tmp_path)
+    store = store_of(features_of(plan, FOLD))
+    none = {patient: part for patient, part in FOLD.split.items() if part != "test"}
+    found = dict(np.load(grade_fold(plan, replace(FOLD, split=none), 0)))
+    assert len(found["index"]) == len(found["arm/real"]) == 0 < len(store)
 
 
 def test_a_folds_answers_are_logits_of_its_test_slices_by_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
