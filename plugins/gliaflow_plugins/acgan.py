@@ -21,10 +21,10 @@ class ACGANOptions(Options):
     ndf: int = Field(default=32, ge=1, description="kernels of the discriminator's first layer")
     steps: int = Field(default=1000, ge=1, description="of each network")
     batch: int = Field(default=16, ge=2, description="features a step, each class drawn equally often")
-    lr: float = Field(default=1e-3, gt=0, description="Adam, both networks")
+    lr: float = Field(default=2e-3, gt=0, description="Adam, both networks")
     beta1: float = Field(default=0.0, ge=0, lt=1, description="Adam")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="Adam")
-    r1: float = Field(default=0.1, ge=0, description="weight of the gradient penalty on real features, every 4th step")
+    r1: float = Field(default=5.0, ge=0, description="weight of the gradient penalty on real features, every 4th step")
     class_weight: float = Field(default=0.5, ge=0, description="weight of the generator's class loss")
     ema: float = Field(
         default=0.998, ge=0, lt=1, description="decay of the generator's averaged weights; less before step 5,000"

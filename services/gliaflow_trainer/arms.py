@@ -155,7 +155,7 @@ class Arms:
 
     def _fitted(self, name: str, options: Mapping[str, Any]) -> Fitted:
         variant = load_registry().generator(name)
-        chosen = parse_options(variant, {**self.plan.profile.generators.get(name, {}), **options})
+        chosen = parse_options(variant, options)
         self.options[name] = chosen.model_dump(mode="json")
         return variant.fit(self.train, chosen, seed=self.seed, device=self.plan.device)
 

@@ -92,8 +92,10 @@ def evaluate(
     """
     if generators and not any(counts):
         raise PluginError("counts: with a generator, say how many synthetic samples to add (--counts 100,400)")
-    for name in generators:
-        parse_options(registry.generator(name), {**profile.generators.get(name, {}), **(options or {})})
+    chosen = {
+        name: parse_options(registry.generator(name), {**profile.generators.get(name, {}), **(options or {})})
+        for name in generators
+    }
     if unet is not None:
         profile = replace(profile, input=Bundle(unet).manifest.input)
     cases = {case.id: case for case in cohort.cases if case.mask is not None and case.label}
@@ -127,7 +129,7 @@ def evaluate(
         task=task,
         rare=rare_class(label_of, task),
         tap=tap or profile.tap,
-        generators=tuple((name, dict(options or {})) for name in generators),
+        generators=tuple((name, each.model_dump(mode="json")) for name, each in chosen.items()),
         counts=tuple(counts),
         scarce=tuple(scarce),
         shuffle=shuffle,
