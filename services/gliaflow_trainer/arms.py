@@ -33,6 +33,7 @@ from gliaflow_trainer.store import Samples
 
 MANY = 2000  # training samples that comparators, which hold all of them, are given at most
 MEASURED = 400  # synthetic samples of a class that are measured
+ACCURACIES = tuple(f"accuracy_{by}" for by in ("critic", "unseen", "unseen_real", "others", "others_real"))
 
 
 class Arms:
@@ -191,28 +192,27 @@ class Arms:
 
     def _quality(self, name: str, fitted: Fitted, unseen: nn.Module) -> dict[str, NDArray[np.float64]]:
         """Measure the generator; gives the arm that is fitted on synthetic features alone (CAS)."""
-        made, accepted, right, real_right, right_by_others, real_by_others = [], [], [], [], [], []
         others = self._others()
-        with torch.inference_mode():
-            of_train = others.grade(torch.from_numpy(self.statistics[self.here["train"]])).numpy()
-        of_real = self._logits(unseen, "test")
+        of_test = self._logits(unseen, "test")
+        of_train = self._logits(others, "train") if others is not None else np.zeros(len(self.train)) * np.nan
+        made: list[NDArray[np.float32]] = []
+        shares: dict[str, list[float]] = {accuracy: [] for accuracy in ACCURACIES}
         for label in (0, 1):
-            maps, share = synthetic(fitted, label, MEASURED, 1000 + self.seed + label)
-            accepted.append(share)
-            logits = _logits(unseen, maps)
-            right.append(_share_right(logits, label) if len(maps) else 0.0)
-            right_by_others.append(_share_right(_logits(others, maps), label) if len(maps) else 0.0)
-            real_right.append(_share_right(of_real[self.test.labels == label], label))
-            real_by_others.append(_share_right(of_train[self.train.labels == label], label))
+            maps, accepted = synthetic(fitted, label, MEASURED, 1000 + self.seed + label)
             made.append(maps)
+            found = (
+                accepted,
+                _share_right(_logits(unseen, maps), label) if len(maps) else 0.0,  # none of a class: none is right
+                _share_right(of_test[self.test.labels == label], label),
+                (_share_right(_logits(others, maps), label) if len(maps) else 0.0) if others is not None else np.nan,
+                _share_right(of_train[self.train.labels == label], label),
+            )
+            for accuracy, share in zip(ACCURACIES, found, strict=True):
+                shares[accuracy].append(float(share))
         labels = np.repeat([0, 1], [len(maps) for maps in made])
         known = _pooled(self.train)
         self.gan[name] = {
-            "accuracy_critic": accepted,
-            "accuracy_unseen": right,
-            "accuracy_unseen_real": real_right,
-            "accuracy_others": right_by_others,
-            "accuracy_others_real": real_by_others,
+            **shares,
             "samples": len(labels),
             "tested": len(self.test),
             "learnt": len(self.train),
@@ -238,10 +238,15 @@ class Arms:
         alone = np.concatenate(made).astype(np.float16)
         return {f"{name} alone": self._test(self._grade(alone, labels, alone=True))}
 
-    def _others(self) -> PooledClassifier:
-        """A judge of synthetic features that saw none, nor any patient whom the generator learnt from."""
+    def _others(self) -> PooledClassifier | None:
+        """A judge of synthetic features that saw none, nor any patient whom the generator learnt from.
+
+        None where tumour was found in one class of these other patients only.
+        """
         held = np.concatenate([self.here["validation"], self.here["test"]])
         labels = self.samples.labels[held]
+        if len(np.unique(labels)) < 2:
+            return None
         return fit_pooled(self.statistics[held], labels, self.samples.patients[held].tolist(), weights="balanced")
 
     def _numbers(self) -> dict[str, NDArray[np.float64]]:
@@ -265,7 +270,8 @@ def _pooled(samples: Samples) -> NDArray[np.float32]:
 
 
 def _share_right(logits: NDArray[np.floating], label: int) -> float:
-    return float(((logits < 0) == bool(label)).mean()) if len(logits) else float("nan")
+    """Of logits [n]; NaN where there are none, or where they are not known."""
+    return float(((logits < 0) == bool(label)).mean()) if len(logits) and not np.isnan(logits).all() else float("nan")
 
 
 def _logits(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -326,6 +326,10 @@ def test_a_fold_in_whose_test_patients_no_tumour_was_found_is_graded(
     none = {patient: part for patient, part in FOLD.split.items() if part != "test"}
     found = dict(np.load(grade_fold(plan, replace(FOLD, split=none), 0)))
     assert len(found["index"]) == len(found["arm/real"]) == 0 < len(store)
+    of_one = {p: part for p, part in FOLD.split.items() if part == "train" or COHORT[p] == "HGG"}
+    quality = json.loads(str(np.load(grade_fold(plan, replace(FOLD, split=of_one), 0))["about"]))["gan"]["levels"]
+    assert np.isnan([*quality["accuracy_others"], *quality["accuracy_others_real"]]).all(), "no judge of other patients"
+    assert np.isfinite(quality["accuracy_unseen"]).all()
 
 
 def test_a_folds_answers_are_logits_of_its_test_slices_by_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
