@@ -7,7 +7,11 @@ The folds (``folds``) run beside each other in processes; here patients are deal
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -242,7 +246,8 @@ def _run(
                 bar.advance(task)
         return answers
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, configure_logging, ("error", "auto")) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(jobs, spawn, _worker) as pool:
         # a U-Net from elsewhere: one extraction for all
         first = list(dealt[:1] if plan.unet is not None else dealt)
         pending: dict[Future[Any], tuple[Fold, int | None]] = {
@@ -263,7 +268,23 @@ def _run(
                     for other in later:
                         pending[pool.submit(fit_segmentation, plan, other, cases, min(seeds))] = (other, None)
                     later = []
-        except BaseException:
+        except BaseException:  # what is being fitted is not waited for: it is kept to the epoch
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return answers
+
+
+def _worker() -> None:
+    """Prepares a process of the pool. It ends with its parent, however that ends; Ctrl-C is the parent's to answer."""
+    configure_logging("error", "auto")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

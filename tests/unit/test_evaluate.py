@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,3 +189,42 @@ def test_what_is_not_known_is_said_before_anything_is_done(folder: Path, wrong: 
     with pytest.raises((PluginError, BundleError), match=said):
         run(folder, "wrong", **wrong)
     assert not (folder / "wrong").exists()
+
+
+WITH_A_WORKER = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from gliaflow_trainer.evaluate import _worker
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _worker)
+    busy = pool.submit(time.sleep, 60)
+    while not busy.running():
+        time.sleep(0.01)
+    print(*pool._processes, flush=True)
+    busy.result()
+"""
+
+
+def test_processes_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    """Not even SIGKILL leaves folds behind that go on fitting for nobody."""
+    script = tmp_path / "script.py"
+    script.write_text(WITH_A_WORKER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        time.sleep(0.5)  # it says that it runs before its process has begun
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while _lives(worker):
+        assert time.monotonic() < deadline, "it went on"
+        time.sleep(0.1)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
