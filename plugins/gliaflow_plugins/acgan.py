@@ -5,33 +5,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from gliaflow_plugins.base import Options
-from gliaflow_plugins.generators import FeatureSource, Fitted, Progress
+from gliaflow_plugins.gan import GAN, GANOptions, Seen, cross_entropy, hinge
+from gliaflow_plugins.generators import FeatureSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gliaflow_plugins.gan_training import Setup
 
 
-class ACGANOptions(Options):
+class ACGANOptions(GANOptions):
     """What was measured to come nearest to the floor of real features (docs/results.md)."""
 
-    nz: int = Field(default=64, ge=1, le=4096, description="length of the noise vector")
-    ngf: int = Field(default=32, ge=1, description="kernels of the generator's last hidden layer")
-    ndf: int = Field(default=32, ge=1, description="kernels of the discriminator's first layer")
-    steps: int = Field(default=1000, ge=1, description="of each network")
-    batch: int = Field(default=16, ge=2, description="features a step, each class drawn equally often")
-    lr: float = Field(default=2e-3, gt=0, description="Adam, both networks")
-    beta1: float = Field(default=0.0, ge=0, lt=1, description="Adam")
-    beta2: float = Field(default=0.99, ge=0, lt=1, description="Adam")
-    r1: float = Field(default=5.0, ge=0, description="weight of the gradient penalty on real features, every 4th step")
     class_weight: float = Field(default=0.5, ge=0, description="weight of the generator's class loss")
-    ema: float = Field(
-        default=0.998, ge=0, lt=1, description="decay of the generator's averaged weights; less before step 5,000"
-    )
 
 
-class ACGAN:
+class ACGAN(GAN):
     """Odena et al., *Conditional image synthesis with auxiliary classifier GANs*, ICML 2017, made stable.
 
     Hinge loss (Lim and Ye 2017), R1 penalty (Mescheder et al. 2018), averaged weights, classes drawn evenly. Both
@@ -42,22 +36,14 @@ class ACGAN:
     """
 
     name = "acgan"
-    options: type[BaseModel] = ACGANOptions
+    options = ACGANOptions
 
-    def fit(
-        self,
-        features: FeatureSource,
-        options: ACGANOptions,
-        *,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
-        checkpoint: Path | None = None,
-    ) -> Fitted:
-        """See ``GeneratorVariant.fit``. Raises ValueError where a class has no sample."""
-        from gliaflow_plugins.acgan_training import train  # torch is imported here and not before
+    def loss_d(self, real: Seen, fake: Seen, label: Tensor, z: Tensor, options: ACGANOptions) -> Tensor:
+        # what a class is, real features alone tell: taught by synthetic ones too, D would follow G
+        return hinge(real.source, fake.source) + cross_entropy(real.grade, label)
 
-        return train(features, options, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
+    def loss_g(self, fake: Seen, label: Tensor, z: Tensor, options: ACGANOptions) -> Tensor:
+        return -fake.source.mean() + options.class_weight * cross_entropy(fake.grade, label)
 
 
 class PaperOptions(Options):
@@ -73,9 +59,17 @@ class PaperOptions(Options):
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam (source code)")
     dropout: float = Field(default=0.5, ge=0, lt=1, description="in the discriminator (source code)")
 
+    # what came later, and the paper does without
+    critic_steps: ClassVar[int] = 1
+    ttur: ClassVar[float] = 1
+    r1: ClassVar[float] = 0
+    gp: ClassVar[float] = 0
+    augment: ClassVar[float] = 0
+    ema: ClassVar[float] = 0
 
-class PaperACGAN:
-    """The paper's ACGAN: three hidden layers, leaky ReLU, cross-entropies for source and class.
+
+class PaperACGAN(GAN):
+    """The paper's ACGAN: three hidden layers, leaky ReLU, cross-entropies for source and class (equations 1 and 2).
 
     Two departures, without which it cannot work: the class loss is a cross-entropy on logits (the source code feeds
     a softmax to NLLLoss, so that its loss is −p and not −log p), and the generator ends in a ReLU and the features'
@@ -83,19 +77,24 @@ class PaperACGAN:
     """
 
     name = "acgan-paper"
-    options: type[BaseModel] = PaperOptions
+    options = PaperOptions
 
-    def fit(
-        self,
-        features: FeatureSource,
-        options: PaperOptions,
-        *,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
-        checkpoint: Path | None = None,
-    ) -> Fitted:
-        """See ``GeneratorVariant.fit``. Raises ValueError where a class has no sample."""
-        from gliaflow_plugins.acgan_training import train_paper
+    def loss_d(self, real: Seen, fake: Seen, label: Tensor, z: Tensor, options: PaperOptions) -> Tensor:
+        by_source = _softplus(-real.source).mean() + _softplus(fake.source).mean()
+        return by_source + cross_entropy(real.classes, label) + cross_entropy(fake.classes, label)
 
-        return train_paper(features, options, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
+    def loss_g(self, fake: Seen, label: Tensor, z: Tensor, options: PaperOptions) -> Tensor:
+        # G maximises L_C − L_S, in the form whose gradient does not vanish while D wins
+        return _softplus(-fake.source).mean() + cross_entropy(fake.classes, label)
+
+    def class_logits(self, seen: Seen) -> Tensor:
+        return seen.classes
+
+    def setup(self, features: FeatureSource, options: Any, seed: int) -> Setup:
+        from gliaflow_plugins.gan_training import as_in_the_paper
+
+        return as_in_the_paper(self, features, options, seed)
+
+
+def _softplus(logit: Tensor) -> Tensor:
+    return logit.logaddexp(logit.new_zeros(()))

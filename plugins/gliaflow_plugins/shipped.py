@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gliaflow_plugins.acgan import ACGAN, PaperACGAN
+from gliaflow_plugins.adcgan import ADCGAN
 from gliaflow_plugins.augmentations import (
     Augmentation,
     Elastic,
@@ -17,8 +18,12 @@ from gliaflow_plugins.augmentations import (
 )
 from gliaflow_plugins.generators import GeneratorVariant
 from gliaflow_plugins.hookspecs import hookimpl
+from gliaflow_plugins.infogan import InfoGAN
 from gliaflow_plugins.layouts import SHIPPED
+from gliaflow_plugins.reacgan import ReACGAN
 from gliaflow_plugins.readers import Reader
+from gliaflow_plugins.sngan_projection import SNGANProjection
+from gliaflow_plugins.wgan_gp import WGANGP
 
 
 @hookimpl
@@ -29,8 +34,8 @@ def register_augmentations(register: Callable[[Augmentation], None]) -> None:
 
 @hookimpl
 def register_generators(register: Callable[[GeneratorVariant], None]) -> None:
-    register(ACGAN())
-    register(PaperACGAN())
+    for variant in (ACGAN, PaperACGAN, SNGANProjection, ReACGAN, ADCGAN, WGANGP, InfoGAN):
+        register(variant())
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Networks of ``acgan`` and ``acgan-paper``. Within the loop features are over their channels' scale (``scaled``)."""
+"""Networks of the GANs. Within the loop features are over their channels' scale (``scaled``)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gliaflow_plugins.gan import GAN, GANOptions, Seen
 from gliaflow_plugins.pooled import inverse_spread, pooled
 
 Size = tuple[int, int]
@@ -45,35 +46,56 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """features [n, C, H, W] → source logit [n] (positive: real), class logits [n, K].
 
-    With ``statistics`` they alone tell the class, as they do in grading, and the source is judged by them too.
+    It sees the maps and, with ``statistics``, what the grader tells the class by.
     """
 
     inverse: Tensor
 
     def __init__(
-        self, layers: nn.Module, flat: int, classes: int, scale: Tensor, statistics: Statistics | None = None
+        self,
+        gan: GAN,
+        layers: nn.Module,
+        flat: int,
+        classes: int,
+        scale: Tensor,
+        statistics: Statistics | None = None,
+        code: int = 0,
     ) -> None:
         super().__init__()
         inverse = torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0)  # a channel always 0 says nothing
         self.register_buffer("inverse", inverse.view(1, -1, 1, 1))
-        self.layers, self.statistics = layers, statistics
+        self.gan, self.layers, self.statistics = gan, layers, statistics
+        seen, told = flat, 3 * len(scale)
         if statistics is not None:
-            told = 3 * len(scale)
             self.mix = nn.Sequential(nn.Linear(told, 64), nn.LeakyReLU(0.2), nn.Linear(64, 64), nn.LeakyReLU(0.2))
-            self.source, self.label = nn.Linear(flat + 64, 1), nn.Linear(told, classes)
-        else:
-            self.source, self.label = nn.Linear(flat, 1), nn.Linear(flat, classes)
+            self.grade = nn.Linear(told, classes)
+            seen += 64
+        self.source, self.classes = nn.Linear(seen, 1), nn.Linear(seen, gan.outputs * classes)
+        self.embedding, self.found = _head(seen, gan.embedded), _head(seen, code)
+        self.proxies = nn.Parameter(torch.randn(classes, gan.embedded))
+        if gan.spectral:
+            for part in (self.layers, self.mix, self.source, self.classes, self.embedding):
+                part.apply(_spectral)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.judge(features * self.inverse)
+        seen = self.judge(features * self.inverse)
+        return seen.source, self.gan.class_logits(seen)
 
-    def judge(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of features over their channels' scale."""
+    def judge(self, scaled: Tensor) -> Seen:
+        """What there is to say of features over their channels' scale."""
         hidden = self.layers(scaled)
-        if self.statistics is None:
-            return self.source(hidden)[:, 0], self.label(hidden)
-        told = self.statistics(scaled)
-        return self.source(torch.cat([hidden, self.mix(told)], dim=1))[:, 0], self.label(told)
+        if self.statistics is not None:
+            told = self.statistics(scaled)
+            hidden = torch.cat([hidden, self.mix(told)], dim=1)
+        classes = self.classes(hidden)
+        return Seen(
+            self.source(hidden)[:, 0],
+            classes,
+            self.grade(told) if self.statistics is not None else classes,
+            F.normalize(self.embedding(hidden), dim=1),
+            F.normalize(self.proxies, dim=1),
+            self.found(hidden),
+        )
 
 
 class Statistics(nn.Module):
@@ -93,7 +115,10 @@ class Statistics(nn.Module):
         self.register_buffer("inverse", inverse_spread(std))
 
     def forward(self, features: Tensor) -> Tensor:
-        return (summary(features) - self.mean) * self.inverse
+        return self.standardised(summary(features))
+
+    def standardised(self, told: Tensor) -> Tensor:
+        return (told - self.mean) * self.inverse
 
 
 def summary(features: Tensor) -> Tensor:
@@ -103,10 +128,11 @@ def summary(features: Tensor) -> Tensor:
 
 
 def patched(
-    shape: Shape, classes: int, nz: int, ngf: int, ndf: int, scale: Tensor, statistics: Statistics | None
+    gan: GAN, shape: Shape, classes: int, options: GANOptions, code: int, scale: Tensor, statistics: Statistics
 ) -> tuple[Generator, Discriminator]:
     """Networks that take a map for 15×15 patches or so: the same work at 15×15 as at 120×120."""
     channels, height, width = shape
+    nz, ngf, ndf = options.nz, options.ngf, options.ndf
     side = patch(shape)
     sizes = ladder((height // side, width // side))
     g = [ngf * min(2**level, 4) for level in range(len(sizes))][::-1]
@@ -121,12 +147,12 @@ def patched(
     flat = d[-1] * sizes[-1][0] * sizes[-1][1]
     return (
         Generator(nn.Sequential(*layers), classes, scale),
-        Discriminator(nn.Sequential(*seen, nn.Flatten()), flat, classes, scale, statistics),
+        Discriminator(gan, nn.Sequential(*seen, nn.Flatten()), flat, classes, scale, statistics, code),
     )
 
 
 def paper(
-    shape: Shape, classes: int, nz: int, ngf: int, ndf: int, dropout: float, scale: Tensor
+    gan: GAN, shape: Shape, classes: int, nz: int, ngf: int, ndf: int, dropout: float, scale: Tensor
 ) -> tuple[Generator, Discriminator]:
     """The paper's: three hidden layers each at 15×15 (1 → 4 → 8 → 15 and back), kernels drawn from N(0, 0.02)."""
     sizes = ladder(shape[1:], least=3)
@@ -142,7 +168,7 @@ def paper(
     flat = d[-1] * sizes[-1][0] * sizes[-1][1]
     networks = (
         Generator(nn.Sequential(*layers), classes, scale),
-        Discriminator(nn.Sequential(*seen, nn.Flatten()), flat, classes, scale),
+        Discriminator(gan, nn.Sequential(*seen, nn.Flatten()), flat, classes, scale),
     )
     for network in networks:
         for module in network.modules():
@@ -172,3 +198,17 @@ def _doubled(channels_in: int, channels_out: int, small: Size, large: Size) -> n
     # A transposed convolution of stride 2 doubles with a kernel of 4, and makes 2n − 1 with one of 3.
     kernel = (4 if large[0] == 2 * small[0] else 3, 4 if large[1] == 2 * small[1] else 3)
     return nn.ConvTranspose2d(channels_in, channels_out, kernel, stride=2, padding=1)
+
+
+class _Nothing(nn.Module):
+    def forward(self, seen: Tensor) -> Tensor:
+        return seen[:, :0]
+
+
+def _head(seen: int, outputs: int) -> nn.Module:
+    return nn.Linear(seen, outputs) if outputs else _Nothing()
+
+
+def _spectral(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.utils.parametrizations.spectral_norm(layer)

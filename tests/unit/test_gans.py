@@ -1,4 +1,4 @@
-"""The ACGANs: the contract they leave behind, at any tap; what they learn; and that a kill changes nothing."""
+"""The GANs: the contract that each leaves behind, at any tap; what they learn; and that a kill changes nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -7,15 +7,24 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from gliaflow_plugins.acgan import ACGAN, ACGANOptions, PaperACGAN, PaperOptions
+from gliaflow_plugins.adcgan import ADCGAN
+from gliaflow_plugins.gan import GAN
 from gliaflow_plugins.generators import ArrayFeatures, Fitted, channel_scale
+from gliaflow_plugins.infogan import InfoGAN
+from gliaflow_plugins.reacgan import ReACGAN
+from gliaflow_plugins.sngan_projection import SNGANProjection
+from gliaflow_plugins.wgan_gp import WGANGP
 
 torch = pytest.importorskip("torch")
 
-from gliaflow_plugins.acgan_networks import Generator, ladder, paper, patch  # noqa: E402
+from gliaflow_plugins.gan_networks import Generator, ladder, paper, patch  # noqa: E402
+from gliaflow_plugins.gan_training import augmented  # noqa: E402
 from gliaflow_trainer.export import ExportError, export, export_generator  # noqa: E402
 from gliaflow_trainer.pooled import fit_pooled, statistics  # noqa: E402
 
 CLASSES = ("HGG", "LGG")
+SHIPPED = (ACGAN, PaperACGAN, SNGANProjection, ReACGAN, ADCGAN, WGANGP, InfoGAN)
+every_gan = pytest.mark.parametrize("gan", [gan() for gan in SHIPPED], ids=[gan.name for gan in SHIPPED])
 
 
 def separable(n: int = 120, shape: tuple[int, int, int] = (12, 15, 15), seed: int = 0) -> ArrayFeatures:
@@ -32,6 +41,11 @@ def separable(n: int = 120, shape: tuple[int, int, int] = (12, 15, 15), seed: in
 
 def fit(features: ArrayFeatures, seed: int = 0, **options: float) -> Fitted:
     return ACGAN().fit(features, ACGANOptions.model_validate({"ngf": 16, "ndf": 16, **options}), seed=seed)
+
+
+def fit_briefly(gan: GAN, features: ArrayFeatures, seed: int = 0, steps: int = 4, **more: Any) -> Fitted:
+    length = {"epochs": steps} if isinstance(gan, PaperACGAN) else {"steps": steps}
+    return gan.fit(features, gan.options.model_validate({"ngf": 4, "ndf": 4, **length}), seed=seed, **more)
 
 
 def fit_paper(features: ArrayFeatures, seed: int = 0, **options: float) -> Fitted:
@@ -101,7 +115,9 @@ def test_history_is_what_figure_11_shows(fitted: Fitted) -> None:
     assert len(fit_paper(separable(40), epochs=3).history) == 3
 
 
-def test_onnx_answers_as_torch_does(fitted: Fitted, tmp_path: Path) -> None:
+@every_gan
+def test_onnx_answers_as_torch_does(gan: GAN, tmp_path: Path) -> None:
+    fitted = fit_briefly(gan, separable(40))
     generator, critic = export_generator(fitted, tmp_path, (12, 15, 15))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["critic.onnx", "generator.onnx"]
     assert str(Path(__file__).parents[2]).encode() not in generator.read_bytes(), "no path of the machine that made it"
@@ -116,23 +132,20 @@ def test_onnx_answers_as_torch_does(fitted: Fitted, tmp_path: Path) -> None:
         (got,) = g.run(["features"], {"z": z.numpy(), "label": label.numpy()})
         source, logits = d.run(["source_logit", "class_logits"], {"features": got})
         assert got == pytest.approx(want.numpy(), rel=1e-4, abs=1e-4 * float(want.max()))
-        assert source == pytest.approx(want_source.numpy(), abs=1e-3)
-        assert logits == pytest.approx(want_class.numpy(), abs=1e-3)
+        assert source == pytest.approx(want_source.numpy(), rel=1e-3, abs=1e-3)
+        assert logits == pytest.approx(want_class.numpy(), rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.parametrize(("of", "options"), [(fit, {"steps": 20}), (fit_paper, {"epochs": 2})])
-def test_the_same_seed_learns_the_same(of: Any, options: dict[str, int]) -> None:
+@every_gan
+def test_the_same_seed_learns_the_same(gan: GAN) -> None:
     features = separable(40)
-    first, again, other = (of(features, seed, **options) for seed in (1, 1, 2))
+    first, again, other = (fit_briefly(gan, features, seed) for seed in (1, 1, 2))
     assert torch.equal(sample(first)[0], sample(again)[0])
     assert not torch.equal(sample(first)[0], sample(other)[0])
 
 
-@pytest.mark.parametrize(
-    ("variant", "options"),
-    [(ACGAN(), ACGANOptions(steps=40, ngf=4, ndf=4)), (PaperACGAN(), PaperOptions(epochs=4, ngf=4, ndf=4))],
-)
-def test_it_goes_on_after_a_kill_as_if_there_had_been_none(variant: Any, options: Any, tmp_path: Path) -> None:
+@every_gan
+def test_it_goes_on_after_a_kill_as_if_there_had_been_none(gan: GAN, tmp_path: Path) -> None:
     features, file = separable(40), tmp_path / "generator.checkpoint"
 
     def killed(epoch: int, epochs: int, figures: object) -> None:
@@ -140,32 +153,52 @@ def test_it_goes_on_after_a_kill_as_if_there_had_been_none(variant: Any, options
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        variant.fit(features, options, seed=4, checkpoint=file, progress=killed)
-    resumed, whole = variant.fit(features, options, seed=4, checkpoint=file), variant.fit(features, options, seed=4)
+        fit_briefly(gan, features, 4, steps=6, checkpoint=file, progress=killed)
+    resumed, whole = fit_briefly(gan, features, 4, steps=6, checkpoint=file), fit_briefly(gan, features, 4, steps=6)
     assert torch.equal(sample(resumed)[0], sample(whole)[0])
     assert resumed.history == whole.history
 
 
-@pytest.mark.parametrize("of", [fit, fit_paper])
+@every_gan
 @pytest.mark.parametrize("shape", [(8, 15, 15), (4, 30, 30), (2, 120, 120), (3, 7, 12), (1, 1, 1)])
-def test_it_follows_the_tap(shape: tuple[int, int, int], of: Any) -> None:
-    fitted = of(
-        separable(20, shape)
-        if shape[0] > 1
-        else ArrayFeatures(np.random.default_rng(0).random((20, *shape), dtype=np.float32), np.arange(20) % 2, CLASSES),
-        **({"steps": 2} if of is fit else {"epochs": 1}),
-        ngf=4,
-        ndf=4,
-    )
+def test_it_follows_the_tap(shape: tuple[int, int, int], gan: GAN) -> None:
+    few = np.random.default_rng(0).random((20, *shape), dtype=np.float32)
+    fitted = fit_briefly(gan, ArrayFeatures(few, np.arange(20) % 2, CLASSES), steps=1)
     features, _ = sample(fitted, 3)
     assert features.shape == (3, *shape)
     source, logits = fitted.critic(features)
     assert (source.shape, logits.shape) == ((3,), (3, 2))
 
 
+@pytest.mark.parametrize("gan", [ReACGAN(), ADCGAN(), WGANGP(), InfoGAN()], ids=lambda gan: str(gan.name))
+def test_each_learns_the_classes(gan: GAN) -> None:
+    """By a grader that was fitted on real features alone."""
+    real = separable(200)
+    grader = fit_pooled(statistics(real), real.labels, [str(n) for n in range(200)], weights="balanced")
+    options = gan.options.model_validate({"ngf": 16, "ndf": 16, "steps": 300})
+    features, label = sample(gan.fit(real, options, seed=0))
+    with torch.no_grad():
+        assert ((grader(features) < 0) == (label == 1)).float().mean() >= 0.9
+
+
+def test_what_the_discriminator_sees_may_be_shifted_and_have_a_hole() -> None:
+    maps = torch.ones(2, 3, 16, 16)
+    assert augmented(maps, 0.0) is maps
+    torch.manual_seed(0)
+    seen = augmented(maps, 1.0)
+    assert seen.shape == maps.shape
+    assert (seen == 0).any(dim=(1, 2, 3)).all()
+    assert set(seen.unique().tolist()) == {0.0, 1.0}
+    torch.manual_seed(0)
+    leaf = maps.clone().requires_grad_()
+    augmented(leaf, 1.0).sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.sum() == seen.sum(), "what is seen, and nothing else, teaches the generator"
+
+
 def test_the_papers_networks_have_three_hidden_layers_at_its_tap() -> None:
     assert ladder((15, 15), least=3) == [(15, 15), (8, 8), (4, 4)]
-    g, d = paper((1024, 15, 15), 2, 110, 64, 64, 0.5, torch.ones(1024))
+    g, d = paper(PaperACGAN(), (1024, 15, 15), 2, 110, 64, 64, 0.5, torch.ones(1024))
     transposed = [m for m in g.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
     assert [m.kernel_size for m in transposed] == [(4, 4), (4, 4), (3, 3)]
     assert [m.out_channels for m in transposed] == [128, 64, 1024]
