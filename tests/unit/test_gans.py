@@ -1,6 +1,8 @@
 """The GANs: the contract that each leaves behind, at any tap; what they learn; and that a kill changes nothing."""
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from gliaflow_plugins.gan import GAN
 from gliaflow_plugins.generators import ArrayFeatures, Fitted, channel_scale
 from gliaflow_plugins.infogan import InfoGAN
 from gliaflow_plugins.reacgan import ReACGAN
+from gliaflow_plugins.registry import Origin, Registry
 from gliaflow_plugins.sngan_projection import SNGANProjection
 from gliaflow_plugins.wgan_gp import WGANGP
 
@@ -179,6 +182,24 @@ def test_each_learns_the_classes(gan: GAN) -> None:
     features, label = sample(gan.fit(real, options, seed=0))
     with torch.no_grad():
         assert ((grader(features) < 0) == (label == 1)).float().mean() >= 0.9
+
+
+def test_the_gan_of_the_docs_learns_the_classes() -> None:
+    """docs/plugins.md: a GAN is two losses."""
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class LSGAN" in block)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    registry = Registry()
+    registry.add(SimpleNamespace(**found), Origin("lsgan", "docs", "1", "docs/plugins.md"))
+    assert not registry.problems
+    gan = registry.generator("lsgan")
+    fitted = gan.fit(separable(200), gan.options(ngf=16, ndf=16, steps=200), seed=0)
+    features, label = sample(fitted)
+    _, logits = fitted.critic(features)
+    assert (logits.argmax(1) == label).float().mean() >= 0.9
+    for shipped in SHIPPED:
+        assert f"| `{shipped.name}` |" in page, f"docs/plugins.md lacks {shipped.name}"
 
 
 def test_what_the_discriminator_sees_may_be_shifted_and_have_a_hole() -> None:
