@@ -27,7 +27,7 @@ bench: $(DEV)/.done ## speed beside a bare onnxruntime loop, on both brokers
 
 bundle: $(DEV)/.done ## train the shipped demonstration bundle again, on phantoms
 	$(DEV)/bin/gliaflow phantom out/phantoms --patients 200 --seed 1
-	$(DEV)/bin/gliaflow train out/phantoms --out services/gliaflow_runtime/demo_bundle --profile demo --epochs 16 --option steps=1500 --name gliaflow-demo --seed 1
+	$(DEV)/bin/gliaflow train out/phantoms --out services/gliaflow_runtime/demo_bundle --profile demo --epochs 16 --generator infogan,reacgan --option steps=1500 --option reacgan.steps=2500 --option reacgan.ngf=14 --option reacgan.ndf=14 --name gliaflow-demo --seed 1
 
 $(DEMO)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO)

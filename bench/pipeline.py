@@ -35,8 +35,8 @@ STAGES = ("preprocessor", "extractor", "generator", "classifier")
 def random_bundle(folder: Path, width: int) -> Bundle:
     """A bundle of the paper's shapes at a width, with random weights."""
     import torch
-    from gliaflow_trainer.export import export
-    from gliaflow_trainer.grading import Classifier
+    from gliaflow_plugins.cnn import Classifier
+    from gliaflow_plugins.export import export
     from gliaflow_trainer.unet import TAPS, UNet, UNetOutput
     from torch import nn
 
@@ -59,8 +59,8 @@ def random_bundle(folder: Path, width: int) -> Bundle:
     features = torch.rand(2, *shape)
     export(unet, [image], folder / "unet.onnx", ["image"], UNetOutput._fields)
     label = torch.tensor([0, 1])
-    export(Generator(), [torch.randn(2, 8), label], folder / "generator.onnx", ["z", "label"], ["features"])
-    export(Critic(), [features], folder / "critic.onnx", ["features"], ["source_logit", "class_logits"])
+    export(Generator(), [torch.randn(2, 8), label], folder / "generator-random.onnx", ["z", "label"], ["features"])
+    export(Critic(), [features], folder / "critic-random.onnx", ["features"], ["source_logit", "class_logits"])
     classifier = Classifier((shape[0], shape[1], shape[2]))
     export(classifier, [features], folder / "classifier.onnx", ["features"], ["logit"])
     manifest = {
@@ -70,9 +70,8 @@ def random_bundle(folder: Path, width: int) -> Bundle:
         "classes": ["HGG", "LGG"],
         "taps": taps,
         "tap": "enc5",
-        "generator": "none",
-        "generator_options": {},
-        "noise": 8,
+        "generator": "random",
+        "generators": {"random": {"options": {}, "noise": 8}},
         "training": {},
         "metrics": {},
         "versions": {},

@@ -95,7 +95,7 @@ def fit_paper_acgan(source: FeatureSource, patients: NDArray[np.str_]) -> None:
 
 
 def fit_classifier(source: FeatureSource, patients: NDArray[np.str_]) -> None:
-    from gliaflow_trainer.grading import fit_classifier
+    from gliaflow_plugins.cnn import fit_classifier
 
     held_out = np.isin(patients, np.unique(patients)[:15])
     train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)

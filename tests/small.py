@@ -8,6 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from gliaflow_plugins.base import Options
+from gliaflow_plugins.classifiers import CNN, Pooled
 from gliaflow_plugins.generators import FeatureSource, Fitted
 from gliaflow_plugins.readers import Cohort
 from gliaflow_plugins.registry import Registry, load_registry
@@ -100,4 +101,4 @@ class Levels:
         return Fitted(1, Generator().eval(), Critic().eval(), [{"loss": 0.0}])
 
 
-REGISTRY = Registry(generators={"levels": Levels()})
+REGISTRY = Registry(generators={"levels": Levels()}, classifiers={"pooled": Pooled(), "cnn": CNN()})

@@ -133,7 +133,7 @@ def _merge_affines(path: list[CoordinateMap]) -> list[CoordinateMap]:
 
 
 class FlipOptions(Options):
-    probability: float = Field(default=0.5, ge=0, le=1)
+    probability: float = Field(default=0.5, ge=0, le=1, description="of a slice to be mirrored")
 
 
 class HorizontalFlip(Geometric):

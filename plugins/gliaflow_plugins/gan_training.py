@@ -48,11 +48,12 @@ def patches(gan: GAN, features: FeatureSource, options: GANOptions, seed: int) -
         return np.array([members[label][rng.integers(len(members[label]))] for label in classes])
 
     scale = torch.from_numpy(channel_scale(features))
-    statistics, known = _statistics(features, scale)
+    known, label = real_statistics(features, _inverse(scale))
+    statistics = Statistics(known)
     g, d = patched(gan, features.shape, len(members), options, gan.code(options), scale, statistics)
     _begin_from_components(g, features, scale)
     if gan.pretrained:
-        _fit_grade(d, known)
+        fit_grade(d.grade, statistics.standardised(known), label)
     return Setup(g, d, draw, options.steps, max(1, options.steps // REPORTS))
 
 
@@ -166,7 +167,7 @@ def _fit(
             history.append(dict(zip(names, table.mean(0).tolist(), strict=True)))
             figures = []
             if checkpoint is not None:
-                part_file = checkpoint.with_name(f".part-{checkpoint.name}")
+                part_file = checkpoint.with_name(f"{checkpoint.name}.part")
                 torch.save({name: it.state_dict() for name, it in kept.items()} | {"history": history}, part_file)  # type: ignore[attr-defined]
                 part_file.replace(checkpoint)
             if progress is not None:
@@ -207,21 +208,19 @@ def _float(seen: Seen) -> Seen:
     return Seen(**{each.name: getattr(seen, each.name).float() for each in fields(seen)})
 
 
-def _fit_grade(d: Discriminator, known: tuple[Tensor, Tensor]) -> None:
+def fit_grade(grade: nn.Linear, told: Tensor, label: Tensor) -> None:
     """Fit what tells the class to the statistics of real samples, each class weighed alike, and leave it at that."""
-    assert d.statistics is not None
-    told, label = d.statistics.standardised(known[0]), known[1]
     weight = 1 / torch.bincount(label)
-    optimiser = torch.optim.LBFGS(d.grade.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(grade.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = F.cross_entropy(d.grade(told), label, weight.float()) + 0.01 * d.grade.weight.square().sum()
+        value = F.cross_entropy(grade(told), label, weight.float()) + 0.01 * grade.weight.square().sum()
         torch.autograd.backward(value)
         return value
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
-    d.grade.requires_grad_(False)
+    grade.requires_grad_(False)
 
 
 def class_members(features: FeatureSource) -> list[NDArray[np.int64]]:
@@ -234,13 +233,12 @@ def class_members(features: FeatureSource) -> list[NDArray[np.int64]]:
 
 
 @torch.no_grad()
-def _statistics(features: FeatureSource, scale: Tensor) -> tuple[Statistics, tuple[Tensor, Tensor]]:
-    """Standardised over 1,024 of the samples at most, evenly spaced; and those samples' statistics and classes."""
-    inverse = _inverse(scale)
+def real_statistics(features: FeatureSource, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Statistics [m, 3C] and classes [m] of 1,024 samples at most, evenly spaced, of maps times ``inverse``."""
     some = np.unique(np.linspace(0, len(features) - 1, SCALE_SAMPLES).astype(np.int64))
     parts = [some[at : at + 16] for at in range(0, len(some), 16)]
     known = torch.cat([summary(torch.from_numpy(features.batch(part)) * inverse) for part in parts])
-    return Statistics(known), (known, torch.from_numpy(features.labels[some]))
+    return known, torch.from_numpy(features.labels[some])
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 A variant is fitted with torch, which is imported then and not before. What it leaves is exported to ONNX and
 served without torch and without the variant's code:
 
-    generator.onnx   z [n, nz] float32, label [n] int64  →  features [n, C, H, W] float32
-    critic.onnx      features [n, C, H, W] float32       →  source_logit [n], class_logits [n, K] float32
+    generator-NAME.onnx   z [n, nz] float32, label [n] int64  →  features [n, C, H, W] float32
+    critic-NAME.onnx      features [n, C, H, W] float32       →  source_logit [n], class_logits [n, K] float32
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ SCALE_SAMPLES = 1024
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """Labelled features, read a batch at a time, so that they need not fit into memory."""
+    """Labelled features, read a batch at a time, so that they need not fit into memory.
+
+    One that knows whose its samples are also has ``patients`` [N], names; ask with ``patients_of``. One that knows the
+    slices that they come from has ``slices``; ask with ``slices_of``.
+    """
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -51,6 +55,17 @@ class FeatureSource(Protocol):
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """The samples [n, C, H, W] at ``indices`` [n], in that order."""
         ...
+
+
+@dataclass(frozen=True)
+class SliceSource:
+    """The slices that features come from, [1, H, W] each, and the network that makes features of them.
+
+    ``extractor`` is a torch module, slices [n, 1, H, W] → features [n, C, h, w].
+    """
+
+    images: FeatureSource
+    extractor: nn.Module
 
 
 class ArrayFeatures:
@@ -94,7 +109,7 @@ class Joined:
         kinds = [(source.shape, source.classes) for source in sources]
         if not kinds or any(kind != kinds[0] for kind in kinds):
             raise ValueError(f"sources to join must have one shape and one list of classes, these have {kinds}")
-        self._sources = sources
+        self.sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
         self.shape, self.classes = kinds[0]
         self.labels: NDArray[np.int64] = np.concatenate([source.labels for source in sources])
@@ -106,14 +121,14 @@ class Joined:
         found = np.empty((len(indices), *self.shape), dtype=np.float32)
         which = np.searchsorted(self._ends, indices, side="right")
         for number in np.unique(which):
-            source, here = self._sources[number], which == number
+            source, here = self.sources[number], which == number
             found[here] = source.batch(indices[here] - (self._ends[number] - len(source)))
         return found
 
 
 @dataclass
 class Fitted:
-    """A fitted variant, on the CPU and in evaluation mode.
+    """A fitted variant, on the CPU.
 
     ``generator`` and ``critic`` are torch modules with the signatures of the ONNX contract above. ``history`` has
     the figures of each epoch: losses, and the critic's class accuracy on real and on synthetic features, named
@@ -124,6 +139,10 @@ class Fitted:
     generator: nn.Module
     critic: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.generator.eval()
+        self.critic.eval()
 
 
 @runtime_checkable
@@ -157,6 +176,25 @@ class GeneratorVariant(Protocol):
             exists. A variant that is quick may leave it alone.
         """
         ...
+
+
+def patients_of(features: FeatureSource) -> NDArray[np.str_]:
+    """Whose each sample is [N]; where the source does not know, each is of a patient of its own."""
+    patients = getattr(features, "patients", None)
+    return np.arange(len(features)).astype(np.str_) if patients is None else np.asarray(patients, dtype=np.str_)
+
+
+def slices_of(features: FeatureSource) -> SliceSource:
+    """The slices of these features, and the extractor.
+
+    Raises
+    ------
+    ValueError: the source does not know them: the trainer service records features alone.
+    """
+    slices = getattr(features, "slices", None)
+    if not isinstance(slices, SliceSource):
+        raise ValueError("these features come without their slices; `gliaflow train` and `gliaflow evaluate` have them")
+    return slices
 
 
 def channel_scale(features: FeatureSource, indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:

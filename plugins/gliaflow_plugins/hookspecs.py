@@ -9,8 +9,10 @@ import pluggy
 
 if TYPE_CHECKING:
     from gliaflow_plugins.augmentations import Augmentation
+    from gliaflow_plugins.classifiers import ClassifierVariant
     from gliaflow_plugins.generators import GeneratorVariant
     from gliaflow_plugins.readers import Reader
+    from gliaflow_plugins.steps import Step
 
 GROUP = "gliaflow"  # the entry-point group, and pluggy's project name
 
@@ -26,6 +28,16 @@ def register_augmentations(register: Callable[[Augmentation], None]) -> None:
 @hookspec
 def register_generators(register: Callable[[GeneratorVariant], None]) -> None:
     """Add generators of synthetic features (see ``generators.GeneratorVariant``)."""
+
+
+@hookspec
+def register_classifiers(register: Callable[[ClassifierVariant], None]) -> None:
+    """Add classifiers of features (see ``classifiers.ClassifierVariant``)."""
+
+
+@hookspec
+def register_steps(register: Callable[[Step], None]) -> None:
+    """Add steps of preprocessing, before a scan is cut into slices (see ``steps.Step``)."""
 
 
 @hookspec

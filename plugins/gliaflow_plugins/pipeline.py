@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from gliaflow_plugins.augmentations import Augmentation, CoordinateMap, Geometric, Image, Mask, resample, shape_of
-from gliaflow_plugins.base import parse_options
+from gliaflow_plugins.base import PluginError, parse_options
 from gliaflow_plugins.registry import Registry
 
 PAPER_STEPS: tuple[tuple[str, Mapping[str, Any]], ...] = tuple(
@@ -50,6 +52,43 @@ class Pipeline:
                 pending = []
             image, mask = augmentation(image, mask, rng, options)
         return resample(image, mask, pending) if pending else (image, mask)
+
+
+def parse_step(text: str) -> tuple[str, dict[str, str]]:
+    """``name`` or ``name:option=value,option=value``, as a person writes it, as (name, options).
+
+    Raises
+    ------
+    PluginError: an option has no value.
+    """
+    name, _, rest = text.partition(":")
+    options = {}
+    for option in rest.split(",") if rest else []:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise PluginError(f"{text!r}: {option!r} is not option=value")
+        options[key.strip()] = value.strip()
+    return name, options
+
+
+def read_steps(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """A TOML file as (name, options) pairs: a table ``[[augmentation]]`` each, with ``name`` and its options.
+
+    Raises
+    ------
+    PluginError: it cannot be read, or holds something else. The text names the file.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PluginError(f"{path}: {error}") from None
+    tables = found.get("augmentation")
+    if set(found) != {"augmentation"} or not isinstance(tables, list):
+        raise PluginError(f"{path}: a table [[augmentation]] for each is all that may stand there")
+    for number, table in enumerate(tables, 1):
+        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+            raise PluginError(f"{path}: augmentation {number} has no name")
+    return [(table["name"], {key: value for key, value in table.items() if key != "name"}) for table in tables]
 
 
 def paper_pipeline(registry: Registry) -> Pipeline:

@@ -6,10 +6,15 @@ told when somebody asks for a name that is not there: only then does it matter.
 
 from __future__ import annotations
 
+import importlib
+import os
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points, version
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -19,11 +24,15 @@ from pydantic import BaseModel
 from gliaflow_plugins import hookspecs
 from gliaflow_plugins.augmentations import Augmentation
 from gliaflow_plugins.base import PluginError
+from gliaflow_plugins.classifiers import ClassifierVariant
 from gliaflow_plugins.generators import GeneratorVariant
 from gliaflow_plugins.hookspecs import GROUP
 from gliaflow_plugins.readers import Reader
+from gliaflow_plugins.steps import Step
 
 SHIPPED = "gliaflow_plugins.shipped"
+FOLDER = "GLIAFLOW_PLUGINS"  # in the environment alone: no file that lies about may make us run another
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it becomes part of a file's name
 T = TypeVar("T")
 
 
@@ -57,6 +66,8 @@ class Registry:
 
     augmentations: dict[str, Augmentation] = field(default_factory=dict)
     generators: dict[str, GeneratorVariant] = field(default_factory=dict)
+    classifiers: dict[str, ClassifierVariant] = field(default_factory=dict)
+    steps: dict[str, Step] = field(default_factory=dict)
     readers: dict[str, Reader] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)
@@ -68,6 +79,14 @@ class Registry:
     def generator(self, name: str) -> GeneratorVariant:
         """The generator variant of this name. Raises PluginError where there is none that works."""
         return self._select("generator", self.generators, name)
+
+    def classifier(self, name: str) -> ClassifierVariant:
+        """The classifier variant of this name. Raises PluginError where there is none that works."""
+        return self._select("classifier", self.classifiers, name)
+
+    def step(self, name: str) -> Step:
+        """The preprocessing step of this name. Raises PluginError where there is none that works."""
+        return self._select("step", self.steps, name)
 
     def reader(self, name: str) -> Reader:
         """The reader of this name. Raises PluginError where there is none that works."""
@@ -83,10 +102,12 @@ class Registry:
             manager.register(plugin, origin.plugin)
             manager.check_pending()  # a misspelt hook would otherwise do nothing, silently
         except Exception as error:
-            self._fail(origin, error)
+            self.fail(origin, error)
             return
         self._collect(manager.hook.register_augmentations, "augmentation", Augmentation, self.augmentations, origin)
         self._collect(manager.hook.register_generators, "generator", GeneratorVariant, self.generators, origin)
+        self._collect(manager.hook.register_classifiers, "classifier", ClassifierVariant, self.classifiers, origin)
+        self._collect(manager.hook.register_steps, "step", Step, self.steps, origin)
         self._collect(manager.hook.register_readers, "reader", Reader, self.readers, origin)
 
     def load(self, entry_point: EntryPoint) -> None:
@@ -94,7 +115,7 @@ class Registry:
         try:
             plugin = entry_point.load()
         except (Exception, SystemExit) as error:
-            self._fail(_origin(entry_point), error)
+            self.fail(_origin(entry_point), error)
         else:
             self.add(plugin, _origin(entry_point, plugin))
 
@@ -103,7 +124,7 @@ class Registry:
             try:
                 name = _checked_name(thing, kind, of)
             except PluginError as error:
-                self._fail(origin, error)
+                self.fail(origin, error)
                 return
             if (kind, name) not in self.origins:
                 self.origins[kind, name] = origin
@@ -112,14 +133,15 @@ class Registry:
             # Taking either would hide the other, so the name stands for nothing until one of them goes.
             into.pop(name, None)
             first = self.origins[kind, name]
-            self._fail(origin, PluginError(f"{kind} {name!r} is registered already, by {first}; remove one of them"))
+            self.fail(origin, PluginError(f"{kind} {name!r} is registered already, by {first}; remove one of them"))
 
         try:
             hook(register=register)
         except (Exception, SystemExit) as error:
-            self._fail(origin, error)
+            self.fail(origin, error)
 
-    def _fail(self, origin: Origin, error: BaseException) -> None:
+    def fail(self, origin: Origin, error: BaseException) -> None:
+        """Keep what went wrong with a plugin."""
         text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         self.problems.append(Problem(origin, " ".join(text.split())))
 
@@ -133,7 +155,12 @@ class Registry:
 
 
 def load_registry() -> Registry:
-    """What ships, then what is installed under the entry-point group ``gliaflow``. Raises nothing for a plugin."""
+    """What ships, what is installed under the entry-point group ``gliaflow``, and what lies in a folder of plugins.
+
+    Raises
+    ------
+    PluginError: GLIAFLOW_PLUGINS names no folder. For a plugin nothing is raised: see ``problems``.
+    """
     from gliaflow_plugins import shipped
 
     registry = Registry()
@@ -141,7 +168,29 @@ def load_registry() -> Registry:
     for entry_point in entry_points(group=GROUP):
         if entry_point.value != SHIPPED:  # installed, gliaflow announces it too
             registry.load(entry_point)
+    if os.environ.get(FOLDER):
+        _load_folder(registry, Path(os.environ[FOLDER]).resolve())
     return registry
+
+
+def _load_folder(registry: Registry, folder: Path) -> None:
+    """Each module and package in ``folder``, in the order of their names; not those that begin with ``_`` or ``.``."""
+    if not folder.is_dir():
+        raise PluginError(f"{FOLDER}: {folder} is no folder")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # behind all else: a file there can stand for no library
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(("_", ".")) or not (path.suffix == ".py" or (path / "__init__.py").is_file()):
+            continue
+        origin = Origin(path.stem, folder.name, "in a folder", str(path))
+        try:
+            module = importlib.import_module(path.stem)
+            if not Path(str(module.__file__)).is_relative_to(folder):
+                raise PluginError(f"its name is that of {module.__file__}; rename it")
+        except (Exception, SystemExit) as error:
+            registry.fail(origin, error)
+        else:
+            registry.add(module, origin)
 
 
 def _checked_name(thing: object, kind: str, of: Any) -> str:
@@ -149,8 +198,8 @@ def _checked_name(thing: object, kind: str, of: Any) -> str:
     if isinstance(thing, type) or not isinstance(thing, of):
         raise PluginError(f"{thing!r} is no {kind}: register an instance with what {of.__name__} asks for")
     name = getattr(thing, "name", None)
-    if not isinstance(name, str) or not name:
-        raise PluginError(f"{thing!r} has no name: {kind}s are chosen by a name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise PluginError(f"{kind} {name!r} of {thing!r}: a name is of letters, digits and -._, and at most 64 long")
     options = getattr(thing, "options", None)
     if of is not Reader and not (isinstance(options, type) and issubclass(options, BaseModel)):
         raise PluginError(f"{kind} {name!r}: options must be a pydantic model class, not {options!r}")

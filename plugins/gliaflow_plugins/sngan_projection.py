@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from gliaflow_plugins.gan import GAN, GANOptions, Seen, at, hinge
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 class ProjectionOptions(GANOptions):
     """As the others', without an R1 penalty: the spectral norm bounds the slope."""
 
-    r1: float = 0.0
+    r1: float = Field(default=0.0, ge=0, description="weight of the gradient penalty on real features")
 
 
 class SNGANProjection(GAN):

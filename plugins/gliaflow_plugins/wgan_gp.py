@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class WGANOptions(GANOptions):
     """The papers' where they have any."""
 
-    r1: float = 0.0
+    r1: float = Field(default=0.0, ge=0, description="weight of the gradient penalty on real features")
     gp: float = Field(default=10.0, ge=0, description="λ, weight of the gradient penalty")
     critic_steps: int = Field(default=2, ge=1, description="steps of the critic for one of the generator (paper: 5)")
     class_weight: float = Field(default=0.5, ge=0, description="β, of the generator's class loss")

@@ -11,8 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gliaflow_plugins.pipeline import parse_step, read_steps
 from gliaflow_plugins.readers import Cohort
 from gliaflow_plugins.registry import Registry, load_registry
+from gliaflow_runtime.bundle import StepSpec
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_trainer.cohort import HIGH, read_cohort
 from rich.console import Console
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from gliaflow_trainer.profiles import Profile
 
 TAPS = ("enc5", "enc4", "dec1", "dec2", "dec3")
-NEEDED = ("torch", "onnxscript", "sklearn", "imblearn", "threadpoolctl", "matplotlib")
+NEEDED = ("torch", "onnxscript", "sklearn", "threadpoolctl", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,12 @@ def run_train(
     console: Console,
     *,
     option: Sequence[str],
+    augmentation: Sequence[str],
     epochs: int | None,
     tap: str | None,
     crop: bool | None,
+    classifier: str | None,
+    preprocess: Sequence[str],
     name: str | None,
     device: str,
     **settings: Any,
@@ -83,9 +88,14 @@ def run_train(
             chosen.read(registry, console),
             chosen.folder,
             out,
-            _profile(profile, tap, crop, epochs),
+            _profile(profile, tap, crop, classifier, preprocess, epochs),
             registry,
             options=_options(option),
+            augmentations=[
+                step
+                for text in augmentation
+                for step in (read_steps(Path(text)) if text.endswith(".toml") else [parse_step(text)])
+            ],
             high=chosen.high_grades,
             name=name or out.resolve().name,
             device=device,
@@ -111,6 +121,8 @@ def run_evaluate(
     scarce: str,
     tap: str | None,
     crop: bool | None,
+    classifier: str | None,
+    preprocess: Sequence[str],
     **settings: Any,
 ) -> None:
     """``gliaflow evaluate``."""
@@ -127,11 +139,11 @@ def run_evaluate(
             chosen.read(registry, console),
             chosen.folder,
             out,
-            _profile(profile, tap, crop),
+            _profile(profile, tap, crop, classifier, preprocess),
             registry,
             protocol=protocol,  # type: ignore[arg-type]  # checked above
             task=task,  # type: ignore[arg-type]
-            generators=[name.strip() for name in generators.split(",") if name.strip()],
+            generators=generators,
             options=_options(option),
             counts=_numbers("counts", counts),
             scarce=_numbers("scarce", scarce),
@@ -188,7 +200,14 @@ def _processes(device: str, *consoles: Console) -> Iterator[str]:
         distributed.destroy_process_group()
 
 
-def _profile(name: str, tap: str | None, crop: bool | None, epochs: int | None = None) -> Profile:
+def _profile(
+    name: str,
+    tap: str | None,
+    crop: bool | None,
+    classifier: str | None,
+    preprocess: Sequence[str],
+    epochs: int | None = None,
+) -> Profile:
     from gliaflow_trainer.profiles import PROFILES
 
     if name not in PROFILES:
@@ -196,9 +215,12 @@ def _profile(name: str, tap: str | None, crop: bool | None, epochs: int | None =
     if tap is not None and tap not in TAPS:
         raise UsageError(f"--tap: {tap!r} is not one of {', '.join(TAPS)}")
     profile = PROFILES[name]
+    steps = tuple(StepSpec(name=step, options=options) for step, options in map(parse_step, preprocess))
     chosen = {} if epochs is None else {"epochs": epochs}
     return dataclasses.replace(
         profile,
+        input=profile.input.model_copy(update={"steps": steps}),
+        classifier=classifier or profile.classifier,
         unet={**profile.unet, **chosen},
         fine_tune={**profile.fine_tune, **chosen},
         tap=profile.tap if tap is None else tap,

@@ -25,6 +25,8 @@ dead_app = typer.Typer(
     help="Dead letters: messages that a stage could not work on, each with its reason.", no_args_is_help=True
 )
 app.add_typer(dead_app, name="dead")
+plugins_app = typer.Typer(invoke_without_command=True)
+app.add_typer(plugins_app, name="plugins")
 
 # what is printed holds file names and reasons of any kind: none of it is markup
 console = Console(markup=False, highlight=False)
@@ -47,6 +49,9 @@ BrokerFlag = Annotated[
 BundleFlag = Annotated[Path | None, typer.Option("--bundle", help="Model bundle; default: the shipped demonstration.")]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="onnxruntime threads; 0: one a core.")]
+ServedFlag = Annotated[
+    str | None, typer.Option("--generator", help="A generator that the bundle has; default: the bundle's own.")
+]
 ReaderFlag = Annotated[
     str | None, typer.Option("--reader", help="Reader (see `gliaflow plugins`); default: the first that knows it.")
 ]
@@ -61,7 +66,8 @@ InitFlag = Annotated[
     Path | None, typer.Option("--init", help="Fine-tune the U-Net of this bundle; it must not have seen this cohort.")
 ]
 OptionFlag = Annotated[
-    list[str] | None, typer.Option("--option", help="An option of the variant, as name=value; repeat for more.")
+    list[str] | None,
+    typer.Option("--option", help="An option of the variants, as name=value, or of one, VARIANT.name=value; repeat."),
 ]
 TapFlag = Annotated[
     str | None, typer.Option("--tap", help="Where features are read: enc5 (the paper's), enc4, dec1, dec2 or dec3.")
@@ -69,6 +75,13 @@ TapFlag = Annotated[
 CropFlag = Annotated[
     bool | None,
     typer.Option("--crop/--no-crop", help="Crop features to the tumour found; default: the profile's."),
+]
+ClassifierFlag = Annotated[
+    str | None, typer.Option("--classifier", help="Classifier (see `gliaflow plugins`); default: the profile's.")
+]
+PreprocessFlag = Annotated[
+    list[str] | None,
+    typer.Option("--preprocess", help="A step before slices are cut, name or name:option=value,…; repeat, in order."),
 ]
 TorchDeviceFlag = Annotated[str, typer.Option("--device", help="cpu or cuda; several GPUs: torchrun -m gliaflow_cli.")]
 SeedFlag = Annotated[int, typer.Option("--seed", help="Seed: the same seed gives the same result.", min=0)]
@@ -95,6 +108,7 @@ def serve(
     bundle: BundleFlag = None,
     device: DeviceFlag = None,
     threads: ThreadsFlag = None,
+    generator: ServedFlag = None,
     health_port: Annotated[
         int | None, typer.Option("--health-port", help="Port for /livez, /readyz, /metrics.")
     ] = None,
@@ -122,6 +136,7 @@ def serve(
         bundle=bundle,
         device=device,
         threads=threads,
+        generator=generator,
         health_port=health_port,
         prefetch=prefetch,
         roots=root or None,
@@ -206,13 +221,14 @@ def generate(
     count: Annotated[int, typer.Option("--count", help="How many.", min=1)],
     out: Annotated[Path, typer.Option("--out", help="A .safetensors file: features [N, C, H, W], label [N].")],
     seed: SeedFlag = 0,
+    generator: ServedFlag = None,
     broker: BrokerFlag = None,
     bundle: BundleFlag = None,
 ) -> None:
     """Draw synthetic features of one class, only those that the critic puts into it."""
     from gliaflow_cli.run import run_generate
 
-    run_generate(grade, count, seed, out, _settings(broker=broker, bundle=bundle), console)
+    run_generate(grade, count, seed, out, _settings(broker=broker, bundle=bundle, generator=generator), console)
 
 
 @app.command()
@@ -260,16 +276,23 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder for the new bundle.")],
     profile: ProfileFlag = "demo",
     generator: Annotated[
-        str, typer.Option("--generator", help="Generator variant (see `gliaflow plugins`).")
-    ] = "acgan",
+        str,
+        typer.Option(
+            "--generator",
+            help="Generator variants (see `gliaflow plugins`), with commas; the first is the bundle's own.",
+        ),
+    ] = "infogan",
     option: OptionFlag = None,
     augmentation: Annotated[
-        list[str] | None, typer.Option("--augmentation", help="Augment with this instead of the profile's; repeat.")
+        list[str] | None,
+        typer.Option("--augmentation", help="Instead of the profile's: a name, name:option=value,… or a TOML; repeat."),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Of the U-Net; default: the profile's.", min=1)] = None,
     init: InitFlag = None,
     tap: TapFlag = None,
     crop: CropFlag = None,
+    classifier: ClassifierFlag = None,
+    preprocess: PreprocessFlag = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the bundle; default: the folder's.")] = None,
     seed: SeedFlag = 0,
     device: TorchDeviceFlag = "cpu",
@@ -291,13 +314,15 @@ def train(
         out,
         profile,
         console,
-        generator=generator,
+        generators=generator,
         option=option or [],
-        augmentations=augmentation or [],
+        augmentation=augmentation or [],
         epochs=epochs,
         init=init,
         tap=tap,
         crop=crop,
+        classifier=classifier,
+        preprocess=preprocess or [],
         name=name,
         seed=seed,
         device=device,
@@ -319,7 +344,7 @@ def evaluate(
     seeds: Annotated[int, typer.Option("--seeds", help="How often all but the U-Net is fitted anew.", min=1)] = 5,
     generators: Annotated[
         str, typer.Option("--generators", help="Variants to compare, with commas; none: comparators only.")
-    ] = "acgan",
+    ] = "infogan",
     option: OptionFlag = None,
     counts: Annotated[
         str, typer.Option("--counts", help="How many synthetic samples to add, with commas; the rare class first.")
@@ -334,6 +359,8 @@ def evaluate(
     ] = None,
     tap: TapFlag = None,
     crop: CropFlag = None,
+    classifier: ClassifierFlag = None,
+    preprocess: PreprocessFlag = None,
     shuffle_labels: Annotated[
         bool, typer.Option("--shuffle-labels/--no-shuffle-labels", help="The control, which must give chance.")
     ] = True,
@@ -370,6 +397,8 @@ def evaluate(
         unet=unet,
         tap=tap,
         crop=crop,
+        classifier=classifier,
+        preprocess=preprocess or [],
         shuffle=shuffle_labels,
         seed=seed,
         device=device,
@@ -377,12 +406,53 @@ def evaluate(
     )
 
 
-@app.command()
-def plugins() -> None:
-    """List augmentations, generators and readers: from where, with which options, and what failed to load."""
+@plugins_app.callback()
+def plugins(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each option means, and each file.")] = False,
+) -> None:
+    """List what is installed: from where, with which options, and what failed to load and why."""
     from gliaflow_cli.inspect import show_plugins
 
-    raise typer.Exit(show_plugins(console))
+    if context.invoked_subcommand is None:
+        raise typer.Exit(show_plugins(console, verbose))
+
+
+@plugins_app.command("new")
+def plugins_new(
+    name: Annotated[str, typer.Argument(help="Its name: lower-case letters, digits, dashes.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="generator, classifier, augmentation, step or reader.")
+    ] = "generator",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: gliaflow-NAME.")] = None,
+) -> None:
+    """Write a plugin to begin from: a package that installs, and that passes `pytest` as it is."""
+    from gliaflow_cli.new import write_plugin
+
+    folder = out or Path(f"gliaflow-{name}")
+    for path in write_plugin(name, kind, folder):
+        console.print(f"wrote {path}", soft_wrap=True)
+    console.print(f"next:  cd {folder} && pip install -e . && pytest && gliaflow plugins", soft_wrap=True)
+
+
+@app.command()
+def augment(
+    scan: Annotated[Path, typer.Argument(help="A scan (NIfTI).")],
+    out: Annotated[Path, typer.Option("--out", help="A PNG: the slice as it is, and after each draw.")],
+    augmentation: Annotated[
+        list[str] | None, typer.Option("--augmentation", help="Name, or name:option=value,…; repeat, in order.")
+    ] = None,
+    pipeline: Annotated[Path | None, typer.Option("--pipeline", help="A TOML file of augmentations.")] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="Its mask, whose outline is drawn too.")] = None,
+    channel: Annotated[str | None, typer.Option("--channel", help="4-D scans: number of the volume, from 0.")] = None,
+    slice_number: Annotated[int | None, typer.Option("--slice", help="Which slice; default: the fullest.")] = None,
+    count: Annotated[int, typer.Option("--count", help="How many draws.", min=1, max=64)] = 7,
+    seed: SeedFlag = 0,
+) -> None:
+    """Look at what augmentations do to a scan. Without any named: the paper's Table 1."""
+    from gliaflow_cli.augment import draw_augmented
+
+    draw_augmented(scan, out, augmentation or [], pipeline, mask, channel, slice_number, count, seed, console)
 
 
 @app.command()

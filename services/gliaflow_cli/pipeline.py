@@ -20,7 +20,7 @@ from gliaflow_generator.synthesis import Synthesizer
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker import Broker
-from gliaflow_runtime.bundle import Bundle, BundleError, load_bundle
+from gliaflow_runtime.bundle import Bundle, load_bundle
 from gliaflow_runtime.connect import connect
 from gliaflow_runtime.health import serve_health
 from gliaflow_runtime.settings import Settings
@@ -45,9 +45,7 @@ def _extractor(bundle: Bundle, s: Settings) -> list[MakeStage]:
 
 
 def _generator(bundle: Bundle, s: Settings) -> list[MakeStage]:
-    if s.generator and s.generator != bundle.manifest.generator:
-        raise BundleError(f"generator: {bundle.id} has {bundle.manifest.generator!r}, not {s.generator!r}")
-    synthesizer = Synthesizer(bundle, device=s.device, threads=s.threads)
+    synthesizer = Synthesizer(bundle, s.generator, device=s.device, threads=s.threads)
     made: list[MakeStage] = [lambda _: Generator(bundle, synthesizer)]
     if s.balance_share:
         made.append(lambda _: Balancer(bundle, synthesizer, share=s.balance_share, seed=s.seed))

@@ -54,7 +54,11 @@ class Generator(Stage):
             features = self._synthesizer.draw(wanted.label, wanted.count, rng)
         except GeneratorError as error:
             raise InvalidInput(str(error)) from None
-        return Outcome(synthetic_messages(self._bundle, wanted.scan, wanted.label, wanted.seed, features, wanted.id))
+        return Outcome(
+            synthetic_messages(
+                self._bundle, self._synthesizer.generator, wanted.scan, wanted.label, wanted.seed, features, wanted.id
+            )
+        )
 
 
 class Balancer(Stage):
@@ -102,7 +106,9 @@ class Balancer(Stage):
                 continue
             cause = message_id(part.id, behind, self._made[behind])
             self._made[behind] += count
-            outgoing += synthetic_messages(self._bundle, Scan(id=cause), behind, self._seed, features, cause)
+            outgoing += synthetic_messages(
+                self._bundle, self._synthesizer.generator, Scan(id=cause), behind, self._seed, features, cause
+            )
         return Outcome(outgoing)
 
     def deficit(self, label: str) -> int:
@@ -113,18 +119,18 @@ class Balancer(Stage):
 
 
 def synthetic_messages(
-    bundle: Bundle, scan: Scan, label: str, seed: int, features: NDArray[np.float16], cause: str
+    bundle: Bundle, generator: str, scan: Scan, label: str, seed: int, features: NDArray[np.float16], cause: str
 ) -> Iterator[SyntheticMessage]:
     """The features in as many messages as the limit on one asks for."""
     each = bundle.slices_per_part(MAX_MESSAGE_BYTES)
     count = -(-len(features) // each)
     for index in range(count):
         yield SyntheticMessage(
-            id=message_id(cause, index, "synthetic", bundle.id),
+            id=message_id(cause, index, "synthetic", bundle.id, generator),
             scan=scan,
             part=[index, count],
             bundle=bundle.id,
-            generator=bundle.manifest.generator,
+            generator=generator,
             tap=bundle.manifest.tap,
             label=label,
             seed=seed,

@@ -22,15 +22,22 @@ class Synthesizer:
 
     Parameters
     ----------
-    bundle: has ``generator.onnx`` (z, label → features) and ``critic.onnx`` (features → source logit, class logits).
+    bundle: has ``generator-NAME.onnx`` (z, label → features) and ``critic-NAME.onnx`` (features → source logit, class
+    logits).
+    generator: the NAME; empty for the bundle's own.
+
+    Raises
+    ------
+    BundleError: the bundle has no such generator, or features come from another tap.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, generator: str = "", *, device: str = "cpu", threads: int = 0) -> None:
         bundle.require_own_tap("the generator")
         self.classes = bundle.manifest.classes
-        self._noise = bundle.manifest.noise
-        self._generator = Network(bundle, "generator", ["features"], device=device, threads=threads)
-        self._critic = Network(bundle, "critic", ["class_logits"], device=device, threads=threads)
+        self.generator = bundle.require_generator(generator)
+        self._noise = bundle.manifest.generators[self.generator].noise
+        self._generator = Network(bundle, f"generator-{self.generator}", ["features"], device=device, threads=threads)
+        self._critic = Network(bundle, f"critic-{self.generator}", ["class_logits"], device=device, threads=threads)
         self._generator.warm(z=(2, self._noise), label=(2,))
         self._critic.warm(features=(2, *bundle.tap_shape))
 

@@ -16,6 +16,7 @@ from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
 from gliaflow_preprocessor.nifti import NiftiError, read_nifti
 from gliaflow_preprocessor.slices import Prepared, UnusableScan, part, prepare
 from gliaflow_preprocessor.sources import SourceError, read_source
+from gliaflow_preprocessor.steps import Steps
 
 
 class Preprocessor(Stage):
@@ -26,6 +27,10 @@ class Preprocessor(Stage):
     bundle: gives the input size, spacing and statistics.
     broker: where uploads lie.
     roots: where a scan's URI may point.
+
+    Raises
+    ------
+    PluginError: a step that the bundle asks for cannot be had.
     """
 
     name = "preprocessor"
@@ -33,13 +38,14 @@ class Preprocessor(Stage):
 
     def __init__(self, bundle: Bundle, broker: Broker, roots: Sequence[str]) -> None:
         self._bundle, self._broker, self._roots = bundle, broker, roots
+        self._steps = Steps(bundle.manifest.input.steps)
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         scan = expect(message, ScanMessage)
         try:
             data = read_source(scan.source, self._roots, self._broker)
             volume, affine = read_nifti(data, scan.channel)
-            prepared = prepare(volume, affine, self._bundle.manifest.input)
+            prepared = prepare(self._steps(volume, affine), affine, self._bundle.manifest.input)
         except (SourceError, NiftiError, UnusableScan) as error:
             raise InvalidInput(str(error)) from None
         metrics.SLICES.labels(self.name).inc(len(prepared.image))

@@ -18,7 +18,6 @@ MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "gliaflow-bundle/1"
 MAX_MANIFEST_BYTES = 2**20
 MAX_MODEL_BYTES = 2 * 2**30
-NETWORKS = ("unet", "generator", "critic", "classifier")
 
 
 class BundleError(ValueError):
@@ -29,6 +28,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class StepSpec(Strict):
+    """A preprocessing step by its name, with its options; see ``gliaflow_plugins.steps``."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
 class InputSpec(Strict):
     """What the U-Net takes: in-plane size in pixels, spacing in mm, and the statistics that normalise a pixel."""
 
@@ -36,6 +42,14 @@ class InputSpec(Strict):
     spacing: tuple[float, float] = (1.0, 1.0)
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    steps: tuple[StepSpec, ...] = Field(default=(), description="what is done to a scan before, in this order")
+
+
+class GeneratorSpec(Strict):
+    """A generator in a bundle: the files ``generator-NAME.onnx`` and ``critic-NAME.onnx``."""
+
+    options: dict[str, Any]
+    noise: int = Field(gt=0, le=65536, description="length of the noise vector z")
 
 
 class Manifest(Strict):
@@ -50,9 +64,8 @@ class Manifest(Strict):
     taps: dict[str, tuple[int, int, int]]
     tap: str
     cropped: bool = Field(default=False, description="whether features are cropped to the tumour that the U-Net found")
-    generator: str
-    generator_options: dict[str, Any]
-    noise: int = Field(gt=0, le=65536, description="length of the generator's noise vector z")
+    generator: str = Field(description="the one that is served unless another is asked for; empty where there is none")
+    generators: dict[str, GeneratorSpec]
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]
@@ -120,6 +133,14 @@ class Bundle:
         """Raise BundleError where features come from another tap than ``what`` was fitted on."""
         if self.tap != self.manifest.tap:
             raise BundleError(f"tap: {what} of {self.id} was fitted on {self.manifest.tap}, not on {self.tap}")
+
+    def require_generator(self, name: str) -> str:
+        """``name``, or the bundle's own where that is empty. Raises BundleError: there is no such generator."""
+        chosen = name or self.manifest.generator
+        if chosen not in self.manifest.generators:
+            there_is = ", ".join(self.manifest.generators) or "none"
+            raise BundleError(f"generator: {self.id} has no {chosen!r}; there is: {there_is}")
+        return chosen
 
     def slices_per_part(self, max_bytes: int) -> int:
         """How many slices fit a message: as many as leave its fp16 features and masks within ``max_bytes``, 1–16."""

@@ -9,29 +9,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gliaflow_plugins.base import parse_options
+from gliaflow_plugins.cnn import slice_logits
 from gliaflow_plugins.generators import ArrayFeatures, FeatureSource, Fitted, Joined
+from gliaflow_plugins.pooled_classifier import PooledClassifier, fit_pooled, statistics
 from gliaflow_plugins.registry import load_registry
+from gliaflow_runtime.bundle import Bundle
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
-from gliaflow_trainer.comparators import (
-    WITH_EXTRA,
-    FeaturePCA,
-    balanced_offset,
-    extra,
-    linear_grader,
-    number_grader,
-)
+from gliaflow_trainer.comparators import PLAIN, balanced_offset, linear_grader, number_grader, oversampled
 from gliaflow_trainer.gan_measures import gan_measures, pool
-from gliaflow_trainer.grading import fit_classifier, slice_logits
+from gliaflow_trainer.imaged import Imaged
 from gliaflow_trainer.plan import Plan
-from gliaflow_trainer.pooled import PooledClassifier, fit_pooled, statistics
 from gliaflow_trainer.scores import mean_by_patient
 from gliaflow_trainer.steps import synthetic
 from gliaflow_trainer.store import Samples
+from gliaflow_trainer.variants import fit_classifier, fit_generator
 
-MANY = 2000  # training samples that comparators, which hold all of them, are given at most
+MANY = 2000  # training samples that the paper's linear model, which holds all of them, is given at most
 MEASURED = 400  # synthetic samples of a class that are measured
 ACCURACIES = tuple(f"accuracy_{by}" for by in ("critic", "unseen", "unseen_real", "others", "others_real"))
 
@@ -44,6 +40,7 @@ class Arms:
     samples: of the task.
     here: which of them to learn from, to choose with, and to measure on.
     slices: how many each patient's scans have.
+    bundle: whose U-Net the features come from.
     """
 
     def __init__(
@@ -53,58 +50,68 @@ class Arms:
         here: Mapping[str, NDArray[np.int64]],
         seed: int,
         slices: Mapping[str, int] | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
         self.plan, self.samples, self.here, self.seed, self.slices = plan, samples, here, seed, slices or {}
+        self.bundle = bundle
         self.train, self.test = samples.select(here["train"]), samples.select(here["test"])
-        self.grader = GRADERS[plan.profile.grader]
         self.gan: dict[str, Any] = {}
         self.options: dict[str, dict[str, Any]] = {}
         self.chosen: dict[str, int] = {}
         self.figures: dict[str, NDArray[np.float32]] = {}
 
-    def all(self, quality: bool = False) -> dict[str, NDArray[np.float64]]:
-        """Every arm; with ``quality`` also those that must not grade well, and how good the generators are."""
-        real, weighted = self._grade(), self._grade(weights="balanced")
-        found = {"real": self._test(real), "weights": self._test(weighted)}
+    def without(self, quality: bool = False) -> dict[str, NDArray[np.float64]]:
+        """Every arm but the generators'; with ``quality`` also those that must not grade well."""
+        real = self._grade()
+        found = {"real": self._test(real), "weights": self._test(self._weighted)}
         found["threshold"] = found["real"] + self._offset(real)
-        some = np.sort(np.random.default_rng(self.seed).permutation(len(self.train))[:MANY])
-        maps, labels, patients = (
-            self.train.batch(some).astype(np.float16),
-            self.train.labels[some],
-            self.train.patients[some],
-        )
-        pca = FeaturePCA.fit(maps, seed=self.seed)
-        for name in WITH_EXTRA:
-            made = extra(name, maps, labels, patients.tolist(), self._missing(), seed=self.seed, pca=pca)
-            classifier = self._grade(*made)
-            found[name] = self._test(classifier) + self._offset(classifier)
-        for name, options in self.plan.generators:
-            found |= self._with_generator(name, options, weighted if quality else None)
+        repeated = self._grade(self.train.select(oversampled(self.train.labels, self.seed)))
+        found["oversample"] = self._test(repeated) + self._offset(repeated)
+        for plain in PLAIN:
+            fitted = plain.fit(self.train, plain.options(), seed=self.seed, device=self.plan.device)
+            classifier = self._grade(self._draw(fitted, self._missing(), judged=False))
+            found[plain.name] = self._test(classifier) + self._offset(classifier)
         if quality:
-            found["linear"] = linear_grader(maps, labels)(self.test.batch(np.arange(len(self.test))))
+            some = np.sort(np.random.default_rng(self.seed).permutation(len(self.train))[:MANY])
+            maps = self.train.batch(some).astype(np.float16)
+            found["linear"] = linear_grader(maps, self.train.labels[some])(self.test.batch(np.arange(len(self.test))))
             if self.plan.task == "grade":
                 found |= self._numbers()
         return found
 
-    def control(self, generators: bool) -> dict[str, NDArray[np.float64]]:
-        """What shuffled labels are put to: real features alone, and each generator's arm with the most samples."""
-        found = {"real": self._test(self._grade())}
-        for name, options in self.plan.generators if generators else ():
-            classifier = self._grade(*self._draw(self._fitted(name, options), max(self.plan.counts)))
-            found[name] = self._test(classifier) + self._offset(classifier)
-        return found
+    def control(self) -> dict[str, NDArray[np.float64]]:
+        """What shuffled labels are put to: real features alone."""
+        return {"real": self._test(self._grade())}
+
+    def generator_control(self, name: str, options: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+        """What shuffled labels are put to: the generator's arm with the most samples."""
+        classifier = self._grade(self._draw(self._fitted(name, options), self._shares(max(self.plan.counts))))
+        return {name: self._test(classifier) + self._offset(classifier)}
 
     def _grade(
-        self,
-        features: NDArray[Any] | None = None,
-        labels: NDArray[np.int64] | None = None,
-        weights: Literal["balanced"] | None = None,
-        alone: bool = False,
+        self, more: FeatureSource | None = None, weights: Literal["balanced"] | None = None, alone: bool = False
     ) -> nn.Module:
-        """A classifier fitted on the training samples and these (``alone``: on these)."""
-        if features is None or labels is None:
-            features, labels = np.zeros((0, *self.samples.shape), np.float16), np.zeros(0, np.int64)
-        return self.grader(self, features, labels, weights, alone)
+        """A classifier fitted on the training samples and ``more``; ``alone``: on the latter only."""
+        source: FeatureSource = self.samples
+        learn, patients = self.here["train"], self.samples.patients.tolist()
+        if more is not None:
+            source = Joined(self.samples, more)
+            added = np.arange(len(self.samples), len(source))
+            learn = added if alone else np.concatenate([learn, added])
+            patients += [""] * len(more)  # a repeated sample, too, counts as the average one does
+        name, options = self.plan.classifier
+        variant = load_registry().classifier(name)
+        return fit_classifier(
+            variant,
+            source,
+            parse_options(variant, options),
+            learn=learn,
+            choose=self.here["validation"],
+            patients=patients,
+            weights=weights,
+            seed=self.seed,
+            device=self.plan.device,
+        ).module
 
     def _score(self, module: nn.Module, offset: float) -> float:
         """The mean of balanced accuracy and AUC over the validation units."""
@@ -119,14 +126,11 @@ class Arms:
     def _logits(self, module: nn.Module, which: str) -> NDArray[np.float32]:
         if isinstance(module, PooledClassifier):
             with torch.inference_mode():
-                graded: NDArray[np.float32] = module.grade(torch.from_numpy(self.statistics[self.here[which]])).numpy()
+                graded: NDArray[np.float32] = module.grade(
+                    torch.from_numpy(statistics(self.samples)[self.here[which]])
+                ).numpy()
             return graded
         return slice_logits(module, self.samples, self.here[which], self.plan.device)
-
-    @cached_property
-    def statistics(self) -> NDArray[np.float32]:
-        """Of all samples, read once for all classifiers."""
-        return statistics(self.samples)
 
     def _units(self, module: nn.Module, *parts: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Logits and classes of the units of these parts: patients by their mean logit, or slices."""
@@ -154,40 +158,53 @@ class Arms:
         first = min(count, missing[rare])
         return {rare: first + (count - first + 1) // 2, 1 - rare: (count - first) // 2}
 
+    @cached_property
+    def _learnt_from(self) -> FeatureSource:
+        """The training samples, with their slices where these are known."""
+        if self.bundle is None:
+            return self.train
+        return Imaged(self.train, self.plan.work / "slices", self.bundle, self.plan.profile.cropped)
+
+    @cached_property
+    def _weighted(self) -> nn.Module:
+        return self._grade(weights="balanced")
+
     def _fitted(self, name: str, options: Mapping[str, Any]) -> Fitted:
         variant = load_registry().generator(name)
         chosen = parse_options(variant, options)
         self.options[name] = chosen.model_dump(mode="json")
-        return variant.fit(self.train, chosen, seed=self.seed, device=self.plan.device)
+        return fit_generator(variant, self._learnt_from, chosen, seed=self.seed, device=self.plan.device)
 
-    def _draw(self, fitted: Fitted, count: int) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
-        features, labels = [], []
-        for label, number in self._shares(count).items():
-            maps, _ = synthetic(fitted, label, number, self.seed + label) if number else (None, 0)
-            if maps is not None:
-                features.append(maps.astype(np.float16))
-                labels.append(np.full(len(maps), label))
-        if not features:
-            return np.zeros((0, *self.samples.shape), np.float16), np.zeros(0, np.int64)
-        return np.concatenate(features), np.concatenate(labels)
+    def _draw(self, fitted: Fitted, counts: Mapping[int, int], judged: bool = True) -> FeatureSource:
+        """So many synthetic samples of each class."""
+        none = np.zeros((0, *self.samples.shape), np.float16)
+        made = {
+            label: synthetic(fitted, label, count, self.seed + label, judged)[0].astype(np.float16) if count else none
+            for label, count in counts.items()
+        }
+        labels = np.repeat(list(made), [len(maps) for maps in made.values()])
+        return ArrayFeatures(np.concatenate(list(made.values())), labels, self.samples.classes)
 
-    def _with_generator(
-        self, name: str, options: Mapping[str, Any], unseen: nn.Module | None
+    def with_generator(
+        self, name: str, options: Mapping[str, Any], quality: bool = False
     ) -> dict[str, NDArray[np.float64]]:
-        """An arm for each count, and the one whose count the validation patients chose."""
+        """An arm for each count, and the one whose count the validation patients chose.
+
+        With ``quality`` the generator is measured too, and there is the arm that is fitted on its samples alone.
+        """
         fitted = self._fitted(name, options)
         counts = sorted(set(self.plan.counts) - {0})
         found, scores = {}, {}
         for count in counts:
-            classifier = self._grade(*self._draw(fitted, count))
+            classifier = self._grade(self._draw(fitted, self._shares(count)))
             offset = self._offset(classifier)
             scores[count] = self._score(classifier, offset)
             found[f"{name}@{count}"] = self._test(classifier) + offset
         best = max(counts, key=lambda count: (scores[count], -count))
         self.chosen[name] = best
         found[name] = found[f"{name}@{best}"]
-        if unseen is not None:
-            found |= self._quality(name, fitted, unseen)
+        if quality:
+            found |= self._quality(name, fitted, self._weighted)
         return found
 
     def _quality(self, name: str, fitted: Fitted, unseen: nn.Module) -> dict[str, NDArray[np.float64]]:
@@ -235,8 +252,8 @@ class Arms:
                 self.figures[f"{name}/synthetic_{kind}"] = made[label][:4][:, channels]
         if len(set(labels)) < 2:  # its critic accepts one class only: nothing to learn from, so nothing is graded
             return {f"{name} alone": np.full(len(self.test), np.nan)}
-        alone = np.concatenate(made).astype(np.float16)
-        return {f"{name} alone": self._test(self._grade(alone, labels, alone=True))}
+        alone = ArrayFeatures(np.concatenate(made).astype(np.float16), labels, self.samples.classes)
+        return {f"{name} alone": self._test(self._grade(alone, alone=True))}
 
     def _others(self) -> PooledClassifier | None:
         """A judge of synthetic features that saw none, nor any patient whom the generator learnt from.
@@ -247,7 +264,9 @@ class Arms:
         labels = self.samples.labels[held]
         if len(np.unique(labels)) < 2:
             return None
-        return fit_pooled(self.statistics[held], labels, self.samples.patients[held].tolist(), weights="balanced")
+        return fit_pooled(
+            statistics(self.samples)[held], labels, self.samples.patients[held].tolist(), weights="balanced"
+        )
 
     def _numbers(self) -> dict[str, NDArray[np.float64]]:
         """The tumour's size alone, and the number of slices alone, as the logit of each of a patient's slices."""
@@ -280,42 +299,3 @@ def _logits(module: nn.Module, features: NDArray[np.float32]) -> NDArray[np.floa
             module(torch.from_numpy(features[start : start + 64])).numpy() for start in range(0, len(features), 64)
         ]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
-def _fit_pooled(
-    arms: Arms, features: NDArray[Any], labels: NDArray[np.int64], weights: Literal["balanced"] | None, alone: bool
-) -> nn.Module:
-    made = statistics(ArrayFeatures(features, labels, arms.samples.classes))
-    if alone:
-        return fit_pooled(made, labels, [""] * len(labels), weights=weights)
-    return fit_pooled(
-        np.concatenate([arms.statistics[arms.here["train"]], made]),
-        np.concatenate([arms.train.labels, labels]),
-        [*arms.train.patients.tolist(), *[""] * len(labels)],
-        weights=weights,
-    )
-
-
-def _fit_cnn(
-    arms: Arms, features: NDArray[Any], labels: NDArray[np.int64], weights: Literal["balanced"] | None, alone: bool
-) -> nn.Module:
-    source: FeatureSource = arms.samples
-    train = arms.here["train"]
-    if len(labels):
-        source = Joined(arms.samples, ArrayFeatures(features, labels, arms.samples.classes))
-        more = np.arange(len(arms.samples), len(source))
-        train = more if alone else np.concatenate([train, more])
-    classifier, _ = fit_classifier(
-        source,
-        train,
-        arms.here["validation"],
-        [*arms.samples.patients.tolist(), *[""] * len(labels)],
-        seed=arms.seed,
-        weights=weights,
-        device=arms.plan.device,
-        **arms.plan.profile.classifier,
-    )
-    return classifier
-
-
-GRADERS = {"pooled": _fit_pooled, "cnn": _fit_cnn}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from gliaflow_plugins.base import PluginError, parse_options
+from gliaflow_plugins.base import PluginError
 from gliaflow_plugins.readers import Cohort
 from gliaflow_plugins.registry import Registry
 from gliaflow_proto import message_id
@@ -40,6 +40,7 @@ from gliaflow_trainer.report import write_report
 from gliaflow_trainer.steps import initial, same_run, versions
 from gliaflow_trainer.summary import summarise
 from gliaflow_trainer.train import cut_cohort, made_by
+from gliaflow_trainer.variants import choose
 
 ProtocolName = Literal["grouped", "paper"]
 PAPER_SHARE = {"HGG": 7 / 61, "LGG": 4 / 40}  # of the patients that the paper tested on
@@ -58,7 +59,7 @@ def evaluate(
     folds: int = 5,
     seeds: int = 5,
     seed: int = 0,
-    generators: Sequence[str] = ("acgan",),
+    generators: str = "infogan",
     options: Mapping[str, Any] | None = None,
     counts: Sequence[int] = (100, 400),
     scarce: Sequence[int] = (),
@@ -81,7 +82,7 @@ def evaluate(
     protocol: ``grouped``: stratified folds by patient; ``paper``: one split with the paper's shares of test patients.
     task: ``grade``: HGG or LGG, by patient; ``tumour``: slices with tumour or without, whatever the grade.
     seeds: how often all but the U-Net is fitted anew.
-    options: of the generators, over the profile's.
+    generators, options: the variants and their options, as ``choose`` reads them.
     counts: how many synthetic samples to add.
     scarce: patients of the rare class to learn from, in a series of its own each.
     tap: where features are read; by default as the profile says.
@@ -94,12 +95,9 @@ def evaluate(
     ------
     PluginError: too few patients of a class, an unknown generator, or ``out/work`` is of another run.
     """
-    if generators and not any(counts):
+    variants = choose(registry, generators, profile, options)
+    if variants.generators and not any(counts):
         raise PluginError("counts: with a generator, say how many synthetic samples to add (--counts 100,400)")
-    chosen = {
-        name: parse_options(registry.generator(name), {**profile.generators.get(name, {}), **(options or {})})
-        for name in generators
-    }
     if unet is not None:
         profile = replace(profile, input=Bundle(unet).manifest.input)
     cases = {case.id: case for case in cohort.cases if case.mask is not None and case.label}
@@ -133,7 +131,8 @@ def evaluate(
         task=task,
         rare=rare_class(label_of, task),
         tap=tap or profile.tap,
-        generators=tuple((name, each.model_dump(mode="json")) for name, each in chosen.items()),
+        generators=tuple((name, each.model_dump(mode="json")) for name, each in variants.generators.items()),
+        classifier=(variants.classifier, variants.classifier_options.model_dump(mode="json")),
         counts=tuple(counts),
         scarce=tuple(scarce),
         shuffle=shuffle,
@@ -163,7 +162,6 @@ def evaluate(
         "protocol": {"name": protocol, "folds": len(dealt), "repeats": 1, "seeds": list(range(seed, seed + seeds))},
         "task": task,
         "classes": CLASSES[task],
-        "generators": list(generators),
         "counts": list(counts),
         "init": Bundle(init).id if init is not None else None,
         "unet": Bundle(unet).id if unet is not None else None,
@@ -233,10 +231,10 @@ def rare_class(label_of: Mapping[str, str], task: Task) -> int:
 
 def _run(
     plan: Plan, dealt: Sequence[Fold], cases: Mapping[str, Any], seeds: Sequence[int], jobs: int, bar: Progress
-) -> dict[tuple[int, int], Path]:
+) -> dict[tuple[int, int], list[Path]]:
     """Every fold's U-Net, and every fold with every seed; in processes, which leave their results as files."""
     task = bar.add_task("folds and seeds", total=len(dealt) * (1 + len(seeds)))
-    answers: dict[tuple[int, int], Path] = {}
+    answers: dict[tuple[int, int], list[Path]] = {}
     if jobs == 1:
         for fold in dealt:
             fit_segmentation(plan, fold, cases, min(seeds))

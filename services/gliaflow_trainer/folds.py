@@ -32,7 +32,7 @@ from gliaflow_trainer.slices import CutScan, Slices, kept_scans
 from gliaflow_trainer.steps import extract, fit_unet_bundle, initial
 from gliaflow_trainer.store import FeatureStore, Samples
 
-ANSWERS = 2  # counted up when an arm comes to mean something else: answers of before are then found anew
+ANSWERS = 3  # counted up when an arm comes to mean something else: answers of before are then found anew
 
 
 def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: int) -> None:
@@ -91,46 +91,93 @@ def _dice(scans: Sequence[CutScan], store: FeatureStore, cases: Mapping[str, Cas
     return {patient: both / max(1, total) for patient, (both, total) in overlap.items()}
 
 
-def grade_fold(plan: Plan, fold: Fold, seed: int) -> Path:
-    """Fit every arm with one seed; the file has the logits of the test slices by arm, and what was measured beside.
+_Asked = tuple[str, Mapping[str, Any]] | None  # a generator and its options; None: all that needs none
 
+
+def grade_fold(plan: Plan, fold: Fold, seed: int) -> list[Path]:
+    """Fit every arm with one seed. The files have the logits of the test slices by arm, and what was measured beside.
+
+    There is a file without generators and one for each generator: who asks for one more fits no other again. Where a
+    generator fails, its file says so and is not taken for an answer the next time.
     Keys: ``index`` [n], the numbers of the test slices in the store; ``arm/NAME`` [n]; ``scarce/N/NAME``;
     ``control/NAME``, those of generators with the first seed alone (to fit one takes longest); ``figures/NAME/…``; and
     ``about``, JSON.
     """
     torch.set_num_threads(plan.threads)
     threadpool_limits(plan.threads)  # threads of BLAS that spin while they wait take the other folds' cores
-    where = ("work", "threads", "device", "init", "unet")  # the work folder is of one U-Net, wherever it lies
-    wanted = {name: value for name, value in asdict(plan).items() if name not in where}
-    asked = json.dumps([ANSWERS, wanted, fold.split, seed], default=str, sort_keys=True)
-    target = folder_of(plan, fold) / f"seed-{seed}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.npz"
-    if target.exists():
-        return target
+    asked: list[_Asked] = [None, *plan.generators]
+    targets = [_answer(plan, fold, seed, generator) for generator in asked]
+    if all(target.exists() for target in targets):
+        return targets
     store = FeatureStore(features_of(plan, fold))
     samples, index = samples_of(plan, store)
     part = np.array([fold.split.get(patient, "") for patient in samples.patients])
     here = {which: np.flatnonzero(part == which) for which in ("train", "validation", "test")}
     if len(np.unique(samples.labels[here["train"]])) < 2:
         raise PluginError(f"fold {fold.number}: the U-Net found tumour in one class of training patients only, or none")
-    arms = Arms(plan, samples, here, seed, _counted(store.patients))
-    found: dict[str, Any] = {"index": index[here["test"]]}
-    found |= {f"arm/{name}": logits for name, logits in arms.all(quality=True).items()}
-    for few in plan.scarce:
-        thinned = _thin(samples, here, plan.rare, few, seed)
-        if thinned is not None:
-            found |= {f"scarce/{few}/{name}": v for name, v in Arms(plan, samples, thinned, seed).all().items()}
+    unet = plan.unet if plan.unet is not None else folder_of(plan, fold) / "unet"
+    bundle = Bundle(unet, plan.tap) if unet.exists() else None
+    arms = Arms(plan, samples, here, seed, _counted(store.patients), bundle)
+    thinned = {few: _thin(samples, here, plan.rare, few, seed) for few in plan.scarce}
+    scarce = {
+        few: Arms(plan, samples, chosen, seed, None, bundle) for few, chosen in thinned.items() if chosen is not None
+    }
+    control = None
     if plan.shuffle:
         dealt = samples.with_labels(shuffled(samples, plan.task), samples.classes)
-        control = Arms(plan, dealt, here, seed).control(generators=seed == plan.seed)
-        found |= {f"control/{name}": logits for name, logits in control.items()}
-    about = {"gan": arms.gan, "chosen": arms.chosen}
-    found |= {f"figures/{name}": maps for name, maps in arms.figures.items()}
-    found["about"] = np.array(json.dumps(about))
-    part_file = target.with_suffix(".part")
-    with part_file.open("wb") as file:
+        control = Arms(plan, dealt, here, seed, None, bundle)
+    for number, (generator, target) in enumerate(zip(asked, targets, strict=True)):
+        if target.exists():
+            continue
+        if generator is None:
+            found = _without(arms, scarce, control)
+        else:
+            try:
+                found = _with(generator, arms, scarce, control if seed == plan.seed else None)
+            except Exception as error:  # of somebody's plugin: the others go on
+                failed = {"failed": {generator[0]: " ".join(f"{type(error).__name__}: {error}".split())}}
+                found = {"about": np.array(json.dumps(failed))}
+                targets[number] = target = target.with_suffix(".failed.npz")
+        _save(target, {"index": index[here["test"]], **found})
+    return targets
+
+
+def _answer(plan: Plan, fold: Fold, seed: int, generator: _Asked) -> Path:
+    """Where the answers to all that was asked lie."""
+    where = ("work", "threads", "device", "init", "unet", "generators")  # the work folder is of one U-Net
+    wanted = {name: value for name, value in asdict(plan).items() if name not in where}
+    asked = json.dumps([ANSWERS, wanted, generator, fold.split, seed], default=str, sort_keys=True)
+    return folder_of(plan, fold) / f"seed-{seed}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.npz"
+
+
+def _without(arms: Arms, scarce: Mapping[int, Arms], control: Arms | None) -> dict[str, Any]:
+    found: dict[str, Any] = {f"arm/{name}": made for name, made in arms.without(quality=True).items()}
+    for few, thin in scarce.items():
+        found |= {f"scarce/{few}/{name}": logits for name, logits in thin.without().items()}
+    if control is not None:
+        found |= {f"control/{name}": logits for name, logits in control.control().items()}
+    return {**found, "about": np.array("{}")}
+
+
+def _with(
+    generator: tuple[str, Mapping[str, Any]], arms: Arms, scarce: Mapping[int, Arms], control: Arms | None
+) -> dict[str, Any]:
+    name, _ = generator
+    found: dict[str, Any] = {f"arm/{arm}": made for arm, made in arms.with_generator(*generator, quality=True).items()}
+    for few, thin in scarce.items():
+        found |= {f"scarce/{few}/{arm}": logits for arm, logits in thin.with_generator(*generator).items()}
+    if control is not None:
+        found |= {f"control/{arm}": logits for arm, logits in control.generator_control(*generator).items()}
+    found |= {f"figures/{figure}": maps for figure, maps in arms.figures.items() if figure.startswith(f"{name}/")}
+    about = {"gan": {name: arms.gan[name]}, "chosen": {name: arms.chosen[name]}}
+    return {**found, "about": np.array(json.dumps(about))}
+
+
+def _save(path: Path, found: Mapping[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
         np.savez_compressed(file, **found)
-    part_file.replace(target)
-    return target
+    part.replace(path)
 
 
 def samples_of(plan: Plan, store: FeatureStore) -> tuple[Samples, NDArray[np.int64]]:

@@ -93,6 +93,7 @@ class Made(Part):
     tap: str = Field(description="where in the U-Net features are read")
     shape: tuple[int, int, int] = Field(description="of a feature: C, H, W")
     generators: list[str] = Field(description="the variants")
+    failed: dict[str, str] = Field(default={}, description="variants that raised, with what they said; not compared")
     counts: list[int] = Field(description="synthetic samples added to the real ones; the rare class first")
     init: str | None = Field(description="the bundle that the U-Net started from; null: from nothing")
     unet: str | None = Field(default=None, description="the bundle whose U-Net was used as it is; null: it was fitted")

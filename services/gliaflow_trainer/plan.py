@@ -18,8 +18,8 @@ class Plan:
     """What an evaluation asks of every fold.
 
     ``unet``: a bundle whose U-Net is used as it is; it must not have seen this cohort. ``rare`` is the class that
-    ``scarce`` thins, to as many patients as each of its numbers says. ``generators`` have all their options, defaults
-    too: answers that were found with others are not taken for theirs.
+    ``scarce`` thins, to as many patients as each of its numbers says. ``generators`` and ``classifier`` have all their
+    options, defaults too: answers that were found with others are not taken for theirs.
     """
 
     work: Path
@@ -28,6 +28,7 @@ class Plan:
     rare: int
     tap: str
     generators: tuple[tuple[str, Mapping[str, Any]], ...]
+    classifier: tuple[str, Mapping[str, Any]]
     counts: tuple[int, ...]
     scarce: tuple[int, ...]
     shuffle: bool

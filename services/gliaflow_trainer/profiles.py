@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from gliaflow_plugins.pipeline import PAPER_STEPS
 from gliaflow_runtime.bundle import InputSpec
@@ -14,8 +14,8 @@ from gliaflow_runtime.bundle import InputSpec
 class Profile:
     """A size of slices and networks, and the options with which each network is fitted.
 
-    ``unet``, ``fine_tune`` (over ``unet``, with ``--init``) and ``classifier`` are arguments of ``fit_unet`` and
-    ``fit_classifier``; ``generators`` has options by variant, over the variant's defaults.
+    ``unet`` and ``fine_tune`` (over ``unet``, with ``--init``) are arguments of ``fit_unet``; ``generators`` and
+    ``classifiers`` have options by variant, over the variant's defaults.
     """
 
     width: int  # of the U-Net's first block; 64 in the paper
@@ -25,11 +25,11 @@ class Profile:
     fine_tune: Mapping[str, Any]
     tap: str = "dec3"  # where features are read: the paper's 120×120×128, for which it had no memory
     cropped: bool = True  # to the mask: the paper's last suggestion
-    grader: Literal["pooled", "cnn"] = "pooled"  # the paper's is the CNN
+    classifier: str = "pooled"  # the paper's is "cnn"
     augmentations: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     mirror: bool = False  # the mask is the mean of the slice's and its mirror image's: twice the work, about +0.01 Dice
     generators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    classifier: Mapping[str, Any] = field(default_factory=dict)
+    classifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 # 192 mm about the middle of the head, at the pixels that two cores can train on
@@ -44,7 +44,7 @@ PROFILES = {
         input=SMALL_INPUT,
         unet={**QUICK, "epochs": 7, "epoch_slices": 1000, "learning_rate": 4e-3},
         fine_tune={"epochs": 4, "learning_rate": 2e-3},
-        generators={"acgan": {"steps": 700}},
+        generators={key: {"steps": 700} for key in ("infogan", "acgan")},
     ),
     "small": Profile(
         width=16,
@@ -62,9 +62,9 @@ PROFILES = {
         fine_tune={"epochs": 30, "learning_rate": 1e-5},
         tap="enc5",
         cropped=False,
-        grader="cnn",
+        classifier="cnn",
         augmentations=PAPER_STEPS,
-        generators={"acgan": {"ngf": 512, "ndf": 512}, "acgan-paper": {"ngf": 512, "ndf": 512}},
-        classifier={"epochs": 50},
+        generators={key: {"ngf": 512, "ndf": 512} for key in ("infogan", "acgan", "acgan-paper")},
+        classifiers={"cnn": {"epochs": 50}},
     ),
 }

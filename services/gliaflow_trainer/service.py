@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import structlog
-from gliaflow_plugins.base import PluginError, parse_options
+from gliaflow_plugins.base import PluginError
 from gliaflow_plugins.registry import load_registry
 from gliaflow_runtime.bundle import Bundle, BundleError, load_bundle
 from gliaflow_runtime.logs import configure_logging
@@ -30,6 +30,7 @@ from gliaflow_runtime.settings import Settings
 
 from gliaflow_trainer.profiles import PROFILES
 from gliaflow_trainer.store import FeatureStore, Samples, StoreError, origin_of
+from gliaflow_trainer.variants import choose
 
 LEAST = 4  # patients of a class: one to choose with, one to measure on, two to learn from
 
@@ -53,19 +54,26 @@ class Trainer:
     def __init__(self, base: Bundle, settings: Settings) -> None:
         if settings.train_profile not in PROFILES:
             raise PluginError(f"train_profile: {settings.train_profile!r} is not one of {', '.join(PROFILES)}")
-        parse_options(load_registry().generator(settings.train_generator), settings.train_options)
+        choose(load_registry(), settings.train_generator, PROFILES[settings.train_profile], settings.train_options)
         settings.bundles.mkdir(parents=True, exist_ok=True)
         if not os.access(settings.bundles, os.W_OK):
             raise PermissionError(f"{settings.bundles}: new bundles could not be written here")
         self._base, self._settings = base, settings
         self._seen = 0.0  # when the store had been written to at the last look
         self._fit: BaseProcess | None = None
+        self._began = 0.0  # when the fit was started
 
     def look(self) -> None:
         """Start a fit if one is due; say what became of the last. To be called again and again."""
         if self._fit is not None:
-            if self._fit.is_alive():
+            if self._fit.is_alive() and time.monotonic() - self._began <= self._settings.train_deadline_s:
                 return
+            if self._fit.is_alive():
+                log.error("fit ended", reason=f"longer than train_deadline_s, {self._settings.train_deadline_s} s")
+                self.abandon()
+                return
+            if self._fit.exitcode == -signal.SIGKILL:
+                log.error("fit killed", reason="most likely it took more memory than there is")
             if self._fit.exitcode:  # it has said why, unless it was killed
                 log.warning("no bundle until the store changes", exitcode=self._fit.exitcode)
             self._fit = None
@@ -78,6 +86,7 @@ class Trainer:
             return
         self._fit = multiprocessing.get_context("spawn").Process(target=_fit, args=[self._settings], daemon=True)
         self._fit.start()
+        self._began = time.monotonic()
 
     def abandon(self) -> None:
         """End a fit that is under way. What it has done so far stays for the next."""
@@ -148,7 +157,7 @@ def fit_store(
     base: Bundle,
     out: Path,
     profile: str,
-    generator: str,
+    generators: str,
     options: Mapping[str, Any],
     *,
     seed: int,
@@ -161,7 +170,7 @@ def fit_store(
     Parameters
     ----------
     base: what the features in ``folder`` come from.
-    profile, generator, options: as for ``gliaflow train``.
+    profile, generators, options: as for ``gliaflow train``.
 
     Raises
     ------
@@ -173,9 +182,7 @@ def fit_store(
     from gliaflow_trainer.steps import same_run
     from gliaflow_trainer.train import NOTICE, SHARES, fit_graders, split_patients
 
-    chosen = PROFILES[profile]
-    variant = load_registry().generator(generator)
-    parsed = parse_options(variant, {**chosen.generators.get(generator, {}), **options})
+    variants = choose(load_registry(), generators, PROFILES[profile], options)
     samples = of_one_class(open_store(folder, base))
     classes = base.manifest.classes
     label_of = {p: classes[label] for p, label in zip(samples.patients.tolist(), samples.labels.tolist(), strict=True)}
@@ -183,7 +190,6 @@ def fit_store(
     run = {
         "store": digest(samples, base),
         "profile": profile,
-        "generator": [generator, parsed.model_dump(mode="json")],
         "seed": seed,
     }
     work = out.with_name(f".{out.name}.work")
@@ -193,7 +199,7 @@ def fit_store(
         shutil.rmtree(work)
         same_run(work, run)
     scans = len(np.unique(samples.scans))
-    log.info("fitting", bundle=out.name, scans=scans, patients=_patients(samples), generator=generator)
+    log.info("fitting", bundle=out.name, scans=scans, patients=_patients(samples), generators=generators)
     counts = {
         which: {label: sum(split[p] == which and label_of[p] == label for p in split) for label in classes}
         for which in SHARES
@@ -218,7 +224,7 @@ def fit_store(
         },
     }
     with Progress(disable=True) as bar:
-        bundle = fit_graders(samples, split, base, work, out, manifest, chosen, variant, parsed, seed, device, bar)
+        bundle = fit_graders(samples, split, base, work, out, manifest, variants, seed, device, bar)
     shutil.rmtree(work)
     return bundle
 

@@ -18,6 +18,7 @@ import torch
 from gliaflow_extractor.extractor import Extractor
 from gliaflow_extractor.extractor import UNet as ServedUNet
 from gliaflow_plugins.base import PluginError
+from gliaflow_plugins.export import export
 from gliaflow_plugins.generators import Fitted
 from gliaflow_proto import MAX_MESSAGE_BYTES
 from gliaflow_runtime.bundle import Bundle, BundleError, write_manifest
@@ -26,7 +27,6 @@ from rich.progress import Progress
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from gliaflow_trainer.export import export
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.recorder import Recorder
 from gliaflow_trainer.segmentation import Augment, fit_unet, measure
@@ -131,9 +131,8 @@ def fit_unet_bundle(
         "taps": shapes,
         "tap": profile.tap,
         "cropped": profile.cropped,
-        "generator": "none",
-        "generator_options": {},
-        "noise": 1,
+        "generator": "",
+        "generators": {},
         "training": {"history": {"unet": history}},
         "metrics": {"unet": measures},
         "versions": versions(),
@@ -153,9 +152,8 @@ def blank_bundle(profile: Profile, folder: Path) -> Bundle:
         "classes": list(CLASSES),
         "taps": {"enc5": [16 * profile.width, rows // 16, columns // 16]},
         "tap": "enc5",
-        "generator": "none",
-        "generator_options": {},
-        "noise": 1,
+        "generator": "",
+        "generators": {},
         "training": {},
         "metrics": {},
         "versions": {},
@@ -211,15 +209,19 @@ def initial(folder: Path, profile: Profile) -> UNet:
     ------
     BundleError: the bundle has no torch weights, or its U-Net is of another size than the profile's.
     """
-    bundle = Bundle(folder)
-    state = load(bundle.read(WEIGHTS))
-    width, norm = int(state.pop("width")), bool(state.pop("norm"))
-    if (width, norm) != (profile.width, profile.norm):
+    net = load_unet(Bundle(folder))
+    if (net.width, net.norm) != (profile.width, profile.norm):
         raise BundleError(
-            f"{folder}: its U-Net has width {width}{' and batch norm' if norm else ''}, the profile asks for "
+            f"{folder}: its U-Net has width {net.width}{' and batch norm' if net.norm else ''}, the profile asks for "
             f"{profile.width}{' and batch norm' if profile.norm else ''}; choose the profile it was trained with"
         )
-    net = UNet(width, norm)
+    return net
+
+
+def load_unet(bundle: Bundle) -> UNet:
+    """A bundle's U-Net, in torch. Raises BundleError: it has no torch weights."""
+    state = load(bundle.read(WEIGHTS))
+    net = UNet(int(state.pop("width")), bool(state.pop("norm")))
     net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return net
 
@@ -242,11 +244,13 @@ def versions() -> dict[str, str]:
     return {library: version(library) for library in LIBRARIES} | {"python": platform.python_version()}
 
 
-def synthetic(fitted: Fitted, label: int, count: int, seed: int) -> tuple[NDArray[np.float32], float]:
+def synthetic(
+    fitted: Fitted, label: int, count: int, seed: int, judged: bool = True
+) -> tuple[NDArray[np.float32], float]:
     """``count`` features [count, C, H, W] of one class that the critic puts into it, and the share that it does.
 
     As in serving, and as in the paper: "only those whose class the discriminator predicts right". Fewer come where
-    the critic accepts less than one in twenty.
+    the critic accepts less than one in twenty. Where it is not asked (``judged``), all are taken.
     """
     chance = torch.Generator().manual_seed(seed)
     kept: list[NDArray[np.float32]] = []
@@ -255,7 +259,7 @@ def synthetic(fitted: Fitted, label: int, count: int, seed: int) -> tuple[NDArra
         while accepted < count and drawn < 20 * count + 256:
             z = torch.randn(64, fitted.nz, generator=chance)
             features = fitted.generator(z, torch.full((64,), label))
-            right = fitted.critic(features)[1].argmax(1) == label
+            right = fitted.critic(features)[1].argmax(1) == label if judged else torch.ones(64, dtype=torch.bool)
             right &= features.isfinite().flatten(1).all(1)  # a generator that diverged
             features = features.clamp(-FP16, FP16)  # as the store, and messages, hold them
             drawn, accepted = drawn + 64, accepted + int(right.sum())

@@ -24,19 +24,28 @@ EQUATIONS = ("soft_dice_loss", "hard_dice", "iou")  # Eq. 3–5
 
 
 def summarise(
-    plan: Plan, dealt: Sequence[Fold], answers: Mapping[tuple[int, int], Path], scans: Sequence[CutScan]
+    plan: Plan, dealt: Sequence[Fold], answers: Mapping[tuple[int, int], Sequence[Path]], scans: Sequence[CutScan]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The folds' answers as one table (``Metrics``, but for who made it how) and the figures for the report."""
     stores = {fold.number: FeatureStore(features_of(plan, fold)) for fold in dealt}
     seeds = sorted({seed for _, seed in answers})
-    found = {key: dict(np.load(path, allow_pickle=False)) for key, path in answers.items()}
-    about = {key: json.loads(str(values.pop("about"))) for key, values in found.items()}
+    found: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
+    about: dict[tuple[int, int], dict[str, Any]] = {}
+    for key, paths in answers.items():
+        of_paths = [dict(np.load(path, allow_pickle=False)) for path in paths]
+        abouts = [json.loads(str(values.pop("about"))) for values in of_paths]
+        found[key] = {name: logits for values in of_paths for name, logits in values.items()}
+        about[key] = {
+            part: {name: said for each in abouts for name, said in each.get(part, {}).items()}
+            for part in ("gan", "chosen", "failed")
+        }
+    failed = {name: why for key in sorted(about, reverse=True) for name, why in about[key]["failed"].items()}
     table = _Table(plan, dealt, stores, found, seeds)
     names = [key.removeprefix("arm/") for key in found[dealt[0].number, seeds[0]] if key.startswith("arm/")]
+    names = [name for name in names if name.partition("@")[0] not in failed]
     arms = {name: table.measured(f"arm/{name}") for name in names if not name.endswith(" alone")}
-    generators = [name for name, _ in plan.generators]
-    augmented = max(generators, key=lambda name: _accuracy(arms[name])) if generators else None
-    best = _best(arms)
+    generators = [name for name, _ in plan.generators if name not in failed]
+    augmented, best = _judged(arms, generators)
     first = stores[dealt[0].number]
     figures: dict[str, NDArray[Any]] = {
         key.removeprefix("figures/"): maps
@@ -45,7 +54,7 @@ def summarise(
     }
     figures |= _overlays(dealt[0], scans, first)
     return {
-        "made": {"tap": first.tap, "shape": first.shape},
+        "made": {"tap": first.tap, "shape": first.shape, "generators": generators, "failed": failed},
         "table2": _table2(plan, dealt, scans),
         "table3": {
             "baseline": table.row("real"),
@@ -208,9 +217,18 @@ def _accuracy(arm: Measured) -> float:
     return float(arm.values["balanced_accuracy"][0])
 
 
-def _best(arms: Mapping[str, Measured]) -> str:
-    """The comparator of the highest balanced accuracy on the test patients: chosen in its own favour."""
-    return max((name for name in COMPARATORS if name in arms), key=lambda name: _accuracy(arms[name]))
+def _judged(arms: Mapping[str, Measured], generators: Sequence[str]) -> tuple[str | None, str]:
+    """The generator that is judged and the comparator beside it: of each, that with the highest balanced accuracy.
+
+    On the test patients, so it is chosen in its own favour. A plain generator is judged where there is no other.
+    """
+
+    def first(names: Sequence[str]) -> str:
+        return max(names, key=lambda name: _accuracy(arms[name]))
+
+    learnt = [name for name in generators if name not in COMPARATORS] or list(generators)
+    augmented = first(learnt) if learnt else None
+    return augmented, first([name for name in COMPARATORS if name in arms and name != augmented])
 
 
 def _scarce(table: _Table, few: int, names: Sequence[str], generators: Sequence[str]) -> dict[str, Any] | None:
@@ -218,8 +236,7 @@ def _scarce(table: _Table, few: int, names: Sequence[str], generators: Sequence[
     arms = {name: table.measured(prefix + name) for name in names if len(table.logits(prefix + name))}
     if not arms:
         return None
-    best = _best(arms)
-    augmented = max(generators, key=lambda name: _accuracy(arms[name])) if generators else None
+    augmented, best = _judged(arms, generators)
     return {
         "rare_patients": few,
         "arms": {

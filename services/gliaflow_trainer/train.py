@@ -15,21 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from gliaflow_plugins.base import PluginError, parse_options
-from gliaflow_plugins.generators import Fitted, GeneratorVariant
+from gliaflow_plugins.base import PluginError
+from gliaflow_plugins.cnn import patient_scores, slice_logits
+from gliaflow_plugins.export import export, export_generator
+from gliaflow_plugins.generators import Fitted
 from gliaflow_plugins.pipeline import Pipeline
 from gliaflow_plugins.readers import Case, Cohort
 from gliaflow_plugins.registry import Registry
 from gliaflow_proto import message_id
 from gliaflow_runtime.bundle import Bundle, write_manifest
-from pydantic import BaseModel
 from rich.progress import Progress
 from torch import nn
 
-from gliaflow_trainer.export import export, export_generator
-from gliaflow_trainer.grading import fit_classifier, patient_scores, slice_logits
+from gliaflow_trainer.imaged import Imaged
 from gliaflow_trainer.phantom import COHORT_FILE
-from gliaflow_trainer.pooled import fit_pooled, statistics
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.slices import CutScan, Slices, cut
 from gliaflow_trainer.steps import (
@@ -45,6 +44,7 @@ from gliaflow_trainer.steps import (
     versions,
 )
 from gliaflow_trainer.store import Samples
+from gliaflow_trainer.variants import Variants, choose, fit_classifier, fit_generator
 
 NOTICE = "Not a clinical model: it must not be used to diagnose or treat anybody."
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
@@ -57,9 +57,9 @@ def train(
     profile: Profile,
     registry: Registry,
     *,
-    generator: str = "acgan",
+    generators: str = "infogan",
     options: Mapping[str, Any] | None = None,
-    augmentations: Sequence[str] = (),
+    augmentations: Sequence[tuple[str, Mapping[str, Any]]] = (),
     init: Path | None = None,
     high: Sequence[str] = (),
     name: str,
@@ -69,14 +69,15 @@ def train(
 ) -> Bundle:
     """Fit the networks on a cohort and write a bundle to ``out``; the work so far is kept in ``<out>.work``.
 
-    Called again with the same arguments after it was cut off, it goes on. A cohort without grades gives a bundle with
+    Called again with the same arguments after it was cut off, it goes on; with one more generator, it fits that and the
+    classifier. A cohort without grades gives a bundle with
     a U-Net alone, to fine-tune another cohort from.
 
     Parameters
     ----------
     cohort, folder: what was understood of which folder.
-    generator, options: the variant and its options, over the profile's.
-    augmentations: names, in place of the profile's.
+    generators, options: the variants and their options, as ``choose`` reads them.
+    augmentations: names and options, in place of the profile's.
     init: a bundle whose U-Net is fine-tuned (the paper: pre-trained on BraTS, fine-tuned on REMBRANDT).
     high: the grades that were taken for HGG; kept with the bundle.
     name: of the bundle.
@@ -87,9 +88,10 @@ def train(
     PluginError: the variant or an option is not known, too few scans can be used, or ``<out>.work`` is of another run.
     BundleError: ``init`` cannot be fine-tuned with this profile.
     """
-    variant = registry.generator(generator)
-    chosen = parse_options(variant, {**profile.generators.get(generator, {}), **(options or {})})
-    augment = Pipeline(registry, [(step, {}) for step in augmentations] or profile.augmentations)
+    variants = choose(registry, generators, profile, options)
+    if not variants.generators:
+        raise PluginError("no generator was named")
+    augment = Pipeline(registry, augmentations or profile.augmentations)
     start = initial(init, profile) if init is not None else None
     if out.exists() and not (out / "manifest.json").exists():
         raise PluginError(f"{out}: is there already and is no bundle; name another folder")
@@ -98,7 +100,6 @@ def train(
         "cohort": str(folder.resolve()),
         "cases": message_id(*sorted(f"{c.id} {c.patient} {c.label}" for c in cohort.cases)),
         "profile": asdict(profile),
-        "generator": [generator, chosen.model_dump(mode="json")],
         "augmentations": list(augmentations),
         "init": start is not None and Bundle(init or work).id,
         "high": list(high),
@@ -142,7 +143,7 @@ def train(
         return _publish(work / "unet", out, manifest)
     store = extract(graded, base, work / "features", cropped=profile.cropped, device=device, bar=bar)
     manifest["metrics"]["segmentation"] = dice_by_patient(graded, store, split)
-    return fit_graders(store, split, base, work / "bundle", out, manifest, profile, variant, chosen, seed, device, bar)
+    return fit_graders(store, split, base, work / "bundle", out, manifest, variants, seed, device, bar, work / "slices")
 
 
 def fit_graders(
@@ -152,51 +153,62 @@ def fit_graders(
     work: Path,
     out: Path,
     manifest: dict[str, Any],
-    profile: Profile,
-    variant: GeneratorVariant,
-    options: BaseModel,
+    variants: Variants,
     seed: int,
     device: str,
     bar: Progress,
+    slices: Path | None = None,
 ) -> Bundle:
-    """Fit generator and classifier on features in the store and publish them with the base's U-Net as ``out``.
+    """Fit generators and classifier on features in the store and publish them with the base's U-Net as ``out``.
 
     Parameters
     ----------
     split: each patient's part: learnt from, chosen with, or measured on.
     base: the bundle whose U-Net the features come from.
     manifest: of the base, with what is known of the training so far.
+    slices: where those lie that the features come from, if they are known.
     """
     work.mkdir(parents=True, exist_ok=True)
     part = np.array([split[patient] for patient in store.patients])
-    seen = store.tumour > 0  # as in serving: a slice without tumour says nothing of the grade
-    known = store.select((part == "train") & seen)
+    store, part = store.select(store.tumour > 0), part[store.tumour > 0]  # as in serving: others say nothing of grades
+    known = store.select(part == "train")
     if len(set(known.labels)) < len(CLASSES):
         raise PluginError("the U-Net found tumour in one class of training patients only: nothing to grade by")
-    task = bar.add_task(f"generator {variant.name}", total=None)
-    fitted = variant.fit(
-        known, options, seed=seed, device=device, progress=shown(bar, task), checkpoint=work / "generator.checkpoint"
-    )
-    bar.remove_task(task)
-    export_generator(fitted, work, store.shape)
-
-    index = {which: np.flatnonzero((part == which) & seen) for which in SHARES}
-    task = bar.add_task("classifier", total=None)
-    classifier: nn.Module
-    history: list[dict[str, float]] = []
-    if profile.grader == "pooled":
-        classifier = fit_pooled(statistics(known), known.labels, known.patients.tolist(), weights="balanced")
-    else:
-        classifier, history = fit_classifier(
-            store,
-            index["train"],
-            index["validation"],
-            store.patients.tolist(),
+    for left in work.glob("*.onnx"):  # of a run with other generators
+        left.unlink()
+    fitted: dict[str, Fitted] = {}
+    for name, options in variants.generators.items():
+        task = bar.add_task(f"generator {name}", total=None)
+        fitted[name] = fit_generator(
+            variants.registry.generator(name),
+            known if slices is None else Imaged(known, slices, base, bool(manifest["cropped"])),
+            options,
             seed=seed,
             device=device,
             progress=shown(bar, task),
-            **profile.classifier,
+            checkpoint=work / f"{name}-{message_id(options.model_dump_json())[:12]}.checkpoint",
         )
+        bar.remove_task(task)
+        try:
+            export_generator(fitted[name], work, store.shape, name)
+        except Exception as error:  # what it made is not as the contract says, or ONNX has no such operation
+            raise PluginError(f"generator {name!r} cannot be exported: {' '.join(str(error).split())[:500]}") from error
+
+    index = {which: np.flatnonzero(part == which) for which in SHARES}
+    task = bar.add_task(f"classifier {variants.classifier}", total=None)
+    graded = fit_classifier(
+        variants.registry.classifier(variants.classifier),
+        store,
+        variants.classifier_options,
+        learn=index["train"],
+        choose=index["validation"],
+        patients=store.patients.tolist(),
+        weights="balanced",
+        seed=seed,
+        device=device,
+        progress=shown(bar, task),
+    )
+    classifier = graded.module
     bar.remove_task(task)
     example = torch.from_numpy(store.batch(index["train"][:5]))
     export(classifier, [example], work / "classifier.onnx", ["features"], ["logit"])
@@ -204,15 +216,23 @@ def fit_graders(
         if file in base.manifest.files:  # older bundles have no weights to fine-tune
             (work / file).write_bytes(base.read(file))
     manifest |= {
-        "generator": variant.name,
-        "generator_options": options.model_dump(mode="json"),
-        "noise": fitted.nz,
+        "generator": next(iter(variants.generators)),
+        "generators": {
+            name: {"options": options.model_dump(mode="json"), "noise": fitted[name].nz}
+            for name, options in variants.generators.items()
+        },
         "versions": versions(),
     }
-    manifest["training"].setdefault("history", {}).update(generator=fitted.history, classifier=history)
+    manifest["training"]["classifier"] = {
+        "name": variants.classifier,
+        "options": variants.classifier_options.model_dump(mode="json"),
+    }
+    manifest["training"].setdefault("history", {}).update(
+        generator={name: each.history for name, each in fitted.items()}, classifier=graded.history
+    )
     manifest["metrics"] |= {
         "grading": _grading(classifier, store, index["test"]),
-        "synthetic": _synthetic(fitted, classifier, seed),
+        "synthetic": {name: _synthetic(each, classifier, seed) for name, each in fitted.items()},
     }
     return _publish(work, out, manifest)
 

@@ -155,6 +155,8 @@ def _warnings(metrics: Metrics) -> Iterable[str]:
             f"accuracy {told(control.balanced_accuracy)}, AUC {told(control.auc)}; 0.5 is chance). Something may leak "
             "from training to test; by bad luck alone this is seen in fewer than one run of ten."
         )
+    for name, why in made.failed.items():
+        yield f"The generator {name} failed and is not compared: {why}"
     if made.cohort.phantoms:
         yield "These patients are phantoms, that is, drawings. Nothing here says anything about people."
     if made.task == "grade":

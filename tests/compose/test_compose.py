@@ -20,6 +20,9 @@ import numpy as np
 import pytest
 from broken import good_scan
 from conftest import unavailable
+from gliaflow_cli.new import write_plugin
+from gliaflow_runtime.bundle import demo_bundle
+from safetensors import safe_open
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("rabbitmq", "preprocessor", "extractor", "classifier", "generator", "inbox")
@@ -41,10 +44,10 @@ class Stack:
             "GLIAFLOW_VERSION": "test",
         }
 
-    def compose(self, *arguments: str, check: bool = True) -> str:
+    def compose(self, *arguments: str, check: bool = True, **settings: str) -> str:
         command = ["docker", "compose", "-f", "docker-compose.yml", *arguments]
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600
+            command, cwd=self.folder, env=self.environment | settings, capture_output=True, text=True, timeout=600
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -182,3 +185,64 @@ def test_a_stage_that_is_killed_comes_back_and_nothing_is_lost(stack: Stack, sca
         stack.compose("kill", service)
     stack.compose("up", "--wait", "--detach")
     assert client.wait(200) == 0
+
+
+def test_another_generator_of_the_bundle_is_swapped_in(stack: Stack, tmp_path: Path) -> None:
+    def made_by(out: Path) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "gliaflow_cli",
+            "generate",
+            "--grade",
+            "LGG",
+            "--count",
+            "20",
+            "--broker",
+            BROKER,
+        ]
+        subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, timeout=100)
+        with safe_open(out, "np") as file:
+            return str(file.metadata()["generator"])
+
+    assert made_by(tmp_path / "before.safetensors") == "infogan"
+    stack.compose("up", "--wait", "--detach", GLIAFLOW_GENERATOR="reacgan")
+    assert made_by(tmp_path / "after.safetensors") == "reacgan"
+    stack.compose("up", "--detach", GLIAFLOW_GENERATOR="nobody")
+    time.sleep(5)
+    assert "has no 'nobody'; there is: infogan, reacgan" in stack.compose("logs", "generator")
+    others = {c["Service"]: c["Health"] for c in stack.containers() if c["Service"] != "generator"}
+    assert set(others.values()) == {"healthy"}, "the rest goes on"
+    stack.compose("up", "--wait", "--detach")
+
+
+def test_a_plugin_is_installed_into_the_image_or_lies_in_a_folder(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    """A step that a bundle asks for: a broken plugin beside it is told and takes nothing down."""
+    told = (ROOT / "docs" / "plugins.md").read_text()
+    dockerfile = told.split("```dockerfile\n")[1].split("```")[0].replace("gliaflow:latest", "gliaflow:test")
+    shutil.copytree(ROOT / "plugins/examples/gliaflow-meanvar", tmp_path / "image" / "gliaflow-meanvar")
+    (tmp_path / "image" / "Dockerfile").write_text(dockerfile)
+    subprocess.run(["docker", "build", "-q", "-t", "gliaflow:meanvar", tmp_path / "image"], check=True, timeout=300)
+    listed = subprocess.run(["docker", "run", "--rm", "gliaflow:meanvar", "plugins"], capture_output=True, text=True)
+    assert "meanvar" in listed.stdout
+    assert listed.returncode == 0, listed.stdout
+
+    _, code = write_plugin("darken", "step", tmp_path / "darken")
+    shutil.copy(code, stack.folder / "plugins.d")
+    (stack.folder / "plugins.d" / "broken.py").write_text("import a_module_that_is_not_there\n")
+    bundle = stack.folder / "bundles" / "darker"
+    shutil.copytree(demo_bundle(), bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["input"]["steps"] = [{"name": "darken", "options": {"percentile": 95}}]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    chosen = {"GLIAFLOW_BUNDLE": "/bundles/darker"}
+    stack.compose("up", "--detach", check=False, **chosen)  # the rest waits for a healthy preprocessor
+    time.sleep(5)
+    assert "no usable step 'darken'" in stack.compose("logs", "preprocessor"), "a folder of plugins is off by default"
+    stack.compose("up", "--wait", "--detach", GLIAFLOW_PLUGINS="/plugins.d", **chosen)
+    plain = submit(scans, tmp_path / "plain", "memory://")
+    darker = submit(scans, tmp_path / "darker", BROKER)
+    assert {row["status"] for row in darker.values()} == {"ok"}
+    assert any(darker[name]["tumour_ml"] != row["tumour_ml"] for name, row in plain.items())
+    assert "broken" in stack.compose("exec", "-T", "preprocessor", "gliaflow", "plugins", check=False)
+    stack.compose("up", "--wait", "--detach")

@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from broken import BROKEN, good_scan, write_broken
+from gliaflow_cli.client import Submission
 from gliaflow_cli.inputs import stem
-from gliaflow_proto import MAX_MESSAGE_BYTES, Queue, decode
+from gliaflow_proto import MAX_MESSAGE_BYTES, Queue, SyntheticMessage, decode
 from gliaflow_proto.routing import BALANCER
 from gliaflow_runtime.connect import connect
 from safetensors.numpy import load_file
@@ -225,3 +226,26 @@ def test_a_stage_holds_under_600_mb_on_a_whole_brats_sized_scan(gliaflow, stages
         gliaflow("submit", "whole.nii.gz", "--out", "out", "--grade", "HGG", broker=rabbitmq_url)
     held = {name: stage.rss_mb() for name, stage in zip(ALL, running, strict=True)}
     assert max(held.values()) < 600, held
+
+
+@pytest.mark.rabbitmq
+def test_another_generator_takes_over_and_no_request_is_lost(stages, rabbitmq_url):
+    """Ten requests wait; in their midst the stage is told to stop, and one with another variant goes on."""
+    (first,) = stages("generator")
+    got: dict[str, list[SyntheticMessage]] = {}
+    with connect(rabbitmq_url) as broker, Submission(broker, by_uri=False) as submission:
+        wanted = {submission.generate("LGG", 600, seed) for seed in range(10)}
+        while wanted - {scan for scan, parts in got.items() if len({p.part[0] for p in parts}) == parts[0].part[1]}:
+            answer = submission.answer(30)
+            assert isinstance(answer, SyntheticMessage), answer
+            got.setdefault(answer.scan.id, []).append(answer)
+            if len(got) == 2 and first.process.poll() is None:
+                assert first.stop() == 0
+                stages("generator", generator="reacgan")
+    assert {part.generator for parts in got.values() for part in parts} == {"infogan", "reacgan"}
+
+
+def test_a_generator_that_the_bundle_lacks_is_told_with_those_it_has(gliaflow):
+    done = gliaflow("generate", "--grade", "LGG", "--count", "1", "--out", "x", "--generator", "biggan", check=False)
+    assert done.returncode == 2
+    assert "has no 'biggan'; there is: infogan, reacgan" in done.stderr.replace("\n", " ")

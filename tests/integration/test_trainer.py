@@ -122,7 +122,7 @@ def test_labelled_scans_become_a_bundle(cohort, tmp_path, gliaflow):
 
     manifest = load_bundle(written).manifest
     assert (manifest.tap, manifest.cropped) == (pipeline.bundle.manifest.tap, pipeline.bundle.manifest.cropped)
-    assert manifest.generator_options["ngf"] == 8
+    assert manifest.generators["infogan"].options["ngf"] == 8
     assert manifest.training["base"] == pipeline.bundle.id
     assert manifest.training["store"]["scans"] == SCANS
     assert manifest.training["store"]["patients"]["test"] == {"HGG": 1, "LGG": 1}

@@ -30,7 +30,7 @@ from rich.progress import Progress
 SETTINGS: dict[str, Any] = {
     "folds": 2,
     "seeds": 1,
-    "generators": ["levels"],
+    "generators": "levels",
     "counts": [5, 10],
     "jobs": 1,
 }
@@ -135,7 +135,7 @@ def test_other_counts_use_the_same_networks(folder: Path, metrics: Metrics, monk
         raise AssertionError("a U-Net was fitted again")
 
     monkeypatch.setattr("gliaflow_trainer.steps.fit_unet", never)
-    other = run(folder, "report", counts=[3], generators=["levels"], shuffle=False)
+    other = run(folder, "report", counts=[3], generators="levels", shuffle=False)
     assert {"levels", "levels@3"} <= other.comparators.keys()
     assert other.control is None
     assert other.comparators["real"] == metrics.comparators["real"]
@@ -143,7 +143,7 @@ def test_other_counts_use_the_same_networks(folder: Path, metrics: Metrics, monk
 
 def test_a_unet_from_elsewhere_is_used_as_it_is(folder: Path, metrics: Metrics) -> None:
     unet = folder / "report/work/fold-0/unet"
-    found = run(folder, "elsewhere", unet=unet, generators=[], counts=[], shuffle=False)
+    found = run(folder, "elsewhere", unet=unet, generators="", counts=[], shuffle=False)
     assert found.made.unet == Bundle(unet).id
     assert found.table2 is not None
     assert found.table2.train.hard_dice.mean is None, "it has no training patients here"
@@ -178,7 +178,7 @@ def test_scans_without_a_class_are_left_out(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"generators": ["nobody"]}, "nobody"),
+        ({"generators": "nobody"}, "nobody"),
         ({"options": {"colour": "red"}}, "colour"),
         ({"counts": [0]}, "counts"),
         ({"folds": 9}, "9 are needed"),

@@ -28,8 +28,8 @@ features = np.maximum(0, rng.normal(1 + labels[:, None, None, None], 0.2, (80, 6
 fitted = variant.fit(
     ArrayFeatures(features, labels, ("HGG", "LGG")), parse_options(variant, {"spread": 1.5}), seed=0
 )
-from gliaflow_trainer.export import export_generator
-files = export_generator(fitted, Path(sys.argv[1]), (6, 5, 5))
+from gliaflow_plugins.export import export_generator
+files = export_generator(fitted, Path(sys.argv[1]), (6, 5, 5), "meanvar")
 import onnxruntime
 run = onnxruntime.InferenceSession(str(files[0])).run
 z = rng.standard_normal((64, fitted.nz)).astype(np.float32)

@@ -26,6 +26,7 @@ from gliaflow_trainer.plan import Fold, Plan, features_of
 from gliaflow_trainer.slices import CutScan, Slices
 from gliaflow_trainer.steps import synthetic
 from gliaflow_trainer.store import FeatureStore, Origin, write_part
+from gliaflow_trainer.variants import fit_classifier
 from rich.progress import Progress
 
 COHORT = {**{f"H{n}": "HGG" for n in range(8)}, **{f"L{n}": "LGG" for n in range(5)}}
@@ -116,11 +117,12 @@ def store_of(folder: Path, spoilt: str = "") -> FeatureStore:
 def plan_of(work: Path, **changes: Any) -> Plan:
     plan = Plan(
         work=work,
-        profile=replace(small.PROFILE, classifier={"epochs": 2}),
+        profile=small.PROFILE,
         task="grade",
         rare=1,
         tap="dec3",
         generators=(("levels", {}),),
+        classifier=("pooled", {}),
         counts=(5, 10),
         scarce=(2,),
         shuffle=True,
@@ -242,29 +244,28 @@ def test_test_patients_touch_nothing_of_the_unet(tmp_path: Path, monkeypatch: py
     assert first.manifest.metrics["unet"]["test"] != second.manifest.metrics["unet"]["test"]
 
 
-@pytest.mark.parametrize("grader", ["pooled", "cnn"])
+@pytest.mark.parametrize("classifier", [("pooled", {}), ("cnn", {"epochs": 2})], ids=["pooled", "cnn"])
 def test_test_patients_touch_nothing_that_is_fitted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grader: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classifier: Any
 ) -> None:
     """Wild features and wrong labels of the test patients: every classifier and generator stays the same, bit by bit.
 
     The shuffled control is left out: its labels are dealt among all patients.
     """
     monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
-    plan = plan_of(tmp_path, profile=replace(small.PROFILE, grader=grader, classifier={"epochs": 2}), shuffle=False)
+    plan = plan_of(tmp_path, classifier=classifier, shuffle=False)
     weights: dict[str, list[dict[str, np.ndarray]]] = {}
     for name, spoilt in (("clean", ""), ("spoilt", " ".join(of(FOLD, "test")))):
         samples, _ = samples_of(plan, store_of(tmp_path / name, spoilt))
         found: list[dict[str, np.ndarray]] = []
-        kept = arms_module.GRADERS[grader]
 
-        def spy(*args: Any, kept: Any = kept, found: Any = found) -> Any:
-            module = kept(*args)
-            found.append({key: value.numpy().copy() for key, value in module.state_dict().items()})
-            return module
+        def spy(*args: Any, found: Any = found, **how: Any) -> Any:
+            fitted = fit_classifier(*args, **how)
+            found.append({key: value.numpy().copy() for key, value in fitted.module.state_dict().items()})
+            return fitted
 
+        monkeypatch.setattr(arms_module, "fit_classifier", spy)
         arms = arms_module.Arms(plan, samples, here_of(samples), 0, dict.fromkeys(COHORT, 6))
-        arms.grader = spy
         lines: list[float] = []
 
         def spy_line(module: Any, kept: Any = arms._offset, lines: list[float] = lines) -> float:
@@ -272,7 +273,8 @@ def test_test_patients_touch_nothing_that_is_fitted(
             return lines[-1]
 
         monkeypatch.setattr(arms, "_offset", spy_line)
-        arms.all(quality=True)
+        arms.without(quality=True)
+        arms.with_generator(*plan.generators[0], quality=True)
         made = arms_module.synthetic(arms._fitted("levels", {}), 0, 10, 0)[0]
         chosen = {"chosen": np.array(arms.chosen["levels"]), "lines": np.array(lines)}
         assert len(lines) == 7, "threshold, four comparators, two counts"
@@ -310,7 +312,7 @@ def test_what_a_diverged_generator_makes_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
     plan = plan_of(tmp_path)
     store_of(features_of(plan, FOLD))
-    found = dict(np.load(grade_fold(plan, FOLD, 0)))
+    found = answers(plan, FOLD)
     assert np.isfinite(found["arm/levels"]).all()
     assert np.isnan(found["arm/levels alone"]).all()
     quality = json.loads(str(found["about"]))["gan"]["levels"]
@@ -324,10 +326,10 @@ def test_a_fold_in_whose_test_patients_no_tumour_was_found_is_graded(
     plan = plan_of(tmp_path)
     store = store_of(features_of(plan, FOLD))
     none = {patient: part for patient, part in FOLD.split.items() if part != "test"}
-    found = dict(np.load(grade_fold(plan, replace(FOLD, split=none), 0)))
+    found = answers(plan, replace(FOLD, split=none))
     assert len(found["index"]) == len(found["arm/real"]) == 0 < len(store)
     of_one = {p: part for p, part in FOLD.split.items() if part == "train" or COHORT[p] == "HGG"}
-    quality = json.loads(str(np.load(grade_fold(plan, replace(FOLD, split=of_one), 0))["about"]))["gan"]["levels"]
+    quality = json.loads(str(answers(plan, replace(FOLD, split=of_one))["about"]))["gan"]["levels"]
     assert np.isnan([*quality["accuracy_others"], *quality["accuracy_others_real"]]).all(), "no judge of other patients"
     assert np.isfinite(quality["accuracy_unseen"]).all()
 
@@ -336,8 +338,7 @@ def test_a_folds_answers_are_logits_of_its_test_slices_by_arm(tmp_path: Path, mo
     monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
     plan = plan_of(tmp_path)
     store = store_of(features_of(plan, FOLD))
-    path = grade_fold(plan, FOLD, 0)
-    found = dict(np.load(path))
+    found = answers(plan, FOLD)
     tested = found["index"]
     assert set(store.patients[tested]) == of(FOLD, "test")
     assert len(tested) == 4 * len(of(FOLD, "test"))
@@ -360,8 +361,42 @@ def test_a_folds_answers_are_logits_of_its_test_slices_by_arm(tmp_path: Path, mo
             assert found[key].shape == tested.shape, key
             assert np.isfinite(found[key]).all(), key
     assert np.ptp(found["arm/threshold"] - found["arm/real"]) == pytest.approx(0, abs=1e-5), "a shift"
-    before = path.stat().st_mtime_ns
-    assert grade_fold(plan, FOLD, 0) == path
-    assert path.stat().st_mtime_ns == before, "what is there is not done again"
-    assert grade_fold(plan, FOLD, 1) != path
-    assert grade_fold(replace(plan, counts=(5,)), FOLD, 0) != path
+
+
+def test_what_is_there_is_not_done_again_and_one_more_generator_is_all_that_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
+    plan = plan_of(tmp_path)
+    store_of(features_of(plan, FOLD))
+    paths = grade_fold(plan, FOLD, 0)
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert grade_fold(plan, FOLD, 0) == paths
+    more = grade_fold(replace(plan, generators=(*plan.generators, ("levels", {"spread": 2.0}))), FOLD, 0)
+    assert more[:2] == paths
+    assert [path.stat().st_mtime_ns for path in paths] == before
+    assert more[2].exists()
+    assert not set(grade_fold(plan, FOLD, 1)) & set(paths)
+    assert not set(grade_fold(replace(plan, counts=(5,)), FOLD, 0)) & set(paths)
+
+
+def test_a_generator_that_fails_is_named_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
+    plan = plan_of(tmp_path)
+    store_of(features_of(plan, FOLD))
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("mean of\nnothing")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(small.Levels, "fit", fail)
+        found = answers(plan, FOLD)
+    assert "ZeroDivisionError: mean of nothing" in json.loads(str(found["about"]))["failed"]["levels"]
+    assert "arm/real" in found
+    assert not any("levels" in key for key in found)
+    assert "arm/levels" in answers(plan, FOLD), "mended"
+
+
+def answers(plan: Plan, fold: Fold) -> dict[str, np.ndarray]:
+    """All files of seed 0 as one; ``about`` is of the last, a generator."""
+    return {name: values for path in grade_fold(plan, fold, 0) for name, values in np.load(path).items()}

@@ -20,10 +20,10 @@ from gliaflow_plugins.wgan_gp import WGANGP
 
 torch = pytest.importorskip("torch")
 
+from gliaflow_plugins.export import ExportError, export, export_generator  # noqa: E402
 from gliaflow_plugins.gan_networks import Generator, ladder, paper, patch  # noqa: E402
 from gliaflow_plugins.gan_training import augmented  # noqa: E402
-from gliaflow_trainer.export import ExportError, export, export_generator  # noqa: E402
-from gliaflow_trainer.pooled import fit_pooled, statistics  # noqa: E402
+from gliaflow_plugins.pooled_classifier import fit_pooled, statistics  # noqa: E402
 
 CLASSES = ("HGG", "LGG")
 SHIPPED = (ACGAN, PaperACGAN, SNGANProjection, ReACGAN, ADCGAN, WGANGP, InfoGAN)
@@ -121,8 +121,8 @@ def test_history_is_what_figure_11_shows(fitted: Fitted) -> None:
 @every_gan
 def test_onnx_answers_as_torch_does(gan: GAN, tmp_path: Path) -> None:
     fitted = fit_briefly(gan, separable(40))
-    generator, critic = export_generator(fitted, tmp_path, (12, 15, 15))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["critic.onnx", "generator.onnx"]
+    generator, critic = export_generator(fitted, tmp_path, (12, 15, 15), gan.name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"critic-{gan.name}.onnx", f"generator-{gan.name}.onnx"]
     assert str(Path(__file__).parents[2]).encode() not in generator.read_bytes(), "no path of the machine that made it"
     assert b"site-packages" not in generator.read_bytes()
     g, d = (ort.InferenceSession(str(path)) for path in (generator, critic))
@@ -248,5 +248,12 @@ def test_export_refuses_what_does_not_agree(tmp_path: Path) -> None:
     wrong = Fitted(4, torch.nn.Bilinear(1, 1, 1), torch.nn.Identity())
     wrong.generator = type("Flat", (torch.nn.Module,), {"forward": lambda self, z, label: z})()
     wrong.critic = type("Two", (torch.nn.Module,), {"forward": lambda self, x: (x[:, 0], x)})()
-    with pytest.raises(ExportError, match=r"must make \[5, 2, 3, 3\]"):
-        export_generator(wrong, tmp_path, (2, 3, 3))
+    with pytest.raises(ExportError, match=r"wrong: its generator must make \[5, 2, 3, 3\] of 5 labels, not \[5, 4\]"):
+        export_generator(wrong, tmp_path, (2, 3, 3), "wrong")
+    wrong.generator = type("Lost", (torch.nn.Module,), {"forward": lambda self, z, label: z * torch.inf})()
+    with pytest.raises(ExportError, match="not finite"):
+        export_generator(wrong, tmp_path, (4,), "wrong")  # type: ignore[arg-type]  # as wrong as it gets
+    wrong.generator = type("Flat", (torch.nn.Module,), {"forward": lambda self, z, label: z})()
+    wrong.critic = type("One", (torch.nn.Module,), {"forward": lambda self, x: x[:, 0]})()
+    with pytest.raises(ExportError, match=r"\[5\] and \[5, K\]"):
+        export_generator(wrong, tmp_path, (4,), "wrong")  # type: ignore[arg-type]

@@ -79,7 +79,8 @@ def test_ones_own_joins(install) -> None:
         (INVERT.format(name="x").replace("register(Invert())", "1 / 0"), "ZeroDivisionError"),
         (INVERT.format(name="x").replace("register(Invert())", "register(Invert)"), "register an instance"),
         (INVERT.format(name="x").replace("options = Options", "options = dict"), "pydantic model"),
-        (INVERT.format(name=""), "no name"),
+        (INVERT.format(name=""), "a name is of letters"),
+        (INVERT.format(name="../up"), "a name is of letters"),
     ],
 )
 def test_a_broken_plugin_is_listed_and_not_fatal(install, code: str, reason: str) -> None:
@@ -118,3 +119,32 @@ def test_options_are_checked_by_name_and_range() -> None:
         parse_options(acgan, {"steps": 0})
     with pytest.raises(PluginError, match="no_such"):
         parse_options(acgan, {"no_such": 1})
+
+
+def test_a_folder_of_plugins_is_read_where_it_is_named_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules and packages; a broken one, and one that an installed library would hide, are told."""
+    (tmp_path / "in_a_file.py").write_text(INVERT.format(name="filed"))
+    package = tmp_path / "in_a_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from in_a_package.code import *\n")
+    (package / "code.py").write_text(INVERT.format(name="packed"))
+    (tmp_path / "broken_here.py").write_text("1 / 0")
+    (tmp_path / "numpy.py").write_text("raise SystemExit")
+    (tmp_path / "_helper.py").write_text("raise SystemExit")
+    (tmp_path / "notes.txt").write_text("nothing")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert "filed" not in load_registry().augmentations
+    monkeypatch.setenv("GLIAFLOW_PLUGINS", str(tmp_path))
+    registry = load_registry()
+    assert {"filed", "packed", "hflip"} <= set(registry.augmentations)
+    assert str(registry.origins["augmentation", "filed"].file) == str(tmp_path / "in_a_file.py")
+    broken, hidden = (str(problem) for problem in registry.problems)
+    assert "broken_here" in broken
+    assert "ZeroDivisionError" in broken
+    assert "numpy" in hidden
+    assert "rename it" in hidden
+    monkeypatch.setenv("GLIAFLOW_PLUGINS", str(tmp_path / "nowhere"))
+    with pytest.raises(PluginError, match=r"GLIAFLOW_PLUGINS: .*nowhere is no folder"):
+        load_registry()

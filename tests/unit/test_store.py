@@ -102,7 +102,7 @@ def test_synthetic_samples_stand_beside_real_ones(store):
 def test_training_from_the_store_is_training_from_memory(tmp_path):
     pytest.importorskip("torch")
     from gliaflow_plugins.acgan import ACGAN, ACGANOptions
-    from gliaflow_trainer.grading import fit_classifier, slice_logits
+    from gliaflow_plugins.cnn import fit_classifier, slice_logits
 
     for number in range(6):
         write(tmp_path, f"s{number}", n=8, label="LGG" if number % 2 else "HGG", origin=Origin("b", "t", (6, 8, 8)))

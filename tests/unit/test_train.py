@@ -17,14 +17,20 @@ torch = pytest.importorskip("torch")
 
 import small  # noqa: E402
 from gliaflow_extractor.extractor import UNet  # noqa: E402
+from gliaflow_extractor.extractor import crop as served_crop  # noqa: E402
 from gliaflow_generator.synthesis import Synthesizer  # noqa: E402
+from gliaflow_plugins.acgan_image import ACGANImage  # noqa: E402
+from gliaflow_plugins.acgan_image_networks import crop  # noqa: E402
+from gliaflow_plugins.generators import ArrayFeatures  # noqa: E402
 from gliaflow_plugins.readers import Cohort  # noqa: E402
 from gliaflow_runtime.bundle import Bundle, BundleError  # noqa: E402
 from gliaflow_runtime.inference import Network  # noqa: E402
 from gliaflow_trainer import train as module  # noqa: E402
+from gliaflow_trainer.imaged import Imaged  # noqa: E402
 from gliaflow_trainer.steps import initial, synthetic  # noqa: E402
 from gliaflow_trainer.store import FeatureStore  # noqa: E402
 from gliaflow_trainer.train import split_patients, train  # noqa: E402
+from gliaflow_trainer.variants import choose  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
 PATIENTS = [(f"p{n}", "HGG" if n % 3 else "LGG") for n in range(40)]
@@ -69,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(folder: Path, out: str, cohort: Cohort | None = None, **options: Any) -> Bundle:
-    options = {"profile": small.PROFILE, "registry": small.REGISTRY, "generator": "levels", "seed": 3} | options
+    options = {"profile": small.PROFILE, "registry": small.REGISTRY, "generators": "levels", "seed": 3} | options
     with Progress(disable=True) as bar:
         cases = cohort or small.cohort(folder / "cohort")
         return train(cases, folder / "cohort", folder / out, name="tiny", bar=bar, **options)
@@ -95,7 +101,7 @@ def test_it_segments_and_grades_patients_it_has_not_seen(bundle: Bundle) -> None
     assert bundle.manifest.metrics["segmentation"]["dice_mean"] > 0.5
     assert bundle.manifest.metrics["grading"]["auc"] == 1
     assert bundle.manifest.metrics["unet"].keys() == {"train", "validation", "test"}
-    assert bundle.manifest.metrics["synthetic"]["critic_accuracy"] > 0.7
+    assert bundle.manifest.metrics["synthetic"]["levels"]["critic_accuracy"] > 0.7
 
 
 def test_the_manifest_says_how_it_was_made_and_names_no_patient(bundle: Bundle) -> None:
@@ -107,7 +113,7 @@ def test_the_manifest_says_how_it_was_made_and_names_no_patient(bundle: Bundle) 
         part: {"HGG": n, "LGG": m} for part, n, m in (("train", 3, 2), ("validation", 1, 1), ("test", 1, 1))
     }
     assert manifest.training["history"].keys() == {"unet", "generator", "classifier"}
-    assert manifest.generator_options == {"spread": 0.3}, "an option goes over the profile's"
+    assert manifest.generators["levels"].options == {"spread": 0.3}, "an option goes over the profile's"
     assert manifest.cropped, "as the classifier was fitted"
     assert manifest.metrics["segmentation"]["patients"] == 2
     assert {"torch", "onnxruntime", "gliaflow"} <= manifest.versions.keys()
@@ -140,7 +146,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"generator": "nobody"}, {"options": {"colour": "red"}}, {"augmentations": ["none"]}]
+    "wrong", [{"generators": "nobody"}, {"options": {"colour": "red"}}, {"augmentations": [("none", {})]}]
 )
 def test_what_is_not_known_is_said_before_anything_is_done(folder: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(PluginError):
@@ -154,7 +160,7 @@ def test_without_grades_it_segments_alone_and_is_fine_tuned_from(folder: Path) -
     quick = dataclasses.replace(small.PROFILE, unet={**small.PROFILE.unet, "epochs": 1})
     start = fit(folder, "start", dataclasses.replace(known, cases=cases), profile=quick)
     assert set(start.manifest.files) == {"unet.onnx", "unet.safetensors"}
-    assert start.manifest.generator == "none"
+    assert start.manifest.generator == ""
     net = initial(start.folder, quick)
     assert (net.width, net.norm) == (4, True)
     tuned = fit(folder, "tuned", dataclasses.replace(known, cases=cases), profile=quick, init=start.folder)
@@ -181,7 +187,7 @@ def test_several_processes_share_an_epoch_and_one_of_them_talks(tmp_path: Path) 
 
 def test_the_cnn_may_grade_instead(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     """Fitted on what lies in the store, as the trainer service does it."""
-    profile = dataclasses.replace(small.PROFILE, grader="cnn", classifier={"epochs": 2})
+    profile = dataclasses.replace(small.PROFILE, classifier="cnn", classifiers={"cnn": {"epochs": 2}})
     store = FeatureStore(folder / "bundle.work/features")
     split = split_patients(
         list({p: ("HGG", "LGG")[n] for p, n in zip(store.patients, store.labels, strict=True)}.items()), 3
@@ -189,8 +195,8 @@ def test_the_cnn_may_grade_instead(folder: Path, bundle: Bundle, tmp_path: Path)
     manifest = bundle.manifest.model_dump(mode="json", exclude={"schema_", "files"})
     with Progress(disable=True) as bar:
         made = module.fit_graders(
-            store, split, bundle, tmp_path / "work", tmp_path / "out", manifest, profile, small.Levels(),
-            small.LevelsOptions(), 3, "cpu", bar,
+            store, split, bundle, tmp_path / "work", tmp_path / "out", manifest,
+            choose(small.REGISTRY, "levels", profile), 3, "cpu", bar,
         )  # fmt: skip
     assert len(made.manifest.training["history"]["classifier"]) == 2
     assert 0 <= made.manifest.metrics["grading"]["auc"] <= 1
@@ -222,3 +228,93 @@ class Never(torch.nn.Module):
 
     def forward(self, features: Any) -> Any:
         return features[:, 0, 0, 0], torch.tensor([[0.0, 1.0]]).expand(len(features), 2)
+
+
+class Broken(small.Levels):
+    """A generator variant in which something is wrong."""
+
+    def __init__(self, name: str, fitted: Any) -> None:
+        self.name, self.fitted = name, fitted
+
+    def fit(self, features: Any, options: Any, **_: Any) -> Any:
+        return self.fitted(small.Levels().fit(features, options, seed=0))
+
+
+def broken(name: str) -> Any:
+    def nan(fitted: Any) -> Any:
+        fitted.generator.means[:] = np.nan
+        return fitted
+
+    how = {"raises": lambda _: 1 / 0, "returns": lambda _: None, "nan": nan}
+    return Broken(name, how[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("raises", r"'raises' could not be fitted: ZeroDivisionError: division by zero \(.*test_train.py:\d+\)"),
+        ("returns", "'returns': fit returned NoneType, not Fitted"),
+        ("nan", "'nan' cannot be exported: nan: its generator makes values that are not finite"),
+    ],
+)
+def test_a_broken_generator_is_told_by_name_and_line(folder: Path, name: str, told: str) -> None:
+    registry = dataclasses.replace(small.REGISTRY, generators={"levels": small.Levels(), name: broken(name)})
+    with pytest.raises(PluginError, match=told):
+        fit(folder, "broken", registry=registry, generators=f"levels,{name}")
+    assert not (folder / "broken").exists()
+
+
+def test_a_bundle_of_several_generators_serves_each(folder: Path) -> None:
+    second = Broken("second", lambda fitted: fitted)
+    registry = dataclasses.replace(small.REGISTRY, generators={"levels": small.Levels(), "second": second})
+    bundle = fit(
+        folder, "several", registry=registry, generators="second,levels", options={"levels.spread": 0.3, "spread": 2}
+    )
+    assert bundle.manifest.generator == "second"
+    assert {name: spec.options for name, spec in bundle.manifest.generators.items()} == {
+        "second": {"spread": 2.0},
+        "levels": {"spread": 0.3},
+    }
+    rng = np.random.default_rng(0)
+    assert Synthesizer(bundle).generator == "second"
+    assert Synthesizer(bundle, "levels").draw("HGG", 3, rng).shape == (3, *bundle.tap_shape)
+    with pytest.raises(BundleError, match="has no 'acgan'; there is: second, levels"):
+        Synthesizer(bundle, "acgan")
+    with pytest.raises(PluginError, match=r"third\.spread: 'third' is not one of"):
+        fit(folder, "none", registry=registry, generators="second", options={"third.spread": 1})
+
+
+def test_slices_go_through_the_extractor_in_torch_as_in_serving(folder: Path, bundle: Bundle) -> None:
+    """What ``acgan-image`` is fitted on and through: the features of the store come out, cropped or not."""
+    store = FeatureStore(folder / "bundle.work/features")
+    base = Bundle(folder / "bundle.work/unet")
+    known = Imaged(store, folder / "bundle.work/slices", base, cropped=True)
+    some = np.arange(0, len(store), 7)
+    slices = known.slices
+    assert slices.images.shape == (1, 48, 48)
+    assert np.array_equal(slices.images.labels, known.labels)
+    with torch.no_grad():
+        features = slices.extractor(torch.from_numpy(slices.images.batch(some))).numpy()
+    assert features.shape == (len(some), *store.shape)
+    expected = store.batch(some)
+    assert np.abs(features - expected).max() < 0.02 * expected.max()
+    masks = torch.rand(20, 48, 48) > 0.97
+    masks[0] = False
+    masks[1, :, :3] = True
+    maps = torch.rand(20, 5, 24, 24)
+    np.testing.assert_allclose(
+        crop(maps, masks).numpy(), served_crop(maps.numpy(), masks.numpy()), atol=1e-6, err_msg="crop"
+    )
+
+
+def test_synthetic_slices_become_a_generator_of_features(folder: Path) -> None:
+    registry = dataclasses.replace(small.REGISTRY, generators={"acgan-image": ACGANImage()})
+    options = {"steps": 3, "ngf": 4, "ndf": 4}
+    bundle = fit(folder, "imaged", registry=registry, generators="acgan-image", options=options)
+    synthesizer = Network(bundle, "generator-acgan-image", ["features"])
+    noise = np.zeros((2, bundle.manifest.generators["acgan-image"].noise), np.float32)
+    (features,) = synthesizer(z=noise, label=np.array([0, 1]))
+    assert features.shape == (2, *bundle.tap_shape)
+    source = ArrayFeatures(np.ones((8, 4, 6, 6), np.float32), np.arange(8) % 2, ("HGG", "LGG"))
+    with pytest.raises(ValueError, match="without their slices"):
+        ACGANImage().fit(source, ACGANImage.options(), seed=0)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from gliaflow_plugins.generators import ArrayFeatures
+from gliaflow_plugins.generators import ArrayFeatures, Joined
 from sklearn.linear_model import LogisticRegression
 
 torch = pytest.importorskip("torch")
 
-from gliaflow_trainer.export import export  # noqa: E402
-from gliaflow_trainer.pooled import PooledClassifier, fit_pooled, pooled, statistics  # noqa: E402
+from gliaflow_plugins.export import export  # noqa: E402
+from gliaflow_plugins.pooled_classifier import PooledClassifier, fit_pooled, pooled, statistics  # noqa: E402
 
 
 def table(patients: int = 12, slices: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -50,8 +50,9 @@ def test_statistics_are_the_same_whatever_is_read_at_a_time() -> None:
     features = np.random.default_rng(0).random((150, 2, 3, 3)).astype(np.float32)
     source = ArrayFeatures(features, np.zeros(150, np.int64), ("a", "b"))
     assert np.allclose(statistics(source), pooled(torch.from_numpy(features)), atol=1e-6)
-    assert np.allclose(statistics(source, np.array([149, 3])), pooled(torch.from_numpy(features[[149, 3]])), atol=1e-6)
-    assert statistics(source, np.zeros(0, np.int64)).shape == (0, 6)
+    none = ArrayFeatures(features[:0], np.zeros(0, int), source.classes)
+    assert statistics(none).shape == (0, 6)
+    assert np.array_equal(statistics(Joined(none, source, source))[150:], statistics(source))
 
 
 @pytest.mark.parametrize("weights", [None, "balanced"])

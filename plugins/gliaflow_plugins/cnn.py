@@ -13,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from gliaflow_plugins.generators import FeatureSource, Progress, channel_scale
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gliaflow_plugins.generators import FeatureSource, Progress, channel_scale
 
 Indices = NDArray[np.int64]
 History = list[dict[str, float]]

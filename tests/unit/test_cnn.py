@@ -8,8 +8,8 @@ from gliaflow_plugins.generators import ArrayFeatures
 
 torch = pytest.importorskip("torch")
 
-from gliaflow_trainer.export import export  # noqa: E402
-from gliaflow_trainer.grading import Classifier, fit_classifier, patient_scores, slice_logits  # noqa: E402
+from gliaflow_plugins.cnn import Classifier, fit_classifier, patient_scores, slice_logits  # noqa: E402
+from gliaflow_plugins.export import export  # noqa: E402
 
 
 def cohort(signal: float, patients: int = 24, slices: int = 8, seed: int = 0) -> tuple[ArrayFeatures, list[str]]:

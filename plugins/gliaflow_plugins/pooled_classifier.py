@@ -1,6 +1,6 @@
 """The default grader: what the features are like within the tumour, and a linear layer on that.
 
-The paper's CNN (``grading``) has to learn from a few dozen patients where to look. Where features are cropped to the
+The paper's CNN (``cnn``) has to learn from a few dozen patients where to look. Where features are cropped to the
 mask, the positions that are not 0 throughout are the tumour: over those, each channel's mean, standard deviation and
 maximum say most of what there is to know, and a penalised linear layer on them needs far fewer patients.
 """
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from gliaflow_plugins.generators import FeatureSource
-from gliaflow_plugins.pooled import inverse_spread, pooled
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gliaflow_plugins.generators import FeatureSource, Joined
+from gliaflow_plugins.pooled import inverse_spread, pooled
 
 PENALTY = 0.01  # of the squared weights, beside the mean loss of a patient
 CHUNK = 64
@@ -45,14 +47,21 @@ class PooledClassifier(nn.Module):
         return logit[:, 0]
 
 
-def statistics(features: FeatureSource, indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-    """``pooled`` of the samples at ``indices`` (all by default) [n, 3C], read a few at a time."""
-    chosen = np.arange(len(features)) if indices is None else indices
-    parts = [
-        pooled(torch.from_numpy(features.batch(chosen[start : start + CHUNK]))).numpy()
-        for start in range(0, len(chosen), CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, 3 * features.shape[0]), np.float32)
+_known: WeakKeyDictionary[FeatureSource, NDArray[np.float32]] = WeakKeyDictionary()
+
+
+def statistics(features: FeatureSource) -> NDArray[np.float32]:
+    """``pooled`` of all samples [N, 3C], read a few at a time, and once for all classifiers on the same source."""
+    if isinstance(features, Joined):
+        return np.concatenate([statistics(source) for source in features.sources])
+    if features not in _known:
+        every = np.arange(len(features))
+        parts = [
+            pooled(torch.from_numpy(features.batch(every[start : start + CHUNK]))).numpy()
+            for start in range(0, len(every), CHUNK)
+        ]
+        _known[features] = np.concatenate(parts) if parts else np.zeros((0, 3 * features.shape[0]), np.float32)
+    return _known[features]
 
 
 def fit_pooled(

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from gliaflow_plugins.generators import Fitted
 from torch import Tensor, nn
+
+from gliaflow_plugins.generators import Fitted
 
 OPSET = 18
 TOLERANCE = 1e-3  # of the largest value in an output: float32 sums in another order differ by up to a tenth of that
@@ -72,8 +73,8 @@ def export(
     return path
 
 
-def export_generator(fitted: Fitted, folder: Path, shape: tuple[int, int, int]) -> list[Path]:
-    """Write a fitted variant as ``generator.onnx`` and ``critic.onnx`` into ``folder``.
+def export_generator(fitted: Fitted, folder: Path, shape: tuple[int, int, int], name: str) -> list[Path]:
+    """Write a fitted variant as ``generator-NAME.onnx`` and ``critic-NAME.onnx`` into ``folder``.
 
     Parameters
     ----------
@@ -89,15 +90,19 @@ def export_generator(fitted: Fitted, folder: Path, shape: tuple[int, int, int]) 
     label = torch.tensor([0, 1, 0, 1, 1])
     with torch.no_grad():
         features = fitted.generator.eval().cpu()(z, label)
+        if tuple(features.shape) != (5, *shape):
+            raise ExportError(f"{name}: its generator must make {[5, *shape]} of 5 labels, not {list(features.shape)}")
+        if not features.isfinite().all():
+            raise ExportError(f"{name}: its generator makes values that are not finite")
         answers = fitted.critic.eval().cpu()(features)
-    shapes = [tuple(features.shape), *(tuple(answer.shape) for answer in answers)]
-    if shapes[:2] != [(5, *shape), (5,)] or len(shapes) != 3 or len(shapes[2]) != 2:
-        raise ExportError(
-            f"the generator must make [5, {', '.join(map(str, shape))}] and its critic [5] and [5, K]: got {shapes}"
-        )
+    shapes = [list(answer.shape) for answer in answers]
+    if len(shapes) != 2 or shapes[0] != [5] or len(shapes[1]) != 2:
+        raise ExportError(f"{name}: its critic must answer with [5] and [5, K] to 5 features, not {shapes}")
     return [
-        export(fitted.generator, [z, label], folder / "generator.onnx", ["z", "label"], ["features"]),
-        export(fitted.critic, [features], folder / "critic.onnx", ["features"], ["source_logit", "class_logits"]),
+        export(fitted.generator, [z, label], folder / f"generator-{name}.onnx", ["z", "label"], ["features"]),
+        export(
+            fitted.critic, [features], folder / f"critic-{name}.onnx", ["features"], ["source_logit", "class_logits"]
+        ),
     ]
 
 
