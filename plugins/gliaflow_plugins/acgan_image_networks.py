@@ -20,7 +20,10 @@ class ThroughExtractor(nn.Module):
 
 
 class Extractor(nn.Module):
-    """slices [n, 1, H, W] → features [n, C, h, w] of one tap of a U-Net, cropped to the tumour it finds or not."""
+    """slices [n, 1, H, W] → features [n, C, h, w] of one tap of a U-Net, cropped to the tumour it finds or not.
+
+    ``unet``: slices → a named tuple of the taps and the ``mask``, as it is served.
+    """
 
     def __init__(self, unet: nn.Module, tap: str, cropped: bool) -> None:
         super().__init__()

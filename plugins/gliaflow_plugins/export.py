@@ -19,6 +19,7 @@ from gliaflow_plugins.generators import Fitted
 OPSET = 18
 TOLERANCE = 1e-3  # of the largest value in an output: float32 sums in another order differ by up to a tenth of that
 BATCHES = (1, 2, 5)
+MOST_NOISE = 65536  # as a bundle's manifest allows
 
 
 class ExportError(RuntimeError):
@@ -84,6 +85,8 @@ def export_generator(fitted: Fitted, folder: Path, shape: tuple[int, int, int], 
     ------
     ExportError: see ``export``; or the networks do not keep to the contract in ``gliaflow_plugins.generators``.
     """
+    if not 0 < fitted.nz <= MOST_NOISE:
+        raise ExportError(f"{name}: nz is {fitted.nz}; it must be from 1 to {MOST_NOISE}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         z = torch.randn(5, fitted.nz)
@@ -96,8 +99,8 @@ def export_generator(fitted: Fitted, folder: Path, shape: tuple[int, int, int], 
             raise ExportError(f"{name}: its generator makes values that are not finite")
         answers = fitted.critic.eval().cpu()(features)
     shapes = [list(answer.shape) for answer in answers]
-    if len(shapes) != 2 or shapes[0] != [5] or len(shapes[1]) != 2:
-        raise ExportError(f"{name}: its critic must answer with [5] and [5, K] to 5 features, not {shapes}")
+    if shapes != [[5], [5, 2]]:
+        raise ExportError(f"{name}: its critic must answer with [5] and [5, 2] to 5 features, not {shapes}")
     return [
         export(fitted.generator, [z, label], folder / f"generator-{name}.onnx", ["z", "label"], ["features"]),
         export(

@@ -99,6 +99,8 @@ def _fit(
     progress: Progress | None,
     checkpoint: Path | None,
 ) -> Fitted:
+    if made.steps < options.critic_steps:
+        raise ValueError(f"steps: {made.steps} is below critic_steps: the generator would not be fitted")
     g, d = made.g.to(device).train(), made.d.to(device).train()
     average = copy.deepcopy(g).eval().requires_grad_(False)
     betas = (options.beta1, options.beta2)
@@ -155,15 +157,16 @@ def _fit(
             of_g.step()
             for weight in learnt:
                 weight.requires_grad_(True)
-            played = step // options.critic_steps
-            _follow(average, g, min(options.ema, played / (played + 10)))
+            ago = step // options.critic_steps
+            _follow(average, g, min(options.ema, ago / (ago + 10)))
             figures[-1][1] = loss_g.detach()
             del seen, loss_g
         del fake, loss_d
         if step % made.every == 0:
             names = ("loss_d", "loss_g", "accuracy_real", "accuracy_fake")
             table = torch.stack(figures)
-            table[:, 1] *= options.critic_steps
+            played = [number // options.critic_steps for number in (step - len(table), step)]
+            table[:, 1] *= len(table) / max(1, played[1] - played[0])
             history.append(dict(zip(names, table.mean(0).tolist(), strict=True)))
             figures = []
             if checkpoint is not None:
@@ -179,19 +182,25 @@ def _fit(
 
 
 def augmented(maps: Tensor, share: float) -> Tensor:
-    """Maps [n, C, H, W], a share of them shifted by up to an eighth and with a hole (Zhao et al. 2020, DiffAugment)."""
+    """Maps [n, C, H, W], a share of them shifted by up to an eighth of each side and with a hole half as wide and high.
+
+    Zhao et al. 2020, DiffAugment: translation and cutout, each map by chance of its own.
+    """
     if not share:
         return maps
-    n, _, height, width = maps.shape
-    chosen = (torch.rand(n, 1, 1, 1, device=maps.device) < share).to(maps.dtype)
-    down, right = (int(torch.randint(-(size // 8), size // 8 + 1, ())) for size in (height, width))
-    shifted = F.pad(maps, (width, width, height, height))[
-        :, :, height - down : 2 * height - down, width - right : 2 * width - right
-    ]
-    top, left = (int(torch.randint(0, max(1, size - size // 4), ())) for size in (height, width))
-    hole = torch.ones_like(shifted[:1, :1])
-    hole[:, :, top : top + height // 4, left : left + width // 4] = 0
-    return torch.lerp(maps, shifted * hole, chosen)
+    n, moved = len(maps), maps
+    hole = torch.ones((), dtype=torch.bool, device=maps.device)
+    for axis, side in enumerate(maps.shape[2:], start=2):
+        place = torch.arange(side, device=maps.device)
+        shape = [n, 1, 1, 1]
+        shape[axis] = side
+        source = place - torch.randint(-(side // 8), side // 8 + 1, (n, 1), device=maps.device)
+        inside = ((source >= 0) & (source < side)).view(shape)
+        moved = moved.gather(axis, source.clamp(0, side - 1).view(shape).expand_as(moved)) * inside
+        middle = torch.randint(0, side + 1, (n, 1), device=maps.device)
+        hole = hole & ((place - middle).abs() <= side // 4).view(shape)
+    chosen = torch.rand(n, 1, 1, 1, device=maps.device) < share
+    return torch.where(chosen, moved * ~hole, maps)
 
 
 def _halves(both: Seen) -> tuple[Seen, Seen]:

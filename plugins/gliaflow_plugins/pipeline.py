@@ -14,7 +14,7 @@ from gliaflow_plugins.augmentations import Augmentation, CoordinateMap, Geometri
 from gliaflow_plugins.base import PluginError, parse_options
 from gliaflow_plugins.registry import Registry
 
-PAPER_STEPS: tuple[tuple[str, Mapping[str, Any]], ...] = tuple(
+PAPER_AUGMENTATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = tuple(
     (name, {}) for name in ("hflip", "vflip", "elastic", "rotation", "shift", "shear", "zoom")
 )
 
@@ -25,36 +25,48 @@ class Pipeline:
     Parameters
     ----------
     registry: where names are looked up.
-    steps: (name, options) pairs, as they stand in config.
+    named: (name, options) pairs, as they stand in config.
 
     Raises
     ------
     PluginError: a name is unknown or broken, or an option is not one.
     """
 
-    def __init__(self, registry: Registry, steps: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        self.steps: list[tuple[Augmentation, BaseModel]] = []
-        for name, values in steps:
+    def __init__(self, registry: Registry, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        self.augmentations: list[tuple[Augmentation, BaseModel]] = []
+        for name, values in named:
             augmentation = registry.augmentation(name)
-            self.steps.append((augmentation, parse_options(augmentation, values)))
+            self.augmentations.append((augmentation, parse_options(augmentation, values)))
 
     def __call__(self, image: Image, mask: Mask, rng: np.random.Generator) -> tuple[Image, Mask]:
-        """Raises ValueError where image and mask are not two planes of one shape."""
+        """Augment a slice.
+
+        Raises
+        ------
+        ValueError: image and mask are not two planes of one shape.
+        PluginError: an augmentation raised something, or left another shape, or pixels that are not finite.
+        """
         if image.ndim != 2 or image.shape != mask.shape:
             raise ValueError(f"image {image.shape} and mask {mask.shape} must be two planes of one shape [H, W]")
         pending: list[CoordinateMap] = []  # geometric ones in a row, not resampled yet
-        for augmentation, options in self.steps:
-            if isinstance(augmentation, Geometric):
-                pending.append(augmentation.draw(shape_of(image), rng, options))
-                continue
-            if pending:
+        for augmentation, options in self.augmentations:
+            if pending and not isinstance(augmentation, Geometric):
                 image, mask = resample(image, mask, pending)
                 pending = []
-            image, mask = augmentation(image, mask, rng, options)
+            try:  # it may be anybody's code
+                if isinstance(augmentation, Geometric):
+                    pending.append(augmentation.draw(shape_of(image), rng, options))
+                    continue
+                left = augmentation(image, mask, rng, options)
+                if [part.shape for part in left] != [image.shape] * 2 or not np.isfinite(left[0]).all():
+                    raise ValueError(f"it left {[part.shape for part in left]} of {image.shape}, or NaN")
+            except Exception as error:
+                raise PluginError(f"augmentation {augmentation.name!r}: {type(error).__name__}: {error}") from error
+            image, mask = left
         return resample(image, mask, pending) if pending else (image, mask)
 
 
-def parse_step(text: str) -> tuple[str, dict[str, str]]:
+def parse_named(text: str) -> tuple[str, dict[str, str]]:
     """``name`` or ``name:option=value,option=value``, as a person writes it, as (name, options).
 
     Raises
@@ -71,7 +83,7 @@ def parse_step(text: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def read_steps(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def read_augmentations(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """A TOML file as (name, options) pairs: a table ``[[augmentation]]`` each, with ``name`` and its options.
 
     Raises
@@ -89,8 +101,3 @@ def read_steps(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(table, dict) or not isinstance(table.get("name"), str):
             raise PluginError(f"{path}: augmentation {number} has no name")
     return [(table["name"], {key: value for key, value in table.items() if key != "name"}) for table in tables]
-
-
-def paper_pipeline(registry: Registry) -> Pipeline:
-    """The paper's Table 1, with its parameters and in its order."""
-    return Pipeline(registry, PAPER_STEPS)

@@ -43,9 +43,12 @@ class Space(nn.Module):
         some = np.linspace(0, len(features) - 1, count).astype(np.int64)
         self.register_buffer("scale", torch.from_numpy(channel_scale(features)).view(1, -1, 1, 1))
         table = torch.empty(count, width)
+        low = torch.tensor(torch.inf)
         for start in range(0, count, CHUNK):
-            table[start : start + CHUNK] = self._over(features, some[start : start + CHUNK])
-        self.register_buffer("low", (table.view(count, *features.shape) * self.scale).min())
+            part = some[start : start + CHUNK]
+            table[start : start + CHUNK] = self._over(features, part)
+            low = torch.minimum(low, (table[start : start + CHUNK].view(-1, *features.shape) * self.scale).min())
+        self.register_buffer("low", low)
         self.register_buffer("mean", table.mean(dim=0))
         table -= self.mean
         with torch.random.fork_rng(devices=[]):

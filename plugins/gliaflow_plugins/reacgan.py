@@ -18,7 +18,7 @@ class ReACGANOptions(GANOptions):
     class_weight: float = Field(default=1.0, ge=0, description="λ, of the class loss")
     temperature: float = Field(default=0.5, gt=0, description="τ")
     easy: float = Field(default=0.98, ge=-1, le=1, description="m_p: similarity from which a sample needs no pull")
-    hard: float = Field(default=-0.02, ge=-1, le=1, description="m_n: dissimilarity from which it needs no push")
+    hard: float = Field(default=0.02, ge=-1, le=1, description="m_n = 1 − m_p: similarity up to which it needs no push")
 
 
 class ReACGAN(GAN):

@@ -6,6 +6,7 @@ told when somebody asks for a name that is not there: only then does it matter.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import re
@@ -91,6 +92,22 @@ class Registry:
     def reader(self, name: str) -> Reader:
         """The reader of this name. Raises PluginError where there is none that works."""
         return self._select("reader", self.readers, name)
+
+    def ships(self, kind: str, name: str) -> bool:
+        """Whether this one comes with gliaflow (or was put here by hand, so that no other process would know it)."""
+        origin = self.origins.get((kind, name))
+        return origin is None or origin.plugin == "shipped"
+
+    def code_of(self, kind: str, name: str) -> str:
+        """A digest of its code: its file, or every ``.py`` of the package that it is in. Empty: not known."""
+        if (kind, name) not in self.origins:
+            return ""
+        file = Path(self.origins[kind, name].file)
+        package = (file.parent / "__init__.py").exists()
+        found = hashlib.sha256()
+        for path in sorted(file.parent.rglob("*.py")) if package else [file]:
+            found.update(path.read_bytes() if path.is_file() else str(path).encode())
+        return found.hexdigest()[:16]
 
     def add(self, plugin: object, origin: Origin) -> None:
         """Call the hooks of one plugin. Whatever it gets wrong becomes a problem; what it gets right stays."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from gliaflow_plugins.gan import GAN, GANOptions, Seen, at, hinge
+from gliaflow_plugins.gan import GAN, GANOptions, Seen, at, cross_entropy, hinge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,9 @@ class ProjectionOptions(GANOptions):
 class SNGANProjection(GAN):
     """Miyato and Koyama, *cGANs with projection discriminator*, ICLR 2018, with spectral norm (Miyato et al. 2018).
 
-    D(x, y) = ψ(φ(x)) + v_y · φ(x): ``source`` is ψ, and ``classes`` the inner products with each class's vector. Their
-    difference is log p(y₁|x) − log p(y₂|x) (equation 3 there), so they serve as class logits.
+    D(x, y) = ψ(φ(x)) + v_y · φ(x): ``source`` is ψ, and ``classes`` the inner products with each class's vector. They
+    compare a real sample of the class with a synthetic one (equation 3 there), and say the less of the class the better
+    the generator is. So what the critic says of it is learnt beside the discriminator, from real features alone.
     """
 
     name = "sngan-projection"
@@ -30,13 +31,10 @@ class SNGANProjection(GAN):
     spectral = True
 
     def loss_d(self, real: Seen, fake: Seen, label: Tensor, z: Tensor, options: ProjectionOptions) -> Tensor:
-        return hinge(self.penalised(real, label), self.penalised(fake, label))
+        return hinge(self.penalised(real, label), self.penalised(fake, label)) + cross_entropy(real.grade, label)
 
     def loss_g(self, fake: Seen, label: Tensor, z: Tensor, options: ProjectionOptions) -> Tensor:
         return -self.penalised(fake, label).mean()
 
     def penalised(self, seen: Seen, label: Tensor) -> Tensor:
         return seen.source + at(seen.classes, label)
-
-    def class_logits(self, seen: Seen) -> Tensor:
-        return seen.classes

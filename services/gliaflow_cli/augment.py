@@ -1,4 +1,4 @@
-"""``gliaflow augment``: a picture of what augmentations do to a slice, as training would see it."""
+"""``gliaflow augment``: a picture of what augmentations do to a slice, cut as for the profile ``paper``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from gliaflow_plugins.pipeline import PAPER_STEPS, Pipeline, parse_step, read_steps
+from gliaflow_plugins.pipeline import PAPER_AUGMENTATIONS, Pipeline, parse_named, read_augmentations
 from gliaflow_plugins.registry import load_registry
 from gliaflow_preprocessor.nifti import NiftiError, read_nifti
 from gliaflow_preprocessor.slices import UnusableScan, prepare, prepare_mask
@@ -38,8 +38,8 @@ def draw_augmented(
         raise UsageError("this needs matplotlib: pip install 'gliaflow[report]'") from None
     if out.suffix != ".png":
         raise UsageError(f"--out: {out} is no .png")
-    steps = [*(read_steps(pipeline) if pipeline else []), *map(parse_step, augmentations)]
-    augment = Pipeline(load_registry(), steps or PAPER_STEPS)
+    steps = [*(read_augmentations(pipeline) if pipeline else []), *map(parse_named, augmentations)]
+    augment = Pipeline(load_registry(), steps or PAPER_AUGMENTATIONS)
     try:
         prepared = prepare(*read_nifti(scan.read_bytes(), channel), InputSpec())
         truth = np.zeros(prepared.image.shape, np.uint8)
@@ -57,7 +57,7 @@ def draw_augmented(
     shown = [("as it is", image, tumour), *((f"draw {number}", *draw) for number, draw in enumerate(draws, 1))]
     rows = -(-len(shown) // COLUMNS)
     figure = Figure(figsize=(INCHES * COLUMNS, (INCHES + 0.25) * rows), facecolor="white", layout="constrained")
-    figure.suptitle(", ".join(name for name, _ in steps or PAPER_STEPS), fontsize=9)
+    figure.suptitle(", ".join(name for name, _ in steps or PAPER_AUGMENTATIONS), fontsize=9)
     for axes, (title, pixels, outline) in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, shown, strict=False):
         axes.imshow(pixels.T, cmap="gray", origin="lower", vmin=0, vmax=float(np.percentile(image, 99.8)))
         if outline.any():

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gliaflow_plugins.pipeline import parse_step, read_steps
+from gliaflow_plugins.pipeline import parse_named, read_augmentations
 from gliaflow_plugins.readers import Cohort
 from gliaflow_plugins.registry import Registry, load_registry
 from gliaflow_runtime.bundle import StepSpec
@@ -94,7 +94,7 @@ def run_train(
             augmentations=[
                 step
                 for text in augmentation
-                for step in (read_steps(Path(text)) if text.endswith(".toml") else [parse_step(text)])
+                for step in (read_augmentations(Path(text)) if text.endswith(".toml") else [parse_named(text)])
             ],
             high=chosen.high_grades,
             name=name or out.resolve().name,
@@ -215,7 +215,7 @@ def _profile(
     if tap is not None and tap not in TAPS:
         raise UsageError(f"--tap: {tap!r} is not one of {', '.join(TAPS)}")
     profile = PROFILES[name]
-    steps = tuple(StepSpec(name=step, options=options) for step, options in map(parse_step, preprocess))
+    steps = tuple(StepSpec(name=step, options=options) for step, options in map(parse_named, preprocess))
     chosen = {} if epochs is None else {"epochs": epochs}
     return dataclasses.replace(
         profile,

@@ -343,7 +343,7 @@ def evaluate(
     folds: Annotated[int, typer.Option("--folds", help="Folds of the protocol grouped.", min=2)] = 5,
     seeds: Annotated[int, typer.Option("--seeds", help="How often all but the U-Net is fitted anew.", min=1)] = 5,
     generators: Annotated[
-        str, typer.Option("--generators", help="Variants to compare, with commas; none: comparators only.")
+        str, typer.Option("--generators", help='Variants to compare, with commas; "": comparators only.')
     ] = "infogan",
     option: OptionFlag = None,
     counts: Annotated[
@@ -367,6 +367,9 @@ def evaluate(
     seed: SeedFlag = 0,
     device: TorchDeviceFlag = "cpu",
     jobs: Annotated[int, typer.Option("--jobs", help="Processes; 0: one a core.", min=0)] = 0,
+    deadline: Annotated[
+        float, typer.Option("--deadline", help="Seconds after which a fit of an installed generator is ended.", min=1)
+    ] = 86400,
     reader: ReaderFlag = None,
     high: HighFlag = None,
     grades: GradesFlag = None,
@@ -403,6 +406,7 @@ def evaluate(
         seed=seed,
         device=device,
         jobs=jobs,
+        deadline_s=deadline,
     )
 
 

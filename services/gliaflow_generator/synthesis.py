@@ -59,7 +59,8 @@ class Synthesizer:
             if not np.isfinite(features).all():
                 raise GeneratorError("the generator made features that are not finite")
             (classes,) = self._critic(features=features)
-            right = classes.argmax(axis=1) == wanted
+            empty = ~features.any(axis=(1, 2, 3))  # as of a slice without tumour, which has no grade
+            right = (classes.argmax(axis=1) == wanted) & ~empty
             metrics.SYNTHETIC.labels(label, "accepted").inc(int(right.sum()))
             metrics.SYNTHETIC.labels(label, "refused").inc(int((~right).sum()))
             kept.append(np.clip(features[right], -FP16_MAX, FP16_MAX).astype(np.float16))

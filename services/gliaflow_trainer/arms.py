@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -54,7 +55,8 @@ class Arms:
     ) -> None:
         self.plan, self.samples, self.here, self.seed, self.slices = plan, samples, here, seed, slices or {}
         self.bundle = bundle
-        self.train, self.test = samples.select(here["train"]), samples.select(here["test"])
+        self.parts = {which: samples.select(index) for which, index in here.items()}
+        self.train, self.test = self.parts["train"], self.parts["test"]
         self.gan: dict[str, Any] = {}
         self.options: dict[str, dict[str, Any]] = {}
         self.chosen: dict[str, int] = {}
@@ -92,21 +94,20 @@ class Arms:
         self, more: FeatureSource | None = None, weights: Literal["balanced"] | None = None, alone: bool = False
     ) -> nn.Module:
         """A classifier fitted on the training samples and ``more``; ``alone``: on the latter only."""
-        source: FeatureSource = self.samples
-        learn, patients = self.here["train"], self.samples.patients.tolist()
-        if more is not None:
-            source = Joined(self.samples, more)
-            added = np.arange(len(self.samples), len(source))
-            learn = added if alone else np.concatenate([learn, added])
-            patients += [""] * len(more)  # a repeated sample, too, counts as the average one does
+        parts = [self.train, self.parts["validation"]]  # a plugin may look at all that it is given: nothing of the test
+        source = Joined(*parts, *([more] if more is not None else []))
+        ends = np.cumsum([0, *(len(part) for part in source.sources)])
+        learn, choose, *added = (np.arange(*between) for between in pairwise(ends))
+        # a repeated sample, too, counts as the average one does
+        patients = [*(str(patient) for part in parts for patient in part.patients), *[""] * (len(source) - ends[2])]
         name, options = self.plan.classifier
         variant = load_registry().classifier(name)
         return fit_classifier(
             variant,
             source,
             parse_options(variant, options),
-            learn=learn,
-            choose=self.here["validation"],
+            learn=np.concatenate([*([] if alone else [learn]), *added]),
+            choose=choose,
             patients=patients,
             weights=weights,
             seed=self.seed,
@@ -124,13 +125,12 @@ class Arms:
         return self._logits(module, "test").astype(np.float64)
 
     def _logits(self, module: nn.Module, which: str) -> NDArray[np.float32]:
+        samples = self.parts[which]
         if isinstance(module, PooledClassifier):
             with torch.inference_mode():
-                graded: NDArray[np.float32] = module.grade(
-                    torch.from_numpy(statistics(self.samples)[self.here[which]])
-                ).numpy()
+                graded: NDArray[np.float32] = module.grade(torch.from_numpy(statistics(samples))).numpy()
             return graded
-        return slice_logits(module, self.samples, self.here[which], self.plan.device)
+        return slice_logits(module, samples, np.arange(len(samples)), self.plan.device)
 
     def _units(self, module: nn.Module, *parts: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Logits and classes of the units of these parts: patients by their mean logit, or slices."""
@@ -260,13 +260,12 @@ class Arms:
 
         None where tumour was found in one class of these other patients only.
         """
-        held = np.concatenate([self.here["validation"], self.here["test"]])
-        labels = self.samples.labels[held]
+        held = [self.parts["validation"], self.test]
+        labels = np.concatenate([part.labels for part in held])
         if len(np.unique(labels)) < 2:
             return None
-        return fit_pooled(
-            statistics(self.samples)[held], labels, self.samples.patients[held].tolist(), weights="balanced"
-        )
+        patients = [str(patient) for part in held for patient in part.patients]
+        return fit_pooled(np.concatenate([statistics(part) for part in held]), labels, patients, weights="balanced")
 
     def _numbers(self) -> dict[str, NDArray[np.float64]]:
         """The tumour's size alone, and the number of slices alone, as the logit of each of a patient's slices."""

@@ -58,7 +58,7 @@ def balanced_offset(logits: ArrayLike, positive: ArrayLike) -> float:
     return float(brentq(slope, -30, 30)) if slope(-30) > 0 > slope(30) else 30.0 * np.sign(slope(0))
 
 
-def linear_grader(features: Features, labels: Labels, *, balanced: bool = False) -> Callable[[Features], Floats]:
+def linear_grader(features: Features, labels: Labels) -> Callable[[Features], Floats]:
     """The paper's linear model: logistic regression on pooled features, standardised; unweighted, as there.
 
     Parameters
@@ -73,11 +73,11 @@ def linear_grader(features: Features, labels: Labels, *, balanced: bool = False)
     ------
     ValueError: the training samples are all of one class.
     """
-    grade = _logistic(pool(features), labels == 0, balanced)
+    grade = _logistic(pool(features), labels == 0, balanced=False)
     return lambda others: grade(pool(others))
 
 
-def number_grader(values: ArrayLike, positive: ArrayLike, *, balanced: bool = True) -> Callable[[ArrayLike], Floats]:
+def number_grader(values: ArrayLike, positive: ArrayLike) -> Callable[[ArrayLike], Floats]:
     """Logistic regression on one number of each patient, or a few of them.
 
     Parameters
@@ -98,7 +98,7 @@ def number_grader(values: ArrayLike, positive: ArrayLike, *, balanced: bool = Tr
         table = np.asarray(numbers, dtype=np.float64)
         return table[:, None] if table.ndim == 1 else table
 
-    grade = _logistic(columns(values), np.asarray(positive, dtype=np.bool_), balanced)
+    grade = _logistic(columns(values), np.asarray(positive, dtype=np.bool_), balanced=True)
     return lambda others: grade(columns(others))
 
 

@@ -7,14 +7,11 @@ The folds (``folds``) run beside each other in processes; here patients are deal
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import ceil
@@ -32,18 +29,22 @@ from gliaflow_runtime.settings import available_cores
 from rich.progress import Progress
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
+from gliaflow_trainer.comparators import PLAIN
 from gliaflow_trainer.folds import fit_segmentation, grade_fold
 from gliaflow_trainer.metrics_schema import SCHEMA, Metrics, write_metrics
 from gliaflow_trainer.plan import CLASSES, Fold, Plan, Task
+from gliaflow_trainer.processes import end_with_parent
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.report import write_report
 from gliaflow_trainer.steps import initial, same_run, versions
 from gliaflow_trainer.summary import summarise
 from gliaflow_trainer.train import cut_cohort, made_by
 from gliaflow_trainer.variants import choose
+from gliaflow_trainer.verdict import ARMS
 
 ProtocolName = Literal["grouped", "paper"]
 PAPER_SHARE = {"HGG": 7 / 61, "LGG": 4 / 40}  # of the patients that the paper tested on
+LATER = ("tap", "cropped", "classifier", "generators", "classifiers")  # of a profile: the U-Net does not depend on it
 VALIDATION = 0.15  # of a fold's training patients
 
 
@@ -63,13 +64,13 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     counts: Sequence[int] = (100, 400),
     scarce: Sequence[int] = (),
-    tap: str = "",
     shuffle: bool = True,
     init: Path | None = None,
     unet: Path | None = None,
     high: Sequence[str] = (),
     device: str = "cpu",
     jobs: int = 0,
+    deadline_s: float = 86400,
     bar: Progress,
 ) -> Metrics:
     """Run the whole protocol and write ``metrics.json``, ``figures.npz`` and ``report.html`` to ``out``.
@@ -85,17 +86,19 @@ def evaluate(
     generators, options: the variants and their options, as ``choose`` reads them.
     counts: how many synthetic samples to add.
     scarce: patients of the rare class to learn from, in a series of its own each.
-    tap: where features are read; by default as the profile says.
     shuffle: also run on shuffled labels, which must give chance.
     init: a bundle whose U-Net every fold's starts from. unet: a bundle whose U-Net is used as it is, in all folds;
         neither may have seen this cohort.
     jobs: processes; 0: one a core.
+    deadline_s: a fit of a generator that does not ship is ended after so long, and the rest goes on without it.
 
     Raises
     ------
     PluginError: too few patients of a class, an unknown generator, or ``out/work`` is of another run.
     """
     variants = choose(registry, generators, profile, options)
+    if taken := sorted(set(variants.generators) & (ARMS.keys() - {plain.name for plain in PLAIN})):
+        raise PluginError(f"generator {taken[0]!r}: an arm without a generator has this name; give yours another")
     if variants.generators and not any(counts):
         raise PluginError("counts: with a generator, say how many synthetic samples to add (--counts 100,400)")
     if unet is not None:
@@ -114,7 +117,7 @@ def evaluate(
         {
             "cohort": str(folder.resolve()),
             "cases": message_id(*sorted(f"{c.id} {c.patient} {c.label}" for c in cohort.cases)),
-            "profile": asdict(profile),
+            "profile": {key: value for key, value in asdict(profile).items() if key not in LATER},
             "protocol": [protocol, task, folds, seed],
             "init": init and Bundle(init).id,
             "unet": unet and Bundle(unet).id,
@@ -130,9 +133,13 @@ def evaluate(
         profile=profile,
         task=task,
         rare=rare_class(label_of, task),
-        tap=tap or profile.tap,
+        tap=profile.tap,
         generators=tuple((name, each.model_dump(mode="json")) for name, each in variants.generators.items()),
         classifier=(variants.classifier, variants.classifier_options.model_dump(mode="json")),
+        code={name: registry.code_of("generator", name) for name in variants.generators}
+        | {"": registry.code_of("classifier", variants.classifier)},
+        apart=tuple(name for name in variants.generators if not registry.ships("generator", name)),
+        deadline_s=deadline_s,
         counts=tuple(counts),
         scarce=tuple(scarce),
         shuffle=shuffle,
@@ -266,23 +273,18 @@ def _run(
                     for other in later:
                         pending[pool.submit(fit_segmentation, plan, other, cases, min(seeds))] = (other, None)
                     later = []
-        except BaseException:  # what is being fitted is not waited for: it is kept to the epoch
+        except BaseException as error:  # what is being fitted is not waited for: it is kept to the epoch
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                told = "a process was killed, most likely for want of memory; go on with the same command and --jobs 1"
+                raise PluginError(told) from None
             raise
     return answers
 
 
 def _worker() -> None:
-    """Prepares a process of the pool. It ends with its parent, however that ends; Ctrl-C is the parent's to answer."""
+    """Prepares a process of the pool."""
     configure_logging("error", "auto")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()

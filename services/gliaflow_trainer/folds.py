@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,12 +24,14 @@ from gliaflow_plugins.registry import load_registry
 from gliaflow_preprocessor.nifti import read_nifti
 from gliaflow_proto import restore
 from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.logs import configure_logging
 from numpy.typing import NDArray
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
 from gliaflow_trainer.arms import Arms
 from gliaflow_trainer.plan import CLASSES, Fold, Plan, Task, features_of, folder_of
+from gliaflow_trainer.processes import end_with_parent
 from gliaflow_trainer.slices import CutScan, Slices, kept_scans
 from gliaflow_trainer.steps import extract, fit_unet_bundle, initial
 from gliaflow_trainer.store import FeatureStore, Samples
@@ -55,7 +59,7 @@ def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: in
                 seed=seed,
                 device=plan.device,
                 bar=bar,
-                augment=augment if augment.steps else None,
+                augment=augment if augment.augmentations else None,
                 start=initial(plan.init, plan.profile) if plan.init is not None else None,
             )
             bundle = Bundle(folder / "unet", plan.tap)
@@ -133,20 +137,50 @@ def grade_fold(plan: Plan, fold: Fold, seed: int) -> list[Path]:
             found = _without(arms, scarce, control)
         else:
             try:
+                if generator[0] in plan.apart:
+                    _fit_apart(replace(plan, generators=(generator,), apart=()), fold, seed, target)
+                    continue
                 found = _with(generator, arms, scarce, control if seed == plan.seed else None)
             except Exception as error:  # of somebody's plugin: the others go on
-                failed = {"failed": {generator[0]: " ".join(f"{type(error).__name__}: {error}".split())}}
-                found = {"about": np.array(json.dumps(failed))}
+                said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+                found = {"about": np.array(json.dumps({"failed": {generator[0]: " ".join(said.split())}}))}
                 targets[number] = target = target.with_suffix(".failed.npz")
         _save(target, {"index": index[here["test"]], **found})
     return targets
 
 
+def _fit_apart(plan: Plan, fold: Fold, seed: int, target: Path) -> None:
+    """``grade_fold`` in a process of its own. Raises PluginError where no answer came of it, with what is known."""
+    name = plan.generators[0][0]
+    process = multiprocessing.get_context("spawn").Process(target=_apart, args=[plan, fold, seed])
+    process.start()
+    process.join(plan.deadline_s)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise PluginError(f"generator {name!r}: its fit took longer than {plan.deadline_s:g} s, and was ended")
+    failed = target.with_suffix(".failed.npz")
+    if process.exitcode == 0 and not target.exists():
+        about = json.loads(str(np.load(failed)["about"]))
+        raise PluginError(about["failed"][name])
+    if process.exitcode:
+        how = f"killed by {signal.Signals(-process.exitcode).name}" if process.exitcode < 0 else "ended"
+        raise PluginError(f"generator {name!r}: its process was {how}: a crash, or more memory than there is")
+
+
+def _apart(plan: Plan, fold: Fold, seed: int) -> None:
+    end_with_parent()
+    configure_logging("error", "auto")
+    grade_fold(plan, fold, seed)
+
+
 def _answer(plan: Plan, fold: Fold, seed: int, generator: _Asked) -> Path:
     """Where the answers to all that was asked lie."""
-    where = ("work", "threads", "device", "init", "unet", "generators")  # the work folder is of one U-Net
-    wanted = {name: value for name, value in asdict(plan).items() if name not in where}
-    asked = json.dumps([ANSWERS, wanted, generator, fold.split, seed], default=str, sort_keys=True)
+    where = ("work", "threads", "device", "init", "unet")  # the work folder is of one U-Net
+    others = ("generators", "code", "apart", "deadline_s")
+    wanted = {name: value for name, value in asdict(plan).items() if name not in (*where, *others)}
+    code = [plan.code[""], plan.code[generator[0]] if generator else ""]
+    asked = json.dumps([ANSWERS, wanted, generator, code, fold.split, seed], default=str, sort_keys=True)
     return folder_of(plan, fold) / f"seed-{seed}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.npz"
 
 

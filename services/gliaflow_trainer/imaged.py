@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gliaflow_trainer.slices import kept_scans
-from gliaflow_trainer.steps import load_unet
+from gliaflow_trainer.steps import load_served
 from gliaflow_trainer.store import Samples
 
 
@@ -24,7 +24,7 @@ class Imaged:
     ----------
     folder: where ``cut`` left the slices.
     bundle: whose U-Net the features come from, with its tap.
-    cropped: whether they are cropped to the tumour, as found in the slice alone (no mirror image is looked at).
+    cropped: whether they are cropped to the tumour that the U-Net finds.
     """
 
     def __init__(self, samples: Samples, folder: Path, bundle: Bundle, cropped: bool) -> None:
@@ -41,7 +41,7 @@ class Imaged:
         return SliceSource(_Slices(self._samples, self._folder), self._extractor())
 
     def _extractor(self) -> nn.Module:
-        return Extractor(load_unet(self._bundle), self._bundle.tap, self._cropped)
+        return Extractor(load_served(self._bundle), self._bundle.tap, self._cropped)
 
 
 class _Slices:

@@ -19,7 +19,9 @@ class Plan:
 
     ``unet``: a bundle whose U-Net is used as it is; it must not have seen this cohort. ``rare`` is the class that
     ``scarce`` thins, to as many patients as each of its numbers says. ``generators`` and ``classifier`` have all their
-    options, defaults too: answers that were found with others are not taken for theirs.
+    options, defaults too, and ``code`` a digest of each one's code (the classifier's: ""): answers that were found with
+    others are not taken for theirs. Generators in ``apart`` are fitted in a process of their own, for ``deadline_s`` at
+    most: what a stranger's code does to its process, it does to none of ours.
     """
 
     work: Path
@@ -29,6 +31,9 @@ class Plan:
     tap: str
     generators: tuple[tuple[str, Mapping[str, Any]], ...]
     classifier: tuple[str, Mapping[str, Any]]
+    code: Mapping[str, str]
+    apart: tuple[str, ...]
+    deadline_s: float
     counts: tuple[int, ...]
     scarce: tuple[int, ...]
     shuffle: bool

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gliaflow_plugins.pipeline import PAPER_STEPS
+from gliaflow_plugins.pipeline import PAPER_AUGMENTATIONS
 from gliaflow_runtime.bundle import InputSpec
 
 
@@ -34,6 +34,7 @@ class Profile:
 
 # 192 mm about the middle of the head, at the pixels that two cores can train on
 SMALL_INPUT = InputSpec(size=(128, 128), spacing=(1.5, 1.5))
+GANS = ("infogan", "acgan", "sngan-projection", "reacgan", "adcgan", "wgan-gp", "acgan-image")
 # ``randomise`` moves whole batches, in a fraction of the time of the paper's augmentations
 QUICK = {"batch": 16, "cosine": True, "loss": "dice+bce", "randomise": True, "regions": 1.0}
 
@@ -44,7 +45,7 @@ PROFILES = {
         input=SMALL_INPUT,
         unet={**QUICK, "epochs": 7, "epoch_slices": 1000, "learning_rate": 4e-3},
         fine_tune={"epochs": 4, "learning_rate": 2e-3},
-        generators={key: {"steps": 700} for key in ("infogan", "acgan")},
+        generators={key: {"steps": 700} for key in GANS},
     ),
     "small": Profile(
         width=16,
@@ -63,8 +64,8 @@ PROFILES = {
         tap="enc5",
         cropped=False,
         classifier="cnn",
-        augmentations=PAPER_STEPS,
-        generators={key: {"ngf": 512, "ndf": 512} for key in ("infogan", "acgan", "acgan-paper")},
+        augmentations=PAPER_AUGMENTATIONS,
+        generators={key: {"ngf": 512, "ndf": 512} for key in (*GANS, "acgan-paper")},
         classifiers={"cnn": {"epochs": 50}},
     ),
 }

@@ -7,12 +7,12 @@ fit at once; the next start goes on with it.
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -28,6 +28,7 @@ from gliaflow_runtime.bundle import Bundle, BundleError, load_bundle
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings
 
+from gliaflow_trainer.processes import end_with_parent
 from gliaflow_trainer.profiles import PROFILES
 from gliaflow_trainer.store import FeatureStore, Samples, StoreError, origin_of
 from gliaflow_trainer.variants import choose
@@ -113,9 +114,13 @@ class Trainer:
         if few:
             return ", ".join(few)
         last, _ = _last(self._settings.bundles, self._base)
-        if last is not None and last.manifest.training.get("store", {}).get("digest") == digest(samples, self._base):
-            return f"scans that {last.id} has not seen"
+        if last is not None and last.manifest.training.get("store", {}).get("digest") == self._digest(samples):
+            return f"scans that {last.id} has not seen, or another profile or generator"
         return None
+
+    def _digest(self, samples: Samples) -> str:
+        settings = self._settings
+        return digest(samples, self._base, settings.train_profile, settings.train_generator, settings.train_options)
 
 
 def require_own(base: Bundle, store: Path) -> None:
@@ -145,10 +150,11 @@ def of_one_class(store: FeatureStore) -> Samples:
     return store.select(~np.isin(store.patients, odd))
 
 
-def digest(samples: Samples, base: Bundle) -> str:
-    """Stands for what a fit would learn from: these scans with these labels, seen by this bundle."""
+def digest(samples: Samples, base: Bundle, profile: str, generators: str, options: Mapping[str, Any]) -> str:
+    """Stands for a fit: of these scans with these labels, seen by this bundle, by these variants."""
     known = {*zip(samples.scans.tolist(), samples.patients.tolist(), samples.labels.tolist(), strict=True)}
-    text = "\n".join([base.id, base.tap, *("\x1f".join(map(str, each)) for each in sorted(known))])
+    how = [profile, generators, json.dumps(options, sort_keys=True)]
+    text = "\n".join([base.id, base.tap, *how, *("\x1f".join(map(str, each)) for each in sorted(known))])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -188,7 +194,7 @@ def fit_store(
     label_of = {p: classes[label] for p, label in zip(samples.patients.tolist(), samples.labels.tolist(), strict=True)}
     split = split_patients(sorted(label_of.items()), seed)
     run = {
-        "store": digest(samples, base),
+        "store": digest(samples, base, profile, generators, options),
         "profile": profile,
         "seed": seed,
     }
@@ -231,8 +237,7 @@ def fit_store(
 
 def _fit(settings: Settings) -> None:
     """A fit, in a process that ends when it is done, is told to, or its parent is no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to us too; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # two that write the same bundle would be one too many
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: stages compute beside us
     configure_logging(settings.log_level, settings.log_format)
     try:
@@ -261,13 +266,6 @@ def _fit(settings: Settings) -> None:
         sys.exit(1)
     metrics = {key: bundle.manifest.metrics[key] for key in ("grading", "synthetic")}
     log.info("bundle written", bundle=bundle.id, path=str(out), **metrics)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # two that write the same bundle would be one too many
 
 
 def _patients(samples: Samples) -> dict[str, int]:

@@ -120,7 +120,7 @@ def fit_unet_bundle(
     example = torch.from_numpy(np.stack([slices.images[i] for i in numbers["train"][:5]]).astype(np.float32))[:, None]
     served = _Mirrored(unet) if profile.mirror else unet
     export(served, [example], folder / "unet.onnx", ["image"], UNetOutput._fields)
-    _save_weights(unet, folder / WEIGHTS)
+    _save_weights(unet, profile.mirror, folder / WEIGHTS)
     with torch.no_grad():
         shapes = {tap: list(getattr(unet(example), tap).shape[1:]) for tap in TAPS}
     manifest = {
@@ -220,10 +220,21 @@ def initial(folder: Path, profile: Profile) -> UNet:
 
 def load_unet(bundle: Bundle) -> UNet:
     """A bundle's U-Net, in torch. Raises BundleError: it has no torch weights."""
+    return _loaded(bundle)[0]
+
+
+def load_served(bundle: Bundle) -> nn.Module:
+    """A bundle's U-Net as it is served, with the mirror image's mask where that counts too. Raises as ``load_unet``."""
+    unet, mirror = _loaded(bundle)
+    return _Mirrored(unet) if mirror else unet
+
+
+def _loaded(bundle: Bundle) -> tuple[UNet, bool]:
     state = load(bundle.read(WEIGHTS))
+    mirror = bool(state.pop("mirror", False))
     net = UNet(int(state.pop("width")), bool(state.pop("norm")))
     net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    return net
+    return net, mirror
 
 
 def shown(bar: Progress, task: Any) -> Callable[[int, int, Mapping[str, float]], None]:
@@ -250,7 +261,8 @@ def synthetic(
     """``count`` features [count, C, H, W] of one class that the critic puts into it, and the share that it does.
 
     As in serving, and as in the paper: "only those whose class the discriminator predicts right". Fewer come where
-    the critic accepts less than one in twenty. Where it is not asked (``judged``), all are taken.
+    the critic accepts less than one in twenty. Where it is not asked (``judged``), all are taken. Empty ones are never
+    taken: a slice without tumour is not graded.
     """
     chance = torch.Generator().manual_seed(seed)
     kept: list[NDArray[np.float32]] = []
@@ -261,6 +273,7 @@ def synthetic(
             features = fitted.generator(z, torch.full((64,), label))
             right = fitted.critic(features)[1].argmax(1) == label if judged else torch.ones(64, dtype=torch.bool)
             right &= features.isfinite().flatten(1).all(1)  # a generator that diverged
+            right &= features.flatten(1).any(1)
             features = features.clamp(-FP16, FP16)  # as the store, and messages, hold them
             drawn, accepted = drawn + 64, accepted + int(right.sum())
             kept.append(features[right].numpy())
@@ -280,10 +293,10 @@ class _Mirrored(nn.Module):
         return plain._replace(mask=(plain.mask + mirrored) / 2)
 
 
-def _save_weights(unet: UNet, path: Path) -> None:
+def _save_weights(unet: UNet, mirror: bool, path: Path) -> None:
     """Kernels as fp16, the rest as it is: half the size, and fine-tuning does not notice."""
     state = {key: value.half() if value.ndim > 1 else value for key, value in unet.state_dict().items()}
-    state |= {"width": torch.tensor(unet.width), "norm": torch.tensor(unet.norm)}
+    state |= {"width": torch.tensor(unet.width), "norm": torch.tensor(unet.norm), "mirror": torch.tensor(mirror)}
     part = path.with_name(f".part-{path.name}")
     save_file({key: value.contiguous() for key, value in state.items()}, part)
     part.replace(path)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def train(
         seed=seed,
         device=device,
         bar=bar,
-        augment=augment if augment.steps else None,
+        augment=augment if augment.augmentations else None,
         start=start,
     )
     manifest = base.manifest.model_dump(mode="json", exclude={"schema_", "files"})
@@ -178,6 +179,7 @@ def fit_graders(
         left.unlink()
     fitted: dict[str, Fitted] = {}
     for name, options in variants.generators.items():
+        kept = message_id(options.model_dump_json(), variants.registry.code_of("generator", name))
         task = bar.add_task(f"generator {name}", total=None)
         fitted[name] = fit_generator(
             variants.registry.generator(name),
@@ -186,23 +188,22 @@ def fit_graders(
             seed=seed,
             device=device,
             progress=shown(bar, task),
-            checkpoint=work / f"{name}-{message_id(options.model_dump_json())[:12]}.checkpoint",
+            checkpoint=work / f"{name}-{kept[:12]}.checkpoint",
         )
         bar.remove_task(task)
-        try:
+        with exported("generator", name):
             export_generator(fitted[name], work, store.shape, name)
-        except Exception as error:  # what it made is not as the contract says, or ONNX has no such operation
-            raise PluginError(f"generator {name!r} cannot be exported: {' '.join(str(error).split())[:500]}") from error
 
-    index = {which: np.flatnonzero(part == which) for which in SHARES}
+    seen = store.select(part != "test")  # a plugin may look at all that it is given
+    index = {which: np.flatnonzero(part[part != "test"] == which) for which in ("train", "validation")}
     task = bar.add_task(f"classifier {variants.classifier}", total=None)
     graded = fit_classifier(
         variants.registry.classifier(variants.classifier),
-        store,
+        seen,
         variants.classifier_options,
         learn=index["train"],
         choose=index["validation"],
-        patients=store.patients.tolist(),
+        patients=seen.patients.tolist(),
         weights="balanced",
         seed=seed,
         device=device,
@@ -210,8 +211,9 @@ def fit_graders(
     )
     classifier = graded.module
     bar.remove_task(task)
-    example = torch.from_numpy(store.batch(index["train"][:5]))
-    export(classifier, [example], work / "classifier.onnx", ["features"], ["logit"])
+    example = torch.from_numpy(seen.batch(index["train"][:5]))
+    with exported("classifier", variants.classifier):
+        export(classifier, [example], work / "classifier.onnx", ["features"], ["logit"])
     for file in ("unet.onnx", WEIGHTS):
         if file in base.manifest.files:  # older bundles have no weights to fine-tune
             (work / file).write_bytes(base.read(file))
@@ -231,7 +233,7 @@ def fit_graders(
         generator={name: each.history for name, each in fitted.items()}, classifier=graded.history
     )
     manifest["metrics"] |= {
-        "grading": _grading(classifier, store, index["test"]),
+        "grading": _grading(classifier, store.select(part == "test")),
         "synthetic": {name: _synthetic(each, classifier, seed) for name, each in fitted.items()},
     }
     return _publish(work, out, manifest)
@@ -319,11 +321,19 @@ def _publish(work: Path, out: Path, manifest: dict[str, Any]) -> Bundle:
     return Bundle(out)
 
 
-def _grading(classifier: nn.Module, store: Samples, index: Any) -> dict[str, Any]:
+@contextmanager
+def exported(kind: str, name: str) -> Iterator[None]:
+    """Raises PluginError where what a plugin made cannot be exported: ONNX has no such operation, say."""
+    try:
+        yield
+    except Exception as error:
+        raise PluginError(f"{kind} {name!r} cannot be exported: {' '.join(str(error).split())[:500]}") from error
+
+
+def _grading(classifier: nn.Module, tested: Samples) -> dict[str, Any]:
     """By test patient: mean logit over the slices with tumour. Patients in whom no tumour was found have no score."""
-    scores = patient_scores(
-        slice_logits(classifier, store, index), store.labels[index], [str(p) for p in store.patients[index]]
-    )
+    logits = slice_logits(classifier, tested, np.arange(len(tested)))
+    scores = patient_scores(logits, tested.labels, [str(patient) for patient in tested.patients])
     return {
         "auc": _rounded(scores.auc),
         "balanced_accuracy": _rounded(scores.balanced_accuracy),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 from gliaflow_trainer.profiles import Profile
 
 T = TypeVar("T")
+TRIED = 8  # samples that what was fitted is tried on
 
 
 @dataclass(frozen=True)
@@ -62,30 +64,81 @@ def choose(registry: Registry, generators: str, profile: Profile, options: Mappi
 
 
 def fit_generator(variant: GeneratorVariant, features: FeatureSource, options: BaseModel, **how: Any) -> Fitted:
-    """``variant.fit`` with these arguments. It may be anybody's code: raises PluginError, as ``_checked`` does."""
-    return _checked("generator", variant.name, Fitted, lambda: variant.fit(features, options, **how))
+    """``variant.fit`` with these arguments. It may be anybody's code.
+
+    Raises
+    ------
+    PluginError: as ``_checked`` does; or what the networks answer is of another shape than the contract says, or a
+        class's features are all not finite.
+    """
+
+    import torch  # here: the services that serve read this module's ``choose``, and have none
+
+    def answer(fitted: Fitted) -> None:
+        for label in range(len(features.classes)):
+            labels = torch.full((TRIED,), label)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                z = torch.randn(TRIED, fitted.nz)
+            with torch.inference_mode():
+                made = fitted.generator(z, labels)
+                source, classes = fitted.critic(made)
+            shape = (TRIED, *features.shape)
+            _require(tuple(made.shape) == shape, f"its generator made {list(made.shape)}, not {list(shape)}")
+            _require(bool(made.isfinite().flatten(1).all(1).any()), "its generator made NaN, or infinite features")
+            shapes = [list(source.shape), list(classes.shape)]
+            _require(shapes == [[TRIED], [TRIED, len(features.classes)]], f"its critic answered {shapes} to 8 features")
+
+    return _checked("generator", variant, Fitted, lambda: variant.fit(features, options, **how), answer)
 
 
 def fit_classifier(
     variant: ClassifierVariant, features: FeatureSource, options: BaseModel, **how: Any
 ) -> FittedClassifier:
-    """``variant.fit`` with these arguments. It may be anybody's code: raises PluginError, as ``_checked`` does."""
-    return _checked("classifier", variant.name, FittedClassifier, lambda: variant.fit(features, options, **how))
-
-
-def _checked(kind: str, name: str, of: type[T], fit: Callable[[], object]) -> T:
-    """What ``fit`` returns.
+    """``variant.fit`` with these arguments. It may be anybody's code.
 
     Raises
     ------
-    PluginError: it raised something, or returned something else. The text has the line where.
+    PluginError: as ``_checked`` does; or the network does not answer [n] finite logits to n features.
+    """
+
+    import torch
+
+    def answer(fitted: FittedClassifier) -> None:
+        with torch.inference_mode():
+            logit = fitted.module(torch.from_numpy(features.batch(how["learn"][:TRIED])))
+        wanted = (min(TRIED, len(how["learn"])),)
+        _require(tuple(logit.shape) == wanted, f"it answered {list(logit.shape)} to {wanted[0]} features")
+        _require(bool(logit.isfinite().all()), "it answered NaN, or an infinite logit")
+
+    return _checked("classifier", variant, FittedClassifier, lambda: variant.fit(features, options, **how), answer)
+
+
+def _checked(kind: str, variant: Any, of: type[T], fit: Callable[[], object], answer: Callable[[T], None]) -> T:
+    """What ``fit`` returns, once ``answer`` has found its networks fit for use.
+
+    Raises
+    ------
+    PluginError: it raised something, SystemExit too, returned something else, or its networks will not do. The text
+        has the last line of the plugin's own code, if any.
     """
     try:
         fitted = fit()
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        if not isinstance(fitted, of):
+            raise PluginError(f"fit returned {type(fitted).__name__}, not {of.__name__}")
+        answer(fitted)
+    except PluginError as error:
+        raise PluginError(f"{kind} {variant.name!r}: {error}") from None
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = getattr(sys.modules.get(type(variant).__module__), "__file__", None)
+        last = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PluginError(f"{kind} {name!r} could not be fitted: {said} ({last.filename}:{last.lineno})") from error
-    if not isinstance(fitted, of):
-        raise PluginError(f"{kind} {name!r}: fit returned {type(fitted).__name__}, not {of.__name__}")
+        text = f"{kind} {variant.name!r} could not be fitted: {said} ({last.filename}:{last.lineno})"
+        raise PluginError(text) from error
     return fitted
+
+
+def _require(true: bool, otherwise: str) -> None:
+    if not true:
+        raise PluginError(otherwise)

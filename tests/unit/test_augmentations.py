@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,12 @@ from gliaflow_plugins.augmentations import (
     Zoom,
     resample,
 )
-from gliaflow_plugins.pipeline import PAPER_STEPS, Pipeline, paper_pipeline
+from gliaflow_plugins.pipeline import PAPER_AUGMENTATIONS, Pipeline
 from gliaflow_plugins.registry import Registry, load_registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-NAMES = [name for name, _ in PAPER_STEPS]
+NAMES = [name for name, _ in PAPER_AUGMENTATIONS]
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -74,7 +75,7 @@ def test_the_mask_stays_in_step_with_the_image(seed: int, steps: list[str]) -> N
 
 
 def test_the_same_seed_gives_the_same_pair_and_another_seed_another(registry: Registry) -> None:
-    pipeline, image, mask = paper_pipeline(registry), picture((240, 240)), blob()
+    pipeline, image, mask = Pipeline(registry, PAPER_AUGMENTATIONS), picture((240, 240)), blob()
     first, again, other = (pipeline(image, mask, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
@@ -84,7 +85,7 @@ def test_the_same_seed_gives_the_same_pair_and_another_seed_another(registry: Re
 def test_the_arguments_are_left_alone(registry: Registry) -> None:
     image, mask = picture((240, 240)), blob()
     kept = image.copy(), mask.copy()
-    paper_pipeline(registry)(image, mask, np.random.default_rng(0))
+    Pipeline(registry, PAPER_AUGMENTATIONS)(image, mask, np.random.default_rng(0))
     assert np.array_equal(image, kept[0])
     assert np.array_equal(mask, kept[1])
 
@@ -182,14 +183,39 @@ def test_bad_input_is_refused(registry: Registry) -> None:
     with pytest.raises(PluginError, match="rotation: degrees"):
         Pipeline(registry, [("rotation", {"degrees": float("nan")})])
     with pytest.raises(ValueError, match="one shape"):
-        paper_pipeline(registry)(picture((4, 4)), np.zeros((4, 5)), np.random.default_rng(0))
+        Pipeline(registry, PAPER_AUGMENTATIONS)(picture((4, 4)), np.zeros((4, 5)), np.random.default_rng(0))
 
 
 def test_it_is_fast_enough_not_to_be_noticed_in_training(registry: Registry) -> None:
-    pipeline, image, mask, rng = paper_pipeline(registry), picture((240, 240)), blob(), np.random.default_rng(0)
+    pipeline, image, mask, rng = (
+        Pipeline(registry, PAPER_AUGMENTATIONS),
+        picture((240, 240)),
+        blob(),
+        np.random.default_rng(0),
+    )
     taken = []
     for _ in range(10):
         start = time.perf_counter()
         pipeline(image, mask, rng)
         taken.append(time.perf_counter() - start)
     assert min(taken) < 0.03  # 6 ms measured; a U-Net of width 16 trains on the slice in 160
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        (lambda image, mask: 1 / 0, "'mine': ZeroDivisionError: division by zero"),
+        (lambda image, mask: (image[1:], mask), r"'mine': ValueError: it left \[\(239, 240\), \(240, 240\)\]"),
+        (lambda image, mask: (image * np.nan, mask), "'mine': ValueError: it left .* or NaN"),
+    ],
+)
+def test_one_that_breaks_the_contract_is_told_by_name(left: Any, told: str) -> None:
+    class Mine:
+        name, options = "mine", Options
+
+        def __call__(self, image: Any, mask: Any, rng: Any, options: Any) -> Any:
+            return left(image, mask)
+
+    pipeline = Pipeline(Registry(augmentations={"mine": Mine()}), [("mine", {})])
+    with pytest.raises(PluginError, match=told):
+        pipeline(picture((240, 240)), blob(), np.random.default_rng(0))

@@ -41,9 +41,7 @@ def test_the_linear_model_grades_and_unweighted_leans_to_the_common_class() -> N
     features, labels, _ = sample(n=80, rare=8)
     assert ((linear_grader(features, labels)(features) > 0) == (labels == 0)).all()
     noise = np.random.default_rng(1).random((60, 1, 1, 1))  # nothing to learn
-    plain, balanced = (linear_grader(noise, (np.arange(60) % 6 == 0) * 1, balanced=b)(noise) for b in (False, True))
-    assert (plain > 0).all()
-    assert balanced.mean() < plain.mean()
+    assert (linear_grader(noise, (np.arange(60) % 6 == 0) * 1)(noise) > 0).all()
     assert linear_grader(features, labels)(features[:0]).shape == (0,)
     with pytest.raises(ValueError, match="one class"):
         linear_grader(features, np.zeros_like(labels))

@@ -72,7 +72,7 @@ GOOD = {
     ("broken", "told"),
     [
         ({}, None),
-        ({"reading": "features.batch(np.arange(2000))"}, "it asked for 2000 samples at once"),
+        ({"reading": "features.batch(np.arange(len(features)))"}, "it asked for 200 samples at once"),
         ({"reading": "import a_module_that_is_not_there"}, "ModuleNotFoundError"),
         (
             {"making": "return z[:, :1, None, None] * torch.ones(1, 3, 9, 9)"},

@@ -123,6 +123,9 @@ def plan_of(work: Path, **changes: Any) -> Plan:
         tap="dec3",
         generators=(("levels", {}),),
         classifier=("pooled", {}),
+        code={"": "", "levels": "", "mine": ""},
+        apart=(),
+        deadline_s=60,
         counts=(5, 10),
         scarce=(2,),
         shuffle=True,
@@ -300,7 +303,7 @@ class Yes(torch.nn.Module):
 
 
 def test_what_a_diverged_generator_makes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot end an evaluation: the class without samples is never right, and nothing is fitted on NaN."""
+    """It cannot end an evaluation: it is named, and left out."""
     diverged = Fitted(nz=2, generator=Diverged(), critic=Yes())
     nothing, share = synthetic(diverged, 0, 10, 0)
     assert (nothing.shape, share) == ((0, 4, 6, 6), 0)
@@ -313,8 +316,31 @@ def test_what_a_diverged_generator_makes_is_refused(tmp_path: Path, monkeypatch:
     plan = plan_of(tmp_path)
     store_of(features_of(plan, FOLD))
     found = answers(plan, FOLD)
+    assert "its generator made NaN" in json.loads(str(found["about"]))["failed"]["levels"]
+    assert np.isfinite(found["arm/real"]).all()
+
+
+class OneClass(torch.nn.Module):
+    """A critic that takes all for class 1."""
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return features[:, 0, 0, 0], torch.tensor([[0.0, 1.0]]).expand(len(features), 2)
+
+
+def test_a_class_that_the_critic_never_accepts_is_never_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt = small.Levels.fit
+
+    def fit(*given: Any, **how: Any) -> Fitted:
+        fitted = learnt(*given, **how)
+        return Fitted(fitted.nz, fitted.generator, OneClass())
+
+    monkeypatch.setattr(small.Levels, "fit", fit)
+    monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
+    plan = plan_of(tmp_path)
+    store_of(features_of(plan, FOLD))
+    found = answers(plan, FOLD)
     assert np.isfinite(found["arm/levels"]).all()
-    assert np.isnan(found["arm/levels alone"]).all()
+    assert np.isnan(found["arm/levels alone"]).all(), "there is nothing of one class to learn from"
     quality = json.loads(str(found["about"]))["gan"]["levels"]
     assert quality["accuracy_unseen"][0] == quality["accuracy_others"][0] == 0
 
@@ -391,10 +417,64 @@ def test_a_generator_that_fails_is_named_and_tried_again(tmp_path: Path, monkeyp
     with monkeypatch.context() as broken:
         broken.setattr(small.Levels, "fit", fail)
         found = answers(plan, FOLD)
-    assert "ZeroDivisionError: mean of nothing" in json.loads(str(found["about"]))["failed"]["levels"]
+    assert (
+        "'levels' could not be fitted: ZeroDivisionError: mean of nothing"
+        in json.loads(str(found["about"]))["failed"]["levels"]
+    )
     assert "arm/real" in found
     assert not any("levels" in key for key in found)
     assert "arm/levels" in answers(plan, FOLD), "mended"
+
+
+MINE = """
+import os, signal, time
+from gliaflow_plugins import Options, hookimpl
+
+
+class Mine:
+    name, options = "mine", Options
+
+    def fit(self, features, options, **how):
+        {fit}
+
+
+@hookimpl
+def register_generators(register):
+    register(Mine())
+"""
+
+
+@pytest.mark.parametrize(
+    ("fit", "deadline_s", "told"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 200, "generator 'mine': its process was killed by SIGSEGV"),
+        ("time.sleep(1000)", 4, "generator 'mine': its fit took longer than 4 s"),
+        ("raise SystemExit(0)", 200, "generator 'mine' could not be fitted: SystemExit: 0"),
+    ],
+)
+def test_an_installed_generator_takes_no_process_of_ours_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: str, deadline_s: float, told: str
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "mine.py").write_text(MINE.format(fit=fit))
+    monkeypatch.setenv("GLIAFLOW_PLUGINS", str(tmp_path / "plugins"))
+    lone = {"generators": (("mine", {}),), "apart": ("mine",), "shuffle": False, "scarce": ()}
+    plan = plan_of(tmp_path, **lone, deadline_s=deadline_s)
+    store_of(features_of(plan, FOLD))
+    found = answers(plan, FOLD)
+    assert told in json.loads(str(found["about"]))["failed"]["mine"]
+    assert "arm/real" in found
+
+
+def test_other_code_under_the_same_name_is_fitted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms_module, "load_registry", lambda: small.REGISTRY)
+    plan = plan_of(tmp_path)
+    store_of(features_of(plan, FOLD))
+    real, levels = grade_fold(plan, FOLD, 0)
+    changed = grade_fold(replace(plan, code={"": "", "levels": "changed"}), FOLD, 0)
+    assert changed[0] == real
+    assert changed[1] != levels
+    assert not {real, levels} & set(grade_fold(replace(plan, code={"": "changed", "levels": ""}), FOLD, 0))
 
 
 def answers(plan: Plan, fold: Fold) -> dict[str, np.ndarray]:

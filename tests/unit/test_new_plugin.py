@@ -31,7 +31,7 @@ def test_what_is_written_passes_as_it_is(kind: str, tmp_path: Path, monkeypatch:
     assert done >= 2
 
 
-@pytest.mark.parametrize("name", ["", "My", "a--b", "-a", "a_b", "../up", "class", "1a"])
+@pytest.mark.parametrize("name", ["", "My", "a--b", "-a", "a_b", "../up", "1a"])
 def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lower-case"):
         write_plugin(name, "step", tmp_path / "new")
@@ -43,3 +43,16 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
         write_plugin("mine", "step", tmp_path)
     with pytest.raises(UsageError, match="--kind: 'gan' is not one of generator"):
         write_plugin("mine", "gan", tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["n4", "plugins", "runtime"])
+def test_a_name_that_is_taken_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose another name"):
+        write_plugin(name, "step", tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["none", "class", "cohort"])
+def test_a_name_that_python_or_gliaflow_uses_too_will_do(name: str, tmp_path: Path) -> None:
+    _, code = write_plugin(name, "reader", tmp_path / "new")
+    compile(code.read_text(), "code", "exec")
+    assert f"class {name.capitalize()}Reader:" in code.read_text()

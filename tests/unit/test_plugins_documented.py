@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gliaflow_cli.inspect import show_plugins
 from gliaflow_plugins import hookspecs
-from gliaflow_plugins.pipeline import Pipeline, read_steps
+from gliaflow_plugins.pipeline import Pipeline, read_augmentations
 from gliaflow_plugins.registry import load_registry
 from rich.console import Console
 
@@ -53,6 +53,6 @@ def test_the_pipeline_in_the_docs_runs(tmp_path: Path) -> None:
     [text] = [block for block in re.findall(r"```toml\n(.*?)```", DOCS, re.S) if "[[augmentation]]" in block]
     assert tomllib.loads(text)
     (tmp_path / "p.toml").write_text(text)
-    pipeline = Pipeline(REGISTRY, read_steps(tmp_path / "p.toml"))
+    pipeline = Pipeline(REGISTRY, read_augmentations(tmp_path / "p.toml"))
     image, mask = pipeline(np.ones((32, 32), np.float32), np.zeros((32, 32), np.uint8), np.random.default_rng(0))
     assert image.shape == mask.shape == (32, 32)

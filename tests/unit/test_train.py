@@ -245,7 +245,7 @@ def broken(name: str) -> Any:
         fitted.generator.means[:] = np.nan
         return fitted
 
-    how = {"raises": lambda _: 1 / 0, "returns": lambda _: None, "nan": nan}
+    how = {"raises": lambda _: 1 / 0, "exits": lambda _: sys.exit(0), "returns": lambda _: None, "nan": nan}
     return Broken(name, how[name])
 
 
@@ -253,8 +253,9 @@ def broken(name: str) -> Any:
     ("name", "told"),
     [
         ("raises", r"'raises' could not be fitted: ZeroDivisionError: division by zero \(.*test_train.py:\d+\)"),
+        ("exits", r"'exits' could not be fitted: SystemExit: 0 \(.*test_train.py:\d+\)"),
         ("returns", "'returns': fit returned NoneType, not Fitted"),
-        ("nan", "'nan' cannot be exported: nan: its generator makes values that are not finite"),
+        ("nan", "'nan': its generator made NaN"),
     ],
 )
 def test_a_broken_generator_is_told_by_name_and_line(folder: Path, name: str, told: str) -> None:
