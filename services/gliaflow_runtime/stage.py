@@ -170,7 +170,8 @@ class Worker:
 
     def _failed(self, delivery: Delivery, message: Message | None, reason: str) -> _Plan:
         """A dead letter, and the news of it to whoever waits for the scan."""
-        self._log.warning("dead letter", scan=message.scan.id if message else None, reason=reason)
+        scan, trace = (message.scan.id, message.trace[3:35]) if message else (None, None)
+        self._log.warning("dead letter", scan=scan, trace=trace, reason=reason)
         if message is None or isinstance(message, FailureMessage) or not self.stage.announces_failures:
             return _Plan(dead=[(delivery, reason)])
         return _Plan([_encoded(failure(message, self.stage.name, reason))], dead=[(delivery, reason)])
