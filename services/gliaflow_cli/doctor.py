@@ -248,23 +248,23 @@ def expected_policy(queue: Queue) -> dict[str, Any]:
 def _policies(management: Management) -> str:
     """Whether the broker's limits are those that the stages rely on."""
     try:
-        queues = management.queues()
+        policies = {queue: management.policy(queue.name) for queue in ALL_QUEUES}
     except ManagementError as error:
         raise Unseen(str(error)) from None
     found, tuned, bare = [], [], []
-    for queue in filter(lambda q: q.name in queues, ALL_QUEUES):
-        name, have = queue.name.removeprefix("gliaflow."), queues[queue.name].get("effective_policy_definition") or {}
-        if not have:
+    for queue, policy in policies.items():
+        name = queue.name.removeprefix("gliaflow.")
+        if policy is None:
             bare.append(name)
             continue
+        have = policy["definition"]
         for key, value in expected_policy(queue).items():
             if key in TUNABLE and key in have:
                 tuned += [f"{name} {key} {have[key]} instead of {value}"] if have[key] != value else []
             elif have.get(key) != value:
-                policy = queues[queue.name].get("policy")
                 said = f"{key} is {have[key]!r}" if key in have else f"{key} is missing"
                 found.append(
-                    f"{name}: {said}, not {value!r}, by policy {policy!r} (the one of highest priority): {IMPORT}"
+                    f"{name}: {said}, not {value!r}, by policy {policy['name']!r}, which comes first: {IMPORT}"
                 )
     if bare:
         found.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -57,6 +58,15 @@ class Management:
         """
         rates = f"msg_rates_age={WINDOW_S}&msg_rates_incr=5"
         return {queue["name"]: queue for queue in self._get(f"queues/{self._vhost}?{rates}")}
+
+    def policy(self, queue: str) -> dict[str, Any] | None:
+        """The one policy that a queue has: of those that match, the one of highest priority."""
+        found = [
+            policy
+            for policy in self._get(f"policies/{self._vhost}")
+            if policy["apply-to"] in ("queues", "quorum_queues", "all") and re.search(policy["pattern"], queue)
+        ]
+        return max(found, key=lambda policy: int(policy["priority"]), default=None)
 
     def clients(self) -> list[Client]:
         """Who reads the queues, of those that say they are gliaflow; needs the user tag ``monitoring``."""

@@ -318,8 +318,9 @@ def test_a_look_tells_what_waits_and_who_reads(broker: Broker, make: Make) -> No
     queue = make()
     broker.publish(key(queue), b"")
     assert broker.look(queue.name) == QueueState(waiting=1, consumers=0)
-    with broker.consume(queue, 1):
-        eventually(lambda: broker.look(queue.name) == QueueState(waiting=0, consumers=1))
+    with broker.consume(queue, 1) as consumer:
+        receive(consumer, 1)
+        assert broker.look(queue.name) == QueueState(waiting=0, consumers=1)
     assert broker.look("gliaflow.nowhere") is None
 
 

@@ -237,11 +237,12 @@ def test_metrics_show_zeros_from_the_start_and_then_what_was_done():
         name = "counted"
 
     holds, go = threading.Event(), threading.Event()
+    faults = iter([OSError("busy")])
 
-    def stumble_once(tries=iter([OSError("busy")])):
+    def stumble_once():
         holds.set()
         assert go.wait(5)
-        for fault in tries:
+        for fault in faults:
             raise fault
 
     with Running(Counted(stumble_once)) as running:
