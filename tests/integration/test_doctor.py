@@ -74,7 +74,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_bundle", lambda settings: "left out")
 
 
-def eventually(look: Callable[[], bool], within_s: float = 20) -> None:
+def eventually(look: Callable[[], bool], within_s: float = 60) -> None:
     """The management API learns of connections and queues a few seconds late."""
     deadline = time.monotonic() + within_s
     while not look():

@@ -177,7 +177,7 @@ class Prometheus:
         return {a["labels"]["alertname"] for a in self.get("alerts")["alerts"] if a["state"] == "firing"}
 
     def wait(self, seen: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 if seen():

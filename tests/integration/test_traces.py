@@ -44,7 +44,7 @@ class Receiver:
 
     def wait_for(self, seen: Callable[[dict[str, list[Span]]], bool]) -> dict[str, list[Span]]:
         """The spans by name, once ``seen`` says that all are there."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             found: dict[str, list[Span]] = {}
             for _, span in list(self.spans):
