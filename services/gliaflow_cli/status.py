@@ -165,8 +165,12 @@ def as_text(status: Status) -> str:
 
 
 def _keep_looking(look: Callable[[], str], console: Console) -> None:
+    """Until Ctrl-C: in place on a terminal, else one look below the other."""
+    while not console.is_terminal:
+        console.print(look(), soft_wrap=True, end="\n\n")
+        time.sleep(REFRESH_S)
     with Live(look(), console=console, auto_refresh=False) as live:
-        while True:  # until Ctrl-C
+        while True:
             time.sleep(REFRESH_S)
             live.update(look(), refresh=True)
 
