@@ -36,7 +36,7 @@ $(DEMO)/.done: pyproject.toml constraints.txt
 
 $(DEV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,dev]'
+	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,otel,dev]'
 	@touch $@
 
 clean: ## what was built, not what was trained

@@ -7,8 +7,9 @@ The broker is the first of these that is to be had, and only what was started he
 3. a private ``rabbitmq-server`` in a temporary folder, on ports that are free; where it is not installed, root gets it
    from Debian.
 
-The command finds ``GLIAFLOW_TEST_BROKER``, and ``GLIAFLOW_TEST_RABBITMQCTL`` (how to run ``rabbitmqctl``; not in
-case 1). The policies of ``deploy/rabbitmq/definitions.json`` are in force. Needs the standard library only.
+The command finds ``GLIAFLOW_TEST_BROKER`` and, but for case 1, ``GLIAFLOW_TEST_RABBITMQCTL`` (how to run
+``rabbitmqctl``), ``GLIAFLOW_TEST_MANAGEMENT`` (the management API) and ``GLIAFLOW_TEST_PROMETHEUS`` (the address of the
+broker's metrics). The policies of ``deploy/rabbitmq/definitions.json`` are in force. Needs the standard library only.
 """
 
 from __future__ import annotations
@@ -71,9 +72,13 @@ def in_docker(stack: ExitStack) -> tuple[dict[str, str], str] | None:
         return None
     user = "gliaflow"  # guest may log in from within the container only
     options = ["-e", f"RABBITMQ_DEFAULT_USER={user}", "-e", f"RABBITMQ_DEFAULT_PASS={user}", "-p", "127.0.0.1::5672"]
+    options += ["-p", "127.0.0.1::15672", "-p", "127.0.0.1::15692"]
     container = output(["docker", "run", "--detach", "--rm", *options, IMAGE]).strip()
     stack.callback(succeeds, ["docker", "rm", "--force", "--volumes", container], 60)
-    port = int(output(["docker", "port", container, "5672"]).splitlines()[0].rpartition(":")[2])
+    port, management, prometheus = (
+        int(output(["docker", "port", container, inside]).splitlines()[0].rpartition(":")[2])
+        for inside in ("5672", "15672", "15692")
+    )
     say(f"started {IMAGE} on port {port}")
     await_answer(port, None)
     definitions = "/tmp/gliaflow-definitions.json"
@@ -81,6 +86,8 @@ def in_docker(stack: ExitStack) -> tuple[dict[str, str], str] | None:
     found = {
         "GLIAFLOW_TEST_BROKER": f"amqp://{user}:{user}@127.0.0.1:{port}/",
         "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["docker", "exec", container, "rabbitmqctl"]),
+        "GLIAFLOW_TEST_MANAGEMENT": f"http://{user}:{user}@127.0.0.1:{management}",
+        "GLIAFLOW_TEST_PROMETHEUS": f"127.0.0.1:{prometheus}",
     }
     return found, definitions
 
@@ -91,15 +98,18 @@ def private(stack: ExitStack) -> tuple[dict[str, str], str]:
     home = Path(
         stack.enter_context(tempfile.TemporaryDirectory(prefix="gliaflow-rabbitmq-", ignore_cleanup_errors=True))
     )
-    amqp, distribution, epmd = free_ports(3)
-    (home / "plugins").write_text("[].\n")
+    amqp, distribution, epmd, management, prometheus = free_ports(5)
+    (home / "plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
+    ports = f"management.tcp.port = {management}\nprometheus.tcp.port = {prometheus}\n"
+    news = "collect_statistics_interval = 1000\n"  # ms; tests need not wait the usual five seconds for it
+    (home / "rabbitmq.conf").write_text((DEPLOY / "rabbitmq.conf").read_text() + ports + news)
     settings = {
         "HOME": str(home),
         "RABBITMQ_NODENAME": f"gliaflow-{os.getpid()}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(amqp),
         "RABBITMQ_DIST_PORT": str(distribution),
-        "RABBITMQ_CONFIG_FILE": str(DEPLOY / "rabbitmq.conf"),
+        "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
         "RABBITMQ_CONF_ENV_FILE": os.devnull,  # not the machine's own settings
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
         "RABBITMQ_MNESIA_BASE": str(home / "data"),
@@ -117,6 +127,8 @@ def private(stack: ExitStack) -> tuple[dict[str, str], str]:
     found = {
         "GLIAFLOW_TEST_BROKER": f"amqp://guest:guest@127.0.0.1:{amqp}/",
         "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["env", *variables, scripts["rabbitmqctl"]]),
+        "GLIAFLOW_TEST_MANAGEMENT": f"http://guest:guest@127.0.0.1:{management}",
+        "GLIAFLOW_TEST_PROMETHEUS": f"127.0.0.1:{prometheus}",
     }
     return found, str(DEPLOY / "definitions.json")
 

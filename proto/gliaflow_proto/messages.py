@@ -38,7 +38,8 @@ class Scan:
     """Which scan a message belongs to. ``label`` and ``split`` are None where they are not known.
 
     ``id`` is unique within a ``submission``: a second scan of the same id is taken for a copy of the first.
-    ``attempt`` counts how often a person sent it back from the dead letters.
+    ``attempt`` counts how often a person sent it back from the dead letters. ``sent`` is when it was first sent, in
+    seconds since 1970, where the sender says.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Scan:
     label: str | None = None
     split: str | None = None
     attempt: int = 0
+    sent: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

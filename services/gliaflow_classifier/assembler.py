@@ -110,12 +110,20 @@ class Assembler(Stage):
             return self._end_failed([key], "its mask is over the limit on a message")
         self._end(key, "")
         metrics.SLICES.labels(self.name).inc(prediction.slices)
+        if part.scan.sent is not None:
+            metrics.SCAN_SECONDS.observe(max(0.0, time.time() - part.scan.sent))
         return Outcome([prediction], done=gathering.held)
 
     def idle(self) -> Outcome | None:
         """Give up scans whose missing parts have not come for too long."""
+        self._show()
         late = [key for key, scan in self._open.items() if time.monotonic() - scan.since > self._timeout_s]
         return self._end_failed(late, f"did not come within {self._timeout_s:g} s") if late else None
+
+    def _show(self) -> None:
+        metrics.OPEN_SCANS.set(len(self._open))
+        longest = min((scan.since for scan in self._open.values()), default=None)
+        metrics.OPEN_SCAN_WAIT.set(0 if longest is None else time.monotonic() - longest)
 
     def _make_room(self) -> Outcome | None:
         """Give up the scan that has waited longest when so much is open that the broker would hand out no more."""

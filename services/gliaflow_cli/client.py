@@ -7,7 +7,7 @@ import io
 import os
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -31,6 +31,7 @@ from gliaflow_proto import (
     submission_queue,
     upload_queue,
 )
+from gliaflow_runtime import tracing
 from gliaflow_runtime.broker import Broker, Refused, Unroutable
 
 BY_VALUE_BYTES = 6 * 2**20  # a larger scan travels through an upload queue, in chunks of this size
@@ -102,6 +103,7 @@ class Submission:
             patient=item.patient,
             cohort=item.cohort,
             label=item.grade,
+            sent=time.time(),
         )
         if item.volume is not None:
             data = item.volume.read()
@@ -111,10 +113,9 @@ class Submission:
         else:
             with item.path.open("rb") as file:
                 source = self._by_value(file, os.fstat(file.fileno()).st_size, scan_id)
-        message = ScanMessage(
-            id=message_id(self.id, scan_id, "scan"), scan=scan, trace=new_trace(), source=source, channel=item.channel
+        self._publish(
+            ScanMessage(id=message_id(self.id, scan_id, "scan"), scan=scan, source=source, channel=item.channel)
         )
-        self._publish(message)
         return scan_id
 
     def generate(self, label: str, count: int, seed: int) -> str:
@@ -125,7 +126,6 @@ class Submission:
             GenerateMessage(
                 id=message_id(scan_id, "generate"),
                 scan=scan,
-                trace=new_trace(),
                 label=label,
                 count=count,
                 seed=seed,
@@ -140,6 +140,8 @@ class Submission:
             return None
         message = decode(delivery.body)
         assert isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage)  # as the queue is bound
+        with tracing.span("answer", message):
+            pass  # where the trace ends
         if upload := self._uploads.pop(message.scan.id, None):
             self._broker.delete(upload)
         self._consumer.ack(delivery)
@@ -169,6 +171,10 @@ class Submission:
         return Source(upload=queue.name, chunks=chunks)
 
     def _publish(self, message: Message) -> None:
+        with tracing.span("submit", message, kind="PRODUCER") as trace:
+            self._publish_traced(replace(message, trace=trace or new_trace()))
+
+    def _publish_traced(self, message: Message) -> None:
         body, key = encode(message), routing_key(message)
         started, pause = time.monotonic(), 0.02
         while True:

@@ -46,6 +46,10 @@ BrokerFlag = Annotated[
     str | None,
     typer.Option("--broker", help="memory:// (this process, the default) or amqp://user:password@host/vhost."),
 ]
+ManagementFlag = Annotated[
+    str | None,
+    typer.Option("--management", help="RabbitMQ's management API, http://host:15672; default: on the broker's host."),
+]
 BundleFlag = Annotated[Path | None, typer.Option("--bundle", help="Model bundle; default: the shipped demonstration.")]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="onnxruntime threads; 0: one a core.")]
@@ -460,11 +464,33 @@ def augment(
 
 
 @app.command()
-def doctor(broker: BrokerFlag = None, bundle: BundleFlag = None, device: DeviceFlag = None) -> None:
-    """Look for the usual mistakes and say what to do about each."""
-    from gliaflow_cli.inspect import run_doctor
+def doctor(
+    broker: BrokerFlag = None,
+    management: ManagementFlag = None,
+    bundle: BundleFlag = None,
+    device: DeviceFlag = None,
+    inbox: Annotated[Path | None, typer.Option("--inbox", help="Look at this inbox too.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="And at this folder for answers.")] = None,
+) -> None:
+    """Look for the usual mistakes and say what to do about each. Exit code 1: something is wrong."""
+    from gliaflow_cli.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(_settings(broker=broker, bundle=bundle, device=device), console))
+    settings = _settings(broker=broker, management=management, bundle=bundle, device=device)
+    raise typer.Exit(run_doctor(settings, console, inbox=inbox, out=out))
+
+
+@app.command()
+def status(
+    broker: BrokerFlag = None,
+    management: ManagementFlag = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every two seconds, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Queues, rates, time left, and which stages run."""
+    from gliaflow_cli.status import show_status
+
+    settings = _settings(broker=broker, management=management)
+    raise typer.Exit(show_status(settings, console, as_json=as_json, watch=watch))
 
 
 @dead_app.command("list")

@@ -18,13 +18,14 @@ from gliaflow_extractor.extractor import Extractor, UNet
 from gliaflow_generator.generator import Balancer, Generator
 from gliaflow_generator.synthesis import Synthesizer
 from gliaflow_preprocessor.preprocessor import Preprocessor
-from gliaflow_runtime import metrics
+from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.broker import Broker
 from gliaflow_runtime.bundle import Bundle, load_bundle
 from gliaflow_runtime.connect import connect
 from gliaflow_runtime.health import serve_health
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.stage import Stage, Worker
+from gliaflow_runtime.version import VERSION
 from gliaflow_trainer.recorder import Recorder
 from gliaflow_trainer.service import Trainer, require_own
 
@@ -62,9 +63,17 @@ def _trainer(bundle: Bundle, s: Settings) -> list[MakeStage]:
     return [lambda _: Recorder(s.store, bundle.manifest.classes)]
 
 
-def open_broker(settings: Settings) -> Broker:
-    """A connection to the broker of the settings. Raises ValueError or BrokerError, as ``connect`` does."""
-    return connect(settings.broker, dead_letters=settings.state / "dead-letters")
+def open_broker(settings: Settings, bundle: str = "", connect_timeout: float = 60) -> Broker:
+    """A connection to the broker of the settings. Raises ValueError or BrokerError, as ``connect`` does.
+
+    ``bundle``: the id of the bundle that is served on it, for whoever looks at the broker's connections.
+    """
+    return connect(
+        settings.broker,
+        connect_timeout=connect_timeout,
+        dead_letters=settings.state / "dead-letters",
+        about={"product": "gliaflow", "version": VERSION, "bundle": bundle},
+    )
 
 
 SERVICES: dict[str, Callable[[Bundle, Settings], list[MakeStage]]] = {
@@ -126,7 +135,7 @@ class Pipeline:
 
     def __enter__(self) -> Self:
         for make in self._makers:
-            broker = open_broker(self._settings)
+            broker = open_broker(self._settings, self.bundle.id)
             worker = Worker(
                 make(broker),
                 broker,
@@ -189,6 +198,8 @@ def serve(service: str, settings: Settings) -> None:
     with serve_health(settings, ready):
         pipeline = Pipeline([service], settings, deadline=True)
         trainer = Trainer(pipeline.bundle, settings) if service == TRAINER else None
+        metrics.BUILD.labels(VERSION, pipeline.bundle.id).set(1)
+        tracing.start(service, pipeline.bundle.id)
         log.info("starting", service=service, bundle=pipeline.bundle.id, broker=settings.broker.split("@")[-1])
         with pipeline:
             while not stop.wait(0.2) and not pipeline.failed.is_set():

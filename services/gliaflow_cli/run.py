@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from gliaflow_plugins.registry import load_registry
 from gliaflow_proto import FailureMessage, PredictionMessage, SyntheticMessage
+from gliaflow_runtime import tracing
 from gliaflow_runtime.bundle import load_bundle
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings
@@ -133,6 +134,7 @@ def embedded(settings: Settings, inputs: Sequence[Input]) -> Iterator[Callable[[
     Gives a function that raises once one of them has failed.
     """
     configure_logging(settings.log_level if "log_level" in settings.model_fields_set else "error", settings.log_format)
+    tracing.start("client")
     if not is_embedded(settings):
         yield lambda: None
         return

@@ -40,6 +40,9 @@ class Synthesizer:
         self._critic = Network(bundle, f"critic-{self.generator}", ["class_logits"], device=device, threads=threads)
         self._generator.warm(z=(2, self._noise), label=(2,))
         self._critic.warm(features=(2, *bundle.tap_shape))
+        for label in self.classes:  # so that an idle one shows 0 and not nothing
+            for verdict in ("accepted", "refused"):
+                metrics.SYNTHETIC.labels(label, verdict)
 
     def draw(self, label: str, count: int, rng: np.random.Generator) -> NDArray[np.float16]:
         """``count`` features FP16 [count, C, H, W] of class ``label``.

@@ -32,6 +32,7 @@ from gliaflow_runtime.broker import (
     Consumer,
     Delivery,
     NoQueue,
+    QueueState,
     Refused,
     Unroutable,
 )
@@ -54,6 +55,7 @@ class AmqpBroker(Broker):
     url: ``amqp://user:password@host:port/vhost``; ``amqps://`` for TLS; options as in pika's ``URLParameters``.
     connect_timeout: seconds to wait for a broker that is not there yet.
     outage_timeout: seconds to wait for one that went away.
+    about: what the broker's connections show of this client.
 
     Raises
     ------
@@ -61,12 +63,20 @@ class AmqpBroker(Broker):
     BrokerError: there is no broker, or it refuses the access.
     """
 
-    def __init__(self, url: str, *, connect_timeout: float = 60, outage_timeout: float = 300) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: float = 60,
+        outage_timeout: float = 300,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
         self._url = url
+        self._about = dict(about or {})
         self._timeouts = (connect_timeout, outage_timeout)
         self._known: dict[str, Queue] = {}
         self._consumers: list[AmqpConsumer] = []
-        self._link = Link(url, self._timeouts, "publish", self._prepare)
+        self._link = Link(url, self._timeouts, "publish", self._prepare, about=self._about)
         self._link.open()
 
     def declare(self, queue: Queue) -> None:
@@ -98,7 +108,7 @@ class AmqpBroker(Broker):
         self._put(DEAD_EXCHANGE, delivery.queue, delivery.body, delivery.message_id, headers)
 
     def consume(self, queue: Queue, prefetch: int) -> AmqpConsumer:
-        consumer = AmqpConsumer(self._url, self._timeouts, queue.name, prefetch, self._known)
+        consumer = AmqpConsumer(self._url, self._timeouts, queue.name, prefetch, self._known, self._about)
         self._consumers = [*(other for other in self._consumers if not other.closed), consumer]
         return consumer
 
@@ -109,14 +119,15 @@ class AmqpBroker(Broker):
                 consumer.close()
         self._manage(f"delete {queue!r}", lambda channel: channel.queue_delete(queue))
 
-    def depth(self, queue: str) -> int:
-        def count(channel: Channel) -> int:
+    def look(self, queue: str) -> QueueState | None:
+        def count(channel: Channel) -> QueueState | None:
             try:
-                return int(channel.queue_declare(queue, passive=True).method.message_count)
+                found = channel.queue_declare(queue, passive=True).method
             except ChannelClosedByBroker as error:
                 if error.reply_code == 404:
-                    return 0
+                    return None
                 raise
+            return QueueState(int(found.message_count), int(found.consumer_count))
 
         return self._manage(f"look at {queue!r}", count)
 
@@ -177,7 +188,13 @@ class AmqpConsumer(Consumer):
     """Deliveries of one RabbitMQ queue, on a connection of its own."""
 
     def __init__(
-        self, url: str, timeouts: tuple[float, float], queue: str, prefetch: int, known: Mapping[str, Queue]
+        self,
+        url: str,
+        timeouts: tuple[float, float],
+        queue: str,
+        prefetch: int,
+        known: Mapping[str, Queue],
+        about: Mapping[str, str],
     ) -> None:
         self.queue = queue
         self._prefetch = prefetch
@@ -185,7 +202,7 @@ class AmqpConsumer(Consumer):
         self._arrived: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()  # None: nothing more will come
         self._open: dict[int, tuple[Channel, int]] = {}  # our tag: the channel it came by, and its tag there
         self._tag = 0
-        self._link = Link(url, timeouts, f"consume {queue}", self._prepare, self._lost, self._ended)
+        self._link = Link(url, timeouts, f"consume {queue}", self._prepare, self._lost, self._ended, about)
         try:
             self._link.open()
         except ChannelClosedByBroker as error:

@@ -11,7 +11,7 @@ import queue as queues
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -59,6 +59,7 @@ class Link:
     prepare: called with each new channel.
     lost: called when the connection is gone, before the next one.
     ended: called when there will be none any more.
+    about: more to show of this client, beside the name.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Link:
         prepare: Callable[[Channel], None],
         lost: Callable[[], None] = lambda: None,
         ended: Callable[[], None] = lambda: None,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         self.failure: BrokerError | None = None
-        self._parameters = _parameters(url, name)
+        self._parameters = _parameters(url, name, about or {})
         self._url = without_password(url)
         self._first_timeout, self._outage_timeout = timeouts
         self._log = log.bind(broker=self._url, link=name)
@@ -285,7 +287,7 @@ class Link:
                 connection.close()
 
 
-def _parameters(url: str, name: str) -> Any:
+def _parameters(url: str, name: str, about: Mapping[str, str]) -> Any:
     try:
         parameters = pika.URLParameters(url)
     except Exception as error:  # pika raises what its parsing happens to raise
@@ -294,7 +296,7 @@ def _parameters(url: str, name: str) -> Any:
         parameters.heartbeat = HEARTBEAT_S
     if parameters.blocked_connection_timeout is None:
         parameters.blocked_connection_timeout = BLOCKED_S
-    parameters.client_properties = {"connection_name": f"gliaflow {name}"}
+    parameters.client_properties = {**about, "connection_name": f"gliaflow {name}"}
     return parameters
 
 

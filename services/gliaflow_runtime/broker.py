@@ -54,6 +54,14 @@ class Delivery:
     tag: int = 0
 
 
+@dataclass(frozen=True)
+class QueueState:
+    """How many messages wait in a queue, and how many consumers it has."""
+
+    waiting: int
+    consumers: int
+
+
 class Consumer(ABC):
     """Deliveries of one queue. Used from one thread; compute as long as you like between calls."""
 
@@ -133,8 +141,13 @@ class Broker(ABC):
         """Delete a queue with all that is in it; one that does not exist is no error."""
 
     @abstractmethod
+    def look(self, queue: str) -> QueueState | None:
+        """How a queue stands; None if there is no such queue."""
+
     def depth(self, queue: str) -> int:
         """How many messages wait in a queue (0 if there is no such queue)."""
+        state = self.look(queue)
+        return state.waiting if state else 0
 
     @property
     @abstractmethod

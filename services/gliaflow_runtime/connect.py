@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from gliaflow_runtime.broker import Broker
@@ -12,7 +13,13 @@ _embedded: dict[str, MemoryBroker] = {}
 _lock = threading.Lock()
 
 
-def connect(url: str, *, connect_timeout: float = 60, dead_letters: Path | None = None) -> Broker:
+def connect(
+    url: str,
+    *,
+    connect_timeout: float = 60,
+    dead_letters: Path | None = None,
+    about: Mapping[str, str] | None = None,
+) -> Broker:
     """A connection of one's own to the broker that ``url`` names.
 
     Parameters
@@ -21,6 +28,7 @@ def connect(url: str, *, connect_timeout: float = 60, dead_letters: Path | None 
         connection to the same URL meets the same queues; ``memory://name`` is another set of them).
     connect_timeout: how many seconds to wait for a RabbitMQ that is not there yet.
     dead_letters: the folder in which ``memory://`` keeps dead letters; the first connection to a URL decides.
+    about: what RabbitMQ shows of the client (its "client properties").
 
     Raises
     ------
@@ -36,5 +44,5 @@ def connect(url: str, *, connect_timeout: float = 60, dead_letters: Path | None 
     if scheme in ("amqp", "amqps"):
         from gliaflow_runtime.amqp import AmqpBroker  # so that memory:// does not load pika
 
-        return AmqpBroker(url, connect_timeout=connect_timeout)
+        return AmqpBroker(url, connect_timeout=connect_timeout, about=about)
     raise ValueError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")

@@ -35,6 +35,7 @@ class HealthServer:
                         status = 200 if all(state.values()) else 503
                         self._answer(status, json.dumps(state).encode() + b"\n", "application/json")
                     case "/metrics":
+                        ready()  # it sets gliaflow_ready
                         self._answer(200, generate_latest(), "text/plain; version=0.0.4")
                     case _:
                         self._answer(404, b"try /livez, /readyz or /metrics\n", "text/plain")

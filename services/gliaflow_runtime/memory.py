@@ -27,6 +27,7 @@ from gliaflow_runtime.broker import (
     Consumer,
     Delivery,
     NoQueue,
+    QueueState,
     Refused,
     Unroutable,
 )
@@ -155,11 +156,11 @@ class MemoryBroker(Broker):
             for consumer in line.consumers if line else ():
                 consumer.close()
 
-    def depth(self, queue: str) -> int:
+    def look(self, queue: str) -> QueueState | None:
         with self._state.changed:
             self._check_open()
             line = self._state.lines.get(queue)
-            return len(line.waiting) if line else 0
+            return QueueState(len(line.waiting), len(line.consumers)) if line else None
 
     @property
     def connected(self) -> bool:

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GLIAFLOW_", extra="forbid", env_ignore_empty=True)
 
     broker: str = Field("memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost")
+    management: str = Field("", description="RabbitMQ's management API; default: port 15672 of the broker's host")
     bundle: Path | None = Field(None, description="folder of the model bundle; default: the shipped demonstration")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where onnxruntime computes; cuda fails if it is missing")
     threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")

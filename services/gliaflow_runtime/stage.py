@@ -8,7 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from gliaflow_proto import (
@@ -24,7 +24,7 @@ from gliaflow_proto import (
     routing_key,
 )
 
-from gliaflow_runtime import metrics
+from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.broker import Broker, BrokerError, Consumer, Delivery, Refused, Unroutable
 
 EX_SOFTWARE = 70  # sysexits.h: an internal fault, so that a supervisor starts the process again
@@ -102,8 +102,8 @@ class Worker:
         self.deadline_s = deadline_s
         self.consuming = False
         self._stop = threading.Event()
-        for doing in ("wait", "compute", "publish"):  # so that an idle stage shows 0 and not nothing
-            metrics.SECONDS.labels(stage.name, doing)
+        self._taken: float | None = None  # when the message in work was
+        self._show_zeros()
         self._log = log.bind(stage=stage.name)
 
     def stop(self) -> None:
@@ -131,7 +131,9 @@ class Worker:
                 delivery = consumer.next(timeout=0.5)
                 self._spent("wait", started)
                 if delivery is not None:
+                    self._taken = time.monotonic()
                     self._carry_out(self._work_on(delivery), consumer)
+                    self._taken = None
                 if time.monotonic() - last_idle > 1:
                     last_idle = time.monotonic()
                     self._carry_out(_plan(self.stage.idle()), consumer)
@@ -142,12 +144,16 @@ class Worker:
         """Decode, compute and encode; a fault becomes a dead letter or another attempt."""
         started = time.monotonic()
         message: Message | None = None
+        metrics.REDELIVERED.labels(self.stage.name).inc(delivery.attempts > 0)
         try:
             with _Deadline(self.deadline_s, self.stage.name, delivery):
                 message = decode(delivery.body)
-                if delivery.attempts >= self.max_attempts:
-                    raise InvalidInput(f"gave up after {delivery.attempts} attempts: it may be what ends the process")
-                return _plan(self.stage.handle(message, delivery), delivery)
+                with tracing.span(self.stage.name, message, attempt=delivery.attempts) as trace:
+                    if delivery.attempts >= self.max_attempts:
+                        raise InvalidInput(
+                            f"gave up after {delivery.attempts} attempts: it may be what ends the process"
+                        )
+                    return _plan(self.stage.handle(message, delivery), delivery, (message.trace, trace))
         except (InvalidInput, ProtocolError) as error:
             return self._failed(delivery, message, str(error))
         except BrokerError:
@@ -160,10 +166,12 @@ class Worker:
             return _Plan(requeue=[delivery])
         finally:
             self._spent("compute", started)
+            metrics.MESSAGE_SECONDS.labels(self.stage.name).observe(time.monotonic() - started)
 
     def _failed(self, delivery: Delivery, message: Message | None, reason: str) -> _Plan:
         """A dead letter, and the news of it to whoever waits for the scan."""
-        self._log.warning("dead letter", scan=message.scan.id if message else None, reason=reason)
+        scan, trace = (message.scan.id, message.trace[3:35]) if message else (None, None)
+        self._log.warning("dead letter", scan=scan, trace=trace, reason=reason)
         if message is None or isinstance(message, FailureMessage) or not self.stage.announces_failures:
             return _Plan(dead=[(delivery, reason)])
         return _Plan([_encoded(failure(message, self.stage.name, reason))], dead=[(delivery, reason)])
@@ -181,6 +189,8 @@ class Worker:
             consumer.requeue(letter)
         for outcome, count in (("done", plan.done), ("dead", plan.dead), ("requeued", plan.requeue)):
             metrics.MESSAGES.labels(self.stage.name, outcome).inc(len(count))
+        if plan.done:
+            metrics.LAST_SUCCESS.labels(self.stage.name).set_to_current_time()
         self._spent("publish", started)
 
     def _publish(self, message: Message, body: bytes) -> None:
@@ -200,6 +210,17 @@ class Worker:
                 pause = min(5.0, 2 * pause)
         metrics.PUBLISHED.labels(self.stage.name, message.kind).inc()
         metrics.BYTES.labels(self.stage.name).inc(len(body))
+
+    def _show_zeros(self) -> None:
+        """An idle stage shows 0 and not nothing: a rate does not see a counter's first value."""
+        name = self.stage.name
+        for doing in ("wait", "compute", "publish"):
+            metrics.SECONDS.labels(name, doing)
+        for outcome in ("done", "dead", "requeued"):
+            metrics.MESSAGES.labels(name, outcome)
+        for metric in (metrics.REDELIVERED, metrics.FULL, metrics.MESSAGE_SECONDS):
+            metric.labels(name)
+        metrics.WORKING.labels(name).set_function(lambda: time.monotonic() - taken if (taken := self._taken) else 0.0)
 
     def _spent(self, doing: str, started: float) -> None:
         metrics.SECONDS.labels(self.stage.name, doing).inc(time.monotonic() - started)
@@ -227,11 +248,14 @@ class _Plan:
     requeue: list[Delivery] = field(default_factory=list)
 
 
-def _plan(outcome: Outcome | None, delivery: Delivery | None = None) -> _Plan:
+def _plan(outcome: Outcome | None, delivery: Delivery | None = None, traces: tuple[str, str] = ("", "")) -> _Plan:
+    """``traces``: that of the message in work, and the one that goes on in what comes of it."""
     if outcome is None:
         return _Plan()
     done = outcome.done if outcome.done is not None else [delivery] if delivery else []
-    return _Plan([_encoded(message) for message in outcome.publish], done, outcome.dead)
+    came, on = traces
+    publish = (replace(m, trace=on) if m.trace in ("", came) else m for m in outcome.publish)
+    return _Plan([_encoded(message) for message in publish], done, outcome.dead)
 
 
 def _encoded(message: Message) -> tuple[Message, bytes]:

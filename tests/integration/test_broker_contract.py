@@ -19,6 +19,7 @@ from gliaflow_runtime.broker import (
     BrokerError,
     Consumer,
     Delivery,
+    QueueState,
     Unroutable,
 )
 from gliaflow_runtime.connect import connect
@@ -311,6 +312,16 @@ def test_a_queue_may_be_declared_again(broker: Broker, make: Make) -> None:
     broker.publish(key(queue), b"")
     broker.declare(queue)
     assert broker.depth(queue.name) == 1
+
+
+def test_a_look_tells_what_waits_and_who_reads(broker: Broker, make: Make) -> None:
+    queue = make()
+    broker.publish(key(queue), b"")
+    assert broker.look(queue.name) == QueueState(waiting=1, consumers=0)
+    with broker.consume(queue, 1) as consumer:
+        receive(consumer, 1)
+        assert broker.look(queue.name) == QueueState(waiting=0, consumers=1)
+    assert broker.look("gliaflow.nowhere") is None
 
 
 def test_a_queue_that_does_not_exist(broker: Broker) -> None:

@@ -11,6 +11,7 @@ from gliaflow_proto import FailureMessage, Geometry, GradedMessage, PredictionMe
 from gliaflow_runtime.broker import Delivery
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 SHAPE = [8, 8, 6]
 LOGITS = [[1.0, -3.0], [2.0, 5.0], [0.5, -9.0]]
@@ -183,3 +184,28 @@ def test_logits_and_masks_that_do_not_fit_the_slices():
     odd = part(0)
     with pytest.raises(ProtocolError, match="logits"):
         deliver(assembler(), changed(odd, logit=np.zeros(3)))
+
+
+def test_metrics_tell_how_many_scans_are_open_how_long_one_waits_and_how_long_a_scan_took():
+    def told(name):
+        return REGISTRY.get_sample_value(name)
+
+    stage = assembler()
+    before = told("gliaflow_scan_seconds_count")
+    scan = Scan(id="s", submission="sub", sent=time.time() - 40)
+    sent = [dataclasses.replace(part(index), scan=scan) for index in range(3)]
+    deliver(stage, sent[0])
+    deliver(stage, part(0, scan="other"))
+    time.sleep(0.02)
+    stage.idle()
+    assert told("gliaflow_open_scans") == 2
+    assert 0.02 <= told("gliaflow_open_scan_wait_seconds") < 5
+    took = told("gliaflow_scan_seconds_sum")
+    deliver(stage, sent[1])
+    deliver(stage, sent[2])
+    for index in range(3):
+        deliver(stage, part(index, scan="of a sender who does not say when"))
+    stage.idle()
+    assert told("gliaflow_open_scans") == 1
+    assert told("gliaflow_scan_seconds_count") == before + 1
+    assert 40 <= told("gliaflow_scan_seconds_sum") - took < 45

@@ -5,13 +5,14 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, SyntheticMessage, decode, encode
 from gliaflow_runtime.broker import REASON
 from gliaflow_runtime.memory import Limit, MemoryBroker
 from gliaflow_runtime.stage import EX_SOFTWARE, InvalidInput, Outcome, Stage, Worker
+from prometheus_client import REGISTRY
 
 IN, OUT = Queue("in", ("generate",)), Queue("out", ("failure.*", "synthetic.*"))
 
@@ -224,3 +225,48 @@ def test_side_work_that_fails_does_not_fail_the_scan(announces):
         running.send(encode(message()))
         assert running.dead_reason() == "no"
         assert (running.take(OUT, timeout=0.3) is not None) is announces
+
+
+def told(metric, **labels):
+    return REGISTRY.get_sample_value(metric, labels)
+
+
+def test_metrics_show_zeros_from_the_start_and_then_what_was_done():
+    @dataclass
+    class Counted(Echo):
+        name = "counted"
+
+    holds, go = threading.Event(), threading.Event()
+    faults = iter([OSError("busy")])
+
+    def stumble_once():
+        holds.set()
+        assert go.wait(5)
+        for fault in faults:
+            raise fault
+
+    with Running(Counted(stumble_once)) as running:
+        for outcome in ("done", "dead", "requeued"):
+            assert told("gliaflow_messages_total", stage="counted", outcome=outcome) == 0
+        assert told("gliaflow_working_seconds", stage="counted") == 0
+        running.send(encode(message()))
+        assert holds.wait(5)
+        time.sleep(0.05)
+        assert told("gliaflow_working_seconds", stage="counted") > 0.04
+        go.set()
+        assert running.take(OUT)
+        running.send(b"garbage")
+        assert running.dead_reason()
+    assert told("gliaflow_messages_total", stage="counted", outcome="requeued") == 1
+    assert told("gliaflow_messages_total", stage="counted", outcome="done") == 1
+    assert told("gliaflow_messages_total", stage="counted", outcome="dead") == 1
+    assert told("gliaflow_redelivered_total", stage="counted") == 1
+    assert told("gliaflow_message_seconds_count", stage="counted") == 3
+    assert time.time() - told("gliaflow_last_success_timestamp_seconds", stage="counted") < 60
+
+
+def test_what_a_stage_makes_of_a_message_goes_on_in_its_trace():
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with Running(Echo()) as running:  # it gives its answers no trace of its own
+        running.send(encode(replace(message(), trace=trace)))
+        assert decode(running.take(OUT).body).trace == trace

@@ -1,0 +1,221 @@
+"""Dashboard and alerts: what they ask for exists, and on a running pipeline each answers or fires.
+
+Those that need Prometheus skip where it is not installed (Debian: ``apt-get install prometheus``), in CI too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broken import good_scan
+from conftest import free_port
+from gliaflow_cli.doctor import LENGTHS
+from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_runtime import metrics
+from prometheus_client import generate_latest
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "gliaflow.json").read_text(encoding="utf-8"))
+DOCS = (DEPLOY.parent / "docs" / "observability.md").read_text(encoding="utf-8")
+EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+DETAILED = "/metrics/detailed?family=queue_coarse_metrics&family=queue_consumer_count"
+SUFFIXES = r"_(bucket|count|sum)$"
+
+
+def ours() -> dict[str, str]:
+    """Every series that gliaflow itself exposes, with its kind; histograms by their own name."""
+    return dict(re.findall(r"^# TYPE (gliaflow_\w+) (\w+)$", generate_latest().decode(), re.MULTILINE))
+
+
+def named(text: str) -> set[str]:
+    """The metrics that expressions name."""
+    return {re.sub(SUFFIXES, "", name) for name in re.findall(r"\b(?:gliaflow|rabbitmq|process)_[a-z_]+\b", text)}
+
+
+def alerts() -> list[str]:
+    return re.findall(r"- alert: (\w+)", RULES)
+
+
+@pytest.fixture
+def rabbitmq_metrics() -> Callable[[str], str]:
+    address = os.environ.get("GLIAFLOW_TEST_PROMETHEUS")
+    if not address:
+        pytest.skip("GLIAFLOW_TEST_PROMETHEUS names no RabbitMQ with rabbitmq_prometheus (tests/rabbitmq.py does)")
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    return get
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists():
+    created = {name for name in ours() if not name.endswith("_created")}
+    assert set(re.findall(r"^\| `(gliaflow_\w+)", DOCS, re.MULTILINE)) == created
+
+
+def test_names_follow_the_conventions_of_prometheus():
+    for name, kind in ours().items():
+        assert (kind == "counter") == name.endswith("_total"), name
+        assert "milli" not in name
+    for metric in vars(metrics).values():
+        for label in getattr(metric, "_labelnames", ()):
+            assert label in {"stage", "doing", "outcome", "kind", "label", "verdict", "version", "bundle"}
+
+
+def test_dashboard_and_alerts_ask_our_stages_only_for_what_they_expose():
+    asked = {name for name in named(" ".join(EXPRESSIONS) + RULES) if name.startswith("gliaflow_")}
+    assert asked <= ours().keys()
+    assert len(asked) > 10
+
+
+@pytest.mark.rabbitmq
+def test_dashboard_and_alerts_ask_rabbitmq_only_for_what_it_exposes(stages, rabbitmq_metrics):
+    stages("generator")
+    asked = {name for name in named(" ".join(EXPRESSIONS) + RULES) if name.startswith("rabbitmq_")}
+    exposed = rabbitmq_metrics("/metrics") + rabbitmq_metrics(DETAILED)
+    assert asked <= set(re.findall(r"^# TYPE (rabbitmq_\w+)", exposed, re.MULTILINE))
+    assert "rabbitmq_detailed_queue_consumers" in asked
+
+
+def test_the_dashboard_is_one_that_grafana_provisions():
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    source = (DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text(encoding="utf-8")
+    provider = (DEPLOY / "grafana" / "provisioning" / "dashboards" / "gliaflow.yml").read_text(encoding="utf-8")
+    compose = (DEPLOY.parent / "docker-compose.yml").read_text(encoding="utf-8")
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        for target in panel.get("targets", ()):
+            assert f"uid: {target['datasource']['uid']}" in source
+    folder = re.search(r"path: (\S+?) }", provider)
+    assert folder
+    assert f"./deploy/grafana/dashboards:{folder.group(1)}:ro" in compose
+
+
+def test_alerts_know_the_limits_of_the_queues():
+    for name, length in LENGTHS.items():
+        if name != "balancer":  # it drops the oldest: being full is no trouble
+            assert re.search(rf"ready{{queue=~?\S*\b{name}\b\S*}} > 0\.9 \* {length}\n", RULES), name
+    watched = re.search(r"consumers{queue=~\"gliaflow\\+\.\(([a-z|]+)\)\"} == 0", RULES)
+    assert watched
+    assert {f"gliaflow.{name}" for name in watched.group(1).split("|")} == {queue.name for queue in STAGE_QUEUES}
+
+
+def test_alerts_are_documented_and_have_a_case_that_fires_them():
+    cases = (DEPLOY / "prometheus" / "alerts_test.yml").read_text(encoding="utf-8")
+    for name in alerts():
+        assert f'alertname="{name}"' in cases
+        assert f"`{name.removeprefix('Gliaflow')}`" in DOCS
+
+
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed")
+    return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("what", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")])
+def test_prometheus_accepts_its_configuration_and_the_alerts_do_what_they_should(what):
+    done = promtool(*what[:2], DEPLOY / "prometheus" / what[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Prometheus:
+    """A Prometheus of the shipped configuration, but for where the hosts are and how long it waits."""
+
+    def __init__(self, folder: Path, rabbitmq: str, stages: dict[str, int]) -> None:
+        config = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
+        targets = "\n".join(
+            f"      - {{ targets: ['127.0.0.1:{port}'], labels: {{ service: {name} }} }}"
+            for name, port in stages.items()
+        )
+        config = re.sub(
+            r"    dns_sd_configs:.*?relabel_configs:.*?\n\n", f"    static_configs:\n{targets}\n\n", config, flags=re.S
+        )
+        config = config.replace("rabbitmq:15692", rabbitmq).replace("_interval: 10s", "_interval: 1s")
+        (folder / "prometheus.yml").write_text(config)
+        (folder / "alerts.yml").write_text(re.sub(r"for: \d+m", "for: 1s", RULES))
+        self.port = free_port()
+        self.log = folder / "prometheus.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    "prometheus",
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'tsdb'}",
+                    f"--web.listen-address=127.0.0.1:{self.port}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+
+    def get(self, path: str, **query: str) -> Any:
+        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def ask(self, expression: str) -> list[Any]:
+        found: list[Any] = self.get("query", query=expression)["result"]
+        return found
+
+    def firing(self) -> set[str]:
+        return {a["labels"]["alertname"] for a in self.get("alerts")["alerts"] if a["state"] == "firing"}
+
+    def wait(self, seen: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if seen():
+                    return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"{what}\n{self.log.read_text()[-2000:]}"
+            time.sleep(0.3)
+
+
+@pytest.fixture
+def watched(stages, tmp_path, rabbitmq_metrics) -> Iterator[tuple[Prometheus, dict[str, Any]]]:
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed")
+    names = ("preprocessor", "extractor", "classifier", "generator")
+    running = dict(zip(names, stages(*names), strict=True))
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    address = os.environ["GLIAFLOW_TEST_PROMETHEUS"]
+    prometheus = Prometheus(folder, address, {name: stage.port for name, stage in running.items()})
+    yield prometheus, running
+    prometheus.process.terminate()
+    prometheus.process.wait(20)
+
+
+@pytest.mark.rabbitmq
+def test_every_panel_shows_something_and_alerts_fire_on_a_real_pipeline(watched, gliaflow, tmp_path, rabbitmq_url):
+    prometheus, running = watched
+    good_scan(tmp_path / "good.nii.gz")
+    (tmp_path / "poison.nii.gz").write_bytes(b"no scan")
+    prometheus.wait(lambda: len(prometheus.ask("up == 1")) == 6, "all of it is scraped")
+    prometheus.wait(lambda: len(prometheus.ask("count_over_time(up[1m]) > 2")) == 6, "a rate needs two values")
+    assert prometheus.firing() == set()
+    gliaflow("submit", ".", "--out", "out", "--grade", "LGG", broker=rabbitmq_url, check=False)
+    for expression in EXPRESSIONS:
+        asked = expression.replace("$__rate_interval", "1m").replace("$__range", "5m")
+        prometheus.wait(lambda asked=asked: prometheus.ask(asked), f"no data: {expression}")
+    assert float(prometheus.ask("sum(gliaflow_scan_seconds_count)")[0]["value"][1]) == 1
+    prometheus.wait(lambda: "GliaflowDeadLetters" in prometheus.firing(), "the dead letter raises its alert")
+    running["extractor"].stop(signal.SIGKILL)
+    prometheus.wait(lambda: {"GliaflowNoConsumer", "GliaflowDown"} <= prometheus.firing(), "nobody reads its queue")
