@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from gliaflow_proto.errors import ProtocolError
 
-MAX_SIDE = 2**15
-MAX_VOXELS = 2**29
+MAX_SIDE = 2**15 - 1  # of a NIfTI-1 file, which holds a side in 16 bits
+MAX_VOXELS = 2**28
+MAX_PLACE = 1e6  # mm or voxels: within a kilometre of the scanner, so that what is computed from it is finite
+MAX_STEP = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +39,18 @@ def restore(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
     Nearest neighbour; voxels outside what the network saw are 0.
     """
     stored_axis, mirrored = geometry.orientation[::2], geometry.orientation[1::2]
-    canonical_shape = [geometry.shape[stored_axis.index(axis)] for axis in range(3)]
-    canonical = np.zeros(canonical_shape, dtype=np.uint8)
+    stored = np.zeros(geometry.shape, dtype=np.uint8)
+    # the same voxels, seen along the canonical axes
+    canonical = np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)).transpose(np.argsort(stored_axis))
     taken, inside = [], []
     for axis in (0, 1):
-        voxels = np.arange(canonical_shape[axis])
+        voxels = np.arange(canonical.shape[axis])
         pixel = np.floor((voxels - geometry.origin[axis]) / geometry.step[axis] + 0.5).astype(int)
         inside.append(voxels[(pixel >= 0) & (pixel < mask.shape[axis + 1])])
         taken.append(pixel[inside[axis]])
-    planes = mask[:, taken[0][:, None], taken[1][None, :]]
-    canonical[np.ix_(inside[0], inside[1], geometry.slices)] = planes.transpose(1, 2, 0)
-    stored = canonical.transpose(stored_axis)
-    return np.ascontiguousarray(np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)))
+    for z, plane in zip(geometry.slices, mask, strict=True):
+        canonical[:, :, z][np.ix_(*inside)] = plane[np.ix_(*taken)]
+    return stored
 
 
 def voxel_ml(geometry: Geometry) -> float:
@@ -69,8 +71,10 @@ def check_geometry(geometry: Geometry) -> None:
         raise ProtocolError(f"geometry.shape: {geometry.shape} is over the limit of {MAX_VOXELS} voxels")
     if sorted(geometry.orientation[::2]) != [0, 1, 2] or {*geometry.orientation[1::2]} - {1, -1}:
         raise ProtocolError("geometry.orientation: expected the axes 0, 1, 2, each followed by 1 or -1")
-    if not all(step > 0 for step in geometry.step):
-        raise ProtocolError("geometry.step: expected numbers over 0")
+    if not all(1 / MAX_STEP <= step <= MAX_STEP for step in geometry.step):
+        raise ProtocolError(f"geometry.step: expected numbers from {1 / MAX_STEP:g} to {MAX_STEP:g}")
+    if not all(abs(place) <= MAX_PLACE for place in (*geometry.affine, *geometry.origin)):
+        raise ProtocolError(f"geometry.affine, geometry.origin: expected numbers within ±{MAX_PLACE:g}")
     height = geometry.shape[geometry.orientation[::2].index(2)]
     if not geometry.slices or not all(0 <= z < height for z in geometry.slices):
         raise ProtocolError(f"geometry.slices: expected slices from 0 to {height - 1}")
