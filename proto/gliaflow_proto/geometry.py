@@ -14,6 +14,7 @@ MAX_SIDE = 2**15 - 1  # of a NIfTI-1 file, which holds a side in 16 bits
 MAX_VOXELS = 2**28
 MAX_PLACE = 1e6  # mm or voxels: within a kilometre of the scanner, so that what is computed from it is finite
 MAX_STEP = 1e4
+MIN_VOLUME = 1e-9  # mm³ of a voxel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,8 @@ def voxel_ml(geometry: Geometry) -> float:
 
 def check_geometry(geometry: Geometry) -> None:
     """Raise ProtocolError where a geometry that was read makes no sense."""
-    lengths = {"affine": 16, "shape": 3, "orientation": 6, "origin": 2, "step": 2, "size": 2}
+    check_affine(geometry.affine, "geometry.affine")
+    lengths = {"shape": 3, "orientation": 6, "origin": 2, "step": 2, "size": 2}
     for name, length in lengths.items():
         if len(getattr(geometry, name)) != length:
             raise ProtocolError(f"geometry.{name}: expected {length} numbers, got {len(getattr(geometry, name))}")
@@ -73,10 +75,19 @@ def check_geometry(geometry: Geometry) -> None:
         raise ProtocolError("geometry.orientation: expected the axes 0, 1, 2, each followed by 1 or -1")
     if not all(1 / MAX_STEP <= step <= MAX_STEP for step in geometry.step):
         raise ProtocolError(f"geometry.step: expected numbers from {1 / MAX_STEP:g} to {MAX_STEP:g}")
-    if not all(abs(place) <= MAX_PLACE for place in (*geometry.affine, *geometry.origin)):
-        raise ProtocolError(f"geometry.affine, geometry.origin: expected numbers within ±{MAX_PLACE:g}")
+    if not all(abs(place) <= MAX_PLACE for place in geometry.origin):
+        raise ProtocolError(f"geometry.origin: expected numbers within ±{MAX_PLACE:g}")
     height = geometry.shape[geometry.orientation[::2].index(2)]
     if not geometry.slices or not all(0 <= z < height for z in geometry.slices):
         raise ProtocolError(f"geometry.slices: expected slices from 0 to {height - 1}")
     if len(set(geometry.slices)) < len(geometry.slices):
         raise ProtocolError("geometry.slices: a slice is there twice")
+
+
+def check_affine(affine: list[float], where: str) -> None:
+    """Raise ProtocolError where voxels would have no place or no volume."""
+    if len(affine) != 16 or not all(abs(place) <= MAX_PLACE for place in affine):
+        raise ProtocolError(f"{where}: expected 16 numbers within ±{MAX_PLACE:g}, got {len(affine)}")
+    a, b, c, _, d, e, f, _, g, h, i, *_ = affine
+    if abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) < MIN_VOLUME:
+        raise ProtocolError(f"{where}: its voxels have no volume")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gliaflow_proto.errors import ProtocolError, shown
-from gliaflow_proto.geometry import MAX_PLACE, MAX_SIDE, Geometry, check_geometry
+from gliaflow_proto.geometry import MAX_SIDE, Geometry, check_affine, check_geometry
 from gliaflow_proto.tensors import DTYPES, MAX_TENSOR_BYTES, pack_tensor, unpack_tensor
 
 SCHEMA = "gliaflow/1"
@@ -372,9 +372,8 @@ def _check_part(part: list[int]) -> None:
 
 
 def _check_prediction(prediction: PredictionMessage) -> None:
-    affine, sides = prediction.affine, prediction.mask.shape
-    if len(affine) != 16 or not all(abs(x) <= MAX_PLACE for x in affine):
-        raise ProtocolError(f"affine: expected 16 numbers within ±{MAX_PLACE:g}")
+    check_affine(prediction.affine, "affine")
+    sides = prediction.mask.shape
     if not all(0 < side <= MAX_SIDE for side in sides):
         raise ProtocolError(f"tensors.mask: shape {list(sides)}, expected sizes from 1 to {MAX_SIDE}")
     if not 0 <= prediction.p_hgg <= 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from gliaflow_proto.geometry import MAX_PLACE
+from gliaflow_proto.geometry import MAX_PLACE, MIN_VOLUME
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -72,7 +72,7 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     if slope is not None and (slope, inter or 0.0) != (1.0, 0.0):
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite after it is no head
             volume = volume.astype(np.float32) * np.float32(slope) + np.float32(inter or 0.0)
-    if not (np.abs(affine) <= MAX_PLACE).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not (np.abs(affine) <= MAX_PLACE).all() or abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME:
         raise NiftiError("sform, qform: the affine is not finite or has no volume; repair the header's orientation")
     sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if sides.min() < MIN_VOXEL_MM or sides.max() > MAX_VOXEL_MM:

@@ -97,7 +97,7 @@ def _cut(data: bytes, outputs: list[str], path: object) -> bytes:
         have = [output.name for output in model.graph.output]
         if missing := set(outputs) - set(have):
             raise BundleError(f"{path}: has no output {', '.join(sorted(missing))}, only {', '.join(have)[:300]}")
-        if set(have) == set(outputs):
+        if sorted(have) == sorted(outputs):
             return data
         cut = onnx.utils.Extractor(model).extract_model([i.name for i in model.graph.input], outputs)
         cut_bytes: bytes = cut.SerializeToString()

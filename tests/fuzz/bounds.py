@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 
 SECONDS = 1.0
-TRACED = 16  # tracing is slow, so one input in so many
+TRACED = 64  # tracing is slow, so one input in so many
 
 
 def bounded(run: Callable[[bytes], None], data: bytes, peak_bytes: int) -> None:

@@ -25,7 +25,8 @@ sys.path[0] = str(ROOT / "tests")
 
 TARGETS = ("messages", "nifti", "bundle")
 INSTRUMENTED = ["gliaflow_proto", "gliaflow_preprocessor", "gliaflow_runtime", "gliaflow_classifier", "gliaflow_extractor",
-                "gliaflow_generator", "gliaflow_cli", "nibabel", "gzip", "onnx.utils"]  # fmt: skip
+                "gliaflow_generator", "gliaflow_cli", "nibabel.nifti1", "nibabel.analyze", "nibabel.spatialimages",
+                "nibabel.orientations", "nibabel.volumeutils", "onnx.utils"]  # fmt: skip
 
 
 def main() -> None:
