@@ -19,6 +19,7 @@ from gliaflow_proto import (
     GenerateMessage,
     Message,
     PredictionMessage,
+    ProtocolError,
     Scan,
     ScanMessage,
     Source,
@@ -72,6 +73,7 @@ class Submission:
         self.id = uuid.uuid4().hex
         self._broker, self._by_uri, self._patience_s = broker, by_uri, patience_s
         self._uploads: dict[str, str] = {}  # by scan
+        self.unreadable = ""  # why the last answer was passed over that could not be read
         queue = submission_queue(self.id)
         broker.declare(queue)
         self._queue = queue
@@ -134,16 +136,24 @@ class Submission:
         return scan_id
 
     def answer(self, timeout: float) -> PredictionMessage | SyntheticMessage | FailureMessage | None:
-        """The next answer, or None when ``timeout`` seconds brought none. The same answer may come twice."""
-        delivery = self._consumer.next(timeout)
-        if delivery is None:
-            return None
-        message = decode(delivery.body)
-        assert isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage)  # as the queue is bound
-        if upload := self._uploads.pop(message.scan.id, None):
-            self._broker.delete(upload)
-        self._consumer.ack(delivery)
-        return message
+        """The next answer, or None when ``timeout`` seconds brought none that can be read.
+
+        The same answer may come twice.
+        """
+        until = time.monotonic() + timeout
+        while (delivery := self._consumer.next(max(0.0, until - time.monotonic()))) is not None:
+            self._consumer.ack(delivery)
+            try:
+                message = decode(delivery.body)
+                if not isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage):
+                    raise ProtocolError(f"kind: a {message.kind} message is no answer")
+            except ProtocolError as error:  # of a stage of another version, or of whoever else may publish
+                self.unreadable = str(error)
+                continue
+            if upload := self._uploads.pop(message.scan.id, None):
+                self._broker.delete(upload)
+            return message
+        return None
 
     def _by_reference(self, path: Path) -> Source:
         with path.open("rb"):

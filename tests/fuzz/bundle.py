@@ -108,11 +108,11 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         return data
     try:
         model = onnx.load_model_from_string(data)
-    except Exception:
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            _spoil_message(model, rng)
+        return model.SerializeToString()
+    except Exception:  # no network, or texts in it that are none
         return data[: rng.randrange(len(data) + 1)] + rng.choice(WORDS) + data[rng.randrange(len(data) + 1) :]
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        _spoil_message(model, rng)
-    return model.SerializeToString()
 
 
 def _spoil(node: dict | list, rng: random.Random) -> None:
