@@ -91,7 +91,7 @@ def unpack_tensor(packed: object, where: str = "tensor", limit: int = MAX_TENSOR
     if length > limit:
         raise ProtocolError(f"{where}.shape: {shape} of {dtype} is over the limit of {limit} bytes")
     if encoding == "lz4":
-        if length > LZ4_MAX_RATIO * len(data):
+        if length > LZ4_MAX_RATIO * len(data) or (not length and len(data) > 1):
             raise ProtocolError(f"{where}.data: {len(data)} lz4 bytes cannot hold {length} bytes")
         try:
             data = lz4.block.decompress(data, uncompressed_size=length) if length else b""

@@ -141,7 +141,7 @@ def _inflate(data: bytes, start: int, stop: int) -> bytes | bytearray:
             if members > MAX_MEMBERS:
                 raise NiftiError(f"a gzip file of over {MAX_MEMBERS} members")
             member = zlib.decompressobj(wbits=31)
-        block = data[at : at + 2**16]
+        block = memoryview(data)[at : at + 2**14]
         try:
             chunk = member.decompress(block, 2**20)
         except zlib.error as error:
