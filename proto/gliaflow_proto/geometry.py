@@ -42,7 +42,9 @@ def restore(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
     stored_axis, mirrored = geometry.orientation[::2], geometry.orientation[1::2]
     stored = np.zeros(geometry.shape, dtype=np.uint8)
     # the same voxels, seen along the canonical axes
-    canonical = np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)).transpose(np.argsort(stored_axis))
+    canonical = np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)).transpose(
+        np.argsort(stored_axis)
+    )
     taken, inside = [], []
     for axis in (0, 1):
         voxels = np.arange(canonical.shape[axis])

@@ -33,11 +33,9 @@ MAX_CONTAINERS = 256  # ... and how many of those a message may hold: together t
 MAX_ATTEMPTS = 2**31
 
 Tensor = NDArray[Any]
-
-
-def tensor(dtype: str, dimensions: int) -> Any:
-    """A field that holds a tensor of this wire dtype and of so many dimensions."""
-    return field(metadata={"dtype": DTYPES[dtype], "dimensions": dimensions})
+MAPS = {"dtype": DTYPES["FP16"], "dimensions": 4}  # what the tensors of a field are
+MASKS = {"dtype": DTYPES["UINT8"], "dimensions": 3}
+LOGITS = {"dtype": DTYPES["FP64"], "dimensions": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ class SlicesMessage(Message):
     kind: ClassVar[str] = "slices"
 
     geometry: Geometry
-    image: Tensor = tensor("FP16", 4)
+    image: Tensor = field(metadata=MAPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +116,8 @@ class FeaturesMessage(Message):
     bundle: str
     tap: str
     geometry: Geometry
-    features: Tensor = tensor("FP16", 4)
-    mask: Tensor = tensor("UINT8", 3)
+    features: Tensor = field(metadata=MAPS)
+    mask: Tensor = field(metadata=MASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +128,8 @@ class GradedMessage(Message):
 
     bundle: str
     geometry: Geometry
-    logit: Tensor = tensor("FP64", 1)
-    mask: Tensor = tensor("UINT8", 3)
+    logit: Tensor = field(metadata=LOGITS)
+    mask: Tensor = field(metadata=MASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +149,7 @@ class PredictionMessage(Message):
     slices: int
     tumour_slices: int
     affine: list[float]
-    mask: Tensor = tensor("UINT8", 3)
+    mask: Tensor = field(metadata=MASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +174,7 @@ class SyntheticMessage(Message):
     tap: str
     label: str
     seed: int
-    features: Tensor = tensor("FP16", 4)
+    features: Tensor = field(metadata=MAPS)
 
 
 @dataclass(frozen=True, kw_only=True)

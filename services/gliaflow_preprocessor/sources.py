@@ -49,7 +49,9 @@ def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
         parts = urlsplit(uri)
         if parts.scheme in ("", "file"):
             path = Path(os.path.realpath(unquote(parts.path, errors="surrogateescape")))  # a link may not lead out
-            folders = [Path(root) for root in roots if "://" not in root and path.is_relative_to(os.path.realpath(root))]
+            folders = [
+                Path(root) for root in roots if "://" not in root and path.is_relative_to(os.path.realpath(root))
+            ]
             if not folders:
                 raise outside
             data = read_within(folders[0], path, MAX_FILE_BYTES)

@@ -26,3 +26,8 @@ def bounded(run: Callable[[bytes], None], data: bytes, peak_bytes: int) -> None:
             tracemalloc.stop()
             assert peak <= peak_bytes, f"{len(data)} bytes took {peak} bytes of memory"
     assert seconds <= SECONDS * (1 + trace), f"{len(data)} bytes took {seconds:.1f} s"
+
+
+def readable(error: Exception) -> None:
+    """A reason is read by people: it is there, and no page long."""
+    assert 0 < len(str(error)) < 1000, str(error)[:2000]

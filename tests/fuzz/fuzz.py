@@ -1,12 +1,12 @@
 """Coverage-guided fuzzing: ``python tests/fuzz/fuzz.py messages|nifti|bundle [-runs=1000000] [libFuzzer's flags]``.
 
-Needs atheris (``pip install -e '.[serve,train,dev,fuzz]'``; Linux only). A target is a module beside this one:
+Needs atheris (``make fuzz`` installs it; Linux only). A target is a module beside this one:
 ``seeds()`` makes its first inputs, ``mutate()`` changes one with a view to its structure, and ``run()`` feeds one in
 and lets out nothing but what is not documented. Here are the bars that all of them are held to: a second of CPU, a
 bound on memory, no crash.
 
-What it finds is written to ``crash-…`` in the current folder; the same command with that file as its last argument
-runs it again. The corpus is kept in ``out/fuzz/<target>`` and grows from run to run.
+What it finds is written to ``out/fuzz/<target>-crash-…``; the same command with that file as its last argument runs it
+again. The corpus is kept in ``out/fuzz/<target>`` and grows from run to run.
 """
 
 from __future__ import annotations
@@ -24,9 +24,21 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "tests")
 
 TARGETS = ("messages", "nifti", "bundle")
-INSTRUMENTED = ["gliaflow_proto", "gliaflow_preprocessor", "gliaflow_runtime", "gliaflow_classifier", "gliaflow_extractor",
-                "gliaflow_generator", "gliaflow_cli", "nibabel.nifti1", "nibabel.analyze", "nibabel.spatialimages",
-                "nibabel.orientations", "nibabel.volumeutils", "onnx.utils"]  # fmt: skip
+INSTRUMENTED = [
+    "gliaflow_proto",
+    "gliaflow_preprocessor",
+    "gliaflow_runtime",
+    "gliaflow_classifier",
+    "gliaflow_extractor",
+    "gliaflow_generator",
+    "gliaflow_cli",
+    "nibabel.nifti1",
+    "nibabel.analyze",
+    "nibabel.spatialimages",
+    "nibabel.orientations",
+    "nibabel.volumeutils",
+    "onnx.utils",
+]
 
 
 def main() -> None:
@@ -54,7 +66,13 @@ def main() -> None:
         found = target.mutate(bytes(data), rng)
         return found if len(found) <= max_size else data
 
-    flags = [f"-max_len={target.MAX_BYTES}", f"-dict={dictionary}", "-timeout=10", "-rss_limit_mb=1500"]
+    flags = [
+        f"-max_len={target.MAX_BYTES}",
+        f"-dict={dictionary}",
+        "-timeout=10",
+        "-rss_limit_mb=1500",
+        f"-artifact_prefix={corpus}-",
+    ]
     given = sys.argv[1:]
     files = [] if any(not flag.startswith("-") for flag in given) else [str(corpus)]
     atheris.Setup(

@@ -100,7 +100,7 @@ def test_a_folder_that_is_swapped_for_a_link_after_it_was_looked_at_leads_nowher
         return found
 
     monkeypatch.setattr(files.os.path, "realpath", swap)
-    with pytest.raises(OSError, match="directory|symbolic"):
+    with pytest.raises(OSError, match=r"directory|symbolic"):
         read_within(folder, folder / "sub" / "file", 100)
 
 
@@ -158,7 +158,9 @@ def test_a_uri_that_leads_out_of_the_roots_is_refused(folder, tmp_path, uri):
         read_source(Source(uri=uri.format(root=folder)), [str(folder), "s3://bucket"], None)
 
 
-@pytest.mark.parametrize("uri", ["http://[", "file://{root}/a\0b", "{root}/" + "x" * 300, "{root}/" + "x/" * 3000, "{root}/\udcff", ""])
+@pytest.mark.parametrize(
+    "uri", ["http://[", "file://{root}/a\0b", "{root}/" + "x" * 300, "{root}/" + "x/" * 3000, "{root}/\udcff", ""]
+)
 def test_a_uri_that_is_none_is_an_error_and_no_fault(folder, uri):
     with pytest.raises(SourceError):
         read_source(Source(uri=uri.format(root=folder)), [str(folder)], None)
@@ -175,7 +177,7 @@ def test_a_hard_link_is_the_file_itself(folder, tmp_path):
     assert read_within(folder, folder / "hard", 100) == b"outside"
 
 
-@pytest.mark.parametrize("name", ["gliaflow.extractor", "gliaflow.upload.", "gliaflow.upload." + "x" * 300])
+@pytest.mark.parametrize("name", ["gliaflow.extractor", "gliaflow.upload." + "x" * 300])
 def test_an_upload_is_an_upload_queue_of_a_name_that_amqp_takes(name):
-    with pytest.raises(SourceError, match="no upload queue|gone"):
-        read_source(Source(upload=name, chunks=0 if name.endswith(".") else 1), [], None)
+    with pytest.raises(SourceError, match="no upload queue"):
+        read_source(Source(upload=name, chunks=1), [], None)

@@ -21,7 +21,7 @@ from gliaflow_preprocessor.slices import prepare
 from gliaflow_proto import Geometry, ProtocolError, decode, restore, unpack_tensor
 from gliaflow_runtime.bundle import Bundle, BundleError, InputSpec
 from gliaflow_runtime.inference import Network
-from test_messages import COMMON, FEATURES, GEOMETRY, ONE_OF_EACH, SCAN_MESSAGE, SLICES, changed
+from test_messages import FEATURES, GEOMETRY, ONE_OF_EACH, SCAN_MESSAGE, SLICES, changed
 
 GRADED, PREDICTION = ONE_OF_EACH[3:5]
 MIB = 2**20
@@ -52,7 +52,7 @@ def test_an_lz4_bomb_in_a_tensor_is_not_unpacked():
     bomb = lz4_tensor("FP16", [1, 1, 64 * MIB], bytes(128 * MIB))
     assert len(bomb["data"]) < MIB
     body = changed(SLICES, tensors__image=bomb)
-    with at_most(1), pytest.raises(ProtocolError, match="tensors.image.shape: .* over the limit"):
+    with at_most(1), pytest.raises(ProtocolError, match=r"tensors\.image\.shape: .* over the limit"):
         decode(body)
 
 
@@ -60,7 +60,7 @@ def test_two_tensors_that_are_each_within_the_limit_are_together_over_it():
     half = lz4_tensor("UINT8", [1, 1, 40 * MIB], bytes(40 * MIB))
     features = {**half, "dtype": "FP16", "shape": [1, 1, 1, 20 * MIB]}
     body = changed(FEATURES, tensors__features=features, tensors__mask=half)
-    with at_most(50), pytest.raises(ProtocolError, match="tensors.mask.shape: .* over the limit"):
+    with at_most(100), pytest.raises(ProtocolError, match=r"tensors\.mask\.shape: .* over the limit"):
         decode(body)
 
 
@@ -100,13 +100,22 @@ def test_an_lz4_block_that_unpacks_to_another_length_than_the_shape_is_refused(l
         (changed(SLICES, kind="x" * 60_000), "kind: 'xxx"),
         (changed(SLICES, schema={"a": ["x" * 60_000]}), "schema: dict"),
         (changed(SLICES, tensors__image__dtype="FP32"), "tensors.image"),
-        (changed(FEATURES, tensors__mask={"dtype": "FP16", "shape": [2, 8, 4], "data": bytes(128)}), "tensors.mask: float16"),
-        (changed(GRADED, tensors__logit={"dtype": "FP64", "shape": [], "data": bytes(8)}), "tensors.logit: float64 \\[\\]"),
+        (
+            changed(FEATURES, tensors__mask={"dtype": "FP16", "shape": [2, 8, 4], "data": bytes(128)}),
+            "tensors.mask: float16",
+        ),
+        (
+            changed(GRADED, tensors__logit={"dtype": "FP64", "shape": [], "data": bytes(8)}),
+            "tensors.logit: float64 \\[\\]",
+        ),
         (changed(PREDICTION, affine=[1.0]), "affine: expected 16"),
         (changed(PREDICTION, p_hgg=1.5), "p_hgg"),
-        (changed(PREDICTION, tensors__mask={"dtype": "UINT8", "shape": [40000, 1, 1], "data": bytes(40000)}), "tensors.mask"),
+        (
+            changed(PREDICTION, tensors__mask={"dtype": "UINT8", "shape": [40000, 1, 1], "data": bytes(40000)}),
+            "tensors.mask",
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_lie_is_named_in_a_sentence(body, named):
     with at_most(16), pytest.raises(ProtocolError, match=named) as refused:
         decode(body)
@@ -142,7 +151,7 @@ def test_a_logit_that_no_network_gives_makes_no_probability(logit):
 
     tensor = {"dtype": "FP64", "shape": [2], "data": struct.pack("<2d", logit, -logit)}
     body = changed(GRADED, tensors__logit=tensor)
-    with pytest.raises(ProtocolError, match="tensors.logit"):
+    with pytest.raises(ProtocolError, match=r"tensors\.logit"):
         Assembler(FakeBundle, timeout_s=60).handle(decode(body), Delivery("q", "graded", body))
 
 
@@ -265,7 +274,19 @@ def test_a_manifest_that_is_a_bomb_is_refused(tiny, manifest, named):
 
 @pytest.mark.parametrize(
     "name",
-    ["../evil.onnx", "/etc/passwd", "a/b.onnx", "a\\b.onnx", "a\0.onnx", "..", ".hidden", "", "é.onnx", "x" * 200, "C:x"],
+    [
+        "../evil.onnx",
+        "/etc/passwd",
+        "a/b.onnx",
+        "a\\b.onnx",
+        "a\0.onnx",
+        "..",
+        ".hidden",
+        "",
+        "é.onnx",
+        "x" * 200,
+        "C:x",
+    ],
 )
 def test_names_of_files_that_are_more_than_names_are_refused(tiny, name):
     edit(tiny, files={name: SHA})
@@ -313,7 +334,9 @@ def test_a_later_bundle_is_refused_with_both_versions(tiny):
     with pytest.raises(BundleError, match=r"schema: 'gliaflow-bundle/2', but this gliaflow reads 'gliaflow-bundle/1'"):
         Bundle(tiny)
     edit(tiny, schema="gliaflow-bundle/1")
-    with pytest.raises(BundleError, match="surprise: no field that this gliaflow knows: is the bundle of a later version"):
+    with pytest.raises(
+        BundleError, match="surprise: no field that this gliaflow knows: is the bundle of a later version"
+    ):
         Bundle(tiny)
 
 
