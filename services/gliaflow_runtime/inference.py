@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from gliaflow_runtime.bundle import Bundle, BundleError
@@ -117,7 +116,7 @@ def _refers_to_files(message: Any) -> bool:
         return message.data_location != onnx.TensorProto.DEFAULT or len(message.external_data) > 0
     for field, value in message.ListFields():
         if field.message_type is not None:
-            inner = [value] if isinstance(value, Message) else value
+            inner = [value] if hasattr(value, "ListFields") else value
             if any(_refers_to_files(one) for one in inner):
                 return True
     return False
