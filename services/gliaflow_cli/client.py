@@ -33,6 +33,7 @@ from gliaflow_proto import (
     upload_queue,
 )
 from gliaflow_runtime.broker import Broker, Refused, Unroutable
+from gliaflow_runtime.files import open_ordinary
 
 BY_VALUE_BYTES = 6 * 2**20  # a larger scan travels through an upload queue, in chunks of this size
 ROUTE_WAIT_S = 60.0  # how long stages may take to come up
@@ -111,7 +112,7 @@ class Submission:
         elif self._by_uri:
             source = self._by_reference(item.path)
         else:
-            with item.path.open("rb") as file:
+            with open_ordinary(item.path) as file:
                 source = self._by_value(file, os.fstat(file.fileno()).st_size, scan_id)
         message = ScanMessage(
             id=message_id(self.id, scan_id, "scan"), scan=scan, trace=new_trace(), source=source, channel=item.channel
@@ -156,7 +157,7 @@ class Submission:
         return None
 
     def _by_reference(self, path: Path) -> Source:
-        with path.open("rb"):
+        with open_ordinary(path):
             return Source(uri=path.resolve().as_uri())
 
     def _by_value(self, file: BinaryIO, size: int, scan_id: str) -> Source:
@@ -172,6 +173,8 @@ class Submission:
         chunks = 0
         chunk = data
         while chunk:
+            if chunks * BY_VALUE_BYTES > MAX_FILE_BYTES:
+                raise OSError(errno.EFBIG, f"grew over the limit of {MAX_FILE_BYTES} bytes")
             self._broker.send(queue.name, chunk, message_id=str(chunks))
             chunks += 1
             chunk = rest + file.read(BY_VALUE_BYTES - len(rest))

@@ -44,7 +44,7 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
         raise NiftiError("the file is empty")
     if data[128:132] == b"DICM":
         raise NiftiError("a DICOM file, not NIfTI: convert the series first (dcm2niix does)")
-    header = _header(_inflate(data, 0, HEADER_BYTES))
+    header = _header(bytes(_inflate(data, 0, HEADER_BYTES)))
     shape = _shape(header, channel)
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:

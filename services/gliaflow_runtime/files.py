@@ -1,4 +1,4 @@
-"""Read a file that a stranger may have made: an ordinary one, within a folder, and no more of it than a limit."""
+"""Open a file that a stranger may have made: an ordinary one, within a folder, and read no more of it than a limit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
+
+AT_ONCE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # to open a pipe would otherwise wait for whoever writes to it
 
 
 class UnsafeFile(ValueError):
@@ -32,8 +35,7 @@ def read_within(folder: Path, path: Path, limit: int) -> bytes:
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     for part in parts:
         try:
-            # not blocking: to open a pipe would wait for whoever writes to it
-            below = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=at)
+            below = os.open(part, AT_ONCE | os.O_NOFOLLOW, dir_fd=at)
         finally:
             os.close(at)
         at = below
@@ -52,3 +54,12 @@ def read_within(folder: Path, path: Path, limit: int) -> bytes:
     if size > limit:
         raise UnsafeFile(f"grew over the limit of {limit} bytes while it was read")
     return b"".join(chunks)
+
+
+def open_ordinary(path: Path) -> BinaryIO:
+    """A file wherever it lies, to be read; links are followed. Raises OSError: also where it is a pipe or a device."""
+    file = os.fdopen(os.open(path, AT_ONCE), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "is no ordinary file")
+    return file

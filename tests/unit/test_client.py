@@ -1,5 +1,6 @@
 """Whoever waits for answers believes none that cannot be read, and goes on waiting for those that can."""
 
+import os
 import time
 
 import msgpack
@@ -60,3 +61,13 @@ def test_a_scan_whose_answer_cannot_be_read_fails_with_the_reason(broker, tmp_pa
     assert (
         "no answer that can be read within 1 s: schema: 'gliaflow/2', but this reader knows 'gliaflow/1'" in row.error
     )
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("by_uri", [True, False])
+def test_a_pipe_among_the_scans_is_not_waited_for(broker, tmp_path, by_uri):
+    os.mkfifo(tmp_path / "scan.nii")
+    item = Input(tmp_path / "scan.nii", "scan", "p")
+    (row,) = submit([item], tmp_path / "out", broker, by_uri=by_uri, timeout_s=1)
+    assert row.status == "failed"
+    assert "is no ordinary file" in row.error
