@@ -4,7 +4,7 @@ DEMO := .venv-demo
 DEV := .venv
 PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-compose check bench bundle clean
+.PHONY: help demo test test-compose check fuzz bench bundle clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,11 @@ test-compose: $(DEV)/.done ## the containers, on a Docker engine
 
 check: $(DEV)/.done ## style, types and import rules
 	$(DEV)/bin/ruff check . && $(DEV)/bin/ruff format --check . && $(DEV)/bin/mypy && $(DEV)/bin/lint-imports
+
+RUNS ?= 1000000
+fuzz: $(DEV)/.done ## coverage-guided fuzzing of what comes from outside, RUNS=1000000 inputs each (Linux)
+	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[fuzz]'
+	for target in messages nifti bundle; do $(DEV)/bin/python tests/fuzz/fuzz.py $$target -runs=$(RUNS) || exit 1; done
 
 bench: $(DEV)/.done ## speed beside a bare onnxruntime loop, on both brokers
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python bench/pipeline.py

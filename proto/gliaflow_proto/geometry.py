@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from gliaflow_proto.errors import ProtocolError
 
-MAX_SIDE = 2**15
-MAX_VOXELS = 2**29
+MAX_SIDE = 2**15 - 1  # of a NIfTI-1 file, which holds a side in 16 bits
+MAX_VOXELS = 2**28
+MAX_PLACE = 1e6  # mm or voxels: within a kilometre of the scanner, so that what is computed from it is finite
+MAX_STEP = 1e4
+MIN_VOLUME = 1e-9  # mm³ of a voxel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +40,20 @@ def restore(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
     Nearest neighbour; voxels outside what the network saw are 0.
     """
     stored_axis, mirrored = geometry.orientation[::2], geometry.orientation[1::2]
-    canonical_shape = [geometry.shape[stored_axis.index(axis)] for axis in range(3)]
-    canonical = np.zeros(canonical_shape, dtype=np.uint8)
+    stored = np.zeros(geometry.shape, dtype=np.uint8)
+    # the same voxels, seen along the canonical axes
+    canonical = np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)).transpose(
+        np.argsort(stored_axis)
+    )
     taken, inside = [], []
     for axis in (0, 1):
-        voxels = np.arange(canonical_shape[axis])
+        voxels = np.arange(canonical.shape[axis])
         pixel = np.floor((voxels - geometry.origin[axis]) / geometry.step[axis] + 0.5).astype(int)
         inside.append(voxels[(pixel >= 0) & (pixel < mask.shape[axis + 1])])
         taken.append(pixel[inside[axis]])
-    planes = mask[:, taken[0][:, None], taken[1][None, :]]
-    canonical[np.ix_(inside[0], inside[1], geometry.slices)] = planes.transpose(1, 2, 0)
-    stored = canonical.transpose(stored_axis)
-    return np.ascontiguousarray(np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)))
+    for z, plane in zip(geometry.slices, mask, strict=True):
+        canonical[:, :, z][np.ix_(*inside)] = plane[np.ix_(*taken)]
+    return stored
 
 
 def voxel_ml(geometry: Geometry) -> float:
@@ -59,7 +64,8 @@ def voxel_ml(geometry: Geometry) -> float:
 
 def check_geometry(geometry: Geometry) -> None:
     """Raise ProtocolError where a geometry that was read makes no sense."""
-    lengths = {"affine": 16, "shape": 3, "orientation": 6, "origin": 2, "step": 2, "size": 2}
+    check_affine(geometry.affine, "geometry.affine")
+    lengths = {"shape": 3, "orientation": 6, "origin": 2, "step": 2, "size": 2}
     for name, length in lengths.items():
         if len(getattr(geometry, name)) != length:
             raise ProtocolError(f"geometry.{name}: expected {length} numbers, got {len(getattr(geometry, name))}")
@@ -69,10 +75,21 @@ def check_geometry(geometry: Geometry) -> None:
         raise ProtocolError(f"geometry.shape: {geometry.shape} is over the limit of {MAX_VOXELS} voxels")
     if sorted(geometry.orientation[::2]) != [0, 1, 2] or {*geometry.orientation[1::2]} - {1, -1}:
         raise ProtocolError("geometry.orientation: expected the axes 0, 1, 2, each followed by 1 or -1")
-    if not all(step > 0 for step in geometry.step):
-        raise ProtocolError("geometry.step: expected numbers over 0")
+    if not all(1 / MAX_STEP <= step <= MAX_STEP for step in geometry.step):
+        raise ProtocolError(f"geometry.step: expected numbers from {1 / MAX_STEP:g} to {MAX_STEP:g}")
+    if not all(abs(place) <= MAX_PLACE for place in geometry.origin):
+        raise ProtocolError(f"geometry.origin: expected numbers within ±{MAX_PLACE:g}")
     height = geometry.shape[geometry.orientation[::2].index(2)]
     if not geometry.slices or not all(0 <= z < height for z in geometry.slices):
         raise ProtocolError(f"geometry.slices: expected slices from 0 to {height - 1}")
     if len(set(geometry.slices)) < len(geometry.slices):
         raise ProtocolError("geometry.slices: a slice is there twice")
+
+
+def check_affine(affine: list[float], where: str) -> None:
+    """Raise ProtocolError where voxels would have no place or no volume."""
+    if len(affine) != 16 or not all(abs(place) <= MAX_PLACE for place in affine):
+        raise ProtocolError(f"{where}: expected 16 numbers within ±{MAX_PLACE:g}, got {len(affine)}")
+    a, b, c, _, d, e, f, _, g, h, i, *_ = affine
+    if abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) < MIN_VOLUME:
+        raise ProtocolError(f"{where}: its voxels have no volume")

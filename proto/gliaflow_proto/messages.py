@@ -18,9 +18,9 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from gliaflow_proto.errors import ProtocolError
-from gliaflow_proto.geometry import Geometry, check_geometry
-from gliaflow_proto.tensors import pack_tensor, unpack_tensor
+from gliaflow_proto.errors import ProtocolError, shown
+from gliaflow_proto.geometry import MAX_SIDE, Geometry, check_affine, check_geometry
+from gliaflow_proto.tensors import DTYPES, MAX_TENSOR_BYTES, pack_tensor, unpack_tensor
 
 SCHEMA = "gliaflow/1"
 MAX_MESSAGE_BYTES = 8 * 2**20  # RabbitMQ 4 refuses messages over 16 MiB
@@ -30,7 +30,12 @@ SUBMISSION = re.compile(r"[A-Za-z0-9_-]{0,64}")
 MAX_LIST = 8192  # entries of one msgpack array or map ...
 MAX_CONTAINERS = 256  # ... and how many of those a message may hold: together they bound what decoding allocates
 
+MAX_ATTEMPTS = 2**31
+
 Tensor = NDArray[Any]
+MAPS = {"dtype": DTYPES["FP16"], "dimensions": 4}  # what the tensors of a field are
+MASKS = {"dtype": DTYPES["UINT8"], "dimensions": 3}
+LOGITS = {"dtype": DTYPES["FP64"], "dimensions": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,7 @@ class Message:
     """
 
     kind: ClassVar[str]
+    max_tensor_bytes: ClassVar[int] = 64 * 2**20  # of all its tensors together, once unpacked
 
     id: str
     scan: Scan
@@ -100,7 +106,7 @@ class SlicesMessage(Message):
     kind: ClassVar[str] = "slices"
 
     geometry: Geometry
-    image: Tensor
+    image: Tensor = field(metadata=MAPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +118,8 @@ class FeaturesMessage(Message):
     bundle: str
     tap: str
     geometry: Geometry
-    features: Tensor
-    mask: Tensor
+    features: Tensor = field(metadata=MAPS)
+    mask: Tensor = field(metadata=MASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +130,8 @@ class GradedMessage(Message):
 
     bundle: str
     geometry: Geometry
-    logit: Tensor
-    mask: Tensor
+    logit: Tensor = field(metadata=LOGITS)
+    mask: Tensor = field(metadata=MASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +142,7 @@ class PredictionMessage(Message):
     """
 
     kind: ClassVar[str] = "prediction"
+    max_tensor_bytes: ClassVar[int] = MAX_TENSOR_BYTES
 
     bundle: str
     grade: str
@@ -144,7 +151,7 @@ class PredictionMessage(Message):
     slices: int
     tumour_slices: int
     affine: list[float]
-    mask: Tensor
+    mask: Tensor = field(metadata=MASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +176,7 @@ class SyntheticMessage(Message):
     tap: str
     label: str
     seed: int
-    features: Tensor
+    features: Tensor = field(metadata=MAPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +261,8 @@ def decode(data: bytes) -> Message:
             data,
             list_hook=counted,
             object_hook=counted,
-            max_array_len=MAX_LIST,
-            max_map_len=MAX_LIST,
+            max_array_len=min(MAX_LIST, len(data)),  # room is made for what an array says that it holds
+            max_map_len=min(MAX_LIST, len(data)),
             max_str_len=64 * 2**10,
             max_ext_len=0,
             strict_map_key=True,
@@ -266,10 +273,13 @@ def decode(data: bytes) -> Message:
         raise ProtocolError(f"expected a msgpack map, got {type(document).__name__}")
     schema = document.get("schema")
     if schema != SCHEMA:
-        raise ProtocolError(f"schema: {str(schema)[:80]!r} is not {SCHEMA!r}; this reader does not know it")
+        raise ProtocolError(
+            f"schema: {shown(schema)}, but this reader knows {SCHEMA!r} only: the message is of another version of "
+            "gliaflow. It keeps: upgrade, then `gliaflow dead replay` (docs/upgrading.md)"
+        )
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ProtocolError(f"kind: {str(kind)[:80]!r} is not one of {', '.join(KINDS)}")
+        raise ProtocolError(f"kind: {shown(kind)} is not one of {', '.join(KINDS)}")
     tensors = document.get("tensors", {})
     if not isinstance(tensors, dict):
         raise ProtocolError("tensors: expected a map")
@@ -294,10 +304,18 @@ Built = TypeVar("Built")
 def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], prefix: str) -> Built:
     """Make ``cls`` from a map. Unknown keys are ignored, so that a field can be added within a schema."""
     values: dict[str, Any] = {}
+    room = getattr(cls, "max_tensor_bytes", 0)
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]
         where = prefix + item.name
         if item.type == "Tensor":
-            values[item.name] = unpack_tensor(tensors.get(item.name), f"tensors.{item.name}")
+            found = unpack_tensor(tensors.get(item.name), f"tensors.{item.name}", room)
+            if (found.dtype, found.ndim) != (item.metadata["dtype"], item.metadata["dimensions"]):
+                raise ProtocolError(
+                    f"tensors.{item.name}: {found.dtype} {list(found.shape)}, but it is {item.metadata['dtype']} "
+                    f"of {item.metadata['dimensions']} dimensions"
+                )
+            room -= found.nbytes
+            values[item.name] = found
         elif item.name in document:
             values[item.name] = _check(document[item.name], str(item.type), where)
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
@@ -309,10 +327,14 @@ def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], 
         raise ProtocolError(
             "scan.submission: expected at most 64 letters, digits, - and _: it is part of a routing key"
         )
+    if isinstance(built, Scan) and not 0 <= built.attempt < MAX_ATTEMPTS:
+        raise ProtocolError(f"scan.attempt: {built.attempt} is not from 0 to {MAX_ATTEMPTS - 1}")
     if isinstance(built, Source) and sum(x is not None for x in (built.data, built.uri, built.upload)) != 1:
         raise ProtocolError("source: expected exactly one of data, uri, upload")
     if isinstance(built, Geometry):
         check_geometry(built)
+    if isinstance(built, PredictionMessage):
+        _check_prediction(built)
     return built
 
 
@@ -337,7 +359,7 @@ def _check(value: Any, kind: str, where: str) -> Any:
         return value
     if kind == "list[float]" and isinstance(value, list) and all(_finite(x) for x in value):
         return [float(x) for x in value]
-    raise ProtocolError(f"{where}: expected {kind}, got {type(value).__name__} {str(value)[:40]!r}")
+    raise ProtocolError(f"{where}: expected {kind}, got {type(value).__name__} {shown(value)}")
 
 
 def _finite(value: Any) -> bool:
@@ -347,3 +369,12 @@ def _finite(value: Any) -> bool:
 def _check_part(part: list[int]) -> None:
     if len(part) != 2 or not 0 <= part[0] < part[1] <= 100_000:
         raise ProtocolError(f"part: expected [index, count] with 0 <= index < count, got {part[:4]}")
+
+
+def _check_prediction(prediction: PredictionMessage) -> None:
+    check_affine(prediction.affine, "affine")
+    sides = prediction.mask.shape
+    if not all(0 < side <= MAX_SIDE for side in sides):
+        raise ProtocolError(f"tensors.mask: shape {list(sides)}, expected sizes from 1 to {MAX_SIDE}")
+    if not 0 <= prediction.p_hgg <= 1:
+        raise ProtocolError(f"p_hgg: {prediction.p_hgg:g} is no probability")

@@ -15,7 +15,7 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
-from gliaflow_proto.errors import ProtocolError
+from gliaflow_proto.errors import ProtocolError, shown
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -29,7 +29,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ENCODINGS = ("raw", "lz4")
-MAX_TENSOR_BYTES = 512 * 2**20
+MAX_TENSOR_BYTES = 2**28
 MAX_DIMENSIONS = 8
 LZ4_MAX_RATIO = 256  # one input byte of an LZ4 block stands for at most 255 output bytes (LZ4 block format)
 
@@ -61,13 +61,14 @@ def pack_tensor(array: NDArray[Any], encoding: str = "raw") -> dict[str, Any]:
     return {"dtype": name, "shape": list(array.shape), "encoding": encoding, "data": data}
 
 
-def unpack_tensor(packed: object, where: str = "tensor") -> NDArray[Any]:
+def unpack_tensor(packed: object, where: str = "tensor", limit: int = MAX_TENSOR_BYTES) -> NDArray[Any]:
     """Read a wire tensor. A ``raw`` one is a read-only view of the message's bytes, not a copy.
 
     Parameters
     ----------
     packed: the decoded msgpack map.
     where: the field's name, for the error.
+    limit: bytes, once unpacked.
 
     Raises
     ------
@@ -78,26 +79,26 @@ def unpack_tensor(packed: object, where: str = "tensor") -> NDArray[Any]:
         raise ProtocolError(f"{where}: expected a map, got {type(packed).__name__}")
     dtype = DTYPES.get(packed["dtype"]) if isinstance(packed.get("dtype"), str) else None
     if dtype is None:
-        raise ProtocolError(f"{where}.dtype: {packed.get('dtype')!r} is not one of {', '.join(DTYPES)}")
+        raise ProtocolError(f"{where}.dtype: {shown(packed.get('dtype'))} is not one of {', '.join(DTYPES)}")
     shape, data, encoding = packed.get("shape"), packed.get("data"), packed.get("encoding", "raw")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ProtocolError(f"{where}.shape: expected a list of at most {MAX_DIMENSIONS} sizes")
     if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
-        raise ProtocolError(f"{where}.shape: {shape} has a size that is no whole number from 0 to 2³¹")
+        raise ProtocolError(f"{where}.shape: a size is no whole number from 0 to 2³¹")
     if not isinstance(data, bytes):
         raise ProtocolError(f"{where}.data: expected bytes, got {type(data).__name__}")
     length = prod(shape) * dtype.itemsize
-    if length > MAX_TENSOR_BYTES:
-        raise ProtocolError(f"{where}.shape: {shape} of {dtype} is over the limit of {MAX_TENSOR_BYTES} bytes")
+    if length > limit:
+        raise ProtocolError(f"{where}.shape: {shape} of {dtype} is over the limit of {limit} bytes")
     if encoding == "lz4":
-        if length > LZ4_MAX_RATIO * len(data):
+        if length > LZ4_MAX_RATIO * len(data) or (not length and len(data) > 1):
             raise ProtocolError(f"{where}.data: {len(data)} lz4 bytes cannot hold {length} bytes")
         try:
             data = lz4.block.decompress(data, uncompressed_size=length) if length else b""
         except (lz4.block.LZ4BlockError, ValueError) as error:
             raise ProtocolError(f"{where}.data: not a valid lz4 block: {error}") from None
     elif encoding != "raw":
-        raise ProtocolError(f"{where}.encoding: {encoding!r} is not one of {', '.join(ENCODINGS)}")
+        raise ProtocolError(f"{where}.encoding: {shown(encoding)} is not one of {', '.join(ENCODINGS)}")
     if len(data) != length:
         raise ProtocolError(f"{where}.data: {len(data)} bytes, but {shape} of {packed['dtype']} needs {length}")
     return np.frombuffer(data, dtype=dtype).reshape(shape)

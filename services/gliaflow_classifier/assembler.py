@@ -35,6 +35,7 @@ from gliaflow_runtime.stage import Outcome, Stage, failure
 
 REMEMBERED = 10_000  # scans whose end is remembered, so that a late copy of a part starts nothing
 OPEN_PARTS = 2000  # deliveries held at a time: the most that RabbitMQ's quorum queues hand out at once
+MAX_LOGIT = 1e6
 Key = tuple[str, str, int]  # submission, scan, attempt: what a person replays is another attempt
 
 
@@ -91,8 +92,10 @@ class Assembler(Stage):
         slices = len(part.geometry.slices)
         if part.logit.shape != (slices,) or part.mask.shape != (slices, *part.geometry.size):
             raise ProtocolError(f"tensors: {part.logit.shape} logits and {part.mask.shape} masks for {slices} slices")
-        if not np.isfinite(part.logit).all():
-            raise ProtocolError("tensors.logit: not finite")
+        if not (np.abs(part.logit) <= MAX_LOGIT).all():  # nor a number
+            raise ProtocolError(f"tensors.logit: not finite, or beyond ±{MAX_LOGIT:g}")
+        if part.mask.max(initial=0) > 1:
+            raise ProtocolError("tensors.mask: expected 0 and 1")
         if key in self._ended:
             reason = self._ended[key]
             return Outcome(dead=[(delivery, f"its scan failed: {reason}")], done=[]) if reason else Outcome()

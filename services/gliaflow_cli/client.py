@@ -19,6 +19,7 @@ from gliaflow_proto import (
     GenerateMessage,
     Message,
     PredictionMessage,
+    ProtocolError,
     Scan,
     ScanMessage,
     Source,
@@ -33,6 +34,7 @@ from gliaflow_proto import (
 )
 from gliaflow_runtime import tracing
 from gliaflow_runtime.broker import Broker, Refused, Unroutable
+from gliaflow_runtime.files import open_ordinary
 
 BY_VALUE_BYTES = 6 * 2**20  # a larger scan travels through an upload queue, in chunks of this size
 ROUTE_WAIT_S = 60.0  # how long stages may take to come up
@@ -73,6 +75,7 @@ class Submission:
         self.id = uuid.uuid4().hex
         self._broker, self._by_uri, self._patience_s = broker, by_uri, patience_s
         self._uploads: dict[str, str] = {}  # by scan
+        self.unreadable = ""  # why the last answer was passed over that could not be read
         queue = submission_queue(self.id)
         broker.declare(queue)
         self._queue = queue
@@ -111,7 +114,7 @@ class Submission:
         elif self._by_uri:
             source = self._by_reference(item.path)
         else:
-            with item.path.open("rb") as file:
+            with open_ordinary(item.path) as file:
                 source = self._by_value(file, os.fstat(file.fileno()).st_size, scan_id)
         self._publish(
             ScanMessage(id=message_id(self.id, scan_id, "scan"), scan=scan, source=source, channel=item.channel)
@@ -134,21 +137,29 @@ class Submission:
         return scan_id
 
     def answer(self, timeout: float) -> PredictionMessage | SyntheticMessage | FailureMessage | None:
-        """The next answer, or None when ``timeout`` seconds brought none. The same answer may come twice."""
-        delivery = self._consumer.next(timeout)
-        if delivery is None:
-            return None
-        message = decode(delivery.body)
-        assert isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage)  # as the queue is bound
-        with tracing.span("answer", message):
-            pass  # where the trace ends
-        if upload := self._uploads.pop(message.scan.id, None):
-            self._broker.delete(upload)
-        self._consumer.ack(delivery)
-        return message
+        """The next answer, or None when ``timeout`` seconds brought none that can be read.
+
+        The same answer may come twice.
+        """
+        until = time.monotonic() + timeout
+        while (delivery := self._consumer.next(max(0.0, until - time.monotonic()))) is not None:
+            self._consumer.ack(delivery)
+            try:
+                message = decode(delivery.body)
+                if not isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage):
+                    raise ProtocolError(f"kind: a {message.kind} message is no answer")
+            except ProtocolError as error:  # of a stage of another version, or of whoever else may publish
+                self.unreadable = str(error)
+                continue
+            with tracing.span("answer", message):
+                pass  # where the trace ends
+            if upload := self._uploads.pop(message.scan.id, None):
+                self._broker.delete(upload)
+            return message
+        return None
 
     def _by_reference(self, path: Path) -> Source:
-        with path.open("rb"):
+        with open_ordinary(path):
             return Source(uri=path.resolve().as_uri())
 
     def _by_value(self, file: BinaryIO, size: int, scan_id: str) -> Source:
@@ -164,6 +175,8 @@ class Submission:
         chunks = 0
         chunk = data
         while chunk:
+            if chunks * BY_VALUE_BYTES > MAX_FILE_BYTES:
+                raise OSError(errno.EFBIG, f"grew over the limit of {MAX_FILE_BYTES} bytes")
             self._broker.send(queue.name, chunk, message_id=str(chunks))
             chunks += 1
             chunk = rest + file.read(BY_VALUE_BYTES - len(rest))

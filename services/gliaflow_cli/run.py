@@ -85,19 +85,21 @@ def run_generate(label: str, count: int, seed: int, out: Path, settings: Setting
     with embedded(settings, []), open_broker(settings) as broker, progress_bar(console) as bar:
         task = bar.add_task(f"{label} features", total=count)
         with Submission(broker, by_uri=is_embedded(settings)) as submission:
-            submission.generate(label, count, seed)
+            wanted = submission.generate(label, count, seed)
             while sum(len(part.features) for part in parts.values()) < count:
                 answer = submission.answer(QUIET_S)
                 if isinstance(answer, FailureMessage):
                     raise UsageError(f"{answer.stage}: {answer.reason}")
                 if not isinstance(answer, SyntheticMessage):
-                    raise NoStage(f"no answer within {QUIET_S:g} s: does a generator run on this broker?")
-                parts[answer.part[0]] = answer
+                    why = submission.unreadable or "does a generator run on this broker?"
+                    raise NoStage(f"no answer within {QUIET_S:g} s: {why}")
+                first = next(iter(parts.values()), answer)
+                if answer.scan.id == wanted and answer.features.shape[1:] == first.features.shape[1:]:
+                    parts[answer.part[0]] = answer
                 bar.update(task, completed=sum(len(part.features) for part in parts.values()))
     features = np.concatenate([parts[index].features for index in sorted(parts)])
     classes = load_bundle(settings.bundle).manifest.classes
     labels = np.full(len(features), classes.index(label) if label in classes else 0, dtype=np.int64)
-    first = parts[0]
     metadata = {
         "class": label,
         "classes": ",".join(classes),

@@ -116,6 +116,8 @@ def submit(
             elif time.monotonic() - last > timeout_s:
                 for item, started in sent.values():
                     reason = f"no answer within {timeout_s:g} s: are all stages running? (gliaflow doctor)"
+                    if submission.unreadable:
+                        reason = f"no answer that can be read within {timeout_s:g} s: {submission.unreadable}"
                     settle(item, Row(item.name, item.patient, error=reason, seconds=round(last - started, 3)))
                 sent.clear()
     write()

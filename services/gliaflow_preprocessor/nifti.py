@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import logging
 import zlib
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from gliaflow_proto.geometry import MAX_PLACE, MIN_VOLUME
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 GZIP = b"\x1f\x8b"
 MAX_VOXELS = 2**28  # 512 x 512 x 1024
+MAX_VOLUME_BYTES = 2**30
+MAX_MEMBERS = 2**15  # of a gzip file: as many as bgzip makes of 2 GiB
+MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 100  # a smaller one would be blurred over hundreds of others
 MAX_HEADER_BYTES = 2**20  # extensions included
 HEADER_BYTES = 540  # of a NIfTI-2 header; NIfTI-1 has 348
 MAX_SIDE = 4096
@@ -42,7 +44,7 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
         raise NiftiError("the file is empty")
     if data[128:132] == b"DICM":
         raise NiftiError("a DICOM file, not NIfTI: convert the series first (dcm2niix does)")
-    header = _header(_inflate(data, HEADER_BYTES))
+    header = _header(bytes(_inflate(data, 0, HEADER_BYTES)))
     shape = _shape(header, channel)
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
@@ -55,23 +57,25 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     start = int(offset)
     volume_bytes = int(np.prod(shape[:3], dtype=np.int64)) * dtype.itemsize
     index = int(channel or 0) if len(shape) == 4 else 0
-    stop = start + volume_bytes * (index + 1)
-    raw = _inflate(data, stop)
-    if len(raw) < stop:
-        raise NiftiError(f"the file is cut short: {len(raw)} of {stop} bytes")
-    volume = np.frombuffer(raw, dtype, count=volume_bytes // dtype.itemsize, offset=start + volume_bytes * index)
-    volume = volume.reshape(shape[:3], order="F")
+    if volume_bytes > MAX_VOLUME_BYTES:
+        raise NiftiError(f"dim: {list(shape[:3])} of {dtype} is over the limit of {MAX_VOLUME_BYTES} bytes")
+    start += volume_bytes * index
+    raw = _inflate(data, start, start + volume_bytes)
+    if len(raw) < volume_bytes:
+        raise NiftiError(f"the file is cut short: {len(raw)} of {volume_bytes} bytes of the image are there")
+    volume = np.frombuffer(raw, dtype).reshape(shape[:3], order="F")
     try:
         slope, inter = header.get_slope_inter()
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
         raise NiftiError(f"scl_slope, qform: {error}") from None
     if slope is not None and (slope, inter or 0.0) != (1.0, 0.0):
-        volume = volume.astype(np.float32) * np.float32(slope) + np.float32(inter or 0.0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite after it is no head
+            volume = volume.astype(np.float32) * np.float32(slope) + np.float32(inter or 0.0)
+    if not (np.abs(affine) <= MAX_PLACE).all() or abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME:
         raise NiftiError("sform, qform: the affine is not finite or has no volume; repair the header's orientation")
     sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if sides.min() < 0.01 or sides.max() > 100:
+    if sides.min() < MIN_VOXEL_MM or sides.max() > MAX_VOXEL_MM:
         raise NiftiError(f"pixdim: voxels of {np.round(sides, 4).tolist()} mm are no MRI scan; is the unit not mm?")
     return volume, affine
 
@@ -121,20 +125,28 @@ def _shape(header: Any, channel: str | None) -> tuple[int, ...]:
     return shape
 
 
-def _inflate(data: bytes, limit: int) -> bytes:
-    """At most ``limit`` bytes of the file, gunzipped if need be; fewer where it is cut short."""
+def _inflate(data: bytes, start: int, stop: int) -> bytes | bytearray:
+    """The bytes of the file from ``start`` to ``stop``, gunzipped if need be; fewer where it is cut short."""
     if not data.startswith(GZIP):
-        return data[:limit]
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:  # of any number of members (RFC 1952, 2.2)
-            # one byte more, so that a file that ends here has its checksum looked at
-            while size <= limit and (chunk := file.read(min(2**20, limit + 1 - size))):
-                chunks.append(chunk)
-                size += len(chunk)
-    except EOFError:
-        pass  # cut short: whether enough is there, the header tells
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise NiftiError(f"not a valid gzip file: {error}") from None
-    return b"".join(chunks)[:limit]
+        return data[start:stop]
+    found = bytearray()
+    at = place = members = 0  # bytes that were read, and bytes that came of them
+    member = None
+    # one byte more than asked for, so that a file that ends there has its checksum looked at
+    while at < len(data) and place <= stop:
+        if member is None or member.eof:  # of any number of members (RFC 1952, 2.2)
+            if not data.startswith(GZIP, at):
+                break  # padding
+            members += 1
+            if members > MAX_MEMBERS:
+                raise NiftiError(f"a gzip file of over {MAX_MEMBERS} members")
+            member = zlib.decompressobj(wbits=31)
+        block = memoryview(data)[at : at + 2**14]
+        try:
+            chunk = member.decompress(block, 2**20)
+        except zlib.error as error:
+            raise NiftiError(f"not a valid gzip file: {error}") from None
+        at += len(block) - len(member.unconsumed_tail) - len(member.unused_data)
+        found += chunk[max(0, start - place) : max(0, stop - place)]
+        place += len(chunk)
+    return found

@@ -57,8 +57,9 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
         raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions")
     if volume.dtype.kind in "iu" and volume.dtype.itemsize == 8:
         volume = volume - volume.min()  # before float32 cuts it to 24 bits
-    canonical = np.array(nib.apply_orientation(volume, orientation), dtype=np.float32, order="C")
-    head = _scale(canonical)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite after it is no head
+        canonical = np.array(nib.apply_orientation(volume, orientation), dtype=np.float32, order="C")
+        head = _scale(canonical)
     spacing = nib.affines.voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
 
     step = [spec.spacing[axis] / float(spacing[axis]) for axis in (0, 1)]

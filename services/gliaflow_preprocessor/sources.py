@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 from gliaflow_proto import Queue, Source
 from gliaflow_runtime.broker import Broker, NoQueue
+from gliaflow_runtime.files import UnsafeFile, read_within
 
 MAX_FILE_BYTES = 2**30
+MAX_QUEUE_NAME = 255  # bytes, in AMQP
 UPLOAD_WAIT_S = 30.0
 
 
@@ -41,21 +44,26 @@ def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
 
 def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
     """The reasons name no file: they are logged, and a path may name a patient."""
-    parts = urlsplit(uri)
     outside = SourceError(f"source.uri: not under an allowed root ({', '.join(roots) or 'none is set'})")
     try:
+        parts = urlsplit(uri)
         if parts.scheme in ("", "file"):
-            path = Path(unquote(parts.path, errors="surrogateescape")).resolve()  # a link may not lead out either
-            if not any(path.is_relative_to(Path(root).resolve()) for root in roots if "://" not in root):
+            path = Path(os.path.realpath(unquote(parts.path, errors="surrogateescape")))  # a link may not lead out
+            folders = [
+                Path(root) for root in roots if "://" not in root and path.is_relative_to(os.path.realpath(root))
+            ]
+            if not folders:
                 raise outside
-            file: Any = path.open("rb")
+            data = read_within(folders[0], path, MAX_FILE_BYTES)
         else:
             escapes = ".." in unquote(parts.path).split("/") or "::" in uri or parts.query or parts.fragment
             if escapes or not any(uri.startswith(root.rstrip("/") + "/") for root in roots if "://" in root):
                 raise outside
-            file = fsspec.open(uri, "rb").open()
-        with file:
-            data: bytes = file.read(MAX_FILE_BYTES + 1)
+            file: Any = fsspec.open(uri, "rb").open()
+            with file:
+                data = file.read(MAX_FILE_BYTES + 1)
+    except UnsafeFile as error:
+        raise SourceError(f"source.uri: {error}") from None
     except FileNotFoundError:
         raise SourceError("source.uri: no such file") from None
     except (OSError, ValueError, ImportError) as error:  # a folder, no permission, a NUL, a protocol not installed
@@ -69,8 +77,9 @@ def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
 
 def _read_upload(name: str, chunks: int, broker: Broker) -> bytes:
     """The bytes that lie in an upload queue. None is acknowledged, so that a retry finds them."""
-    if not name.startswith("gliaflow.upload.") or not 0 < chunks <= 4096:
-        raise SourceError(f"source.upload: {name!r} with {chunks} chunks is no upload queue")
+    named = name.startswith("gliaflow.upload.") and len(name.encode()) <= MAX_QUEUE_NAME
+    if not named or not 0 < chunks <= 4096:
+        raise SourceError(f"source.upload: {name[:80]!r} with {chunks} chunks is no upload queue")
     found: dict[str, bytes] = {}
     total = 0
     try:

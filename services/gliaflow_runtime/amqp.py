@@ -39,7 +39,7 @@ from gliaflow_runtime.broker import (
 
 # headers must fit into one frame of 128 KiB, or RabbitMQ closes the connection
 MAX_REASON = 4000
-MAX_HEADERS = 20
+MAX_HEADERS, MAX_HEADER = 20, 1000
 
 Result = TypeVar("Result")
 
@@ -99,7 +99,7 @@ class AmqpBroker(Broker):
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         headers = {
-            **{name: value[:MAX_REASON] for name, value in list(delivery.headers.items())[:MAX_HEADERS]},
+            **{name: value[:MAX_HEADER] for name, value in list(delivery.headers.items())[:MAX_HEADERS]},
             REASON: reason[:MAX_REASON],
             DIED_IN: delivery.queue,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -267,9 +267,9 @@ class AmqpConsumer(Consumer):
         count = headers.get("x-delivery-count")
         delivery = Delivery(
             queue=self.queue,
-            key=method.routing_key,
+            key=_string(method.routing_key),
             body=body,
-            message_id=properties.message_id or "",
+            message_id=_string(properties.message_id),
             headers=_texts(headers),
             attempts=count if isinstance(count, int) else int(method.redelivered),
             tag=self._tag,
@@ -303,6 +303,11 @@ def _declare(channel: Channel, queue: Queue) -> None:
     channel.queue_declare(queue.name, durable=True, arguments=arguments)
     for key in queue.keys:
         channel.queue_bind(queue.name, EXCHANGE, key)
+
+
+def _string(value: str | bytes | None) -> str:
+    """A short string, which pika leaves as bytes where it is no UTF-8."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:

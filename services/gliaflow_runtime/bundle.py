@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gliaflow_runtime.files import UnsafeFile, read_within
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "gliaflow-bundle/1"
 MAX_MANIFEST_BYTES = 2**20
 MAX_MODEL_BYTES = 2 * 2**30
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(ge=1, le=2048)]
+Millimetres = Annotated[float, Field(ge=0.05, le=100)]
+Channels = Annotated[int, Field(ge=1, le=65536)]
 
 
 class BundleError(ValueError):
@@ -25,7 +35,7 @@ class BundleError(ValueError):
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StepSpec(Strict):
@@ -38,10 +48,10 @@ class StepSpec(Strict):
 class InputSpec(Strict):
     """What the U-Net takes: in-plane size in pixels, spacing in mm, and the statistics that normalise a pixel."""
 
-    size: tuple[int, int] = (240, 240)
-    spacing: tuple[float, float] = (1.0, 1.0)
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
+    size: tuple[Side, Side] = (240, 240)
+    spacing: tuple[Millimetres, Millimetres] = (1.0, 1.0)
+    mean: float = Field(default=0.0, ge=-1e4, le=1e4)
+    std: float = Field(default=1.0, ge=1e-4, le=1e4)
     steps: tuple[StepSpec, ...] = Field(default=(), description="what is done to a scan before, in this order")
 
 
@@ -56,19 +66,26 @@ class Manifest(Strict):
     """``manifest.json``. ``files`` gives the SHA-256 of each file; ``taps`` the shape [C, H, W] of each tap."""
 
     schema_: Literal["gliaflow-bundle/1"] = Field(alias="schema")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: Name
     notice: str
-    files: dict[str, str]
+    files: dict[FileName, Digest] = Field(max_length=256)
     input: InputSpec
     classes: tuple[Literal["HGG"], Literal["LGG"]]  # the order of a critic's logits; a classifier's logit is of HGG
-    taps: dict[str, tuple[int, int, int]]
+    taps: dict[Name, tuple[Channels, Side, Side]] = Field(max_length=64)
     tap: str
     cropped: bool = Field(default=False, description="whether features are cropped to the tumour that the U-Net found")
     generator: str = Field(description="the one that is served unless another is asked for; empty where there is none")
-    generators: dict[str, GeneratorSpec]
+    generators: dict[Name, GeneratorSpec] = Field(max_length=64)
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]
+
+    @field_validator("files")
+    @classmethod
+    def _names_differ(cls, files: dict[str, str]) -> dict[str, str]:
+        if len({name.casefold() for name in files}) < len(files):
+            raise ValueError("two names are the same where case does not count")
+        return files
 
 
 class Bundle:
@@ -90,13 +107,12 @@ class Bundle:
         try:
             self.manifest = Manifest.model_validate_json(raw)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise BundleError(f"{folder / MANIFEST}: {field}: {first['msg']}") from None
+            raise BundleError(f"{folder / MANIFEST}: {_first(error)}") from None
         self.tap = tap or self.manifest.tap
         for name in (self.manifest.tap, self.tap):
             if name not in self.manifest.taps:
-                raise BundleError(f"{folder / MANIFEST}: tap: {name!r} is not one of {', '.join(self.manifest.taps)}")
+                there_is = ", ".join(self.manifest.taps)[:300]
+                raise BundleError(f"{folder / MANIFEST}: tap: {name[:80]!r} is not one of {there_is}")
         self.id = f"{self.manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}"
 
     def model(self, network: str) -> bytes:
@@ -138,7 +154,7 @@ class Bundle:
         """``name``, or the bundle's own where that is empty. Raises BundleError: there is no such generator."""
         chosen = name or self.manifest.generator
         if chosen not in self.manifest.generators:
-            there_is = ", ".join(self.manifest.generators) or "none"
+            there_is = ", ".join(self.manifest.generators)[:300] or "none"
             raise BundleError(f"generator: {self.id} has no {chosen!r}; there is: {there_is}")
         return chosen
 
@@ -170,15 +186,27 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> Bundle:
     return Bundle(folder)
 
 
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong with a manifest; that it is of another version before all else."""
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if one["loc"] == ("schema",)), errors[0])
+    field = ".".join(str(part)[:80] for part in first["loc"]) or "the file"
+    if first["type"] == "literal_error" and field == "schema":
+        found = str(first["input"])[:40]
+        return f"schema: {found!r}, but this gliaflow reads {MANIFEST_SCHEMA!r}: the bundle is of another version of it"
+    if first["type"] == "extra_forbidden":
+        return f"{field}: no field that this gliaflow knows: is the bundle of a later version? Upgrade, then serve it"
+    return f"{field}: {first['msg'][:300]}"
+
+
 def _read(folder: Path, name: str, limit: int) -> bytes:
     path = folder / name
     try:
-        if path.resolve().parent != folder.resolve():
+        if Path(os.path.realpath(path)).parent != Path(os.path.realpath(folder)):
             raise BundleError(f"{path}: leads out of the bundle's folder")
-        size = path.stat().st_size
-        if size > limit:
-            raise BundleError(f"{path}: {size} bytes is over the limit of {limit}")
-        return path.read_bytes()
+        return read_within(folder, path, limit)
+    except UnsafeFile as error:
+        raise BundleError(f"{path}: {error}") from None
     except FileNotFoundError:
         hint = "" if name != MANIFEST else " (a bundle is a folder that `gliaflow train` wrote)"
         raise BundleError(f"{path}: no such file{hint}") from None

@@ -58,10 +58,11 @@ class Network:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # stages share the cores
         options.log_severity_level = 3
+        self._path = path
         try:
             self._session = ort.InferenceSession(model, options, providers=[provider])
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise BundleError(f"{path}: onnxruntime cannot load it: {error}") from None
+            raise BundleError(f"{path}: onnxruntime cannot load it: {str(error)[:500]}") from None
         if self._session.get_providers()[0] != provider:
             raise DeviceError(f"device {device}: onnxruntime fell back to {self._session.get_providers()[0]}")
 
@@ -71,20 +72,31 @@ class Network:
         return found
 
     def warm(self, **shapes: tuple[int, ...]) -> None:
-        """Run once on zeros, so that the first message does not pay for it, and a wrong shape shows at the start."""
+        """Run once on zeros, so that the first message does not pay for it, and a wrong shape shows at the start.
+
+        Raises
+        ------
+        BundleError: it takes other inputs, or cannot be run on them.
+        """
         kinds: Mapping[str, type] = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
-        self(**{i.name: np.zeros(shapes[i.name], kinds[i.type]) for i in self._session.get_inputs()})
+        inputs = {i.name: i.type for i in self._session.get_inputs()}
+        if inputs.keys() != shapes.keys() or not {*inputs.values()} <= kinds.keys():
+            raise BundleError(f"{self._path}: takes {inputs}, expected {', '.join(shapes)}")
+        try:
+            self(**{name: np.zeros(shapes[name], kinds[kind]) for name, kind in inputs.items()})
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise BundleError(f"{self._path}: does not run on {shapes}: {str(error)[:500]}") from None
 
 
 def _cut(data: bytes, outputs: list[str], path: object) -> bytes:
     try:
         model = onnx.load_model_from_string(data)
-        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        if _refers_to_files(model):
             raise BundleError(f"{path}: keeps weights in other files, which a bundle may not")
         have = [output.name for output in model.graph.output]
         if missing := set(outputs) - set(have):
-            raise BundleError(f"{path}: has no output {', '.join(sorted(missing))}, only {', '.join(have)}")
-        if set(have) == set(outputs):
+            raise BundleError(f"{path}: has no output {', '.join(sorted(missing))}, only {', '.join(have)[:300]}")
+        if sorted(have) == sorted(outputs):
             return data
         cut = onnx.utils.Extractor(model).extract_model([i.name for i in model.graph.input], outputs)
         cut_bytes: bytes = cut.SerializeToString()
@@ -92,4 +104,19 @@ def _cut(data: bytes, outputs: list[str], path: object) -> bytes:
     except BundleError:
         raise
     except Exception as error:  # protobuf's DecodeError, onnx's checker errors
-        raise BundleError(f"{path}: not a valid ONNX model: {error}") from None
+        raise BundleError(f"{path}: not a valid ONNX model: {type(error).__name__} {str(error)[:300]}") from None
+
+
+def _refers_to_files(message: Any) -> bool:
+    """Whether a tensor anywhere in a model (branches, functions, attributes) has its data elsewhere.
+
+    Elsewhere is a file that the model names or, for onnxruntime, an address in memory.
+    """
+    if isinstance(message, onnx.TensorProto):
+        return message.data_location != onnx.TensorProto.DEFAULT or len(message.external_data) > 0
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            inner = [value] if hasattr(value, "ListFields") else value
+            if any(_refers_to_files(one) for one in inner):
+                return True
+    return False

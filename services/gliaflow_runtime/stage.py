@@ -234,7 +234,7 @@ def failure(message: Message, stage: str, reason: str) -> FailureMessage:
         part=message.part,
         trace=message.trace,
         stage=stage,
-        reason=reason[:4000],
+        reason=reason[:4000].encode("utf-8", "replace").decode(),  # a file's name may hold what is no text
     )
 
 

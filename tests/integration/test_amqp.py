@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
+import pika
 import pytest
 from gliaflow_proto import Queue
 from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR
@@ -122,6 +123,23 @@ def test_a_message_over_the_limit_is_an_error_that_names_it(broker: AmqpBroker, 
     with pytest.raises(BrokerError, match="0 bytes"):
         broker.publish(queue.keys[0], b"", headers={"long": "x" * 200_000})
     broker.publish(queue.keys[0], b"and the connection goes on")
+
+
+def test_an_id_that_is_no_text_and_headers_that_nearly_fill_a_frame_are_no_fault(
+    broker: AmqpBroker, queue: Queue, rabbitmq_url: str
+) -> None:
+    odd = pika.BasicProperties(message_id=b"\xff\xfe", headers={f"x-{n}": "語" * 1500 for n in range(25)})
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        connection.channel().basic_publish("", queue.name, b"body", odd)
+    with broker.consume(queue, 1) as consumer:
+        delivery = take(consumer)
+        assert delivery.message_id == "\ufffd\ufffd"
+        broker.dead_letter(delivery, "語" * 5000)
+        consumer.ack(delivery)
+    with broker.consume(Queue(queue.dead), 1) as consumer:
+        letter = take(consumer)
+    assert letter.body == b"body"
+    assert letter.headers[REASON] == "語" * 4000
 
 
 def test_a_queue_that_is_something_else_already_is_an_error(broker: AmqpBroker, queue: Queue) -> None:

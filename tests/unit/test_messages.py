@@ -69,7 +69,7 @@ ONE_OF_EACH = [
     ),
     GenerateMessage(**COMMON, label="LGG", count=3, seed=5),
     SyntheticMessage(
-        **COMMON, bundle="b@1", generator="acgan", tap="enc5", label="LGG", seed=0, features=np.ones((1, 4, 3, 3))
+        **COMMON, bundle="b@1", generator="acgan", tap="enc5", label="LGG", seed=0, features=np.ones((1, 4, 3, 3), "f2")
     ),
     FailureMessage(**COMMON, stage="extractor", reason="because"),
 ]
