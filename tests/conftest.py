@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from gliaflow_proto.routing import STAGE_QUEUES
@@ -48,9 +49,20 @@ def rabbitmqctl(rabbitmq_server: str) -> Callable[..., str]:
     command = shlex.split(os.environ.get("GLIAFLOW_TEST_RABBITMQCTL", ""))
     if not command:
         unavailable("GLIAFLOW_TEST_RABBITMQCTL does not say how to run rabbitmqctl on the broker")
-    return lambda *arguments: (
-        subprocess.run([*command, "--quiet", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+    return lambda *arguments, stdin=None: (
+        subprocess.run(
+            [*command, "--quiet", *arguments], check=True, capture_output=True, text=True, timeout=60, input=stdin
+        ).stdout
     )
+
+
+@pytest.fixture
+def secrets(rabbitmq_url: str) -> Path:
+    """The passwords and certificates of that broker's users, by user."""
+    folder = os.environ.get("GLIAFLOW_TEST_SECRETS", "")
+    if not folder:
+        unavailable("GLIAFLOW_TEST_SECRETS does not say where they are (python tests/rabbitmq.py does)")
+    return Path(folder)
 
 
 def _sweep(url: str) -> None:

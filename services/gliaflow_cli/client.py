@@ -162,7 +162,7 @@ class Submission:
         chunks = 0
         chunk = data
         while chunk:
-            self._broker.send(queue.name, chunk, message_id=str(chunks))
+            self._broker.publish(queue.keys[0], chunk, message_id=str(chunks))
             chunks += 1
             chunk = rest + file.read(BY_VALUE_BYTES - len(rest))
             rest = b""

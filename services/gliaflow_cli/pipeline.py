@@ -64,7 +64,12 @@ def _trainer(bundle: Bundle, s: Settings) -> list[MakeStage]:
 
 def open_broker(settings: Settings) -> Broker:
     """A connection to the broker of the settings. Raises ValueError or BrokerError, as ``connect`` does."""
-    return connect(settings.broker, dead_letters=settings.state / "dead-letters")
+    access = None
+    if not settings.broker.startswith("memory:"):
+        from gliaflow_runtime.amqp_access import Access  # so that memory:// does not load pika
+
+        access = Access(settings.broker_password_file, settings.broker_ca, settings.broker_cert, settings.broker_key)
+    return connect(settings.broker, access=access, dead_letters=settings.state / "dead-letters")
 
 
 SERVICES: dict[str, Callable[[Bundle, Settings], list[MakeStage]]] = {
@@ -102,7 +107,7 @@ class Pipeline:
     """
 
     def __init__(self, services: Sequence[str], settings: Settings, *, deadline: bool = False) -> None:
-        self.bundle = load_bundle(settings.bundle, settings.tap)
+        self.bundle = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256)
         self.failed = threading.Event()
         self.error: BaseException | None = None
         self._settings = settings

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gliaflow_runtime.broker import Broker
 from gliaflow_runtime.memory import STAGE_LIMITS, MemoryBroker
+
+if TYPE_CHECKING:
+    from gliaflow_runtime.amqp_access import Access
 
 _embedded: dict[str, MemoryBroker] = {}
 _lock = threading.Lock()
 
 
-def connect(url: str, *, connect_timeout: float = 60, dead_letters: Path | None = None) -> Broker:
+def connect(
+    url: str, *, access: Access | None = None, connect_timeout: float = 60, dead_letters: Path | None = None
+) -> Broker:
     """A connection of one's own to the broker that ``url`` names.
 
     Parameters
     ----------
     url: ``amqp://user:password@host:port/vhost`` or ``amqps://…`` (RabbitMQ); ``memory://`` (this process: every
         connection to the same URL meets the same queues; ``memory://name`` is another set of them).
+    access: password and certificates for RabbitMQ, where the URL does not say all.
     connect_timeout: how many seconds to wait for a RabbitMQ that is not there yet.
     dead_letters: the folder in which ``memory://`` keeps dead letters; the first connection to a URL decides.
 
@@ -36,5 +43,5 @@ def connect(url: str, *, connect_timeout: float = 60, dead_letters: Path | None 
     if scheme in ("amqp", "amqps"):
         from gliaflow_runtime.amqp import AmqpBroker  # so that memory:// does not load pika
 
-        return AmqpBroker(url, connect_timeout=connect_timeout)
+        return AmqpBroker(url, access=access, connect_timeout=connect_timeout)
     raise ValueError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")
