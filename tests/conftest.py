@@ -49,10 +49,8 @@ def rabbitmqctl(rabbitmq_server: str) -> Callable[..., str]:
     command = shlex.split(os.environ.get("GLIAFLOW_TEST_RABBITMQCTL", ""))
     if not command:
         unavailable("GLIAFLOW_TEST_RABBITMQCTL does not say how to run rabbitmqctl on the broker")
-    return lambda *arguments, stdin=None: (
-        subprocess.run(
-            [*command, "--quiet", *arguments], check=True, capture_output=True, text=True, timeout=60, input=stdin
-        ).stdout
+    return lambda *arguments: (
+        subprocess.run([*command, "--quiet", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
     )
 
 
