@@ -17,6 +17,7 @@ import argparse
 import base64
 import hashlib
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -50,7 +51,7 @@ authorityKeyIdentifier = keyid
 
 
 def main() -> int:
-    known = [user["name"] for user in read(HERE / "users.json")["users"]]
+    known = [SERVER, *(user["name"] for user in read(HERE / "users.json")["users"])]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--new", nargs="+", default=[], choices=known, metavar="USER", help=f"make anew: {known}")
@@ -79,6 +80,9 @@ def make_secrets(folder: Path, new: list[str], *, tls: bool = False, hosts: list
     write(folder / SERVER / "definitions.json", json.dumps(definitions, indent=2))
     if tls:
         make_certificates(folder, [user["name"] for user in definitions["users"]], new, hosts or [])
+    if os.geteuid() == 0:  # in a container
+        for path in folder.rglob("*"):
+            os.chown(path, folder.stat().st_uid, folder.stat().st_gid)
 
 
 def password_hash(password: str) -> str:
@@ -111,7 +115,7 @@ def certificate(
     config: str, kind: str, name: str, cert: Path, key: Path, days: int, signed: list[str] | None = None
 ) -> None:
     """A key and its certificate, replaced at once when both are made."""
-    cert.parent.mkdir(exist_ok=True)
+    folder_of(cert)
     made = [path.with_name(f"{path.name}.part") for path in (key, cert)]
     command = f"openssl req -x509 -config {config} -extensions {kind} -days {days} -noenc".split()
     command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", f"/CN={name}", *(signed or [])]
@@ -122,13 +126,18 @@ def certificate(
         part.replace(path)
 
 
+def folder_of(file: Path) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.parent.chmod(0o755)  # whatever our umask; the folder above is closed
+
+
 def read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
 def write(file: Path, text: str) -> None:
     """The file, whole: a reader never meets half of it."""
-    file.parent.mkdir(exist_ok=True)
+    folder_of(file)
     part = file.with_name(f"{file.name}.part")
     part.write_text(text + "\n")
     part.chmod(0o444)
