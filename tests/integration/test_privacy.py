@@ -55,14 +55,10 @@ def send_all(broker: Broker, roots: Path, out: Path) -> list[str]:
     with Submission(broker, by_uri=False) as submission:
 
         def raw(**changes: object) -> None:
-            scan = {
-                "id": f"id-{len(reasons)}-{sorted(changes)}",
-                "submission": submission.id,
-                "name": NAME,
-                "patient": NAME,
-            }
-            message = {"schema": "gliaflow/1", "kind": "scan", "id": scan["id"], "scan": scan} | changes
-            broker.publish("scan", msgpack.packb(message), message_id=str(scan["id"]))
+            number = f"raw-{next(numbers)}"
+            scan = {"id": number, "submission": submission.id, "name": NAME, "patient": NAME}
+            message = {"schema": "gliaflow/1", "kind": "scan", "id": number, "scan": scan} | changes
+            broker.publish("scan", msgpack.packb(message), message_id=number)
 
         submission.submit(Input(good, NAME, NAME, grade="HGG", cohort=NAME))
         for what, data in broken.items():
