@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.broker import BrokerError
+from gliaflow_runtime.logs import configure_logging
 
 
 def unavailable(what: str) -> None:
@@ -61,6 +63,14 @@ def secrets(rabbitmq_url: str) -> Path:
     if not folder:
         unavailable("GLIAFLOW_TEST_SECRETS does not say where they are (python tests/rabbitmq.py does)")
     return Path(folder)
+
+
+@pytest.fixture
+def printed(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """What this process has printed and logged, down to the level debug."""
+    configure_logging("debug", "json")
+    yield lambda: "".join(capfd.readouterr())
+    structlog.reset_defaults()
 
 
 def _sweep(url: str) -> None:

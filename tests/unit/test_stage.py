@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import pytest
 from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, SyntheticMessage, decode, encode
 from gliaflow_runtime.broker import REASON
-from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.memory import Limit, MemoryBroker
 from gliaflow_runtime.stage import EX_SOFTWARE, InvalidInput, Outcome, Stage, Worker
 
@@ -114,17 +113,16 @@ def test_a_passing_fault_is_tried_again():
     assert stage.seen == ["a", "a"]
 
 
-def test_a_fault_that_stays_is_given_up_after_so_many_attempts(capsys):
+def test_a_fault_that_stays_is_given_up_after_so_many_attempts(printed):
     def fail():
         raise ZeroDivisionError("Doe^Jane") from OSError("/scans/Doe^Jane.nii")
 
     stage = Echo(fail)
-    configure_logging("debug", "json")
     with Running(stage, max_attempts=2) as running:
         running.send(encode(message()))
         assert re.match(r"unexpected ZeroDivisionError at test_stage.py:\d+", running.dead_reason()), "and not its text"
     assert len(stage.seen) == 2
-    logged = capsys.readouterr().err
+    logged = printed()
     assert "in fail" in logged
     assert "OSError" in logged
     assert "Doe^Jane" not in logged
