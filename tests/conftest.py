@@ -12,7 +12,6 @@ import pytest
 import structlog
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.broker import BrokerError
-from gliaflow_runtime.logs import configure_logging
 
 
 def unavailable(what: str) -> None:
@@ -67,8 +66,7 @@ def secrets(rabbitmq_url: str) -> Path:
 
 @pytest.fixture
 def printed(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What this process has printed and logged, down to the level debug."""
-    configure_logging("debug", "json")
+    """What this process has printed, and logged once ``configure_logging`` was called."""
     yield lambda: "".join(capfd.readouterr())
     structlog.reset_defaults()
 

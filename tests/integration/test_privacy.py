@@ -18,6 +18,7 @@ from gliaflow_cli.pipeline import SERVICES, Pipeline
 from gliaflow_proto import FailureMessage, PredictionMessage, Queue
 from gliaflow_runtime.broker import Broker
 from gliaflow_runtime.connect import connect
+from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings
 from prometheus_client import generate_latest
 
@@ -93,6 +94,7 @@ def check(texts: dict[str, str]) -> None:
 
 def test_one_process_tells_nothing(tmp_path: Path, printed: Callable[[], str]) -> None:
     settings = Settings(broker="memory://privacy", roots=[str(tmp_path / "roots")], state=tmp_path / "state", threads=1)
+    configure_logging("debug", "json")
     with Pipeline(list(SERVICES), settings), connect(settings.broker) as broker:
         reasons = send_all(broker, tmp_path / "roots", tmp_path / "mask.nii.gz")
     logged = printed()

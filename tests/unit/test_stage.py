@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, SyntheticMessage, decode, encode
 from gliaflow_runtime.broker import REASON
+from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.memory import Limit, MemoryBroker
 from gliaflow_runtime.stage import EX_SOFTWARE, InvalidInput, Outcome, Stage, Worker
 
@@ -118,6 +119,7 @@ def test_a_fault_that_stays_is_given_up_after_so_many_attempts(printed):
         raise ZeroDivisionError("Doe^Jane") from OSError("/scans/Doe^Jane.nii")
 
     stage = Echo(fail)
+    configure_logging("debug", "json")
     with Running(stage, max_attempts=2) as running:
         running.send(encode(message()))
         assert re.match(r"unexpected ZeroDivisionError at test_stage.py:\d+", running.dead_reason()), "and not its text"
