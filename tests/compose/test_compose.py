@@ -176,7 +176,7 @@ def test_passwords_are_in_files_and_nowhere_else(stack: Stack) -> None:
 
 
 def test_the_runbook(stack: Stack, scans: Path, tmp_path: Path) -> None:
-    """docs/operations.md: rotate a password while scans pass, drain a stage, replay dead letters, roll a bundle back."""
+    """docs/operations.md: rotate a password while scans pass, drain a stage, replay dead letters, roll back."""
     for number in range(4, 16):
         good_scan(scans / f"p{number}.nii.gz", seed=number)
     (scans / "broken.nii.gz").write_bytes(b"no scan")
