@@ -4,7 +4,7 @@ DEMO := .venv-demo
 DEV := .venv
 PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-compose check fuzz bench bundle clean
+.PHONY: help demo test test-compose check fuzz bench bundle sbom clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ $(DEV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,otel,dev]'
 	@touch $@
+
+sbom: ## bill of materials (CycloneDX) and licences of the image, in out/sbom; fails on a licence that must not ship
+	docker build -f deploy/Dockerfile --target sbom --output out/sbom .
 
 clean: ## what was built, not what was trained
 	rm -rf $(DEMO) $(DEV) out build *.egg-info

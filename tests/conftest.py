@@ -6,8 +6,10 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import structlog
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.broker import BrokerError
 
@@ -51,6 +53,22 @@ def rabbitmqctl(rabbitmq_server: str) -> Callable[..., str]:
     return lambda *arguments: (
         subprocess.run([*command, "--quiet", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
     )
+
+
+@pytest.fixture
+def secrets(rabbitmq_url: str) -> Path:
+    """The passwords and certificates of that broker's users, by user."""
+    folder = os.environ.get("GLIAFLOW_TEST_SECRETS", "")
+    if not folder:
+        unavailable("GLIAFLOW_TEST_SECRETS does not say where they are (python tests/rabbitmq.py does)")
+    return Path(folder)
+
+
+@pytest.fixture
+def printed(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """What this process has printed, and logged once ``configure_logging`` was called."""
+    yield lambda: "".join(capfd.readouterr())
+    structlog.reset_defaults()
 
 
 def _sweep(url: str) -> None:

@@ -7,13 +7,16 @@ The broker is the first of these that is to be had, and only what was started he
 3. a private ``rabbitmq-server`` in a temporary folder, on ports that are free; where it is not installed, root gets it
    from Debian.
 
-The command finds ``GLIAFLOW_TEST_BROKER`` and, but for case 1, ``GLIAFLOW_TEST_RABBITMQCTL`` (how to run
-``rabbitmqctl``), ``GLIAFLOW_TEST_MANAGEMENT`` (the management API) and ``GLIAFLOW_TEST_PROMETHEUS`` (the address of the
-broker's metrics). The policies of ``deploy/rabbitmq/definitions.json`` are in force. Needs the standard library only.
+The command finds ``GLIAFLOW_TEST_BROKER``, the URL of a user who may do everything, and, save in case 1:
+``GLIAFLOW_TEST_RABBITMQCTL``, how to run ``rabbitmqctl``; ``GLIAFLOW_TEST_SECRETS``, a folder that
+``deploy/rabbitmq/make_secrets.py`` filled; ``GLIAFLOW_TEST_TLS_PORT``; ``GLIAFLOW_TEST_MANAGEMENT``, the management
+API; and ``GLIAFLOW_TEST_PROMETHEUS``, the address of the broker's metrics. The broker is set up as a deployed one is:
+by the files in ``deploy/rabbitmq``. Needs the standard library, and openssl.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -28,7 +31,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy" / "rabbitmq"
+sys.path.append(str(DEPLOY))
+from make_secrets import make_secrets, password_hash  # noqa: E402
+
 IMAGE = "rabbitmq:4-management"
+ADMIN = "tests"
+PORTS = ("5672", "5671", "15672", "15692")
 WITHIN_S = 90
 
 
@@ -52,57 +60,75 @@ def start(stack: ExitStack) -> dict[str, str]:
     if url and answers(urlsplit(url).hostname or "localhost", urlsplit(url).port or 5672):
         say(f"using the RabbitMQ of GLIAFLOW_TEST_BROKER at {urlsplit(url).hostname}")
         return {}
-    found, definitions = in_docker(stack) or private(stack)
+    home = Path(
+        stack.enter_context(tempfile.TemporaryDirectory(prefix="gliaflow-rabbitmq-", ignore_cleanup_errors=True))
+    )
+    prepare_secrets(home / "secrets")
+    found = in_docker(stack, home) or private(stack, home)
     rabbitmqctl = shlex.split(found["GLIAFLOW_TEST_RABBITMQCTL"])
-    output([*rabbitmqctl, "import_definitions", definitions])
-    until = time.monotonic() + WITHIN_S  # the import goes on after the command has returned
+    until = time.monotonic() + WITHIN_S  # the import goes on after the port listens
     while "gliaflow.dead-letters" not in output([*rabbitmqctl, "list_policies"]):
         if time.monotonic() > until:
             sys.exit("tests/rabbitmq.py: the policies did not arrive")
         time.sleep(0.2)
-    return found
+    return found | {"GLIAFLOW_TEST_SECRETS": str(home / "secrets")}
 
 
-def in_docker(stack: ExitStack) -> tuple[dict[str, str], str] | None:
-    """A container, and where the definitions are in it; None where there is no engine or no image."""
+def prepare_secrets(folder: Path) -> None:
+    """What ``make_secrets`` makes, and one more user, who may do everything."""
+    make_secrets(folder, [], tls=True)
+    file = folder / "rabbitmq" / "definitions.json"
+    definitions = json.loads(file.read_text())
+    definitions["users"].append({"name": ADMIN, "tags": ["administrator"], "password_hash": password_hash(ADMIN)})
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    definitions["permissions"].append({"user": ADMIN, "vhost": "/", **everything})
+    file.chmod(0o644)
+    file.write_text(json.dumps(definitions))
+
+
+def configuration(secrets: str, tls_port: int) -> str:
+    """The files in ``deploy/rabbitmq``, for a broker that also listens without TLS."""
+    text = (DEPLOY / "rabbitmq.conf").read_text() + (DEPLOY / "tls.conf").read_text()
+    text = text.replace("listeners.tcp = none\n", "").replace("/run/secrets/", f"{secrets}/")
+    return text.replace("listeners.ssl.default = 5671", f"listeners.ssl.default = {tls_port}")
+
+
+def in_docker(stack: ExitStack, home: Path) -> dict[str, str] | None:
+    """A container; None where there is no engine or no image."""
     if not shutil.which("docker") or not succeeds(["docker", "version"], 10):
         return None
     if not succeeds(["docker", "image", "inspect", IMAGE], 10) and not succeeds(["docker", "pull", "-q", IMAGE], 300):
         say(f"Docker answers, but cannot get {IMAGE}")
         return None
-    user = "gliaflow"  # guest may log in from within the container only
-    options = ["-e", f"RABBITMQ_DEFAULT_USER={user}", "-e", f"RABBITMQ_DEFAULT_PASS={user}", "-p", "127.0.0.1::5672"]
-    options += ["-p", "127.0.0.1::15672", "-p", "127.0.0.1::15692"]
-    container = output(["docker", "run", "--detach", "--rm", *options, IMAGE]).strip()
+    ports = [option for port in PORTS for option in ("-p", f"127.0.0.1::{port}")]
+    container = output(["docker", "create", "--rm", *ports, IMAGE]).strip()
     stack.callback(succeeds, ["docker", "rm", "--force", "--volumes", container], 60)
-    port, management, prometheus = (
-        int(output(["docker", "port", container, inside]).splitlines()[0].rpartition(":")[2])
-        for inside in ("5672", "15672", "15692")
+    (home / "gliaflow.conf").write_text(configuration("/gliaflow-secrets", 5671))
+    output(["docker", "cp", str(home / "secrets" / "rabbitmq"), f"{container}:/gliaflow-secrets"])
+    output(["docker", "cp", str(home / "gliaflow.conf"), f"{container}:/etc/rabbitmq/conf.d/30-gliaflow.conf"])
+    output(["docker", "start", container])
+    port, tls, management, prometheus = (
+        int(output(["docker", "port", container, p]).splitlines()[0].rpartition(":")[2]) for p in PORTS
     )
     say(f"started {IMAGE} on port {port}")
     await_answer(port, None)
-    definitions = "/tmp/gliaflow-definitions.json"
-    output(["docker", "cp", str(DEPLOY / "definitions.json"), f"{container}:{definitions}"])
-    found = {
-        "GLIAFLOW_TEST_BROKER": f"amqp://{user}:{user}@127.0.0.1:{port}/",
+    return {
+        "GLIAFLOW_TEST_BROKER": f"amqp://{ADMIN}:{ADMIN}@127.0.0.1:{port}/",
+        "GLIAFLOW_TEST_TLS_PORT": str(tls),
         "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["docker", "exec", container, "rabbitmqctl"]),
-        "GLIAFLOW_TEST_MANAGEMENT": f"http://{user}:{user}@127.0.0.1:{management}",
+        "GLIAFLOW_TEST_MANAGEMENT": f"http://{ADMIN}:{ADMIN}@127.0.0.1:{management}",
         "GLIAFLOW_TEST_PROMETHEUS": f"127.0.0.1:{prometheus}",
     }
-    return found, definitions
 
 
-def private(stack: ExitStack) -> tuple[dict[str, str], str]:
+def private(stack: ExitStack, home: Path) -> dict[str, str]:
     """A ``rabbitmq-server`` of our own. Everything it writes, its cookie included, is in a temporary folder."""
     scripts = installed()
-    home = Path(
-        stack.enter_context(tempfile.TemporaryDirectory(prefix="gliaflow-rabbitmq-", ignore_cleanup_errors=True))
-    )
-    amqp, distribution, epmd, management, prometheus = free_ports(5)
+    amqp, tls, distribution, epmd, management, prometheus = free_ports(6)
     (home / "plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
     ports = f"management.tcp.port = {management}\nprometheus.tcp.port = {prometheus}\n"
     news = "collect_statistics_interval = 1000\n"  # ms; tests need not wait the usual five seconds for it
-    (home / "rabbitmq.conf").write_text((DEPLOY / "rabbitmq.conf").read_text() + ports + news)
+    (home / "rabbitmq.conf").write_text(configuration(str(home / "secrets" / "rabbitmq"), tls) + ports + news)
     settings = {
         "HOME": str(home),
         "RABBITMQ_NODENAME": f"gliaflow-{os.getpid()}@localhost",
@@ -124,13 +150,13 @@ def private(stack: ExitStack) -> tuple[dict[str, str], str]:
     say(f"started a private rabbitmq-server on port {amqp}")
     await_answer(amqp, server, home / "out.txt")
     variables = [f"{name}={value}" for name, value in settings.items()]
-    found = {
-        "GLIAFLOW_TEST_BROKER": f"amqp://guest:guest@127.0.0.1:{amqp}/",
+    return {
+        "GLIAFLOW_TEST_BROKER": f"amqp://{ADMIN}:{ADMIN}@127.0.0.1:{amqp}/",
+        "GLIAFLOW_TEST_TLS_PORT": str(tls),
         "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["env", *variables, scripts["rabbitmqctl"]]),
-        "GLIAFLOW_TEST_MANAGEMENT": f"http://guest:guest@127.0.0.1:{management}",
+        "GLIAFLOW_TEST_MANAGEMENT": f"http://{ADMIN}:{ADMIN}@127.0.0.1:{management}",
         "GLIAFLOW_TEST_PROMETHEUS": f"127.0.0.1:{prometheus}",
     }
-    return found, str(DEPLOY / "definitions.json")
 
 
 def installed() -> dict[str, str]:

@@ -359,7 +359,7 @@ def _check(value: Any, kind: str, where: str) -> Any:
         return value
     if kind == "list[float]" and isinstance(value, list) and all(_finite(x) for x in value):
         return [float(x) for x in value]
-    raise ProtocolError(f"{where}: expected {kind}, got {type(value).__name__} {shown(value)}")
+    raise ProtocolError(f"{where}: expected {kind}, got {type(value).__name__}")  # not the value: reasons are logged
 
 
 def _finite(value: Any) -> bool:

@@ -17,7 +17,6 @@ from gliaflow_proto.messages import (
 )
 
 EXCHANGE = "gliaflow"
-DEAD_EXCHANGE = "gliaflow.dead"  # a queue's dead letters go here with the queue's name as routing key
 BALANCE = "balance"  # stands in a routing key where a submission would: synthetic features nobody asked for
 
 
@@ -39,6 +38,11 @@ class Queue:
         """The queue that keeps this one's dead letters."""
         return f"{self.name}.dead"
 
+    @property
+    def dead_key(self) -> str:
+        """The routing key of its dead letters."""
+        return f"dead.{self.name}"
+
 
 PREPROCESSOR = Queue("gliaflow.preprocessor", ("scan",))
 EXTRACTOR = Queue("gliaflow.extractor", ("slices",))
@@ -59,9 +63,9 @@ def submission_queue(submission: str, expires_s: int = 3600) -> Queue:
     return Queue(f"gliaflow.submission.{submission}", keys, expires_s=expires_s)
 
 
-def upload_queue(scan_id: str, expires_s: int = 24 * 3600) -> Queue:
+def upload_queue(upload: str, expires_s: int = 24 * 3600) -> Queue:
     """The queue that holds the bytes of one scan that is too large for a message."""
-    return Queue(f"gliaflow.upload.{scan_id}", (), expires_s=expires_s)
+    return Queue(f"gliaflow.upload.{upload}", (f"upload.{upload}",), expires_s=expires_s)
 
 
 def routing_key(message: Message) -> str:

@@ -177,7 +177,7 @@ class Submission:
         while chunk:
             if chunks * BY_VALUE_BYTES > MAX_FILE_BYTES:
                 raise OSError(errno.EFBIG, f"grew over the limit of {MAX_FILE_BYTES} bytes")
-            self._broker.send(queue.name, chunk, message_id=str(chunks))
+            self._broker.publish(queue.keys[0], chunk, message_id=str(chunks))
             chunks += 1
             chunk = rest + file.read(BY_VALUE_BYTES - len(rest))
             rest = b""

@@ -89,7 +89,6 @@ def _letters(broker: Broker) -> Iterator[list[Letter]]:
     letters: list[Letter] = []
     consumers = []
     for queue in STAGE_QUEUES:
-        broker.declare(queue)
         room = min(broker.depth(queue.dead), AT_ONCE - len(letters))
         if room <= 0:
             continue

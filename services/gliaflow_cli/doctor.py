@@ -13,7 +13,7 @@ from typing import Any
 
 from gliaflow_plugins.registry import load_registry
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, BALANCER, CLASSIFIER, DEAD_EXCHANGE, RECORDER, STAGE_QUEUES
+from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, BALANCER, CLASSIFIER, EXCHANGE, RECORDER, STAGE_QUEUES
 from gliaflow_runtime.broker import Broker, BrokerError
 from gliaflow_runtime.bundle import load_bundle
 from gliaflow_runtime.inference import DeviceError
@@ -239,8 +239,8 @@ def expected_policy(queue: Queue) -> dict[str, Any]:
         policy["expires"] = 3_600_000
     return policy | {
         "overflow": "reject-publish",
-        "dead-letter-exchange": DEAD_EXCHANGE,
-        "dead-letter-routing-key": queue.name,
+        "dead-letter-exchange": EXCHANGE,
+        "dead-letter-routing-key": queue.dead_key,
         "dead-letter-strategy": "at-least-once",
     }
 

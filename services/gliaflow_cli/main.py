@@ -131,6 +131,7 @@ def serve(
 
     The trainer records the features of labelled scans and fits new bundles on them; it needs the extra "train".
     """
+    from gliaflow_runtime.broker import without_password
     from gliaflow_runtime.logs import configure_logging
 
     from gliaflow_cli.pipeline import serve as serve_stage
@@ -150,12 +151,14 @@ def serve(
     )
     if config:
         for name, field in type(settings).model_fields.items():
-            console.print(f"{name} = {getattr(settings, name)}  # {field.description}", soft_wrap=True)
+            value = getattr(settings, name)
+            shown = without_password(value) if name == "broker" else value
+            console.print(f"{name} = {shown}  # {field.description}", soft_wrap=True)
         return
     if settings.broker.startswith("memory:"):
         raise typer.BadParameter(
             "memory:// is one process's own broker, so a stage alone on it would never get a message; "
-            "name a RabbitMQ: --broker amqp://guest:guest@localhost/"
+            f"name a RabbitMQ: --broker amqp://{stage.value}@localhost/"
         )
     configure_logging(settings.log_level, settings.log_format)
     serve_stage(stage.value, settings)

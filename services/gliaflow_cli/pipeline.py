@@ -68,8 +68,14 @@ def open_broker(settings: Settings, bundle: str = "", connect_timeout: float = 6
 
     ``bundle``: the id of the bundle that is served on it, for whoever looks at the broker's connections.
     """
+    access = None
+    if not settings.broker.startswith("memory:"):
+        from gliaflow_runtime.amqp_access import Access  # so that memory:// does not load pika
+
+        access = Access(settings.broker_password_file, settings.broker_ca, settings.broker_cert, settings.broker_key)
     return connect(
         settings.broker,
+        access=access,
         connect_timeout=connect_timeout,
         dead_letters=settings.state / "dead-letters",
         about={"product": "gliaflow", "version": VERSION, "bundle": bundle},
@@ -111,7 +117,7 @@ class Pipeline:
     """
 
     def __init__(self, services: Sequence[str], settings: Settings, *, deadline: bool = False) -> None:
-        self.bundle = load_bundle(settings.bundle, settings.tap)
+        self.bundle = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256)
         self.failed = threading.Event()
         self.error: BaseException | None = None
         self._settings = settings

@@ -96,7 +96,8 @@ def _header(raw: bytes) -> Any:
         except NiftiError:
             raise
         except Exception as error:  # nibabel raises many kinds for a broken header
-            raise NiftiError(f"header: {error}") from None
+            known = isinstance(error, HeaderDataError)  # of numbers; others might repeat text of the file
+            raise NiftiError(f"header: {error if known else type(error).__name__}") from None
     raise NiftiError("not a NIfTI file: neither a NIfTI-1 nor a NIfTI-2 header at its start")
 
 
@@ -121,7 +122,7 @@ def _shape(header: Any, channel: str | None) -> tuple[int, ...]:
                 f"dim: 4-D image {list(shape)}: say which of its {shape[3]} volumes is FLAIR (--channel NUMBER, from 0)"
             )
         if not channel.isdecimal() or int(channel) >= shape[3]:
-            raise NiftiError(f"channel: {channel!r} is not a number from 0 to {shape[3] - 1}")
+            raise NiftiError(f"channel: not a number from 0 to {shape[3] - 1}")
     return shape
 
 

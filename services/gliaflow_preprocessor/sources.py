@@ -79,7 +79,7 @@ def _read_upload(name: str, chunks: int, broker: Broker) -> bytes:
     """The bytes that lie in an upload queue. None is acknowledged, so that a retry finds them."""
     named = name.startswith("gliaflow.upload.") and len(name.encode()) <= MAX_QUEUE_NAME
     if not named or not 0 < chunks <= 4096:
-        raise SourceError(f"source.upload: {name[:80]!r} with {chunks} chunks is no upload queue")
+        raise SourceError(f"source.upload: no name of an upload queue, or {chunks} chunks")
     found: dict[str, bytes] = {}
     total = 0
     try:

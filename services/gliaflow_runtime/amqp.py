@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pika
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import DEAD_EXCHANGE, EXCHANGE
+from gliaflow_proto.routing import EXCHANGE
 from pika.exceptions import (
     AMQPError,
     ChannelClosedByBroker,
@@ -21,6 +21,7 @@ from pika.exceptions import (
     UnroutableError,
 )
 
+from gliaflow_runtime.amqp_access import Access
 from gliaflow_runtime.amqp_link import Channel, Link, text
 from gliaflow_runtime.broker import (
     DIED_AT,
@@ -53,6 +54,7 @@ class AmqpBroker(Broker):
     Parameters
     ----------
     url: ``amqp://user:password@host:port/vhost``; ``amqps://`` for TLS; options as in pika's ``URLParameters``.
+    access: password and certificates, where the URL does not say all.
     connect_timeout: seconds to wait for a broker that is not there yet.
     outage_timeout: seconds to wait for one that went away.
     about: what the broker's connections show of this client.
@@ -67,16 +69,16 @@ class AmqpBroker(Broker):
         self,
         url: str,
         *,
+        access: Access | None = None,
         connect_timeout: float = 60,
         outage_timeout: float = 300,
         about: Mapping[str, str] | None = None,
     ) -> None:
-        self._url = url
-        self._about = dict(about or {})
+        self._url, self._access, self._about = url, access or Access(), dict(about or {})
         self._timeouts = (connect_timeout, outage_timeout)
         self._known: dict[str, Queue] = {}
         self._consumers: list[AmqpConsumer] = []
-        self._link = Link(url, self._timeouts, "publish", self._prepare, about=self._about)
+        self._link = Link(url, self._timeouts, self._access, "publish", self._prepare, about=self._about)
         self._link.open()
 
     def declare(self, queue: Queue) -> None:
@@ -105,10 +107,10 @@ class AmqpBroker(Broker):
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
             ROUTING_KEY: delivery.key,
         }
-        self._put(DEAD_EXCHANGE, delivery.queue, delivery.body, delivery.message_id, headers)
+        self._put(EXCHANGE, Queue(delivery.queue).dead_key, delivery.body, delivery.message_id, headers)
 
     def consume(self, queue: Queue, prefetch: int) -> AmqpConsumer:
-        consumer = AmqpConsumer(self._url, self._timeouts, queue.name, prefetch, self._known, self._about)
+        consumer = AmqpConsumer(self._url, self._timeouts, self._access, queue.name, prefetch, self._known, self._about)
         self._consumers = [*(other for other in self._consumers if not other.closed), consumer]
         return consumer
 
@@ -144,7 +146,7 @@ class AmqpBroker(Broker):
         for queue in list(self._known.values()):
             _declare(channel, queue)
         if not self._known:
-            _declare_exchanges(channel)
+            _declare_exchange(channel)
         channel.confirm_delivery()
 
     def _manage(self, what: str, action: Callable[[Channel], Result]) -> Result:
@@ -191,6 +193,7 @@ class AmqpConsumer(Consumer):
         self,
         url: str,
         timeouts: tuple[float, float],
+        access: Access,
         queue: str,
         prefetch: int,
         known: Mapping[str, Queue],
@@ -202,11 +205,12 @@ class AmqpConsumer(Consumer):
         self._arrived: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()  # None: nothing more will come
         self._open: dict[int, tuple[Channel, int]] = {}  # our tag: the channel it came by, and its tag there
         self._tag = 0
-        self._link = Link(url, timeouts, f"consume {queue}", self._prepare, self._lost, self._ended, about)
+        self._link = Link(url, timeouts, access, f"consume {queue}", self._prepare, self._lost, self._ended, about)
         try:
             self._link.open()
         except ChannelClosedByBroker as error:
-            raise NoQueue(f"cannot receive from {queue!r}: {error.reply_text}") from None
+            kind = NoQueue if error.reply_code == 404 else BrokerError
+            raise kind(f"cannot receive from {queue!r}: {error.reply_text}") from None
 
     @property
     def connected(self) -> bool:
@@ -284,18 +288,24 @@ class AmqpConsumer(Consumer):
         self._arrived.put(None)
 
 
-def _declare_exchanges(channel: Channel) -> None:
-    channel.exchange_declare(EXCHANGE, "topic", durable=True)
-    channel.exchange_declare(DEAD_EXCHANGE, "direct", durable=True)
+def _declare_exchange(channel: Channel) -> None:
+    """Make the exchange where it is missing. Most users may not: theirs came with ``deploy/rabbitmq``."""
+    try:
+        with channel.connection.channel() as own:
+            own.exchange_declare(EXCHANGE, passive=True)
+    except ChannelClosedByBroker as error:
+        if error.reply_code != 404:
+            raise
+        channel.exchange_declare(EXCHANGE, "topic", durable=True)
 
 
 def _declare(channel: Channel, queue: Queue) -> None:
     """The queue with its bindings and dead letters. Limits are not said here: they are the broker's policies."""
-    _declare_exchanges(channel)
+    _declare_exchange(channel)
     arguments: dict[str, Any] = {"x-queue-type": "quorum"}
     if queue.expires_s is None:
         channel.queue_declare(queue.dead, durable=True, arguments=arguments)
-        channel.queue_bind(queue.dead, DEAD_EXCHANGE, queue.name)
+        channel.queue_bind(queue.dead, EXCHANGE, queue.dead_key)
     else:
         arguments = arguments | {"x-expires": queue.expires_s * 1000}
     if queue.single_active:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import pika
 import structlog
@@ -30,10 +29,9 @@ from pika.exceptions import (
     ProbableAuthenticationError,
 )
 
-from gliaflow_runtime.broker import BrokerError
+from gliaflow_runtime.amqp_access import Access, tls_trouble
+from gliaflow_runtime.broker import BrokerError, without_password
 
-HEARTBEAT_S = 30  # where the URL has no ?heartbeat=
-BLOCKED_S = 300  # a broker out of memory or disk blocks its publishers: after so long, try a new connection
 PAUSE_S = (0.1, 10.0)  # between attempts to connect: first and longest
 STEADY_S = 5.0  # a connection that lived so long was a good one: the pauses start anew
 FRAME_FAULTS = range(501, 506)  # reply codes that blame what was sent, not the state of the broker
@@ -54,7 +52,7 @@ class Link:
 
     Parameters
     ----------
-    url, timeouts: as ``AmqpBroker`` takes them.
+    url, timeouts, access: as ``AmqpBroker`` takes them.
     name: for the log.
     prepare: called with each new channel.
     lost: called when the connection is gone, before the next one.
@@ -66,6 +64,7 @@ class Link:
         self,
         url: str,
         timeouts: tuple[float, float],
+        access: Access,
         name: str,
         prepare: Callable[[Channel], None],
         lost: Callable[[], None] = lambda: None,
@@ -73,7 +72,8 @@ class Link:
         about: Mapping[str, str] | None = None,
     ) -> None:
         self.failure: BrokerError | None = None
-        self._parameters = _parameters(url, name, about or {})
+        self._parameters: Callable[[], Any] = lambda: access.parameters(url, name, about or {})
+        self._parameters()  # what is wrong with URL or files is told at once
         self._url = without_password(url)
         self._first_timeout, self._outage_timeout = timeouts
         self._log = log.bind(broker=self._url, link=name)
@@ -200,12 +200,12 @@ class Link:
         until = time.monotonic() + timeout
         while not self._stop.is_set():
             try:
-                self._connection = pika.BlockingConnection(self._parameters)
+                self._connection = pika.BlockingConnection(self._parameters())
                 self._open_channel()
                 if self._opened.done():
                     self._log.info("broker connected again")
                 return True
-            except (AMQPError, OSError) as error:
+            except (AMQPError, OSError, BrokerError) as error:  # BrokerError: a file that is being changed
                 self._disconnect()
                 if not self._opened.done():
                     self._refuse(error)
@@ -227,8 +227,10 @@ class Link:
         if isinstance(error, denied) or getattr(error, "reply_code", 0) in (403, 530):
             raise BrokerError(
                 f"RabbitMQ at {self._url} refuses the access ({text(error)}): "
-                "check user, password and virtual host of the URL"
+                "check user, password (of the URL, or in broker_password_file) and virtual host"
             ) from None
+        if trouble := tls_trouble(str(error)) or tls_trouble(text(error)):
+            raise BrokerError(f"no connection to RabbitMQ at {self._url}: {trouble}") from None
 
     def _rest(self) -> None:
         self._stop.wait(self._pause * random.uniform(0.5, 1))
@@ -285,25 +287,6 @@ class Link:
         if connection is not None and connection.is_open:
             with contextlib.suppress(AMQPError, OSError):
                 connection.close()
-
-
-def _parameters(url: str, name: str, about: Mapping[str, str]) -> Any:
-    try:
-        parameters = pika.URLParameters(url)
-    except Exception as error:  # pika raises what its parsing happens to raise
-        raise ValueError(f"broker URL {without_password(url)}: {error or type(error).__name__}") from None
-    if parameters.heartbeat is None:
-        parameters.heartbeat = HEARTBEAT_S
-    if parameters.blocked_connection_timeout is None:
-        parameters.blocked_connection_timeout = BLOCKED_S
-    parameters.client_properties = {**about, "connection_name": f"gliaflow {name}"}
-    return parameters
-
-
-def without_password(url: str) -> str:
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
 
 
 def text(error: Exception) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 from gliaflow_proto import Queue
 
@@ -39,6 +40,13 @@ class NoQueue(BrokerError):
 
 class Refused(BrokerError):
     """The broker would not take the message now: its queue is full. Passing: try again later."""
+
+
+def without_password(url: str) -> str:
+    """A broker's URL as it may be shown."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
 
 
 @dataclass(frozen=True)

@@ -95,15 +95,22 @@ class Bundle:
     ----------
     folder: where ``manifest.json`` and the ONNX files are.
     tap: where features are read from; by default where generator and classifier of this bundle expect them.
+    sha256: of the manifest that is expected, and so of all that it vouches for; empty: any.
 
     Raises
     ------
     BundleError: a file is missing, too large, outside the folder, or not the one that the manifest vouches for.
     """
 
-    def __init__(self, folder: Path, tap: str = "") -> None:
+    def __init__(self, folder: Path, tap: str = "", sha256: str = "") -> None:
         self.folder = folder
         raw = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
+        found = hashlib.sha256(raw).hexdigest()
+        if sha256 and found != sha256:
+            raise BundleError(
+                f"{folder / MANIFEST}: its sha256 is {found}, but bundle_sha256 pins {sha256}: another bundle than the "
+                "one that was approved; put that one back, or pin this one"
+            )
         try:
             self.manifest = Manifest.model_validate_json(raw)
         except ValidationError as error:
@@ -113,7 +120,7 @@ class Bundle:
             if name not in self.manifest.taps:
                 there_is = ", ".join(self.manifest.taps)[:300]
                 raise BundleError(f"{folder / MANIFEST}: tap: {name[:80]!r} is not one of {there_is}")
-        self.id = f"{self.manifest.name}@{hashlib.sha256(raw).hexdigest()[:12]}"
+        self.id = f"{self.manifest.name}@{found[:12]}"
 
     def model(self, network: str) -> bytes:
         """The bytes of one network's ONNX file, whose digest matched. Raises BundleError as the class does."""
@@ -166,9 +173,9 @@ class Bundle:
         return max(1, min(16, (max_bytes - 64 * 2**10) // each))
 
 
-def load_bundle(path: Path | None, tap: str = "") -> Bundle:
+def load_bundle(path: Path | None, tap: str = "", sha256: str = "") -> Bundle:
     """The bundle in ``path``, or the demonstration bundle that ships with gliaflow."""
-    return Bundle(path if path is not None else demo_bundle(), tap)
+    return Bundle(path if path is not None else demo_bundle(), tap, sha256)
 
 
 def demo_bundle() -> Path:

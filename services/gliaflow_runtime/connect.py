@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gliaflow_runtime.broker import Broker
 from gliaflow_runtime.memory import STAGE_LIMITS, MemoryBroker
+
+if TYPE_CHECKING:
+    from gliaflow_runtime.amqp_access import Access
 
 _embedded: dict[str, MemoryBroker] = {}
 _lock = threading.Lock()
@@ -16,6 +20,7 @@ _lock = threading.Lock()
 def connect(
     url: str,
     *,
+    access: Access | None = None,
     connect_timeout: float = 60,
     dead_letters: Path | None = None,
     about: Mapping[str, str] | None = None,
@@ -26,6 +31,7 @@ def connect(
     ----------
     url: ``amqp://user:password@host:port/vhost`` or ``amqps://…`` (RabbitMQ); ``memory://`` (this process: every
         connection to the same URL meets the same queues; ``memory://name`` is another set of them).
+    access: password and certificates for RabbitMQ, where the URL does not say all.
     connect_timeout: how many seconds to wait for a RabbitMQ that is not there yet.
     dead_letters: the folder in which ``memory://`` keeps dead letters; the first connection to a URL decides.
     about: what RabbitMQ shows of the client (its "client properties").
@@ -44,5 +50,5 @@ def connect(
     if scheme in ("amqp", "amqps"):
         from gliaflow_runtime.amqp import AmqpBroker  # so that memory:// does not load pika
 
-        return AmqpBroker(url, connect_timeout=connect_timeout, about=about)
+        return AmqpBroker(url, access=access, connect_timeout=connect_timeout, about=about)
     raise ValueError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")

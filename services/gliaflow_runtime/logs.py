@@ -1,9 +1,17 @@
-"""Structured logs on stderr: JSON lines for machines, coloured text on a terminal."""
+"""Structured logs on stderr: JSON lines for machines, coloured text on a terminal.
+
+The text of an exception that nobody foresaw is not logged: it may hold a path, and that a patient's name. Its type and
+where it was raised tell as much to who mends it.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -19,7 +27,7 @@ def configure_logging(level: str, form: str) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            _trace,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -27,3 +35,24 @@ def configure_logging(level: str, form: str) -> None:
         cache_logger_on_first_use=False,
     )
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its connection troubles are ours to tell
+
+
+def where(error: BaseException) -> str:
+    """The type of an exception and where it was raised, without its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{at}"
+
+
+def _trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog: ``exc_info`` becomes ``exception``, the calls that led to it and to what it came from."""
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    lines: list[str] = []
+    while isinstance(error, BaseException):
+        lines[:0] = [*traceback.format_tb(error.__traceback__), f"{type(error).__name__}\n"]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if lines:
+        event["exception"] = "".join(lines).rstrip()
+    return event

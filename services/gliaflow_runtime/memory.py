@@ -292,7 +292,7 @@ class _State:
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
             ROUTING_KEY: message.key,
         }
-        letter = _Message(name, message.body, message.message_id, headers)
+        letter = _Message(Queue(name).dead_key, message.body, message.message_id, headers)
         if self._folder:
             try:
                 letter.file, letter.body = self._folder.write(line.queue.name, letter), b""

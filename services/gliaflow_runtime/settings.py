@@ -32,7 +32,12 @@ class Settings(BaseSettings):
 
     broker: str = Field("memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost")
     management: str = Field("", description="RabbitMQ's management API; default: port 15672 of the broker's host")
+    broker_password_file: Path | None = Field(None, description="file with the password, where the URL has none")
+    broker_ca: Path | None = Field(None, description="amqps://: who may have signed the broker's certificate (PEM)")
+    broker_cert: Path | None = Field(None, description="amqps://: our certificate, for a broker that asks for one")
+    broker_key: Path | None = Field(None, description="amqps://: its key; default: in the same file")
     bundle: Path | None = Field(None, description="folder of the model bundle; default: the shipped demonstration")
+    bundle_sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="its manifest.json must have this SHA-256")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where onnxruntime computes; cuda fails if it is missing")
     threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")
     tap: str = Field("", description="the tap that features are read from; empty: the one that the bundle grades by")
@@ -64,7 +69,7 @@ class Settings(BaseSettings):
     @classmethod
     def _known_scheme(cls, url: str) -> str:
         if not url.startswith(("memory://", "amqp://", "amqps://")):
-            raise ValueError(f"{url!r}: expected memory://, amqp:// or amqps://")
+            raise ValueError("expected memory://, amqp:// or amqps://")
         return url
 
     @field_validator("store", "bundles")

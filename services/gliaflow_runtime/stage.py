@@ -26,6 +26,7 @@ from gliaflow_proto import (
 
 from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.broker import Broker, BrokerError, Consumer, Delivery, Refused, Unroutable
+from gliaflow_runtime.logs import where
 
 EX_SOFTWARE = 70  # sysexits.h: an internal fault, so that a supervisor starts the process again
 
@@ -161,7 +162,7 @@ class Worker:
         except Exception as error:
             self._log.exception("fault", scan=message.scan.id if message else None, attempt=delivery.attempts + 1)
             if delivery.attempts + 1 >= self.max_attempts:
-                return self._failed(delivery, message, f"unexpected {type(error).__name__}: {error}")
+                return self._failed(delivery, message, f"unexpected {where(error)}; the log of the stage has more")
             time.sleep(min(2.0, 0.2 * 2**delivery.attempts))
             return _Plan(requeue=[delivery])
         finally:

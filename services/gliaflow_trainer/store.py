@@ -263,7 +263,7 @@ class FeatureStore(Samples):
             if not parts:
                 continue
             first = parts[0].about
-            name = f"{self.folder}: scan {first.name or first.scan}"
+            name = f"{self.folder}: scan {first.scan}"  # not its name: this is logged
             kinds = {(part.about.patient, part.about.label, part.about.parts) for part in parts}
             if len(kinds) > 1 or parts[-1].about.part >= first.parts:
                 self.problems.append(f"{name}: its parts do not belong together")

@@ -6,6 +6,7 @@ The stack gets a project name, ports and folders of its own, so it disturbs no o
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -25,9 +26,11 @@ from gliaflow_runtime.bundle import demo_bundle
 from safetensors import safe_open
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("rabbitmq", "preprocessor", "extractor", "classifier", "generator", "inbox")
+STAGES = ("preprocessor", "extractor", "classifier", "generator")
+SERVICES = ("rabbitmq", *STAGES, "inbox")
+TLS = ("-f", "deploy/compose.tls.yml")
 PROFILES = ((), ("--profile", "train"))
-PORT = 25672
+PORT = int(os.environ.get("GLIAFLOW_TEST_COMPOSE_PORT", "25672"))
 BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
 
 pytestmark = pytest.mark.compose
@@ -38,9 +41,10 @@ class Stack:
         self.folder = folder
         self.environment = {
             **os.environ,
-            "COMPOSE_PROJECT_NAME": "gliaflow-test",
+            "COMPOSE_PROJECT_NAME": f"gliaflow-test-{PORT}",
             "GLIAFLOW_AMQP_PORT": str(PORT),
-            "GLIAFLOW_MANAGEMENT_PORT": "25673",
+            "GLIAFLOW_AMQPS_PORT": str(PORT - 1),
+            "GLIAFLOW_MANAGEMENT_PORT": str(PORT + 1),
             "GLIAFLOW_VERSION": "test",
         }
 
@@ -112,7 +116,7 @@ def test_the_image_is_small_and_has_no_torch(stack: Stack) -> None:
 def test_only_the_trainer_has_torch_and_it_starts_when_asked(stack: Stack) -> None:
     """As far as it goes without building its image, which takes gigabytes."""
     plain, train = (json.loads(stack.compose(*flags, "config", "--format", "json"))["services"] for flags in PROFILES)
-    assert set(plain) == set(SERVICES)
+    assert set(plain) == {*SERVICES, "secrets"}
     assert set(train) - set(plain) == {"trainer"}
     built = {
         name: service["build"]["args"].get("EXTRA", "serve") for name, service in train.items() if "build" in service
@@ -123,6 +127,87 @@ def test_only_the_trainer_has_torch_and_it_starts_when_asked(stack: Stack) -> No
     assert trainer["cap_drop"] == ["ALL"]
     writable = {volume["target"] for volume in trainer["volumes"] if not volume.get("read_only")}
     assert writable == {"/store", "/bundles"}
+
+
+def test_no_container_has_more_than_it_needs(stack: Stack) -> None:
+    services = json.loads(stack.compose("--profile", "*", "config", "--format", "json"))["services"]
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if name != "secrets":
+            assert int(service["pids_limit"]) > 0, name
+            assert "stages" in service["networks"], name
+            folder = "rabbitmq" if name == "rabbitmq" else name
+            (mounted,) = [v["source"] for v in service["volumes"] if v["target"] == "/run/secrets"]
+            assert mounted.endswith(f"/secrets/{folder}"), "its own secrets only"
+    for name in STAGES:
+        look = "import os; print(open('/proc/self/status').read(), os.listdir('/run/secrets'))"
+        seen = stack.compose("exec", "-T", name, "python3", "-c", look)
+        assert "CapEff:\t0000000000000000" in seen
+        assert "NoNewPrivs:\t1" in seen
+        assert "['password']" in seen
+    assert "rabbitmq" in stack.compose("exec", "-T", "rabbitmq", "id", "-un")
+    out = "import socket; socket.create_connection(('1.1.1.1', 53), 3)"
+    assert (
+        "unreachable"
+        in subprocess.run(
+            ["docker", "compose", "exec", "-T", "extractor", "python3", "-c", out],
+            cwd=stack.folder,
+            env=stack.environment,
+            capture_output=True,
+            text=True,
+        ).stderr
+    )
+
+
+def test_passwords_are_in_files_and_nowhere_else(stack: Stack) -> None:
+    ids = stack.compose("ps", "--all", "--quiet").split()
+    told = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True, check=True).stdout
+    told += stack.compose("logs") + stack.compose("config")
+    files = list((stack.folder / "secrets").glob("*/password"))
+    assert len(files) == 8
+    for file in files:
+        if file.parent.name != "gliaflow":
+            assert file.read_text().strip() not in told, file
+    users = stack.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "-q", "list_users")
+    assert "guest" not in users
+    assert {line.split()[0] for line in users.splitlines()[1:]} == {file.parent.name for file in files}
+
+
+def test_the_runbook(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    """docs/operations.md: rotate a password while scans pass, drain a stage, replay dead letters, roll back."""
+    for number in range(4, 16):
+        good_scan(scans / f"p{number}.nii.gz", seed=number)
+    (scans / "broken.nii.gz").write_bytes(b"no scan")
+    command = [sys.executable, "-m", "gliaflow_cli", "submit", str(scans), "--out", str(tmp_path / "out")]
+    client = subprocess.Popen([*command, "--broker", BROKER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    before = (stack.folder / "secrets/extractor/password").read_text()
+    stack.compose("run", "--rm", "secrets", "--new", "extractor")
+    assert (stack.folder / "secrets/extractor/password").read_text() != before
+    stack.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "import_definitions", "/run/secrets/definitions.json")
+    stack.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "close_all_connections", "rotated")
+    stack.compose("stop", "extractor")
+    assert "drained" in stack.compose("logs", "extractor")
+    assert "answers" in stack.compose("run", "--rm", "-T", "operator", "doctor")
+    stack.compose("up", "--wait", "--detach", "extractor")
+    assert client.wait(300) == 1, "one scan is broken"
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = {row["scan"]: row["status"] for row in csv.DictReader(file)}
+    assert [scan for scan, status in rows.items() if status != "ok"] == ["broken"]
+    assert "broken" in stack.compose("run", "--rm", "-T", "operator", "dead", "list")
+    assert "sent back" in stack.compose("run", "--rm", "-T", "operator", "dead", "replay", "--all")
+
+    shutil.copytree(demo_bundle(), stack.folder / "bundles" / "former")
+    manifest = (stack.folder / "bundles" / "former" / "manifest.json").read_bytes()
+    pin = hashlib.sha256(manifest).hexdigest()
+    chosen = {"GLIAFLOW_BUNDLE": "/bundles/former", "GLIAFLOW_BUNDLE_SHA256": pin}
+    stack.compose("up", "--wait", "--detach", **chosen)
+    assert pin[:12] in stack.compose("logs", "extractor")
+    stack.compose("up", "--detach", check=False, **chosen | {"GLIAFLOW_BUNDLE_SHA256": "0" * 64})
+    time.sleep(5)
+    assert f"its sha256 is {pin}, but bundle_sha256 pins {'0' * 64}" in stack.compose("logs", "preprocessor")
+    stack.compose("up", "--wait", "--detach")
 
 
 def test_the_policies_are_in_force(stack: Stack) -> None:
@@ -246,3 +331,19 @@ def test_a_plugin_is_installed_into_the_image_or_lies_in_a_folder(stack: Stack, 
     assert any(darker[name]["tumour_ml"] != row["tumour_ml"] for name, row in plain.items())
     assert "broken" in stack.compose("exec", "-T", "preprocessor", "gliaflow", "plugins", check=False)
     stack.compose("up", "--wait", "--detach")
+
+
+def test_tls_with_client_certificates_as_an_override(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    """The last test: the stack speaks TLS from here on."""
+    stack.compose(*TLS, "up", "--wait", "--detach")
+    mine = stack.folder / "secrets" / "gliaflow"
+    settings = {f"GLIAFLOW_BROKER_{name}": str(mine / f"{name.lower()}.pem") for name in ("CA", "CERT", "KEY")}
+    settings["GLIAFLOW_BROKER_PASSWORD_FILE"] = str(mine / "password")
+    command = [sys.executable, "-m", "gliaflow_cli", "submit", str(scans), "--out", str(tmp_path / "out")]
+    command += ["--broker", f"amqps://gliaflow@localhost:{PORT - 1}/"]
+    subprocess.run(command, env=os.environ | settings, check=True, capture_output=True, timeout=300)
+    del settings["GLIAFLOW_BROKER_CERT"], settings["GLIAFLOW_BROKER_KEY"]
+    refused = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 1
+    assert "it refuses our certificate" in refused.stderr
+    stack.compose(*TLS, "run", "--rm", "-T", "operator", "doctor")

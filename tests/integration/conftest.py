@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -23,11 +24,13 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def gliaflow(tmp_path: Path) -> Command:
     """Runs the command in a folder of its own, with a state folder of its own."""
 
-    def run(*arguments: object, broker: str = "memory://", check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, broker: str = "memory://", check: bool = True, settings: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*GLIAFLOW, *map(str, arguments)],
             cwd=tmp_path,
-            env=environment(tmp_path, broker),
+            env=environment(tmp_path, broker) | (settings or {}),
             capture_output=True,
             text=True,
             timeout=200,
@@ -50,8 +53,19 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def as_user(user: str, broker: str) -> dict[str, str]:
+    """The environment of a broker's user, who may only do what a deployed one may. Where the broker was not started
+    by ``tests/rabbitmq.py`` there are no such users: then whom the URL names."""
+    secrets = os.environ.get("GLIAFLOW_TEST_SECRETS")
+    if not secrets:
+        return {"GLIAFLOW_BROKER": broker}
+    parts = urlsplit(broker)
+    url = parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}").geturl()
+    return {"GLIAFLOW_BROKER": url, "GLIAFLOW_BROKER_PASSWORD_FILE": f"{secrets}/{user}/password"}
+
+
 class Stage:
-    """One ``gliaflow serve`` process."""
+    """One ``gliaflow serve`` process, which is to the broker the user of its name."""
 
     def __init__(self, name: str, broker: str, folder: Path, settings: dict[str, object]) -> None:
         self.broker = broker
@@ -60,7 +74,9 @@ class Stage:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*GLIAFLOW, "serve", name, "--health-port", str(self.port), "--threads", "1"],
-                env=environment(folder, broker) | {f"GLIAFLOW_{k.upper()}": str(v) for k, v in settings.items()},
+                env=environment(folder, broker)
+                | as_user(name, broker)
+                | {f"GLIAFLOW_{k.upper()}": str(v) for k, v in settings.items()},
                 stdout=log,
                 stderr=log,
             )

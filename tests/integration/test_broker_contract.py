@@ -200,7 +200,7 @@ def test_a_dead_letter_says_why_and_keeps_the_message(broker: Broker, make: Make
         consumer.ack(delivery)
     with broker.consume(Queue(queue.dead), 10) as dead:
         [letter] = receive(dead, 1)
-    assert (letter.body, letter.message_id, letter.key) == (b"not msgpack", "id-1", queue.name)
+    assert (letter.body, letter.message_id, letter.key) == (b"not msgpack", "id-1", queue.dead_key)
     assert letter.headers[REASON] == "not a msgpack message"
     assert letter.headers[DIED_IN] == queue.name
     assert letter.headers[ROUTING_KEY] == key(queue)
@@ -286,14 +286,14 @@ def test_an_upload_is_read_to_its_end_and_deleted(open_broker: Callable[[], Brok
     queue = upload_queue(uuid.uuid4().hex)
     client.declare(queue)
     for number in range(6):
-        client.send(queue.name, b"%d" % number)
+        client.publish(queue.keys[0], b"%d" % number)
     with stage.consume(Queue(queue.name), 6) as consumer:
         chunks = receive(consumer, 6)
     stage.delete(queue.name)
     assert b"".join(chunk.body for chunk in chunks) == b"012345"
     assert stage.depth(queue.name) == 0
     with pytest.raises(Unroutable):
-        client.send(queue.name, b"")
+        client.publish(queue.keys[0], b"")
     stage.delete(queue.name)  # once more is no error
 
 

@@ -84,10 +84,11 @@ def test_every_make_target_and_file_that_is_named_exists():
             assert (document.parent / link).exists(), f"{document}: {link}"
 
 
-def test_every_setting_of_the_operations_page_exists():
+def test_every_setting_of_the_operations_and_security_pages_exists():
     from gliaflow_runtime.settings import Settings
 
     compose = (ROOT / "docker-compose.yml").read_text()
     known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields} | {"GLIAFLOW_CONFIG"}
-    for name in re.findall(r"GLIAFLOW_[A-Z_]+[A-Z]", (ROOT / "docs" / "operations.md").read_text()):
+    told = "".join((ROOT / "docs" / page).read_text() for page in ("operations.md", "security.md"))
+    for name in re.findall(r"GLIAFLOW_[A-Z0-9_]+[A-Z0-9]", told):
         assert name in known or f"${{{name}" in compose, name

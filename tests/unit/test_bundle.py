@@ -1,5 +1,6 @@
 """A bundle is believed only as far as its digests match."""
 
+import hashlib
 import json
 import shutil
 
@@ -132,3 +133,13 @@ def test_features_of_another_tap_can_be_asked_for_but_not_graded():
         Grader(bundle)
     with pytest.raises(BundleError, match="tap: 'enc9' is not one of"):
         Bundle(demo_bundle(), tap="enc9")
+
+
+def test_a_bundle_is_pinned_by_the_digest_of_its_manifest():
+    """Who can change the folder can change the manifest, too; not what was pinned."""
+    manifest = demo_bundle() / "manifest.json"
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert load_bundle(None, sha256=digest).id.endswith(digest[:12])
+    other = "0" * 64
+    with pytest.raises(BundleError, match=f"manifest.json: its sha256 is {digest}, but bundle_sha256 pins {other}"):
+        load_bundle(None, sha256=other)

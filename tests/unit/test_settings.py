@@ -1,7 +1,9 @@
 """A flag wins over the environment, the environment over the file; a wrong value names its setting."""
 
 import pytest
+from gliaflow_cli.main import app
 from gliaflow_runtime.settings import Settings, SettingsError, available_cores, load_settings
+from typer.testing import CliRunner
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,7 @@ def test_a_list_in_the_environment_is_json(monkeypatch):
         ("not toml", {}, "TOML|Expected|line"),
         ("", {"GLIAFLOW_CONFIG": "missing.toml"}, "missing.toml: no such file"),
         ("", {"GLIAFLOW_ROOTS": "/data"}, "roots"),
+        ("", {"GLIAFLOW_BUNDLE_SHA256": "0d8b8e8c71e6"}, "bundle_sha256"),
     ],
 )
 def test_what_is_wrong_is_named(elsewhere, monkeypatch, file, environment, named):
@@ -47,6 +50,16 @@ def test_what_is_wrong_is_named(elsewhere, monkeypatch, file, environment, named
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=named):
         load_settings()
+
+
+def test_a_password_is_not_shown(monkeypatch):
+    monkeypatch.setenv("GLIAFLOW_BROKER", "http://me:s3cret@somewhere/")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "s3cret" not in str(caught.value)
+    shown = CliRunner().invoke(app, ["serve", "extractor", "--broker", "amqp://me:s3cret@here/", "--show-settings"])
+    assert "broker = amqp://me@here/" in shown.output
+    assert "s3cret" not in shown.output
 
 
 def test_every_setting_is_described():

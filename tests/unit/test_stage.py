@@ -1,6 +1,7 @@
 """The loop that all stages run in, on the embedded broker: what becomes of a message in each case."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, SyntheticMessage, decode, encode
 from gliaflow_runtime.broker import REASON
+from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.memory import Limit, MemoryBroker
 from gliaflow_runtime.stage import EX_SOFTWARE, InvalidInput, Outcome, Stage, Worker
 from prometheus_client import REGISTRY
@@ -113,15 +115,22 @@ def test_a_passing_fault_is_tried_again():
     assert stage.seen == ["a", "a"]
 
 
-def test_a_fault_that_stays_is_given_up_after_so_many_attempts():
+def test_a_fault_that_stays_is_given_up_after_so_many_attempts(printed):
+    patient = "Doe" + "^Jane"  # not as it would stand in the traceback's lines of code
+
     def fail():
-        raise ZeroDivisionError("always")
+        raise ZeroDivisionError(patient) from OSError(f"/scans/{patient}.nii")
 
     stage = Echo(fail)
+    configure_logging("debug", "json")
     with Running(stage, max_attempts=2) as running:
         running.send(encode(message()))
-        assert "unexpected ZeroDivisionError: always" in running.dead_reason()
+        assert re.match(r"unexpected ZeroDivisionError at test_stage.py:\d+", running.dead_reason()), "and not its text"
     assert len(stage.seen) == 2
+    logged = printed()
+    assert "in fail" in logged
+    assert "OSError" in logged
+    assert patient not in logged
 
 
 def test_a_message_that_ended_the_process_too_often_is_not_computed_again():
