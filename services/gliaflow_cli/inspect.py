@@ -75,7 +75,7 @@ def _onnxruntime() -> str:
 
 
 def _bundle(settings: Settings) -> str:
-    bundle = load_bundle(settings.bundle)
+    bundle = load_bundle(settings.bundle, state=settings.state)
     for make in SERVICES.values():
         make(bundle, settings)  # loads and warms every network on the device that was asked for
     return f"{bundle.id} on {settings.device}, all networks run"

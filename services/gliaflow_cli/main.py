@@ -46,7 +46,10 @@ BrokerFlag = Annotated[
     str | None,
     typer.Option("--broker", help="memory:// (this process, the default) or amqp://user:password@host/vhost."),
 ]
-BundleFlag = Annotated[Path | None, typer.Option("--bundle", help="Model bundle; default: the shipped demonstration.")]
+BundleFlag = Annotated[
+    str | None,
+    typer.Option("--bundle", help="Model bundle: a folder or s3://bucket/path; default: the shipped demonstration."),
+]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="onnxruntime threads; 0: one a core.")]
 ServedFlag = Annotated[
@@ -160,7 +163,7 @@ def serve(
 @app.command()
 def submit(
     paths: Annotated[
-        list[str], typer.Argument(help="Scans (NIfTI), folders of them, or globs; or a cohort.", metavar="PATH…")
+        list[str], typer.Argument(help="Scans (NIfTI), folders, globs, or s3://… of them; or a cohort.", metavar="PATH…")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.csv and <scan>_seg.nii.gz.")],
     grade: Annotated[str | None, typer.Option("--grade", help="The known grade of these scans: HGG or LGG.")] = None,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pika
 import structlog
@@ -198,7 +198,8 @@ class Link:
         until = time.monotonic() + timeout
         while not self._stop.is_set():
             try:
-                self._connection = pika.BlockingConnection(self._parameters)
+                # in another order each time: the links of a cluster's clients spread over its nodes
+                self._connection = pika.BlockingConnection(random.sample(self._parameters, len(self._parameters)))
                 self._open_channel()
                 if self._opened.done():
                     self._log.info("broker connected again")
@@ -285,17 +286,24 @@ class Link:
                 connection.close()
 
 
-def _parameters(url: str, name: str) -> Any:
+def _parameters(url: str, name: str) -> list[Any]:
+    """How to connect to each node that ``url`` names, with commas: ``amqp://user:password@one:5672,two:5672/``."""
     try:
-        parameters = pika.URLParameters(url)
+        parts = urlsplit(url)
+        user, at, nodes = parts.netloc.rpartition("@")
+        if not all(nodes.split(",")) and "," in nodes:
+            raise ValueError("a node between the commas has no name")
+        urls = [urlunsplit(parts._replace(netloc=f"{user}{at}{node}")) for node in nodes.split(",")]
+        found = [pika.URLParameters(one) for one in urls]
     except Exception as error:  # pika raises what its parsing happens to raise
         raise ValueError(f"broker URL {without_password(url)}: {error or type(error).__name__}") from None
-    if parameters.heartbeat is None:
-        parameters.heartbeat = HEARTBEAT_S
-    if parameters.blocked_connection_timeout is None:
-        parameters.blocked_connection_timeout = BLOCKED_S
-    parameters.client_properties = {"connection_name": f"gliaflow {name}"}
-    return parameters
+    for parameters in found:
+        if parameters.heartbeat is None:
+            parameters.heartbeat = HEARTBEAT_S
+        if parameters.blocked_connection_timeout is None:
+            parameters.blocked_connection_timeout = BLOCKED_S
+        parameters.client_properties = {"connection_name": f"gliaflow {name}"}
+    return found
 
 
 def without_password(url: str) -> str:

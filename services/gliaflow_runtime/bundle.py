@@ -87,12 +87,7 @@ class Bundle:
     def __init__(self, folder: Path, tap: str = "") -> None:
         self.folder = folder
         raw = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
-        try:
-            self.manifest = Manifest.model_validate_json(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise BundleError(f"{folder / MANIFEST}: {field}: {first['msg']}") from None
+        self.manifest = parse_manifest(raw, str(folder / MANIFEST))
         self.tap = tap or self.manifest.tap
         for name in (self.manifest.tap, self.tap):
             if name not in self.manifest.taps:
@@ -150,9 +145,32 @@ class Bundle:
         return max(1, min(16, (max_bytes - 64 * 2**10) // each))
 
 
-def load_bundle(path: Path | None, tap: str = "") -> Bundle:
-    """The bundle in ``path``, or the demonstration bundle that ships with gliaflow."""
-    return Bundle(path if path is not None else demo_bundle(), tap)
+def load_bundle(where: str | Path | None, tap: str = "", state: Path = Path()) -> Bundle:
+    """The bundle in a folder or behind a URL, which is kept in ``state``; or the demonstration that ships.
+
+    Raises
+    ------
+    BundleError: as for ``Bundle``; or it cannot be fetched.
+    """
+    if where is None:
+        folder = demo_bundle()
+    elif "://" in str(where):
+        from gliaflow_runtime.remote_bundle import fetch_bundle  # which loads fsspec
+
+        folder = fetch_bundle(str(where), state / "fetched")
+    else:
+        folder = Path(where)
+    return Bundle(folder, tap)
+
+
+def parse_manifest(raw: bytes, where: str) -> Manifest:
+    """The manifest in ``raw``. Raises BundleError, which says ``where`` it is from, when it is none."""
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise BundleError(f"{where}: {field}: {first['msg']}") from None
 
 
 def demo_bundle() -> Path:

@@ -31,7 +31,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GLIAFLOW_", extra="forbid", env_ignore_empty=True)
 
     broker: str = Field("memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost")
-    bundle: Path | None = Field(None, description="folder of the model bundle; default: the shipped demonstration")
+    bundle: str | Path | None = Field(
+        None, description="the model bundle, a folder or s3://bucket/path; default: the shipped demonstration"
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where onnxruntime computes; cuda fails if it is missing")
     threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")
     tap: str = Field("", description="the tap that features are read from; empty: the one that the bundle grades by")
@@ -48,7 +50,9 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, description="seed of the synthetic features made to balance, and of the trainer")
     health_host: str = Field("127.0.0.1", description="address for /livez, /readyz and /metrics")
     health_port: int = Field(0, ge=0, le=65535, description="port for them; 0: none")
-    state: Path = Field(default_factory=_state, description="where memory:// keeps its dead letters")
+    state: Path = Field(
+        default_factory=_state, description="where memory:// keeps its dead letters, and bundles that were fetched"
+    )
     store: Path = Field(Path(), validate_default=True, description="trainer: the feature store; default: in state")
     bundles: Path = Field(Path(), validate_default=True, description="trainer: for new bundles; default: in state")
     train_after_s: float = Field(60, gt=0, description="trainer: how long the store must be quiet before it fits")
