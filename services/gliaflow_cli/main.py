@@ -163,7 +163,8 @@ def serve(
 @app.command()
 def submit(
     paths: Annotated[
-        list[str], typer.Argument(help="Scans (NIfTI), folders, globs, or s3://… of them; or a cohort.", metavar="PATH…")
+        list[str],
+        typer.Argument(help="Scans (NIfTI), folders, globs, s3://… of such; or a cohort.", metavar="PATH…"),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.csv and <scan>_seg.nii.gz.")],
     grade: Annotated[str | None, typer.Option("--grade", help="The known grade of these scans: HGG or LGG.")] = None,
