@@ -6,7 +6,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ class Cluster(Stack):
         until(lambda: all(len(queue["online"]) == 3 for queue in self.queues().values()))  # type: ignore[arg-type]
 
 
-def until(what, seconds: float = 120) -> None:
+def until(what: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
