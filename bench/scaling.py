@@ -23,9 +23,10 @@ import nibabel as nib
 import numpy as np
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.grader import Grader
+from gliaflow_cli.inputs import write_mask
 from gliaflow_extractor.extractor import Extractor, UNet
 from gliaflow_preprocessor.preprocessor import Preprocessor
-from gliaflow_proto import Message, Queue, Scan, ScanMessage, Source, decode, encode
+from gliaflow_proto import Message, PredictionMessage, Queue, Scan, ScanMessage, Source, decode, encode
 from gliaflow_runtime.broker import Delivery, Refused
 from gliaflow_runtime.bundle import load_bundle
 from gliaflow_runtime.connect import connect
@@ -61,7 +62,10 @@ def costs(folder: Path, width: int, slices: int) -> None:
     waiting: list[Message] = [ScanMessage(id="m", scan=Scan(id="s", submission="b"), source=Source(data=data))]
     while waiting:
         message = waiting.pop(0)
+        started = time.process_time()
         body = encode(message, "lz4")
+        if isinstance(message, ScanMessage):
+            cpu["client"] += time.process_time() - started
         count[message.kind] += 1
         size[message.kind] += len(body)
         if stage := stages.get(message.kind):
@@ -70,6 +74,10 @@ def costs(folder: Path, width: int, slices: int) -> None:
             out = [encode(made, "lz4") for made in outcome.publish]
             cpu[stage.name] += time.process_time() - started
             waiting += [decode(one) for one in out]
+        elif isinstance(message, PredictionMessage):
+            started = time.process_time()
+            write_mask(folder / "mask.nii.gz", message.mask, np.reshape(message.affine, (4, 4)))
+            cpu["client"] += time.process_time() - started
     each = size["features"] / slices / 1000
     print(f"{bundle.id}: a scan of {slices} slices, {len(data):,} bytes; {each:,.1f} kB of features a slice")
     print("kind         messages        bytes      bytes each")
