@@ -100,7 +100,7 @@ def throughput(url: str, pids: list[int], megabytes: float) -> None:
     queue = Queue("gliaflow.bench", ("bench",), expires_s=600)
     print("bytes a message   messages/s      MB/s   client CPU s/GB   broker CPU s/GB (all nodes)")
     for size in (1_000, 30_000, 400_000, 2_000_000, 7_000_000):
-        messages = int(min(2000, max(20, megabytes * 1e6 / size)))
+        messages = int(min(500, max(10, megabytes * 1e6 / size)))
         body = os.urandom(size)
         with connect(url) as broker:
             broker.declare(queue)

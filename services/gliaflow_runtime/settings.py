@@ -30,7 +30,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GLIAFLOW_", extra="forbid", env_ignore_empty=True)
 
-    broker: str = Field("memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost")
+    broker: str = Field(
+        "memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost; nodes with commas"
+    )
     bundle: str | Path | None = Field(
         None, description="the model bundle, a folder or s3://bucket/path; default: the shipped demonstration"
     )

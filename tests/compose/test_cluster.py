@@ -59,9 +59,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         GLIAFLOW_AMQP_PORT_3=str(PORTS[2]),
         GLIAFLOW_MANAGEMENT_PORT="25685",
     )
-    cluster.compose("up", "--build", "--wait", "--detach")
-    yield cluster
-    cluster.compose("down", "--volumes", "--timeout", "20")
+    try:
+        cluster.compose("up", "--build", "--wait", "--detach")
+        yield cluster
+    finally:
+        cluster.compose("down", "--volumes", "--timeout", "20")
 
 
 class Stream:
