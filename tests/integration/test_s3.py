@@ -86,6 +86,7 @@ def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # no patience with a store that is away
     s3fs.S3FileSystem.clear_instance_cache()
     yield s3fs.S3FileSystem(key="admin", secret="admin-secret", endpoint_url=endpoint)
     s3fs.S3FileSystem.clear_instance_cache()
