@@ -3,6 +3,7 @@
     FOLDER/<user>/password              all that a service sees; with --tls also ca.pem, cert.pem and key.pem
     FOLDER/rabbitmq/definitions.json    what RabbitMQ starts with: policies, users by the hashes of their passwords, and
                                         permissions; with --tls its certificate, too
+    FOLDER/rabbitmq/erlang.cookie       by which the nodes of a cluster know each other
     FOLDER/ca/                          with --tls: a throwaway authority, of which only this program knows
 
 What is there is kept, so put yours there before, or let this make them. Who the users are, and what they may do, says
@@ -78,6 +79,8 @@ def make_secrets(folder: Path, new: list[str], *, tls: bool = False, hosts: list
             "hashing_algorithm": "rabbit_password_hashing_sha256",
         }
     write(folder / SERVER / "definitions.json", json.dumps(definitions, indent=2))
+    if not (folder / SERVER / "erlang.cookie").exists():
+        write(folder / SERVER / "erlang.cookie", secrets.token_hex(32), end="")
     if tls:
         make_certificates(folder, [user["name"] for user in definitions["users"]], new, hosts or [])
     if os.geteuid() == 0:  # in a container
@@ -135,11 +138,11 @@ def read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
-def write(file: Path, text: str) -> None:
+def write(file: Path, text: str, end: str = "\n") -> None:
     """The file, whole: a reader never meets half of it."""
     folder_of(file)
     part = file.with_name(f"{file.name}.part")
-    part.write_text(text + "\n")
+    part.write_text(text + end)
     part.chmod(0o444)
     part.replace(file)
 

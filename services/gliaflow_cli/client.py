@@ -48,6 +48,7 @@ class NoStage(Exception):
 class Input:
     """One scan to submit. ``name`` is unique within the submission.
 
+    A scan with a ``uri`` is read by the preprocessor; ``path`` then is its place in the store.
     ``volume`` gives its bytes where ``path`` is no NIfTI file. A scan of a ``cohort`` has the same id whenever it is
     sent, so that a feature store keeps it once.
     """
@@ -59,6 +60,12 @@ class Input:
     channel: str | None = None
     cohort: str = ""
     volume: Volume | None = None
+    uri: str = ""
+
+    @property
+    def where(self) -> str:
+        """Its URI or path, for people."""
+        return self.uri or str(self.path)
 
 
 class Submission:
@@ -108,7 +115,9 @@ class Submission:
             label=item.grade,
             sent=time.time(),
         )
-        if item.volume is not None:
+        if item.uri:
+            source = Source(uri=item.uri)
+        elif item.volume is not None:
             data = item.volume.read()
             source = self._by_value(io.BytesIO(data), len(data), scan_id)
         elif self._by_uri:

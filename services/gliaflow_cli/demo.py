@@ -34,7 +34,7 @@ def run_demo(out: Path, patients: int, seed: int, settings: Settings, console: C
     from gliaflow_cli.report import Shown, write_report  # matplotlib takes a second to import
 
     started = time.monotonic()
-    manifest = load_bundle(settings.bundle).manifest
+    manifest = load_bundle(settings.bundle, state=settings.state).manifest
     trained_on = manifest.training.get("cohort", {}).get("made_by", {})
     if seed == trained_on.get("seed"):
         raise UsageError(f"--seed: the bundle was trained on the phantoms of seed {seed}; take another")

@@ -140,7 +140,7 @@ def _device(device: str) -> str:
 
 
 def _bundle(settings: Settings) -> str:
-    bundle = load_bundle(settings.bundle)
+    bundle = load_bundle(settings.bundle, sha256=settings.bundle_sha256, state=settings.state)
     for name in bundle.manifest.files:
         bundle.read(name)
     for make in SERVICES.values():

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import fsspec
 import nibabel as nib
 from gliaflow_plugins.readers import Cohort, NiftiFile
+from gliaflow_runtime.remote import in_words
 
 from gliaflow_cli.client import Input
 
@@ -52,7 +54,7 @@ def patient_of(path: Path) -> str:
 
 
 def find_inputs(paths: Iterable[str], *, grade: str | None = None, channel: str | None = None) -> list[Input]:
-    """The scans under files, folders and globs, each with a name of its own, in a steady order.
+    """The scans under files, folders, globs and URLs of such, each with a name of its own, in a steady order.
 
     A file that was named is always meant, whatever it is. Of a folder, files with the ending of a scan are, except
     masks and other sequences by their usual names (``_seg``, ``_t1ce`` …).
@@ -62,7 +64,13 @@ def find_inputs(paths: Iterable[str], *, grade: str | None = None, channel: str 
     UsageError: a path does not exist, a glob fits nothing, or there is no scan at all.
     """
     files: list[Path] = []
+    uris: dict[Path, str] = {}
     for text in paths:
+        if "://" in text:
+            found_there = _behind(text)
+            uris |= found_there
+            files += found_there
+            continue
         path = Path(text)
         if path.is_dir():
             files += sorted(f for f in path.rglob("*") if _is_scan(f))
@@ -76,10 +84,33 @@ def find_inputs(paths: Iterable[str], *, grade: str | None = None, channel: str 
         raise UsageError(f"no scan (*.nii, *.nii.gz) in {', '.join(paths)}")
     files = list(dict.fromkeys(files))
     inputs = [
-        Input(path, name, _plain(patient_of(path)), grade, _channel(path, channel))
+        Input(path, name, _plain(patient_of(path)), grade, _channel(path, channel), uri=uris.get(path, ""))
         for path, name in zip(files, _names(files), strict=True)
     ]
     return inputs
+
+
+def _behind(url: str) -> dict[Path, str]:
+    """The scans behind a URL of a file, a folder or a glob: their places in the store, and their URIs.
+
+    Raises
+    ------
+    UsageError: there is none, or the store cannot be read.
+    """
+    try:
+        store, place = fsspec.core.url_to_fs(url)
+        if glob.has_magic(place):
+            found = sorted(store.glob(place))
+        elif store.isfile(place):
+            found = [place]
+        else:
+            found = sorted(one for one in store.find(place) if _is_scan(Path(one)))
+        uris = {Path(one): str(store.unstrip_protocol(one)) for one in found if not store.isdir(one)}
+    except Exception as error:  # each protocol has errors of its own
+        raise UsageError(f"{url}: {in_words(error)}") from None
+    if not uris:
+        raise UsageError(f"{url}: no such file, folder or match")
+    return uris
 
 
 def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None) -> list[Input]:

@@ -50,7 +50,10 @@ ManagementFlag = Annotated[
     str | None,
     typer.Option("--management", help="RabbitMQ's management API, http://host:15672; default: on the broker's host."),
 ]
-BundleFlag = Annotated[Path | None, typer.Option("--bundle", help="Model bundle; default: the shipped demonstration.")]
+BundleFlag = Annotated[
+    str | None,
+    typer.Option("--bundle", help="Model bundle: a folder or s3://bucket/path; default: the shipped demonstration."),
+]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="cpu or cuda.")]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="onnxruntime threads; 0: one a core.")]
 ServedFlag = Annotated[
@@ -167,7 +170,8 @@ def serve(
 @app.command()
 def submit(
     paths: Annotated[
-        list[str], typer.Argument(help="Scans (NIfTI), folders of them, or globs; or a cohort.", metavar="PATH…")
+        list[str],
+        typer.Argument(help="Scans (NIfTI), folders, globs, s3://… of such; or a cohort.", metavar="PATH…"),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.csv and <scan>_seg.nii.gz.")],
     grade: Annotated[str | None, typer.Option("--grade", help="The known grade of these scans: HGG or LGG.")] = None,

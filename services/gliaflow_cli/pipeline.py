@@ -117,7 +117,7 @@ class Pipeline:
     """
 
     def __init__(self, services: Sequence[str], settings: Settings, *, deadline: bool = False) -> None:
-        self.bundle = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256)
+        self.bundle = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state)
         self.failed = threading.Event()
         self.error: BaseException | None = None
         self._settings = settings

@@ -64,7 +64,7 @@ def run_submit(
 
         def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
             if row.status == "failed":
-                path = str(item.path).encode("utf-8", "replace").decode()
+                path = item.where.encode("utf-8", "replace").decode()
                 bar.console.print(f"failed  {path}: {row.error}", style="red", soft_wrap=True)
             bar.advance(task)
 
@@ -98,7 +98,7 @@ def run_generate(label: str, count: int, seed: int, out: Path, settings: Setting
                     parts[answer.part[0]] = answer
                 bar.update(task, completed=sum(len(part.features) for part in parts.values()))
     features = np.concatenate([parts[index].features for index in sorted(parts)])
-    classes = load_bundle(settings.bundle).manifest.classes
+    classes = load_bundle(settings.bundle, state=settings.state).manifest.classes
     labels = np.full(len(features), classes.index(label) if label in classes else 0, dtype=np.int64)
     metadata = {
         "class": label,
@@ -140,7 +140,7 @@ def embedded(settings: Settings, inputs: Sequence[Input]) -> Iterator[Callable[[
     if not is_embedded(settings):
         yield lambda: None
         return
-    roots = sorted({str(item.path.resolve().parent) for item in inputs})
+    roots = sorted({item.uri.rpartition("/")[0] or str(item.path.resolve().parent) for item in inputs})
     with Pipeline(list(SERVICES), settings.model_copy(update={"roots": [*settings.roots, *roots]})) as pipeline:
         yield pipeline.check
 
@@ -163,6 +163,6 @@ def progress_bar(console: Console) -> Progress:
 
 
 def _check_grade(grade: str | None, settings: Settings) -> None:
-    classes = load_bundle(settings.bundle).manifest.classes
+    classes = load_bundle(settings.bundle, state=settings.state).manifest.classes
     if grade is not None and grade not in classes:
         raise UsageError(f"--grade: {grade!r} is not one of {', '.join(classes)}")

@@ -95,7 +95,7 @@ def submit(
                     sent[submission.submit(item)] = item, time.monotonic()
                 except (OSError, ValueError) as error:
                     reason = str(getattr(error, "strerror", None) or error)
-                    reason = reason if str(item.path) in reason else f"{item.path}: {reason}"
+                    reason = reason if item.where in reason else f"{item.where}: {reason}"
                     settle(item, Row(item.name, item.patient, error=reason))
             alive()
             answer = submission.answer(timeout=1.0) if sent else None

@@ -12,6 +12,7 @@ import fsspec
 from gliaflow_proto import Queue, Source
 from gliaflow_runtime.broker import Broker, NoQueue
 from gliaflow_runtime.files import UnsafeFile, read_within
+from gliaflow_runtime.remote import in_words, is_passing
 
 MAX_FILE_BYTES = 2**30
 MAX_QUEUE_NAME = 255  # bytes, in AMQP
@@ -20,6 +21,10 @@ UPLOAD_WAIT_S = 30.0
 
 class SourceError(ValueError):
     """A source that is not allowed, not there, or too large."""
+
+
+class SourceAway(Exception):
+    """The store of a source does not answer now: another attempt may help."""
 
 
 def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
@@ -34,6 +39,7 @@ def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
     Raises
     ------
     SourceError: outside the roots, missing, too large, or an upload that is not complete.
+    SourceAway: the store is away.
     """
     if source.data is not None:
         return source.data
@@ -45,6 +51,7 @@ def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
 def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
     """The reasons name no file: they are logged, and a path may name a patient."""
     outside = SourceError(f"source.uri: not under an allowed root ({', '.join(roots) or 'none is set'})")
+    too_large = SourceError(f"source.uri: over the limit of {MAX_FILE_BYTES} bytes")
     try:
         parts = urlsplit(uri)
         if parts.scheme in ("", "file"):
@@ -59,19 +66,24 @@ def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
             escapes = ".." in unquote(parts.path).split("/") or "::" in uri or parts.query or parts.fragment
             if escapes or not any(uri.startswith(root.rstrip("/") + "/") for root in roots if "://" in root):
                 raise outside
-            file: Any = fsspec.open(uri, "rb").open()
+            stay = {"allow_redirects": False} if parts.scheme in ("http", "https") else {}  # one leads anywhere
+            file: Any = fsspec.open(uri, "rb", **stay).open()
             with file:
+                if (getattr(file, "size", None) or 0) > MAX_FILE_BYTES:
+                    raise too_large
                 data = file.read(MAX_FILE_BYTES + 1)
+    except SourceError:
+        raise
     except UnsafeFile as error:
         raise SourceError(f"source.uri: {error}") from None
     except FileNotFoundError:
         raise SourceError("source.uri: no such file") from None
-    except (OSError, ValueError, ImportError) as error:  # a folder, no permission, a NUL, a protocol not installed
-        if error is outside:
-            raise
+    except Exception as error:  # a folder, no permission, a NUL, a protocol not installed; each store has its own
+        if "://" in uri and parts.scheme != "file":
+            raise (SourceAway if is_passing(error) else SourceError)(f"source.uri: {in_words(error)}") from None
         raise SourceError(f"source.uri: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise SourceError(f"source.uri: over the limit of {MAX_FILE_BYTES} bytes")
+        raise too_large
     return data
 
 

@@ -54,6 +54,7 @@ class AmqpBroker(Broker):
     Parameters
     ----------
     url: ``amqp://user:password@host:port/vhost``; ``amqps://`` for TLS; options as in pika's ``URLParameters``.
+        Of a cluster, its nodes with commas: ``amqp://user:password@one:5672,two:5672/vhost``. Any will do.
     access: password and certificates, where the URL does not say all.
     connect_timeout: seconds to wait for a broker that is not there yet.
     outage_timeout: seconds to wait for one that went away.

@@ -37,8 +37,10 @@ class Access:
     cert: Path | None = None
     key: Path | None = None
 
-    def parameters(self, url: str, name: str, about: Mapping[str, str]) -> Any:
-        """What pika needs to connect. ``name`` and ``about`` are shown on the broker's management page.
+    def parameters(self, url: str, name: str, about: Mapping[str, str]) -> list[Any]:
+        """What pika needs to connect to each node that ``url`` names, with commas between.
+
+        ``name`` and ``about`` are shown on the broker's management page.
 
         Raises
         ------
@@ -47,8 +49,11 @@ class Access:
         """
         parts = urlsplit(url)
         try:
+            nodes = parts.netloc.rpartition("@")[2].split(",")
+            if len(nodes) > 1 and not all(nodes):
+                raise ValueError("a node between the commas has no name")
             # pika cannot read a user without a password
-            parameters = pika.URLParameters(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+            found = [pika.URLParameters(parts._replace(netloc=node).geturl()) for node in nodes]
             user, password = parts.username, parts.password
         except Exception as error:  # pika raises what its parsing happens to raise
             raise ValueError(f"broker URL {without_password(url)}: {error or type(error).__name__}") from None
@@ -56,16 +61,17 @@ class Access:
             password = _read("broker_password_file", self.password_file).strip()
         elif password is not None:
             password = unquote(password)
-        if user is not None:
-            parameters.credentials = pika.PlainCredentials(unquote(user), password or "")
-        if parts.scheme == "amqps":
-            parameters.ssl_options = pika.SSLOptions(self._tls(), parameters.host)
-        if parameters.heartbeat is None:
-            parameters.heartbeat = HEARTBEAT_S
-        if parameters.blocked_connection_timeout is None:
-            parameters.blocked_connection_timeout = BLOCKED_S
-        parameters.client_properties = {**about, "connection_name": f"gliaflow {name}"}
-        return parameters
+        for parameters in found:
+            if user is not None:
+                parameters.credentials = pika.PlainCredentials(unquote(user), password or "")
+            if parts.scheme == "amqps":
+                parameters.ssl_options = pika.SSLOptions(self._tls(), parameters.host)
+            if parameters.heartbeat is None:
+                parameters.heartbeat = HEARTBEAT_S
+            if parameters.blocked_connection_timeout is None:
+                parameters.blocked_connection_timeout = BLOCKED_S
+            parameters.client_properties = {**about, "connection_name": f"gliaflow {name}"}
+        return found
 
     def _tls(self) -> ssl.SSLContext:
         for name, file in (("broker_ca", self.ca), ("broker_cert", self.cert), ("broker_key", self.key)):

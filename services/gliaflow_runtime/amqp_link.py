@@ -72,7 +72,7 @@ class Link:
         about: Mapping[str, str] | None = None,
     ) -> None:
         self.failure: BrokerError | None = None
-        self._parameters: Callable[[], Any] = lambda: access.parameters(url, name, about or {})
+        self._parameters: Callable[[], list[Any]] = lambda: access.parameters(url, name, about or {})
         self._parameters()  # what is wrong with URL or files is told at once
         self._url = without_password(url)
         self._first_timeout, self._outage_timeout = timeouts
@@ -200,7 +200,9 @@ class Link:
         until = time.monotonic() + timeout
         while not self._stop.is_set():
             try:
-                self._connection = pika.BlockingConnection(self._parameters())
+                # in another order each time: the links of a cluster's clients spread over its nodes
+                nodes = self._parameters()
+                self._connection = pika.BlockingConnection(random.sample(nodes, len(nodes)))
                 self._open_channel()
                 if self._opened.done():
                     self._log.info("broker connected again")

@@ -111,10 +111,7 @@ class Bundle:
                 f"{folder / MANIFEST}: its sha256 is {found}, but bundle_sha256 pins {sha256}: another bundle than the "
                 "one that was approved; put that one back, or pin this one"
             )
-        try:
-            self.manifest = Manifest.model_validate_json(raw)
-        except ValidationError as error:
-            raise BundleError(f"{folder / MANIFEST}: {_first(error)}") from None
+        self.manifest = parse_manifest(raw, str(folder / MANIFEST))
         self.tap = tap or self.manifest.tap
         for name in (self.manifest.tap, self.tap):
             if name not in self.manifest.taps:
@@ -173,9 +170,30 @@ class Bundle:
         return max(1, min(16, (max_bytes - 64 * 2**10) // each))
 
 
-def load_bundle(path: Path | None, tap: str = "", sha256: str = "") -> Bundle:
-    """The bundle in ``path``, or the demonstration bundle that ships with gliaflow."""
-    return Bundle(path if path is not None else demo_bundle(), tap, sha256)
+def load_bundle(where: str | Path | None, tap: str = "", sha256: str = "", state: Path = Path()) -> Bundle:
+    """The bundle in a folder or behind a URL, which is kept in ``state``; or the demonstration that ships.
+
+    Raises
+    ------
+    BundleError: as for ``Bundle``; or it cannot be fetched.
+    """
+    if where is None:
+        folder = demo_bundle()
+    elif "://" in str(where):
+        from gliaflow_runtime.remote_bundle import fetch_bundle  # which loads fsspec
+
+        folder = fetch_bundle(str(where), state / "fetched")
+    else:
+        folder = Path(where)
+    return Bundle(folder, tap, sha256)
+
+
+def parse_manifest(raw: bytes, where: str) -> Manifest:
+    """The manifest in ``raw``. Raises BundleError, which says ``where`` it is from, when it is none."""
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise BundleError(f"{where}: {_first(error)}") from None
 
 
 def demo_bundle() -> Path:

@@ -30,13 +30,17 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GLIAFLOW_", extra="forbid", env_ignore_empty=True)
 
-    broker: str = Field("memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost")
+    broker: str = Field(
+        "memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost; nodes with commas"
+    )
     management: str = Field("", description="RabbitMQ's management API; default: port 15672 of the broker's host")
     broker_password_file: Path | None = Field(None, description="file with the password, where the URL has none")
     broker_ca: Path | None = Field(None, description="amqps://: who may have signed the broker's certificate (PEM)")
     broker_cert: Path | None = Field(None, description="amqps://: our certificate, for a broker that asks for one")
     broker_key: Path | None = Field(None, description="amqps://: its key; default: in the same file")
-    bundle: Path | None = Field(None, description="folder of the model bundle; default: the shipped demonstration")
+    bundle: str | Path | None = Field(
+        None, description="the model bundle, a folder or s3://bucket/path; default: the shipped demonstration"
+    )
     bundle_sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="its manifest.json must have this SHA-256")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where onnxruntime computes; cuda fails if it is missing")
     threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")
@@ -54,7 +58,9 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, description="seed of the synthetic features made to balance, and of the trainer")
     health_host: str = Field("127.0.0.1", description="address for /livez, /readyz and /metrics")
     health_port: int = Field(0, ge=0, le=65535, description="port for them; 0: none")
-    state: Path = Field(default_factory=_state, description="where memory:// keeps its dead letters")
+    state: Path = Field(
+        default_factory=_state, description="where memory:// keeps its dead letters, and bundles that were fetched"
+    )
     store: Path = Field(Path(), validate_default=True, description="trainer: the feature store; default: in state")
     bundles: Path = Field(Path(), validate_default=True, description="trainer: for new bundles; default: in state")
     train_after_s: float = Field(60, gt=0, description="trainer: how long the store must be quiet before it fits")

@@ -245,7 +245,7 @@ def _fit(settings: Settings) -> None:
             import torch
 
             torch.set_num_threads(settings.threads)
-        base = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256)
+        base = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state)
         _, number = _last(settings.bundles, base)
         out = settings.bundles / f"{base.manifest.name[:56]}-{number + 1}"
         bundle = fit_store(

@@ -37,8 +37,9 @@ pytestmark = pytest.mark.compose
 
 
 class Stack:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *overrides: str, **settings: str) -> None:
         self.folder = folder
+        self.files = [argument for file in ("docker-compose.yml", *overrides) for argument in ("-f", file)]
         self.environment = {
             **os.environ,
             "COMPOSE_PROJECT_NAME": f"gliaflow-test-{PORT}",
@@ -46,10 +47,11 @@ class Stack:
             "GLIAFLOW_AMQPS_PORT": str(PORT - 1),
             "GLIAFLOW_MANAGEMENT_PORT": str(PORT + 1),
             "GLIAFLOW_VERSION": "test",
+            **settings,
         }
 
     def compose(self, *arguments: str, check: bool = True, **settings: str) -> str:
-        command = ["docker", "compose", "-f", "docker-compose.yml", *arguments]
+        command = ["docker", "compose", *self.files, *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment | settings, capture_output=True, text=True, timeout=600
         )
@@ -60,9 +62,8 @@ class Stack:
         return [json.loads(line) for line in self.compose("ps", "--format", "json").splitlines()]
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack from a copy of the checkout, up and healthy, as a clone would start it."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout."""
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
         unavailable("no Docker engine answers")
     folder = tmp_path_factory.mktemp("clone") / "gliaflow"
@@ -71,7 +72,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    stack = Stack(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack from a copy of the checkout, up and healthy, as a clone would start it."""
+    stack = Stack(clone(tmp_path_factory))
     stack.compose("up", "--build", "--wait", "--detach")
     yield stack
     if os.environ.get("GLIAFLOW_KEEP_STACK") != "1":

@@ -226,3 +226,17 @@ class TestPolicies:
             with broker.consume(Queue(EXTRACTOR.dead), 10) as dead:
                 take(dead)
         assert broker.depth(EXTRACTOR.dead) == 1
+
+
+def test_of_a_cluster_any_node_will_do(rabbitmq_server: str) -> None:
+    """Also where the others are gone; and a refusal stays one."""
+    parts = urlsplit(rabbitmq_server)
+    user, _, node = parts.netloc.rpartition("@")
+    for _ in range(4):  # nodes are tried in any order
+        with AmqpBroker(f"amqp://{user}@127.0.0.1:1,{node},127.0.0.1:2{parts.path}", connect_timeout=5) as broker:
+            assert broker.connected
+    with pytest.raises(BrokerError, match="refuses the access") as caught:
+        AmqpBroker(f"amqp://guest:s3cret@127.0.0.1:1,{node}/", connect_timeout=20)
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(ValueError, match="a node between the commas has no name"):
+        AmqpBroker(f"amqp://{user}@{node},/")
