@@ -9,6 +9,7 @@ import dataclasses
 import random
 from contextlib import suppress
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import msgpack
