@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import onnx
 from fuzz.bounds import readable
-from fuzz.tiny import network, networks, write_bundle
+from fuzz.tiny import network, networks, scratch, write_bundle
 from gliaflow_preprocessor.slices import UnusableScan, prepare
 from gliaflow_runtime.bundle import MANIFEST, Bundle, BundleError
 from gliaflow_runtime.inference import _cut
@@ -24,7 +22,7 @@ MAX_BYTES = 2**12
 PEAK_BYTES = 64 * 2**20
 BLIND = 0.4
 
-_folder = Path(tempfile.mkdtemp(prefix="gliaflow-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+_folder = scratch()
 write_bundle(_folder)
 _manifest = (_folder / MANIFEST).read_bytes()
 _volume = np.zeros((6, 6, 2), np.float32)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
-import tempfile
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import msgpack
 import numpy as np
 from fuzz.bounds import readable
-from fuzz.tiny import SIZE, TAP, write_bundle
+from fuzz.tiny import SIZE, TAP, scratch, write_bundle
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.grader import Grader
 from gliaflow_cli.client import Input
@@ -54,7 +52,7 @@ PEAK_BYTES = 48 * 2**20
 BLIND = 0.3
 LARGE = 2**20  # a scan's own grid of more voxels is not made here: how large it may be is the contract's MAX_VOXELS
 
-_folder = Path(tempfile.mkdtemp(prefix="gliaflow-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+_folder = scratch()
 _bundle = write_bundle(_folder)
 _synthesizer = Synthesizer(_bundle, threads=1)
 
@@ -265,7 +263,3 @@ def _spoil(node: Any, rng: random.Random) -> None:
             container[key] = rng.choice([value + 1, value - 1, -value, value * 2, float(value)])
         case _:
             container[key] = rng.choice(rng.choice((NUMBERS, FLOATS, OTHER)))
-
-
-def remove() -> None:
-    shutil.rmtree(_folder, ignore_errors=True)

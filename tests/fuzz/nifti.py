@@ -8,16 +8,14 @@ from __future__ import annotations
 import gzip
 import random
 import struct
-import tempfile
 import zlib
-from pathlib import Path
 from unittest.mock import patch
 
 import gliaflow_preprocessor.nifti as nifti
 import nibabel as nib
 import numpy as np
 from fuzz.bounds import readable
-from fuzz.tiny import write_bundle
+from fuzz.tiny import scratch, write_bundle
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_proto import Scan, ScanMessage, SlicesMessage, Source, decode, encode, restore
 from gliaflow_runtime.broker import Delivery
@@ -30,7 +28,7 @@ BLIND = 0.1
 CHANNELS = (None, None, "0", "1", "7", "-1", "FLAIR", "")
 
 MAX_VOXELS = 2**14  # as small as the inputs, so that a byte over the limit shows
-_folder = Path(tempfile.mkdtemp(prefix="gliaflow-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+_folder = scratch()
 _preprocessor = Preprocessor(write_bundle(_folder), connect("memory://fuzz"), [str(_folder)])
 _delivery = Delivery("gliaflow.preprocessor", "scan", b"")
 

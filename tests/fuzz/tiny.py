@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +82,10 @@ def write_bundle(folder: Path) -> Bundle:
         "versions": {},
     }
     return write_manifest(folder, manifest)
+
+
+def scratch() -> Path:
+    """A folder in memory, where there is one, that goes when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="gliaflow-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
