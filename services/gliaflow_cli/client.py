@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+import structlog
 from gliaflow_plugins.readers import Volume
 from gliaflow_preprocessor.sources import MAX_FILE_BYTES
 from gliaflow_proto import (
@@ -19,6 +20,7 @@ from gliaflow_proto import (
     GenerateMessage,
     Message,
     PredictionMessage,
+    ProtocolError,
     Scan,
     ScanMessage,
     Source,
@@ -35,6 +37,8 @@ from gliaflow_runtime.broker import Broker, Refused, Unroutable
 
 BY_VALUE_BYTES = 6 * 2**20  # a larger scan travels through an upload queue, in chunks of this size
 ROUTE_WAIT_S = 60.0  # how long stages may take to come up
+
+log = structlog.get_logger()
 
 
 class NoStage(Exception):
@@ -71,7 +75,7 @@ class Submission:
     def __init__(self, broker: Broker, *, by_uri: bool, patience_s: float = 600) -> None:
         self.id = uuid.uuid4().hex
         self._broker, self._by_uri, self._patience_s = broker, by_uri, patience_s
-        self._uploads: dict[str, str] = {}  # by scan
+        self._uploads: dict[str, list[str]] = {}  # by scan
         queue = submission_queue(self.id)
         broker.declare(queue)
         self._queue = queue
@@ -83,11 +87,11 @@ class Submission:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._consumer.close()
         self._broker.delete(self._queue.name)
-        for queue in self._uploads.values():
-            self._broker.delete(queue)
+        for scan in list(self._uploads):
+            self._forget_uploads(scan)
 
-    def submit(self, item: Input) -> str:
-        """Send a scan; returns its id.
+    def submit(self, item: Input, attempt: int = 0) -> str:
+        """Send a scan; returns its id. A higher ``attempt`` takes the place of those before it.
 
         Raises
         ------
@@ -102,6 +106,7 @@ class Submission:
             patient=item.patient,
             cohort=item.cohort,
             label=item.grade,
+            attempt=attempt,
         )
         if item.volume is not None:
             data = item.volume.read()
@@ -138,12 +143,20 @@ class Submission:
         delivery = self._consumer.next(timeout)
         if delivery is None:
             return None
-        message = decode(delivery.body)
-        assert isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage)  # as the queue is bound
-        if upload := self._uploads.pop(message.scan.id, None):
-            self._broker.delete(upload)
+        try:
+            message = decode(delivery.body)
+        except ProtocolError as error:  # anybody may publish: it is no reason to give up the scans that are out
+            log.warning("passed over what is no answer", reason=str(error))
+            message = None
         self._consumer.ack(delivery)
+        if not isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage):
+            return None
+        self._forget_uploads(message.scan.id)
         return message
+
+    def _forget_uploads(self, scan_id: str) -> None:
+        for queue in self._uploads.pop(scan_id, ()):
+            self._broker.delete(queue)
 
     def _by_reference(self, path: Path) -> Source:
         with path.open("rb"):
@@ -156,9 +169,9 @@ class Submission:
         rest = file.read(1)
         if not rest:
             return Source(data=data)
-        queue = upload_queue(message_id(self.id, scan_id))  # its own: another may be sending the same scan
+        queue = upload_queue(uuid.uuid4().hex)  # its own: another may be sending the same scan, or we again
         self._broker.declare(queue)
-        self._uploads[scan_id] = queue.name
+        self._uploads.setdefault(scan_id, []).append(queue.name)
         chunks = 0
         chunk = data
         while chunk:
