@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pika
 import structlog
+from pika.adapters.utils.connection_workflow import AMQPConnectorException  # a handshake that stalls is no AMQPError
 from pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
@@ -203,7 +204,7 @@ class Link:
                 if self._opened.done():
                     self._log.info("broker connected again")
                 return True
-            except (AMQPError, OSError) as error:
+            except (AMQPError, AMQPConnectorException, OSError) as error:
                 self._disconnect()
                 if not self._opened.done():
                     self._refuse(error)
@@ -222,7 +223,8 @@ class Link:
             self._opened.set_exception(error)
             raise BrokerError(text(error)) from None
         denied = (AuthenticationError, ProbableAuthenticationError, ProbableAccessDeniedError)
-        if isinstance(error, denied) or getattr(error, "reply_code", 0) in (403, 530):
+        cut = "StreamLostError" in str(error)  # in the handshake: pika takes that for a refusal
+        if (isinstance(error, denied) and not cut) or getattr(error, "reply_code", 0) in (403, 530):
             raise BrokerError(
                 f"RabbitMQ at {self._url} refuses the access ({text(error)}): "
                 "check user, password and virtual host of the URL"
