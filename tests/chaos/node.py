@@ -54,7 +54,7 @@ class Node:
         time.sleep(down_s)
         command = [*self._ctl[:-1], str(Path(self._ctl[-1]).with_name("rabbitmq-server"))]
         with (self._folder / "rabbitmq-server.log").open("ab") as out:
-            self._server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+            self._server = subprocess.Popen(command, stdout=out, stderr=out, cwd=self._folder, start_new_session=True)
         self.await_answer()
         self.pid = self._pid()
 
