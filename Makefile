@@ -4,7 +4,7 @@ DEMO := .venv-demo
 DEV := .venv
 PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-compose check fuzz bench bundle sbom clean
+.PHONY: help demo test test-compose check fuzz chaos bench bundle sbom clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ fuzz: $(DEV)/.done ## coverage-guided fuzzing of what comes from outside, RUNS=1
 bench: $(DEV)/.done ## speed beside a bare onnxruntime loop, on both brokers
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python bench/pipeline.py
 	$(DEV)/bin/python bench/codec.py
+
+chaos: $(DEV)/.done ## faults while scans stream: 1,000 scans, 200 faults; CHAOS='--seed 7 --only kill-stage' for others
+	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python tests/chaos $(or $(CHAOS),--seed 1)
 
 bundle: $(DEV)/.done ## train the shipped demonstration bundle again, on phantoms
 	$(DEV)/bin/gliaflow phantom out/phantoms --patients 200 --seed 1

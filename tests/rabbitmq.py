@@ -142,6 +142,7 @@ def private(stack: ExitStack, home: Path) -> dict[str, str]:
         "RABBITMQ_LOG_BASE": str(home / "log"),
         "ERL_EPMD_PORT": str(epmd),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_CRASH_DUMP_SECONDS": "0",  # nothing of it into the folder where the command runs
     }
     environment = os.environ | settings
     # Erlang would start its port mapper as a daemon that outlives us

@@ -101,12 +101,13 @@ class ScanMessage(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class SlicesMessage(Message):
-    """Slices ready for the U-Net: ``image`` FP16 [n, 1, rows, columns], normalised."""
+    """Slices ready for the U-Net: ``image`` FP16 [n, 1, rows, columns], normalised as ``bundle`` (or "") says."""
 
     kind: ClassVar[str] = "slices"
 
     geometry: Geometry
     image: Tensor = field(metadata=MAPS)
+    bundle: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

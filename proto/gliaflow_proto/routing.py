@@ -47,7 +47,7 @@ class Queue:
 PREPROCESSOR = Queue("gliaflow.preprocessor", ("scan",))
 EXTRACTOR = Queue("gliaflow.extractor", ("slices",))
 CLASSIFIER = Queue("gliaflow.classifier", ("features.*",))
-ASSEMBLER = Queue("gliaflow.assembler", ("graded", "failure.*"), single_active=True)
+ASSEMBLER = Queue("gliaflow.assembler", ("graded", "failure.*", "prediction.*"), single_active=True)
 GENERATOR = Queue("gliaflow.generator", ("generate",))
 BALANCER = Queue("gliaflow.balancer", ("features.labelled",))
 STAGE_QUEUES = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, ASSEMBLER, GENERATOR, BALANCER)  # of the services

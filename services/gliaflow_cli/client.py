@@ -81,7 +81,7 @@ class Submission:
     def __init__(self, broker: Broker, *, by_uri: bool, patience_s: float = 600) -> None:
         self.id = uuid.uuid4().hex
         self._broker, self._by_uri, self._patience_s = broker, by_uri, patience_s
-        self._uploads: dict[str, str] = {}  # by scan
+        self._uploads: dict[str, list[str]] = {}  # by scan
         self.unreadable = ""  # why the last answer was passed over that could not be read
         queue = submission_queue(self.id)
         broker.declare(queue)
@@ -94,11 +94,11 @@ class Submission:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._consumer.close()
         self._broker.delete(self._queue.name)
-        for queue in self._uploads.values():
-            self._broker.delete(queue)
+        for scan in list(self._uploads):
+            self._forget_uploads(scan)
 
-    def submit(self, item: Input) -> str:
-        """Send a scan; returns its id.
+    def submit(self, item: Input, attempt: int = 0) -> str:
+        """Send a scan; returns its id. A higher ``attempt`` takes the place of those before it.
 
         Raises
         ------
@@ -114,6 +114,7 @@ class Submission:
             cohort=item.cohort,
             label=item.grade,
             sent=time.time(),
+            attempt=attempt,
         )
         if item.uri:
             source = Source(uri=item.uri)
@@ -162,10 +163,13 @@ class Submission:
                 continue
             with tracing.span("answer", message):
                 pass  # where the trace ends
-            if upload := self._uploads.pop(message.scan.id, None):
-                self._broker.delete(upload)
+            self._forget_uploads(message.scan.id)
             return message
         return None
+
+    def _forget_uploads(self, scan_id: str) -> None:
+        for queue in self._uploads.pop(scan_id, ()):
+            self._broker.delete(queue)
 
     def _by_reference(self, path: Path) -> Source:
         with open_ordinary(path):
@@ -178,9 +182,9 @@ class Submission:
         rest = file.read(1)
         if not rest:
             return Source(data=data)
-        queue = upload_queue(message_id(self.id, scan_id))  # its own: another may be sending the same scan
+        queue = upload_queue(uuid.uuid4().hex)  # its own: another may be sending the same scan, or we again
         self._broker.declare(queue)
-        self._uploads[scan_id] = queue.name
+        self._uploads.setdefault(scan_id, []).append(queue.name)
         chunks = 0
         chunk = data
         while chunk:

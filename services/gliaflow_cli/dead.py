@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -23,14 +24,19 @@ Letter = tuple[Queue, Consumer, Delivery]
 def list_letters(settings: Settings, console: Console) -> None:
     """``gliaflow dead list``."""
     with open_broker(settings) as broker, _letters(broker) as letters:
+        # copies: their stage ended between writing the dead letter and letting go of the message
+        copies = Counter((queue.name, letter.message_id or letter.body) for queue, _, letter in letters)
+        count = len(copies)
         for queue, _, letter in letters:
+            if not (times := copies.pop((queue.name, letter.message_id or letter.body), 0)):
+                continue
             scan = message.scan.name or message.scan.id if (message := _decoded(letter)) else "?"
             died = letter.headers.get(DIED_AT, "?")[:19]
             where = queue.name.removeprefix("gliaflow.")
             line = f"{letter.message_id[:12] or '?':12}  {died:19}  {where:12}  {scan}: {reason(letter)}"
+            line += f" ({times} copies)" if times > 1 else ""
             console.print(line, soft_wrap=True)
         hidden = _waiting(broker)
-        count = len(letters)
     if hidden:
         console.print(f"and {hidden} more (gliaflow dead replay or a look at the broker's management page)")
     console.print(f"{count + hidden} dead letters on {settings.broker.split('@')[-1]}")

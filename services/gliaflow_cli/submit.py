@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gliaflow_cli.inputs import write_mask
 
 TABLE = "predictions.csv"
 WRITE_EVERY_S = 2.0  # the table is written whole, so not for each of ten thousand scans
+PATIENCE = 6  # after this part of the time-out without any answer, what is out is sent again; then after twice that
 IN_FLIGHT = 16  # scans sent and not yet answered: enough to keep every stage busy, few enough to be fair to others
 
 
@@ -54,7 +56,8 @@ def submit(
     out: the folder for ``predictions.csv`` and ``<scan>_seg.nii.gz``.
     broker: a connection of its own.
     by_uri: as for ``Submission``.
-    timeout_s: with no answer at all for so long, the scans still out are given up.
+    timeout_s: with no answer at all for so long, the scans still out are given up. Before that they are sent again:
+        their messages may have gone with a queue that was deleted, or a disk.
     known: rows of former runs, by scan, which stay in the table.
     alive: called now and then; raises when there is no point in waiting any longer.
     answered: called for each input with its row.
@@ -87,12 +90,14 @@ def submit(
         answered(item, row, prediction)
 
     with Submission(broker, by_uri=by_uri, patience_s=timeout_s) as submission:
-        last = time.monotonic()
+        last = asked = time.monotonic()
+        patience, attempt = timeout_s / PATIENCE, 0
         while waiting or sent:
             while waiting and len(sent) < IN_FLIGHT:
                 item = waiting.pop()
                 try:
                     sent[submission.submit(item)] = item, time.monotonic()
+                    asked = time.monotonic()
                 except (OSError, ValueError) as error:
                     reason = str(getattr(error, "strerror", None) or error)
                     reason = reason if item.where in reason else f"{item.where}: {reason}"
@@ -100,7 +105,8 @@ def submit(
             alive()
             answer = submission.answer(timeout=1.0) if sent else None
             if answer is not None and answer.scan.id in sent:
-                last = time.monotonic()
+                last = asked = time.monotonic()
+                patience = timeout_s / PATIENCE
                 item, started = sent.pop(answer.scan.id)
                 seconds = round(last - started, 3)
                 if isinstance(answer, PredictionMessage):
@@ -120,6 +126,13 @@ def submit(
                         reason = f"no answer that can be read within {timeout_s:g} s: {submission.unreadable}"
                     settle(item, Row(item.name, item.patient, error=reason, seconds=round(last - started, 3)))
                 sent.clear()
+            elif time.monotonic() - asked > patience:
+                attempt += 1
+                patience *= 2
+                for item, _ in sent.values():
+                    with suppress(OSError, ValueError):  # the file has gone: the message may be on its way still
+                        submission.submit(item, attempt)
+                asked = time.monotonic()
     write()
     return [rows[i.name] for i in inputs]
 

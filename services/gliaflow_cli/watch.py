@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,9 +54,17 @@ def watch(inbox: Path, out: Path, settings: Settings) -> None:
 
             def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
                 log.info("answered", status=row.status, seconds=row.seconds)
-                (out / f"{item.name}.json").write_text(json.dumps(asdict(row), indent=2) + "\n", encoding="utf-8")
+                _write_answer(out, item, row)
 
             submit(new, out, broker, by_uri=False, timeout_s=TIMEOUT_S, known=known, alive=alive, answered=answered)
+
+
+def _write_answer(out: Path, item: Input, row: Row) -> None:
+    """The answer to a scan, with the scan's time and not ours: the clock may be set back meanwhile."""
+    answer = out / f"{item.name}.json"
+    answer.write_text(json.dumps(asdict(row), indent=2) + "\n", encoding="utf-8")
+    with suppress(OSError):  # the scan has gone
+        os.utime(answer, ns=(_changed(item.path), _changed(item.path)))
 
 
 def _new(inbox: Path, out: Path) -> list[Input]:
@@ -65,11 +75,17 @@ def _new(inbox: Path, out: Path) -> list[Input]:
     fresh = []
     for item in found:
         try:
-            changed = item.path.stat().st_mtime_ns, item.path.stat().st_ctime_ns
+            changed = _changed(item.path)
         except OSError:
             continue  # it went again
         answer = out / f"{item.name}.json"
-        answered = answer.exists() and answer.stat().st_mtime_ns >= max(changed)
-        if not answered and time.time_ns() - max(changed) > SETTLED_S * 1e9:
+        answered = answer.exists() and answer.stat().st_mtime_ns >= changed
+        if not answered and abs(time.time_ns() - changed) > SETTLED_S * 1e9:  # abs: the clock may have been set back
             fresh.append(item)
     return fresh
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written or moved into place."""
+    found = path.stat()
+    return max(found.st_mtime_ns, found.st_ctime_ns)

@@ -99,6 +99,11 @@ class Extractor(Stage):
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         slices = expect(message, SlicesMessage)
+        if slices.bundle not in ("", self._bundle.id):
+            raise ProtocolError(
+                f"bundle: slices are prepared for {slices.bundle}, but this extractor serves {self._bundle.id}; "
+                "give all stages the same bundle"
+            )
         if len(slices.geometry.slices) > (most := self._bundle.slices_per_part(MAX_MESSAGE_BYTES)):
             raise ProtocolError(f"geometry.slices: {len(slices.geometry.slices)}, but a part has at most {most} here")
         if slices.image.shape != (expected := (len(slices.geometry.slices), 1, *self._unet.size)):

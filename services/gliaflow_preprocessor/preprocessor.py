@@ -61,6 +61,7 @@ class Preprocessor(Stage):
                 scan=scan.scan,
                 part=[index, count],
                 trace=scan.trace,
+                bundle=self._bundle.id,
                 geometry=some.geometry,
                 image=some.image[:, None].astype(np.float16),
             )

@@ -283,6 +283,7 @@ class AmqpConsumer(Consumer):
 
     def _lost(self) -> None:
         self._open.clear()  # all of it comes again
+        self.lost = self._tag
 
     def _ended(self) -> None:
         self._open.clear()

@@ -37,7 +37,7 @@ class Access:
     cert: Path | None = None
     key: Path | None = None
 
-    def parameters(self, url: str, name: str, about: Mapping[str, str]) -> list[Any]:
+    def parameters(self, url: str, name: str, about: Mapping[str, str] | None = None) -> list[Any]:
         """What pika needs to connect to each node that ``url`` names, with commas between.
 
         ``name`` and ``about`` are shown on the broker's management page.
@@ -70,7 +70,7 @@ class Access:
                 parameters.heartbeat = HEARTBEAT_S
             if parameters.blocked_connection_timeout is None:
                 parameters.blocked_connection_timeout = BLOCKED_S
-            parameters.client_properties = {**about, "connection_name": f"gliaflow {name}"}
+            parameters.client_properties = {**(about or {}), "connection_name": f"gliaflow {name}"}
         return found
 
     def _tls(self) -> ssl.SSLContext:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import pika
 import structlog
+from pika.adapters.utils.connection_workflow import AMQPConnectorException  # a handshake that stalls is no AMQPError
 from pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
@@ -72,7 +73,7 @@ class Link:
         about: Mapping[str, str] | None = None,
     ) -> None:
         self.failure: BrokerError | None = None
-        self._parameters: Callable[[], list[Any]] = lambda: access.parameters(url, name, about or {})
+        self._parameters: Callable[[], list[Any]] = lambda: access.parameters(url, name, about)
         self._parameters()  # what is wrong with URL or files is told at once
         self._url = without_password(url)
         self._first_timeout, self._outage_timeout = timeouts
@@ -207,7 +208,8 @@ class Link:
                 if self._opened.done():
                     self._log.info("broker connected again")
                 return True
-            except (AMQPError, OSError, BrokerError) as error:  # BrokerError: a file that is being changed
+            # BrokerError: a file that is being changed
+            except (AMQPError, AMQPConnectorException, OSError, BrokerError) as error:
                 self._disconnect()
                 if not self._opened.done():
                     self._refuse(error)
@@ -226,7 +228,8 @@ class Link:
             self._opened.set_exception(error)
             raise BrokerError(text(error)) from None
         denied = (AuthenticationError, ProbableAuthenticationError, ProbableAccessDeniedError)
-        if isinstance(error, denied) or getattr(error, "reply_code", 0) in (403, 530):
+        cut = "StreamLostError" in str(error)  # in the handshake: pika takes that for a refusal
+        if (isinstance(error, denied) and not cut) or getattr(error, "reply_code", 0) in (403, 530):
             raise BrokerError(
                 f"RabbitMQ at {self._url} refuses the access ({text(error)}): "
                 "check user, password (of the URL, or in broker_password_file) and virtual host"

@@ -71,7 +71,13 @@ class QueueState:
 
 
 class Consumer(ABC):
-    """Deliveries of one queue. Used from one thread; compute as long as you like between calls."""
+    """Deliveries of one queue. Used from one thread; compute as long as you like between calls.
+
+    ``lost`` is the highest tag of a delivery that went with its connection: all up to it come again, perhaps to
+    another consumer. What has a higher tag came by a later connection.
+    """
+
+    lost: int = 0
 
     @abstractmethod
     def next(self, timeout: float) -> Delivery | None:

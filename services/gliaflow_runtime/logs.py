@@ -6,12 +6,14 @@ where it was raised tell as much to who mends it.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -31,7 +33,7 @@ def configure_logging(level: str, form: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=False,
     )
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its connection troubles are ours to tell
@@ -56,3 +58,16 @@ def _trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
     if lines:
         event["exception"] = "".join(lines).rstrip()
     return event
+
+
+class _Stderr(io.TextIOBase):
+    """Where the log goes. A full disk behind it, or nobody who reads on, is no reason to stop work."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()

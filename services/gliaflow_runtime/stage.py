@@ -73,6 +73,10 @@ class Stage(ABC):
         """Called about once a second between messages, for work that is due by time."""
         return None
 
+    def lost(self) -> None:
+        """Called when the connection was lost: each delivery that was kept open comes again, perhaps to another."""
+        return None
+
 
 class Worker:
     """Runs one stage on one broker connection until it is told to stop.
@@ -127,13 +131,17 @@ class Worker:
             self.consuming = True
             self._log.info("consuming", queue=self.stage.queue.name)
             last_idle = time.monotonic()
+            lost = 0
             while not self._stop.is_set():
                 started = time.monotonic()
                 delivery = consumer.next(timeout=0.5)
                 self._spent("wait", started)
-                if delivery is not None:
+                if consumer.lost != lost:
+                    lost = consumer.lost
+                    self.stage.lost()
+                if delivery is not None and delivery.tag > lost:
                     self._taken = time.monotonic()
-                    self._carry_out(self._work_on(delivery), consumer)
+                    self._carry_out(self._work_on(delivery, consumer), consumer)
                     self._taken = None
                 if time.monotonic() - last_idle > 1:
                     last_idle = time.monotonic()
@@ -141,7 +149,7 @@ class Worker:
             self.consuming = False
         self._log.info("drained")
 
-    def _work_on(self, delivery: Delivery) -> _Plan:
+    def _work_on(self, delivery: Delivery, consumer: Consumer) -> _Plan:
         """Decode, compute and encode; a fault becomes a dead letter or another attempt."""
         started = time.monotonic()
         message: Message | None = None
@@ -156,22 +164,30 @@ class Worker:
                         )
                     return _plan(self.stage.handle(message, delivery), delivery, (message.trace, trace))
         except (InvalidInput, ProtocolError) as error:
-            return self._failed(delivery, message, str(error))
+            return self._failed(delivery, message, str(error), consumer)
         except BrokerError:
             raise
         except Exception as error:
             self._log.exception("fault", scan=message.scan.id if message else None, attempt=delivery.attempts + 1)
             if delivery.attempts + 1 >= self.max_attempts:
-                return self._failed(delivery, message, f"unexpected {where(error)}; the log of the stage has more")
+                return self._failed(
+                    delivery, message, f"unexpected {where(error)}; the log of the stage has more", consumer
+                )
             time.sleep(min(2.0, 0.2 * 2**delivery.attempts))
             return _Plan(requeue=[delivery])
         finally:
             self._spent("compute", started)
             metrics.MESSAGE_SECONDS.labels(self.stage.name).observe(time.monotonic() - started)
 
-    def _failed(self, delivery: Delivery, message: Message | None, reason: str) -> _Plan:
-        """A dead letter, and the news of it to whoever waits for the scan."""
+    def _failed(self, delivery: Delivery, message: Message | None, reason: str, consumer: Consumer) -> _Plan:
+        """A dead letter, and the news of it to whoever waits for the scan.
+
+        Not where the delivery was lost meanwhile: it comes again, or another has it, and has perhaps answered.
+        """
         scan, trace = (message.scan.id, message.trace[3:35]) if message else (None, None)
+        if delivery.tag <= consumer.lost:
+            self._log.warning("given to another", scan=scan, trace=trace, reason=reason)
+            return _Plan()
         self._log.warning("dead letter", scan=scan, trace=trace, reason=reason)
         if message is None or isinstance(message, FailureMessage) or not self.stage.announces_failures:
             return _Plan(dead=[(delivery, reason)])

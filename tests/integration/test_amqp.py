@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 import uuid
@@ -68,6 +70,7 @@ def test_a_consumer_goes_on_after_its_connection_was_cut(
             delivery = take(consumer)
             consumer.ack(delivery)
             seen[delivery.body] = delivery.attempts
+            assert delivery.tag > consumer.lost >= in_work.tag
         assert seen[b"0"] == 1
         assert consumer.next(0.2) is None
         assert broker.connected
@@ -95,8 +98,8 @@ def test_a_publisher_loses_nothing_when_its_connection_is_cut(
     thread.join(30)
     assert not thread.is_alive()
     with broker.consume(queue, 1000) as consumer:
-        arrived = set()
-        while delivery := consumer.next(0.5):
+        arrived: set[str] = set()
+        while len(arrived) < len(sent) and (delivery := consumer.next(10)):
             arrived.add(delivery.message_id)
             consumer.ack(delivery)
     assert arrived == {str(number) for number in sent}
@@ -162,6 +165,49 @@ def test_a_virtual_host_that_is_not_there_is_an_error_at_once(rabbitmq_server: s
     parts = urlsplit(rabbitmq_server)
     with pytest.raises(BrokerError, match="virtual host"):
         AmqpBroker(f"amqp://{parts.netloc}/nowhere")
+
+
+@pytest.mark.parametrize("messages", [1, 2, 3])
+def test_a_connection_that_is_cut_in_the_handshake_is_tried_again(rabbitmq_server: str, messages: int) -> None:
+    """And not taken for a wrong password."""
+    parts = urlsplit(rabbitmq_server)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        cut = threading.Thread(target=_cut_first, args=[listener, (parts.hostname, parts.port), messages])
+        cut.start()
+        port = listener.getsockname()[1]
+        with AmqpBroker(f"amqp://{parts.username}:{parts.password}@127.0.0.1:{port}/", connect_timeout=20) as broker:
+            assert broker.connected
+        cut.join()
+
+
+def _cut_first(listener: socket.socket, target: tuple[str, int], messages: int) -> None:
+    """Pass so many messages of the server on to the first that comes, then hang up; the second is served."""
+    near, _ = listener.accept()
+    with near, socket.create_connection(target) as far, contextlib.suppress(OSError):
+        for _ in range(messages):
+            far.sendall(near.recv(4096))
+            near.sendall(far.recv(4096))
+    near, _ = listener.accept()
+    with near, socket.create_connection(target) as far:
+        back = threading.Thread(target=_pass_on, args=[far, near])
+        back.start()
+        _pass_on(near, far)
+        back.join()
+
+
+def _pass_on(source: socket.socket, to: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(4096):
+            to.sendall(data)
+        to.shutdown(socket.SHUT_WR)
+
+
+def test_a_broker_that_takes_the_connection_and_says_nothing_is_waited_for_and_no_fault_of_ours() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(BrokerError, match=r"no RabbitMQ at .* within 1 s \(Timeout during AMQP handshake"),
+    ):
+        AmqpBroker(f"amqp://127.0.0.1:{silent.getsockname()[1]}/?stack_timeout=0.3", connect_timeout=1)
 
 
 def test_no_broker_is_an_error_that_says_what_to_do() -> None:

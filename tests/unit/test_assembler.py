@@ -2,13 +2,26 @@
 
 import dataclasses
 import itertools
+import threading
 import time
 
 import numpy as np
 import pytest
-from gliaflow_classifier.assembler import Assembler
-from gliaflow_proto import FailureMessage, Geometry, GradedMessage, PredictionMessage, ProtocolError, Scan, encode
+from gliaflow_classifier.assembler import NEWS_ATTEMPTS, Assembler
+from gliaflow_proto import (
+    FailureMessage,
+    Geometry,
+    GradedMessage,
+    PredictionMessage,
+    ProtocolError,
+    Queue,
+    Scan,
+    encode,
+)
+from gliaflow_proto.routing import ASSEMBLER
 from gliaflow_runtime.broker import Delivery
+from gliaflow_runtime.memory import MemoryBroker
+from gliaflow_runtime.stage import Outcome, Worker
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
@@ -209,3 +222,116 @@ def test_metrics_tell_how_many_scans_are_open_how_long_one_waits_and_how_long_a_
     assert told("gliaflow_open_scans") == 1
     assert told("gliaflow_scan_seconds_count") == before + 1
     assert 40 <= told("gliaflow_scan_seconds_sum") - took < 45
+
+
+def prediction_of(stage, **about):
+    """What a complete scan is answered."""
+    return predictions([deliver(stage, part(index, **about))[1] for index in range(3)])[0]
+
+
+def test_a_later_assembler_knows_from_the_news_which_scans_have_ended():
+    """One that took over: of a scan that another has answered, a late copy of a part waits for nothing."""
+    stage = assembler(timeout_s=0.01)
+    news, outcome = deliver(stage, prediction_of(assembler()), 1)
+    assert outcome.done == [], "the news stays with the broker, for whoever is next"
+    assert deliver(stage, part(1), 2)[1] == Outcome()
+    time.sleep(0.02)
+    assert [d.tag for d in stage.idle().done] == [news.tag], "it is let go of in time"
+    assert stage.idle() is None
+
+
+def test_parts_that_were_held_when_another_answered_are_copies():
+    stage = assembler()
+    held, _ = deliver(stage, part(0), 1)
+    assert deliver(stage, prediction_of(assembler()), 2)[1].done == [held]
+    assert stage.idle() is None
+
+
+def test_of_the_news_only_the_latest_is_kept(monkeypatch):
+    monkeypatch.setattr("gliaflow_classifier.assembler.KEPT_NEWS", 2)
+    stage = assembler()
+    outcomes = [deliver(stage, prediction_of(assembler(), scan=f"s{n}"), n)[1] for n in range(4)]
+    assert [[d.tag for d in outcome.done] for outcome in outcomes] == [[], [], [0], [1]]
+
+
+def test_news_that_went_from_hand_to_hand_too_often_is_let_go_before_it_is_a_dead_letter():
+    stage = assembler()
+    news = failure()
+    delivery = dataclasses.replace(Delivery("q", "failure.sub", encode(news)), attempts=NEWS_ATTEMPTS)
+    assert stage.max_attempts > NEWS_ATTEMPTS
+    assert stage.handle(news, delivery).done == [delivery]
+
+
+def test_what_went_with_a_lost_connection_is_nobodys_to_give_up():
+    """Its parts come again, perhaps to another assembler, which answers: no failure is told here."""
+    stage = assembler(timeout_s=0.01)
+    deliver(stage, part(0))
+    deliver(stage, failure(), 1)
+    stage.lost()
+    time.sleep(0.02)
+    assert stage.idle() is None
+    assert deliver(stage, part(0), 2)[1].dead, "but that a scan has failed is remembered"
+
+
+def test_a_process_that_was_stopped_gives_up_nothing_when_it_goes_on(monkeypatch):
+    monkeypatch.setattr("gliaflow_classifier.assembler.TICK_S", 0.01)
+    stage = assembler(timeout_s=0.05)
+    deliver(stage, part(0))
+    time.sleep(0.1)  # stopped: nothing looked at the time
+    assert stage.idle() is None
+    given_up = []
+    while not given_up:
+        time.sleep(0.005)
+        given_up = (stage.idle() or Outcome()).dead
+    assert "did not come" in given_up[0][1]
+
+
+def test_a_scan_that_is_sent_again_takes_the_place_of_what_was_there():
+    """The client asked again, since parts of the first attempt went with a queue that was deleted."""
+    stage = assembler()
+    old, _ = deliver(stage, part(0), 1)
+    first, outcome = deliver(stage, part(0, attempt=1), 2)
+    assert outcome.done == [old]
+    assert deliver(stage, part(1), 3)[1] == Outcome(), "what still comes of the first is a copy"
+    outcomes = [deliver(stage, part(index, attempt=1), 4 + index)[1] for index in (1, 2)]
+    assert len(predictions(outcomes)) == 1
+    assert first in outcomes[-1].done
+
+
+def test_a_scan_that_was_answered_is_answered_again_when_it_is_sent_again():
+    """The client asked again, since the answer went with its queue."""
+    stage = assembler()
+    first, again = prediction_of(stage), prediction_of(stage, attempt=1)
+    assert (first.id, first.p_hgg) == (again.id, again.p_hgg)
+    assert prediction_of(assembler()).id == first.id
+
+
+def test_when_another_takes_over_a_late_copy_of_a_part_waits_for_nothing():
+    """Two assemblers on a broker: the first answers and leaves; then a part of that scan comes once more."""
+    answers = Queue("answers", ("prediction.*", "failure.*"))
+    with MemoryBroker() as broker:
+        broker.declare(ASSEMBLER)
+        broker.declare(answers)
+        workers = [Worker(assembler(timeout_s=5.0), broker.attach()) for _ in range(2)]
+        threads = [threading.Thread(target=worker.run) for worker in workers]
+
+        def send(index):
+            broker.publish("graded", encode(part(index)))
+
+        threads[0].start()
+        for index in range(3):
+            send(index)
+        with broker.consume(answers, 10) as consumer:
+            assert consumer.next(10) is not None
+            workers[0].stop()
+            threads[0].join()
+            assert broker.depth(ASSEMBLER.name) == 1, "the news of the answer"
+            threads[1].start()
+            send(1)
+            while broker.depth(ASSEMBLER.name):
+                time.sleep(0.01)
+            workers[1].stop()
+            threads[1].join()
+            assert consumer.next(0.1) is None, "nothing more is told"
+        assert broker.depth(ASSEMBLER.name) == 1, "and only the news is left again"
+        assert broker.depth(ASSEMBLER.dead) == 0

@@ -10,7 +10,7 @@ import pytest
 from broken import good_scan
 from gliaflow_cli.inputs import UsageError
 from gliaflow_plugins.base import PluginError
-from gliaflow_plugins.pipeline import parse_step, read_steps
+from gliaflow_plugins.pipeline import parse_named, read_augmentations
 from rich.console import Console
 
 pytest.importorskip("matplotlib")
@@ -65,11 +65,11 @@ def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
 def test_a_pipeline_is_read_from_toml(tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text('[[augmentation]]\nname = "hflip"\n[[augmentation]]\nname = "rotation"\ndegrees = 10\n')
-    assert read_steps(file) == [("hflip", {}), ("rotation", {"degrees": 10})]
+    assert read_augmentations(file) == [("hflip", {}), ("rotation", {"degrees": 10})]
     assert draw(tmp_path, augmentations=[], pipeline=file).exists()
-    assert parse_step("rotation:degrees=10,a=b") == ("rotation", {"degrees": "10", "a": "b"})
+    assert parse_named("rotation:degrees=10,a=b") == ("rotation", {"degrees": "10", "a": "b"})
     with pytest.raises(PluginError, match="'degrees' is not option=value"):
-        parse_step("rotation:degrees")
+        parse_named("rotation:degrees")
 
 
 @pytest.mark.parametrize(
@@ -85,4 +85,4 @@ def test_a_pipeline_that_is_none_is_told(tmp_path: Path, text: str, told: str) -
     file = tmp_path / "p.toml"
     file.write_text(text)
     with pytest.raises(PluginError, match=told):
-        read_steps(file)
+        read_augmentations(file)

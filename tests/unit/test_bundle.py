@@ -3,9 +3,13 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from gliaflow_extractor.extractor import Extractor, UNet
+from gliaflow_proto import Geometry, ProtocolError, Scan, SlicesMessage
+from gliaflow_runtime.broker import Delivery
 from gliaflow_runtime.bundle import Bundle, BundleError, demo_bundle, load_bundle
 from gliaflow_runtime.inference import DeviceError, Network
 
@@ -143,3 +147,25 @@ def test_a_bundle_is_pinned_by_the_digest_of_its_manifest():
     other = "0" * 64
     with pytest.raises(BundleError, match=f"manifest.json: its sha256 is {digest}, but bundle_sha256 pins {other}"):
         load_bundle(None, sha256=other)
+
+
+def test_slices_that_were_prepared_for_another_bundle_are_refused():
+    """While the stages go over to another one by one: a scan that went through both would be graded wrongly."""
+    bundle = load_bundle(None)
+    geometry = Geometry(
+        affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+        shape=[128, 128, 1],
+        orientation=[0, 1, 1, 1, 2, 1],
+        origin=[0.0, 0.0],
+        step=[1.0, 1.0],
+        size=[128, 128],
+        slices=[0],
+    )
+    image = np.zeros((1, 1, 128, 128), np.float16)
+    slices = SlicesMessage(id="s", scan=Scan(id="s"), geometry=geometry, image=image, bundle="another@0")
+    extractor = Extractor(bundle, UNet(bundle, threads=1))
+    with pytest.raises(ProtocolError, match=r"another@0.* give all stages the same bundle"):
+        extractor.handle(slices, Delivery("q", "slices", b""))
+    for name in ("", bundle.id):
+        (features,) = extractor.handle(replace(slices, bundle=name), Delivery("q", "slices", b"")).publish
+        assert features.bundle == bundle.id

@@ -1,5 +1,9 @@
 """A flag wins over the environment, the environment over the file; a wrong value names its setting."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from gliaflow_cli.main import app
 from gliaflow_runtime.settings import Settings, SettingsError, available_cores, load_settings
@@ -69,3 +73,18 @@ def test_every_setting_is_described():
 def test_cores_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
     assert available_cores() == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_full_disk_behind_the_log_stops_nobody():
+    code = """
+import structlog
+from gliaflow_runtime.logs import configure_logging
+configure_logging("info", "json")
+for _ in range(10_000):
+    structlog.get_logger().info("a line that cannot be written")
+print("still here")
+"""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True)
+    assert done.stdout == "still here\n"

@@ -279,3 +279,71 @@ def test_what_a_stage_makes_of_a_message_goes_on_in_its_trace():
     with Running(Echo()) as running:  # it gives its answers no trace of its own
         running.send(encode(replace(message(), trace=trace)))
         assert decode(running.take(OUT).body).trace == trace
+
+
+class Losing(MemoryBroker):
+    """A broker whose consumers lose their connection when they are told to: what was open comes again."""
+
+    def consume(self, queue, prefetch):
+        self.consumer = super().consume(queue, prefetch)
+        return self.consumer
+
+    def lose(self):
+        consumer = self.consumer
+        with consumer._state.changed:
+            held, consumer.lost = list(consumer._held.values()), consumer._tag
+            consumer._held.clear()
+            consumer._state.give_back(IN.name, held)
+
+
+def test_a_stage_that_keeps_deliveries_open_is_told_when_they_are_lost():
+    kept, told = [], threading.Event()
+
+    class Keeper(Echo):
+        def handle(self, message, delivery):
+            kept.append(delivery.tag)
+            return Outcome(done=[])
+
+        def lost(self):
+            told.set()
+
+    broker = Losing()
+    broker.declare(IN)
+    worker = Worker(Keeper(), broker, prefetch=5)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    broker.publish("generate", encode(message()))
+    while not kept:
+        time.sleep(0.01)
+    assert not told.is_set()
+    broker.lose()
+    while len(kept) < 2:
+        time.sleep(0.01)
+    assert told.is_set(), "before it is handed the message anew"
+    worker.stop()
+    thread.join(10)
+
+
+def test_what_was_lost_meanwhile_is_not_this_stages_to_give_up():
+    """A process that was stopped goes on with a message that another has long answered, and whose upload is gone."""
+    attempts = []
+
+    def behave():
+        attempts.append(1)
+        if len(attempts) == 1:
+            broker.lose()
+        raise InvalidInput("the upload is gone")
+
+    broker = Losing()
+    broker.declare(IN)
+    broker.declare(OUT)
+    worker = Worker(Echo(behave), broker)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    broker.publish("generate", encode(message()), message_id="m")
+    while len(attempts) < 2 or not broker.depth(IN.dead):
+        time.sleep(0.01)
+    worker.stop()
+    thread.join(10)
+    assert broker.depth(IN.dead) == 1, "of the second delivery"
+    assert broker.depth(OUT.name) == 1

@@ -1,0 +1,105 @@
+"""A TCP proxy between the processes and RabbitMQ, which can do to connections what networks do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class _Pipe:
+    """One connection through the proxy: its two sides, and what becomes of bytes that pass."""
+
+    sides: list[asyncio.StreamWriter]
+    lost: bool = False  # bytes vanish, and neither side learns when the other leaves
+    left: float = field(default=float("inf"))  # bytes that still pass before the connection is cut
+
+
+class Proxy:
+    """Listens on ``port`` of this machine and passes everything on to ``target``, except while it is told not to."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.port = 0
+        self.delay_s = 0.0  # before each piece of a stream
+        self._target = target
+        self._pipes: set[_Pipe] = set()
+        self._flowing = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._started = threading.Event()
+        threading.Thread(target=self._run, name="proxy", daemon=True).start()
+        self._started.wait()
+
+    def cut(self, after: int = 0) -> int:
+        """End every connection, each once ``after`` more bytes have passed: in the middle of a frame, that is."""
+
+        def cut() -> int:
+            for pipe in (pipes := list(self._pipes)):
+                pipe.left = after
+                if not after:
+                    self._abort(pipe)
+            return len(pipes)
+
+        return self._do(cut)
+
+    def lose(self) -> int:
+        """The connections of now become half open: nothing arrives any more, and nobody is told."""
+
+        def lose() -> int:
+            for pipe in self._pipes:
+                pipe.lost = True
+            return len(self._pipes)
+
+        return self._do(lose)
+
+    def stall(self, stalled: bool) -> None:
+        """Hold every byte back, new connections' too, until told otherwise."""
+        self._do(self._flowing.clear if stalled else self._flowing.set)
+
+    def _do(self, action: Callable[[], object]) -> int:
+        async def done() -> int:
+            return int(action() or 0)  # type: ignore[call-overload,no-any-return]
+
+        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        self.port = server.sockets[0].getsockname()[1]
+        self._flowing.set()
+        self._started.set()
+        self._loop.run_forever()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        pipe = _Pipe([writer, far_writer])
+        self._pipes.add(pipe)
+        await asyncio.gather(self._pump(pipe, reader, far_writer), self._pump(pipe, far_reader, writer))
+        self._abort(pipe)
+
+    async def _pump(self, pipe: _Pipe, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                await self._flowing.wait()
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                if pipe.lost:
+                    continue
+                writer.write(data[: int(min(pipe.left, len(data)))])
+                await writer.drain()
+                pipe.left -= len(data)
+                if pipe.left <= 0:
+                    break
+        if not pipe.lost:
+            self._abort(pipe)
+
+    def _abort(self, pipe: _Pipe) -> None:
+        self._pipes.discard(pipe)
+        for side in pipe.sides:
+            side.transport.abort()

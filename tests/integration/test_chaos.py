@@ -1,0 +1,25 @@
+"""Faults strike while scans stream, and nothing is lost: the suite of ``make chaos`` with small numbers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHAOS = Path(__file__).parents[1] / "chaos"
+SMALL = "--scans 30 --distinct 20 --faults 12 --quick --replicas 1 --clients 2 --pause 0.7 --flood 0 --timeout 90"
+
+
+@pytest.mark.rabbitmq
+def test_nothing_is_lost_and_nothing_double(rabbitmq_url, rabbitmqctl):
+    done = subprocess.run(
+        [sys.executable, CHAOS, *SMALL.split(), "--seed", "1"],
+        env={**os.environ, "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing lost, nothing double" in done.stdout
+    assert "kill" in done.stdout, "what struck is listed"
