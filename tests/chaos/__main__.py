@@ -98,7 +98,7 @@ class Run:
         }
         self.ledger = Ledger(self.node.url)
         self.fleet = Fleet(options.replicas, logs, clean(**settings))
-        stack.callback(self.fleet.stop)
+        stack.callback(self.fleet.kill)
         self.logs, self.outbox = logs, logs / "out"
 
     def __call__(self) -> int:
