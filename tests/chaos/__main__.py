@@ -50,6 +50,7 @@ LENGTHS = {  # as deploy/rabbitmq/definitions.json says
     policy["name"]: policy["definition"].get("max-length", 0)
     for policy in json.loads((HERE.parents[1] / "deploy/rabbitmq/definitions.json").read_text())["policies"]
 }
+ENOUGH = 0.9  # of the faults must have struck: one may find its target gone
 OVERSHOOT = 1.25  # what was on its way when a queue became full still goes in
 console = Console(markup=False, highlight=False, width=160)
 
@@ -98,7 +99,7 @@ class Run:
         }
         self.ledger = Ledger(self.node.url)
         self.fleet = Fleet(options.replicas, logs, clean(**settings))
-        stack.callback(self.fleet.stop)
+        stack.callback(self.fleet.kill)
         self.logs, self.outbox = logs, logs / "out"
 
     def __call__(self) -> int:
@@ -225,6 +226,10 @@ class Run:
             for name, count in self.peaks.items()
             if LENGTHS.get(name) and count > OVERSHOOT * LENGTHS[name] + 8
         ]
+        if clients.sent < self.options.scans:
+            found.append(f"only {clients.sent} scans were sent")
+        if not self.options.minutes and self.struck.total() < ENOUGH * self.options.faults:
+            found.append(f"only {self.struck.total()} faults struck")
         if clients.peak_mb > CLIENT_MB:
             found.append(f"a client held {clients.peak_mb} MiB")
         if flooded:

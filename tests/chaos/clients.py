@@ -118,9 +118,9 @@ class Clients:
             size = min(BATCH, self._wanted - self.sent) if self.sent < self._wanted else BATCH
             batch = Batch(number, self._inbox / f"{number:04d}", self._outbox / f"{number:04d}", {})
             batch.folder.mkdir(parents=True)
-            for _ in range(size):
+            for place in range(size):
                 source = self._sources[next(self._order)]
-                link = batch.folder / f"b{number:04d}-{source.name}"
+                link = batch.folder / f"b{number:04d}-{place:02d}-{source.name}"
                 link.symlink_to(source)
                 batch.sources[_stem(link)] = source
             self.batches.append(batch)

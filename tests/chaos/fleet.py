@@ -84,6 +84,14 @@ class Fleet:
                 time.sleep(0.1)
                 self._measure()
 
+    def kill(self) -> None:
+        """End all that is left at once."""
+        self._over.set()
+        self._supervisor.join()
+        for replica in self.replicas:
+            replica.signal(signal.SIGKILL)
+            replica.process.wait()
+
     def _supervise(self) -> None:
         while not self._over.wait(0.25):
             self._measure()

@@ -252,7 +252,7 @@ def test_a_user_who_may_not_look(management, rabbitmq_url, rabbitmqctl):
     rabbitmqctl("add_user", "plain", "plain")
     try:
         with pytest.raises(ManagementError, match="answers 401: the user needs the tag monitoring"):
-            Management(rabbitmq_url, management.replace("guest:guest", "plain:plain")).clients()
+            Management(rabbitmq_url, management.replace("tests:tests", "plain:plain")).clients()
     finally:
         rabbitmqctl("delete_user", "plain")
 
