@@ -126,6 +126,8 @@ class Registry:
         self._collect(manager.hook.register_classifiers, "classifier", ClassifierVariant, self.classifiers, origin)
         self._collect(manager.hook.register_steps, "step", Step, self.steps, origin)
         self._collect(manager.hook.register_readers, "reader", Reader, self.readers, origin)
+        if origin not in self.origins.values() and not any(problem.origin == origin for problem in self.problems):
+            self.fail(origin, PluginError("it registers nothing: has no function of it @hookimpl?"))
 
     def load(self, entry_point: EntryPoint) -> None:
         """Import the plugin behind an entry point and add it; a failure to import becomes a problem."""
@@ -147,10 +149,12 @@ class Registry:
                 self.origins[kind, name] = origin
                 into[name] = thing
                 return
-            # Taking either would hide the other, so the name stands for nothing until one of them goes.
-            into.pop(name, None)
+            # Taking either would hide the other, so the name stands for nothing until one of them goes: but what ships
+            # stays what it is.
             first = self.origins[kind, name]
-            self.fail(origin, PluginError(f"{kind} {name!r} is registered already, by {first}; remove one of them"))
+            if not self.ships(kind, name):
+                into.pop(name, None)
+            self.fail(origin, PluginError(f"{kind} {name!r} is registered already, by {first}; rename or remove one"))
 
         try:
             hook(register=register)
@@ -220,6 +224,9 @@ def _checked_name(thing: object, kind: str, of: Any) -> str:
     options = getattr(thing, "options", None)
     if of is not Reader and not (isinstance(options, type) and issubclass(options, BaseModel)):
         raise PluginError(f"{kind} {name!r}: options must be a pydantic model class, not {options!r}")
+    fields = options.model_fields if isinstance(options, type) and issubclass(options, BaseModel) else {}
+    if bare := [option for option, field in fields.items() if field.is_required()]:
+        raise PluginError(f"{kind} {name!r}: options without a default: {', '.join(bare)}")
     return name
 
 

@@ -157,13 +157,17 @@ class PredictionMessage(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateMessage(Message):
-    """A request for ``count`` synthetic features of class ``label``; the answer goes to ``scan.submission``."""
+    """A request for ``count`` synthetic features of class ``label``; the answer goes to ``scan.submission``.
+
+    ``generator``: the one that is to make them; empty: whichever is served.
+    """
 
     kind: ClassVar[str] = "generate"
 
     label: str
     count: int
     seed: int = 0
+    generator: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,8 +131,11 @@ class Submission:
         )
         return scan_id
 
-    def generate(self, label: str, count: int, seed: int) -> str:
-        """Ask for synthetic features; returns the id under which they come. Raises NoStage as ``submit`` does."""
+    def generate(self, label: str, count: int, seed: int, generator: str = "") -> str:
+        """Ask for synthetic features, of one generator or whichever is served; returns the id under which they come.
+
+        Raises NoStage as ``submit`` does.
+        """
         scan_id = message_id(self.id, label, count, seed)
         scan = Scan(id=scan_id, submission=self.id)
         self._publish(
@@ -142,6 +145,7 @@ class Submission:
                 label=label,
                 count=count,
                 seed=seed,
+                generator=generator,
             )
         )
         return scan_id

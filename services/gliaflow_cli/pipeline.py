@@ -17,6 +17,7 @@ from gliaflow_classifier.grader import Grader
 from gliaflow_extractor.extractor import Extractor, UNet
 from gliaflow_generator.generator import Balancer, Generator
 from gliaflow_generator.synthesis import Synthesizer
+from gliaflow_plugins.registry import load_registry
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.broker import Broker
@@ -88,6 +89,7 @@ SERVICES: dict[str, Callable[[Bundle, Settings], list[MakeStage]]] = {
     "generator": _generator,
     "classifier": _classifier,
 }
+PREPROCESSOR = "preprocessor"
 TRAINER = "trainer"  # apart: it learns, and a scan is answered without it
 
 
@@ -193,6 +195,9 @@ def serve(service: str, settings: Settings) -> None:
     if service == TRAINER:
         settings.bundles.mkdir(parents=True, exist_ok=True)
         become_owner(settings.bundles)
+    if service in (PREPROCESSOR, TRAINER):  # the ones that run plugins' code
+        for problem in load_registry().problems:
+            log.warning("plugin not loaded", problem=str(problem))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

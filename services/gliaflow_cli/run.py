@@ -11,7 +11,7 @@ import numpy as np
 from gliaflow_plugins.registry import load_registry
 from gliaflow_proto import FailureMessage, PredictionMessage, SyntheticMessage
 from gliaflow_runtime import tracing
-from gliaflow_runtime.bundle import load_bundle
+from gliaflow_runtime.bundle import CLASSES
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings
 from rich.console import Console
@@ -49,7 +49,7 @@ def run_submit(
     labelled: CohortChoice | None = None,
 ) -> int:
     """``gliaflow submit``, of paths or of a cohort with its labels; returns how many scans failed."""
-    _check_grade(grade, settings)
+    _check_grade(grade)
     if labelled is None:
         inputs = find_inputs(paths, grade=grade, channel=channel)
     else:
@@ -80,12 +80,12 @@ def run_submit(
 
 def run_generate(label: str, count: int, seed: int, out: Path, settings: Settings, console: Console) -> None:
     """``gliaflow generate``."""
-    _check_grade(label, settings)
+    _check_grade(label)
     parts: dict[int, SyntheticMessage] = {}
     with embedded(settings, []), open_broker(settings) as broker, progress_bar(console) as bar:
         task = bar.add_task(f"{label} features", total=count)
         with Submission(broker, by_uri=is_embedded(settings)) as submission:
-            wanted = submission.generate(label, count, seed)
+            wanted = submission.generate(label, count, seed, settings.generator)
             while sum(len(part.features) for part in parts.values()) < count:
                 answer = submission.answer(QUIET_S)
                 if isinstance(answer, FailureMessage):
@@ -98,11 +98,10 @@ def run_generate(label: str, count: int, seed: int, out: Path, settings: Setting
                     parts[answer.part[0]] = answer
                 bar.update(task, completed=sum(len(part.features) for part in parts.values()))
     features = np.concatenate([parts[index].features for index in sorted(parts)])
-    classes = load_bundle(settings.bundle, state=settings.state).manifest.classes
-    labels = np.full(len(features), classes.index(label) if label in classes else 0, dtype=np.int64)
+    labels = np.full(len(features), CLASSES.index(label), dtype=np.int64)
     metadata = {
         "class": label,
-        "classes": ",".join(classes),
+        "classes": ",".join(CLASSES),
         "bundle": first.bundle,
         "generator": first.generator,
         "tap": first.tap,
@@ -110,7 +109,10 @@ def run_generate(label: str, count: int, seed: int, out: Path, settings: Setting
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({"features": features, "label": labels}, out, metadata)
-    console.print(f"{len(features)} {label} features {features.shape[1:]} from {first.bundle}: {out}", soft_wrap=True)
+    console.print(
+        f"{len(features)} {label} features {features.shape[1:]} by {first.generator} of {first.bundle}: {out}",
+        soft_wrap=True,
+    )
 
 
 def run_phantom(out: Path, patients: int, seed: int, hgg_share: float, console: Console) -> None:
@@ -162,7 +164,6 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def _check_grade(grade: str | None, settings: Settings) -> None:
-    classes = load_bundle(settings.bundle, state=settings.state).manifest.classes
-    if grade is not None and grade not in classes:
-        raise UsageError(f"--grade: {grade!r} is not one of {', '.join(classes)}")
+def _check_grade(grade: str | None) -> None:
+    if grade is not None and grade not in CLASSES:
+        raise UsageError(f"--grade: {grade!r} is not one of {', '.join(CLASSES)}")

@@ -49,6 +49,8 @@ class Generator(Stage):
             raise ProtocolError(f"count: {wanted.count} is not from 1 to {most}; ask again with another seed for more")
         if wanted.seed < 0:
             raise ProtocolError(f"seed: {wanted.seed} is below 0")
+        if wanted.generator not in ("", served := self._synthesizer.generator):
+            raise InvalidInput(f"generator: {served!r} is served here, and another is asked for (GLIAFLOW_GENERATOR)")
         rng = np.random.default_rng([wanted.seed, *wanted.label.encode()])
         try:
             features = self._synthesizer.draw(wanted.label, wanted.count, rng)

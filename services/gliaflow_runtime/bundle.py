@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gliaflow_runtime.files import UnsafeFile, read_within
 
 MANIFEST = "manifest.json"
+CLASSES = ("HGG", "LGG")  # of every bundle, in the order of a critic's logits; a classifier's logit is of the first
 MANIFEST_SCHEMA = "gliaflow-bundle/1"
 MAX_MANIFEST_BYTES = 2**20
 MAX_MODEL_BYTES = 2 * 2**30
@@ -70,7 +71,7 @@ class Manifest(Strict):
     notice: str
     files: dict[FileName, Digest] = Field(max_length=256)
     input: InputSpec
-    classes: tuple[Literal["HGG"], Literal["LGG"]]  # the order of a critic's logits; a classifier's logit is of HGG
+    classes: tuple[Literal["HGG"], Literal["LGG"]]  # CLASSES
     taps: dict[Name, tuple[Channels, Side, Side]] = Field(max_length=64)
     tap: str
     cropped: bool = Field(default=False, description="whether features are cropped to the tumour that the U-Net found")

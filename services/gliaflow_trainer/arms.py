@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gliaflow_plugins.base import parse_options
+from gliaflow_plugins.base import PluginError, parse_options
 from gliaflow_plugins.cnn import slice_logits
 from gliaflow_plugins.generators import ArrayFeatures, FeatureSource, Fitted, Joined
 from gliaflow_plugins.pooled_classifier import PooledClassifier, fit_pooled, statistics
@@ -176,12 +176,14 @@ class Arms:
         return fit_generator(variant, self._learnt_from, chosen, seed=self.seed, device=self.plan.device)
 
     def _draw(self, fitted: Fitted, counts: Mapping[int, int], judged: bool = True) -> FeatureSource:
-        """So many synthetic samples of each class."""
-        none = np.zeros((0, *self.samples.shape), np.float16)
-        made = {
-            label: synthetic(fitted, label, count, self.seed + label, judged)[0].astype(np.float16) if count else none
-            for label, count in counts.items()
-        }
+        """So many synthetic samples of each class. Raises PluginError where the critic accepts too few."""
+        made = {}
+        for label, count in counts.items():
+            maps, accepted = synthetic(fitted, label, count, self.seed + label, judged)
+            if len(maps) < count:
+                kind = self.samples.classes[label]
+                raise PluginError(f"of what it makes for {kind} its critic puts {accepted:.0%} there: too few samples")
+            made[label] = maps.astype(np.float16)
         labels = np.repeat(list(made), [len(maps) for maps in made.values()])
         return ArrayFeatures(np.concatenate(list(made.values())), labels, self.samples.classes)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -172,6 +173,7 @@ def _apart(plan: Plan, fold: Fold, seed: int) -> None:
     end_with_parent()
     configure_logging("error", "auto")
     grade_fold(plan, fold, seed)
+    os._exit(0)  # whatever threads it has left behind
 
 
 def _answer(plan: Plan, fold: Fold, seed: int, generator: _Asked) -> Path:

@@ -268,7 +268,7 @@ def synthetic(
     kept: list[NDArray[np.float32]] = []
     drawn = accepted = 0
     with torch.inference_mode():
-        while accepted < count and drawn < 20 * count + 256:
+        while (accepted < count or not kept) and drawn < 20 * count + 256:
             z = torch.randn(64, fitted.nz, generator=chance)
             features = fitted.generator(z, torch.full((64,), label))
             right = fitted.critic(features)[1].argmax(1) == label if judged else torch.ones(64, dtype=torch.bool)

@@ -174,7 +174,10 @@ def fit_graders(
     store, part = store.select(store.tumour > 0), part[store.tumour > 0]  # as in serving: others say nothing of grades
     known = store.select(part == "train")
     if len(set(known.labels)) < len(CLASSES):
-        raise PluginError("the U-Net found tumour in one class of training patients only: nothing to grade by")
+        raise PluginError(
+            "the U-Net found tumour in one class of training patients only, so there is nothing to grade by: "
+            "give it more --epochs, or start from another bundle's by --init"
+        )
     for left in work.glob("*.onnx"):  # of a run with other generators
         left.unlink()
     fitted: dict[str, Fitted] = {}

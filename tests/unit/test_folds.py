@@ -327,7 +327,9 @@ class OneClass(torch.nn.Module):
         return features[:, 0, 0, 0], torch.tensor([[0.0, 1.0]]).expand(len(features), 2)
 
 
-def test_a_class_that_the_critic_never_accepts_is_never_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generator_whose_critic_accepts_too_few_of_a_class_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learnt = small.Levels.fit
 
     def fit(*given: Any, **how: Any) -> Fitted:
@@ -339,10 +341,14 @@ def test_a_class_that_the_critic_never_accepts_is_never_right(tmp_path: Path, mo
     plan = plan_of(tmp_path)
     store_of(features_of(plan, FOLD))
     found = answers(plan, FOLD)
-    assert np.isfinite(found["arm/levels"]).all()
+    assert np.isfinite(found["arm/levels"]).all(), "so few samples are all of the rare class"
     assert np.isnan(found["arm/levels alone"]).all(), "there is nothing of one class to learn from"
     quality = json.loads(str(found["about"]))["gan"]["levels"]
     assert quality["accuracy_unseen"][0] == quality["accuracy_others"][0] == 0
+    more = answers(replace(plan, counts=(100,)), FOLD)
+    told = json.loads(str(more["about"]))["failed"]["levels"]
+    assert told == "of what it makes for HGG its critic puts 0% there: too few samples"
+    assert np.isfinite(more["arm/real"]).all()
 
 
 def test_a_fold_in_whose_test_patients_no_tumour_was_found_is_graded(
@@ -456,7 +462,7 @@ def test_an_installed_generator_takes_no_process_of_ours_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: str, deadline_s: float, told: str
 ) -> None:
     (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "mine.py").write_text(MINE.format(fit=fit))
+    (tmp_path / "plugins" / f"{tmp_path.name}.py").write_text(MINE.format(fit=fit))
     monkeypatch.setenv("GLIAFLOW_PLUGINS", str(tmp_path / "plugins"))
     lone = {"generators": (("mine", {}),), "apart": ("mine",), "shuffle": False, "scarce": ()}
     plan = plan_of(tmp_path, **lone, deadline_s=deadline_s)
