@@ -341,14 +341,10 @@ def test_a_generator_whose_critic_accepts_too_few_of_a_class_is_left_out(
     plan = plan_of(tmp_path)
     store_of(features_of(plan, FOLD))
     found = answers(plan, FOLD)
-    assert np.isfinite(found["arm/levels"]).all(), "so few samples are all of the rare class"
-    assert np.isnan(found["arm/levels alone"]).all(), "there is nothing of one class to learn from"
-    quality = json.loads(str(found["about"]))["gan"]["levels"]
-    assert quality["accuracy_unseen"][0] == quality["accuracy_others"][0] == 0
-    more = answers(replace(plan, counts=(100,)), FOLD)
-    told = json.loads(str(more["about"]))["failed"]["levels"]
-    assert told == "of what it makes for HGG its critic puts 0% there: too few samples"
-    assert np.isfinite(more["arm/real"]).all()
+    assert json.loads(str(found["about"])) == {
+        "failed": {"levels": "of what it makes for HGG its critic puts 0% there: too few samples"}
+    }
+    assert np.isfinite(found["arm/real"]).all()
 
 
 def test_a_fold_in_whose_test_patients_no_tumour_was_found_is_graded(
