@@ -201,7 +201,7 @@ def test_bad_usage_is_told_in_one_line_with_exit_code_2(gliaflow):
     for arguments, said in (
         (("submit", "nowhere.nii", "--out", "x"), "nowhere.nii: no such file"),
         (("submit", ".", "--out", "x", "--grade", "IV"), "--grade: 'IV' is not one of HGG, LGG"),
-        (("submit", ".", "--out", "x", "--bundle", "nowhere"), "manifest.json: no such file"),
+        (("demo", "--out", "x", "--bundle", "nowhere"), "manifest.json: no such file"),
         (("submit", ".", "--out", "x", "--broker", "http://x"), "expected memory://, amqp:// or amqps://"),
         (("generate", "--grade", "XYZ", "--count", "1", "--out", "x"), "--grade"),
         (("serve", "extractor"), "memory://"),
