@@ -284,7 +284,7 @@ def consumer_timeout(world: World, rng: random.Random) -> str:
 def delete_queue(world: World, rng: random.Random) -> str:
     """A stage's queue is deleted or purged by hand: only the client knows then what is missing."""
     name, how = rng.choice(STAGE_QUEUES).name, rng.choice(["delete_queue", "purge_queue"])
-    with world.node.lock:  # a node that starts (3.10) keeps the name of a queue that it no longer has, for good
+    with world.node.lock:
         world.node.ctl(how, name, within_s=5)
     return f"{how} {name}"
 
