@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rabbitmq import answers
 
-
 SETTLED_S = 3  # after its start, 3.10 half deletes a queue whose dead-lettering has not started yet, and keeps its name
 
 

@@ -23,4 +23,4 @@ def test_nothing_is_lost_and_nothing_double(rabbitmq_url, rabbitmqctl):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing lost, nothing double" in done.stdout
-    assert re.search(r"answered as in the quiet run +│ 2\d ", done.stdout)
+    assert re.search(r"answered as in the quiet run +│ [12]\d ", done.stdout)
