@@ -17,7 +17,7 @@ from pathlib import Path
 import msgpack
 from clients import Clients
 from fleet import FAKETIME, SERVICES, Fleet, Replica
-from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_proto.routing import ASSEMBLER, STAGE_QUEUES
 from gliaflow_runtime.amqp import AmqpBroker
 from gliaflow_runtime.broker import BrokerError
 from ledger import Ledger
@@ -332,7 +332,7 @@ def clock_jump(world: World, rng: random.Random) -> str:
 @fault(12)
 def poison(world: World, rng: random.Random) -> str:
     """A message that nobody can work on, to a stage or to a client."""
-    number = len(world.ledger.poison)
+    number = rng.randrange(10**9)
     what = rng.choice(sorted(POISON))
     body = POISON[what](rng)
     submissions = world.ledger.submissions()[-4:]
@@ -343,7 +343,7 @@ def poison(world: World, rng: random.Random) -> str:
         try:
             if target is not None:
                 broker.declare(target)
-                world.ledger.poison[message_id] = target.name
+            world.ledger.poison[message_id] = (target or ASSEMBLER).name  # which gets what clients get
             broker.publish(key, body, message_id=message_id, mandatory=target is not None)
         except BrokerError:
             world.ledger.poison.pop(message_id, None)
