@@ -17,7 +17,7 @@ from pathlib import Path
 import msgpack
 from clients import Clients
 from fleet import FAKETIME, SERVICES, Fleet, Replica
-from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_proto.routing import ASSEMBLER, STAGE_QUEUES
 from gliaflow_runtime.amqp import AmqpBroker
 from gliaflow_runtime.broker import BrokerError
 from ledger import Ledger
@@ -284,7 +284,7 @@ def consumer_timeout(world: World, rng: random.Random) -> str:
 def delete_queue(world: World, rng: random.Random) -> str:
     """A stage's queue is deleted or purged by hand: only the client knows then what is missing."""
     name, how = rng.choice(STAGE_QUEUES).name, rng.choice(["delete_queue", "purge_queue"])
-    with world.node.lock:  # a node that starts (3.10) keeps the name of a queue that it no longer has, for good
+    with world.node.lock:
         world.node.ctl(how, name, within_s=5)
     return f"{how} {name}"
 
@@ -332,7 +332,7 @@ def clock_jump(world: World, rng: random.Random) -> str:
 @fault(12)
 def poison(world: World, rng: random.Random) -> str:
     """A message that nobody can work on, to a stage or to a client."""
-    number = len(world.ledger.poison)
+    number = rng.randrange(10**9)
     what = rng.choice(sorted(POISON))
     body = POISON[what](rng)
     submissions = world.ledger.submissions()[-4:]
@@ -343,7 +343,7 @@ def poison(world: World, rng: random.Random) -> str:
         try:
             if target is not None:
                 broker.declare(target)
-                world.ledger.poison[message_id] = target.name
+            world.ledger.poison[message_id] = (target or ASSEMBLER).name  # which gets what clients get
             broker.publish(key, body, message_id=message_id, mandatory=target is not None)
         except BrokerError:
             world.ledger.poison.pop(message_id, None)

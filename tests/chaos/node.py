@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rabbitmq import answers
 
+SETTLED_S = 3  # after its start, 3.10 half deletes a queue whose dead-lettering has not started yet, and keeps its name
+
 
 class Node:
     """Runs ``rabbitmqctl``, and can kill a private server and start it again.
@@ -65,6 +67,7 @@ class Node:
             if time.monotonic() > until:
                 raise RuntimeError("RabbitMQ did not come back")
             time.sleep(0.25)
+        time.sleep(SETTLED_S)
 
     def close(self) -> None:
         """End the server, should it be one that was started here."""

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("preprocessor", "extractor", "classifier", "generator")
 SERVICES = ("rabbitmq", *STAGES, "inbox")
 TLS = ("-f", "deploy/compose.tls.yml")
+OBSERVERS = ("prometheus", "grafana")  # other people's images, which see counts alone
 PROFILES = ((), ("--profile", "train"))
 PORT = int(os.environ.get("GLIAFLOW_TEST_COMPOSE_PORT", "25672"))
 BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
@@ -142,8 +143,10 @@ def test_no_container_has_more_than_it_needs(stack: Stack) -> None:
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        if name != "secrets":
-            assert int(service["pids_limit"]) > 0, name
+        if name == "secrets":
+            continue
+        assert int(service["pids_limit"]) > 0, name
+        if name not in OBSERVERS:
             assert "stages" in service["networks"], name
             folder = "rabbitmq" if name == "rabbitmq" else name
             (mounted,) = [v["source"] for v in service["volumes"] if v["target"] == "/run/secrets"]
