@@ -62,7 +62,7 @@ def run_doctor(settings: Settings, console: Console, *, inbox: Path | None = Non
     except (BrokerError, ValueError) as error:
         console.print(f"wrong  broker: {_how_to_start(error)}", style="red", soft_wrap=True)
         return 1
-    management = Management(settings.broker, settings.management)
+    management = Management(settings.broker, settings.management, settings.broker_password_file)
     with broker:
         checks = [
             ("broker", lambda: _broker(settings, broker)),

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -36,14 +37,21 @@ class Management:
     ----------
     broker: its AMQP URL, which gives user, password, virtual host and, by default, the host.
     url: ``http://host:port``, where it is not port 15672 (TLS: 15671) of that host; with a user, where that is another.
+    password_file: holds the password, where neither URL has one.
+
+    Raises
+    ------
+    OSError: that file cannot be read.
     """
 
-    def __init__(self, broker: str, url: str = "") -> None:
+    def __init__(self, broker: str, url: str = "", password_file: Path | None = None) -> None:
         amqp = urlsplit(broker)
         scheme, port = ("https", 15671) if amqp.scheme == "amqps" else ("http", 15672)
         http = urlsplit(url or f"{scheme}://{amqp.hostname or 'localhost'}:{port}")
         named = http if http.username else amqp
         user, password = unquote(named.username or "guest"), unquote(named.password or "guest")
+        if named.password is None and password_file is not None:
+            password = password_file.read_text().strip()
         self._key = base64.b64encode(f"{user}:{password}".encode()).decode()
         self.url = f"{http.scheme}://{http.netloc.rpartition('@')[2]}{http.path.rstrip('/')}"
         self._vhost = quote(unquote(amqp.path[1:]) or "/", safe="")

@@ -62,7 +62,7 @@ class Status:
 def show_status(settings: Settings, console: Console, *, as_json: bool = False, watch: bool = False) -> int:
     """``gliaflow status``: 0 once it could look."""
     memory = settings.broker.startswith("memory:")
-    management = None if memory else Management(settings.broker, settings.management)
+    management = None if memory else Management(settings.broker, settings.management, settings.broker_password_file)
     with open_broker(settings, connect_timeout=5) as broker:
 
         def look() -> str:
