@@ -127,11 +127,16 @@ def time_left(lines: list[Line]) -> float | None:
     for line in lines:
         if f"gliaflow.{line.queue}" not in SCAN_PATH:
             continue
-        held = line.waiting + (line.in_work or 0)
+        held = _held(line)
         if held and not line.rate_out:
             return None
         left += held / line.rate_out if held else 0
     return left
+
+
+def _held(line: Line) -> int:
+    """Messages that are still to be worked on; what the assembler has in work is mostly news that it keeps (ADR 1)."""
+    return line.waiting + (0 if f"gliaflow.{line.queue}" == ASSEMBLER.name else line.in_work or 0)
 
 
 def as_text(status: Status) -> str:
@@ -147,9 +152,7 @@ def as_text(status: Status) -> str:
         rows.append((line.queue, str(line.waiting), in_work, str(line.consumers), str(line.dead), *rates))
     text = [f"{row[0]:13}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
     text.append("")
-    under_way = sum(
-        line.waiting + (line.in_work or 0) for line in status.queues if f"gliaflow.{line.queue}" in SCAN_PATH
-    )
+    under_way = sum(_held(line) for line in status.queues if f"gliaflow.{line.queue}" in SCAN_PATH)
     if not under_way:
         text.append("nothing waits" if status.missing else "nothing is under way")
     elif status.left_s is not None:

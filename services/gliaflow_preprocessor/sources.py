@@ -54,6 +54,9 @@ def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
     too_large = SourceError(f"source.uri: over the limit of {MAX_FILE_BYTES} bytes")
     try:
         parts = urlsplit(uri)
+    except ValueError:
+        raise SourceError("source.uri: ValueError") from None
+    try:
         if parts.scheme in ("", "file"):
             path = Path(os.path.realpath(unquote(parts.path, errors="surrogateescape")))  # a link may not lead out
             folders = [

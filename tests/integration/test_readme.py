@@ -87,7 +87,8 @@ def test_every_make_target_and_file_that_is_named_exists():
 def test_every_setting_of_the_operations_and_security_pages_exists():
     from gliaflow_runtime.settings import Settings
 
-    compose = (ROOT / "docker-compose.yml").read_text()
+    overrides = (ROOT / "deploy").glob("compose.*.yml")
+    compose = "".join(path.read_text() for path in (ROOT / "docker-compose.yml", *overrides))
     known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields} | {"GLIAFLOW_CONFIG"}
     told = "".join((ROOT / "docs" / page).read_text() for page in ("operations.md", "security.md"))
     for name in re.findall(r"GLIAFLOW_[A-Z0-9_]+[A-Z0-9]", told):

@@ -166,7 +166,7 @@ def test_a_bundle_that_cannot_be_had_says_why(store: Any, bundle: str, tmp_path:
     assert why() == f"{bundle}/manifest.json: over the limit of 1048576 bytes"
     manifest = json.loads((demo_bundle() / "manifest.json").read_text())
     store.pipe("data/bundles/demo/manifest.json", json.dumps(manifest | {"files": {"../../out": "0"}}).encode())
-    assert "files: expected at most 64 plain names of files" in why()
+    assert "String should match pattern" in why()
     assert "no_such_protocol" in why("nosuch://data") or "ValueError" in why("nosuch://data")
 
 

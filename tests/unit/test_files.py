@@ -179,5 +179,5 @@ def test_a_hard_link_is_the_file_itself(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["gliaflow.extractor", "gliaflow.upload." + "x" * 300])
 def test_an_upload_is_an_upload_queue_of_a_name_that_amqp_takes(name):
-    with pytest.raises(SourceError, match="no upload queue"):
+    with pytest.raises(SourceError, match="no name of an upload queue"):
         read_source(Source(upload=name, chunks=1), [], None)
