@@ -196,5 +196,5 @@ def test_every_queue_has_a_policy_and_the_recorders_goes_when_nobody_reads_it():
     policies = {policy["name"]: policy["definition"] for policy in definitions["policies"]}
     assert {queue.name for queue in ALL_QUEUES} <= policies.keys()
     recorder = policies[RECORDER.name]
-    assert (recorder["overflow"], recorder["dead-letter-routing-key"]) == ("reject-publish", RECORDER.name)
+    assert (recorder["overflow"], recorder["dead-letter-routing-key"]) == ("reject-publish", RECORDER.dead_key)
     assert recorder["expires"] > 0

@@ -211,7 +211,7 @@ def test_a_store_without_a_whole_scan_is_refused(tmp_path):
     with pytest.raises(StoreError, match="no such folder"):
         FeatureStore(tmp_path / "gone")
     write(tmp_path, "a", (0, 2))
-    with pytest.raises(StoreError, match=r"no whole labelled scan.*a\.nii: 1 of 2 parts are missing"):
+    with pytest.raises(StoreError, match=r"no whole labelled scan.*scan a: 1 of 2 parts are missing"):
         FeatureStore(tmp_path)
 
 
