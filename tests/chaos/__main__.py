@@ -201,10 +201,11 @@ class Run:
             bar.update(scans, completed=world.clients.done())
 
     def settle(self) -> None:
-        """Let the stages finish what the killed clients left."""
+        """Let the stages finish what killed clients left: also a scan of theirs whose parts went with a queue."""
         until = time.monotonic() + self.options.assembly_timeout + 30
         quiet_since = time.monotonic()
-        while time.monotonic() < until and time.monotonic() - quiet_since < 3:
+        quiet_s = self.options.assembly_timeout + 10 if self.struck["delete-queue"] else 3
+        while time.monotonic() < until and time.monotonic() - quiet_since < quiet_s:
             if any(self.ledger.depth(queue.name) for queue in ALL_QUEUES):
                 quiet_since = time.monotonic()
             time.sleep(0.5)

@@ -280,7 +280,7 @@ def consumer_timeout(world: World, rng: random.Random) -> str:
     return "node"
 
 
-@fault(3)
+@fault(3, quick=False)
 def delete_queue(world: World, rng: random.Random) -> str:
     """A stage's queue is deleted or purged by hand: only the client knows then what is missing."""
     name, how = rng.choice(STAGE_QUEUES).name, rng.choice(["delete_queue", "purge_queue"])
@@ -289,7 +289,7 @@ def delete_queue(world: World, rng: random.Random) -> str:
     return f"{how} {name}"
 
 
-@fault(1)
+@fault(1, quick=False)
 def delete_answers(world: World, rng: random.Random) -> str:
     """The queue of a submission is deleted with the answers in it."""
     listed = world.node.ctl("list_queues", "name").split()
