@@ -5,11 +5,10 @@ The GAN is ``acgan``, on slices in place of features; what is served is both net
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from gliaflow_plugins.acgan import ACGAN, ACGANOptions
-from gliaflow_plugins.generators import FeatureSource, Fitted, Progress, slices_of
+from gliaflow_plugins.generators import FeatureSource, Fitted, slices_of
 
 
 class ACGANImage:
@@ -18,21 +17,12 @@ class ACGANImage:
     name = "acgan-image"
     options = ACGANOptions
 
-    def fit(
-        self,
-        features: FeatureSource,
-        options: Any,
-        *,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
-        checkpoint: Path | None = None,
-    ) -> Fitted:
+    def fit(self, features: FeatureSource, options: Any, **how: Any) -> Fitted:
         """See ``GeneratorVariant.fit``. Raises ValueError where the source has no slices, or a class no sample."""
         from gliaflow_plugins.acgan_image_networks import ThroughExtractor  # torch comes with these
         from gliaflow_plugins.plain_networks import Critic
 
         slices = slices_of(features)
-        fitted = ACGAN().fit(slices.images, options, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
+        fitted = ACGAN().fit(slices.images, options, **how)
         through = ThroughExtractor(fitted.generator, slices.extractor)
         return Fitted(fitted.nz, through, Critic(features), fitted.history)

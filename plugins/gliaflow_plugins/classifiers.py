@@ -89,12 +89,9 @@ class Pooled:
         options: Any,
         *,
         learn: NDArray[np.int64],
-        choose: NDArray[np.int64],
         patients: Sequence[str],
         weights: Literal["balanced"] | None,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
+        **_: Any,
     ) -> FittedClassifier:
         """See ``ClassifierVariant.fit``. Raises ValueError where the samples are all of one class."""
         from gliaflow_plugins.pooled_classifier import fit_pooled, statistics
@@ -129,23 +126,9 @@ class CNN:
         learn: NDArray[np.int64],
         choose: NDArray[np.int64],
         patients: Sequence[str],
-        weights: Literal["balanced"] | None,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
+        **how: Any,
     ) -> FittedClassifier:
         """See ``ClassifierVariant.fit``. Raises ValueError where the samples are all of one class."""
         from gliaflow_plugins.cnn import fit_classifier
 
-        module, history = fit_classifier(
-            features,
-            learn,
-            choose,
-            patients,
-            seed=seed,
-            weights=weights,
-            device=device,
-            progress=progress,
-            **options.model_dump(),
-        )
-        return FittedClassifier(module, history)
+        return FittedClassifier(*fit_classifier(features, learn, choose, patients, **how, **options.model_dump()))

@@ -11,13 +11,12 @@ The last two hold the scores of all training samples, and what is made from them
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
 from gliaflow_plugins.base import Options
-from gliaflow_plugins.generators import FeatureSource, Fitted, Progress
+from gliaflow_plugins.generators import FeatureSource, Fitted
 
 if TYPE_CHECKING:
     from gliaflow_plugins.plain_networks import Known, Scores
@@ -51,16 +50,7 @@ class Plain(ABC):
     def drawn(self, known: Known, options: Any) -> Scores:
         """z [n, nz], label [n] → scores [n, k]."""
 
-    def fit(
-        self,
-        features: FeatureSource,
-        options: Any,
-        *,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
-        checkpoint: Path | None = None,
-    ) -> Fitted:
+    def fit(self, features: FeatureSource, options: Any, *, seed: int, **_: Any) -> Fitted:
         """See ``GeneratorVariant.fit``. Raises ValueError where a class has no sample, or there are fewer than two."""
         from gliaflow_plugins.plain_networks import Critic, Generator, known_of  # torch comes with these
 

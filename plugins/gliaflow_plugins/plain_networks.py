@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -146,7 +147,7 @@ class GaussianScores(Scores):
         return self.mean[label] + (self.root[label] @ z[:, :, None])[:, :, 0]
 
 
-class _Pairs(Scores):
+class _Pairs(Scores, ABC):
     """Two samples of a class, and the share of the first."""
 
     nz = 3
@@ -166,8 +167,9 @@ class _Pairs(Scores):
         second, share = self.other(first, label, chance[:, 1]), self.share(chance[:, 2])[:, None]
         return self.scores[second] + share * (self.scores[first] - self.scores[second])
 
+    @abstractmethod
     def other(self, first: Tensor, label: Tensor, chance: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The second sample of each pair [n]."""
 
     def share(self, chance: Tensor) -> Tensor:
         return chance

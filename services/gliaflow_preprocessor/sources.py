@@ -55,7 +55,7 @@ def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
     try:
         parts = urlsplit(uri)
     except ValueError:
-        raise SourceError("source.uri: ValueError") from None
+        raise SourceError("source.uri: not a URI") from None
     try:
         if parts.scheme in ("", "file"):
             path = Path(os.path.realpath(unquote(parts.path, errors="surrogateescape")))  # a link may not lead out
