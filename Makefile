@@ -12,8 +12,9 @@ help: ## this list
 demo: $(DEMO)/.done ## phantom scans through all four stages; writes out/demo/report.html
 	$(DEMO)/bin/gliaflow demo --out out/demo
 
-test: $(DEV)/.done ## all tests, with a RabbitMQ of their own
-	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python -m pytest $(PYTEST)
+WORKERS := -n auto --maxprocesses 4 --dist loadgroup
+test: $(DEV)/.done ## all tests, with a RabbitMQ of their own; PYTEST='-n 0 -k word' for some, one by one
+	OMP_NUM_THREADS=1 $(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python -m pytest $(WORKERS) $(PYTEST)
 
 test-compose: $(DEV)/.done ## the containers, on a Docker engine
 	$(DEV)/bin/python -m pytest tests/compose -o addopts=-ra --timeout 900

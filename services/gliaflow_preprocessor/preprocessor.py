@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 import numpy as np
+import structlog
 from gliaflow_proto import MAX_MESSAGE_BYTES, Message, ScanMessage, SlicesMessage, expect, message_id
 from gliaflow_proto.routing import PREPROCESSOR
 from gliaflow_runtime import metrics
@@ -15,9 +16,10 @@ from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
 
 from gliaflow_preprocessor.nifti import NiftiError, read_nifti
 from gliaflow_preprocessor.slices import Prepared, UnusableScan, part, prepare
-from gliaflow_preprocessor.sources import SourceError, read_source
+from gliaflow_preprocessor.sources import SourceError, UploadGone, read_source
 from gliaflow_preprocessor.steps import Steps
 
+log = structlog.get_logger()
 
 class Preprocessor(Stage):
     """``scan`` → ``slices``, in parts of as many slices as leave their features under the message limit.
@@ -43,7 +45,14 @@ class Preprocessor(Stage):
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         scan = expect(message, ScanMessage)
         try:
-            data = read_source(scan.source, self._roots, self._broker)
+            try:
+                data = read_source(scan.source, self._roots, self._broker)
+            except UploadGone as error:
+                if not delivery.attempts:
+                    raise
+                # its sender has cleared it away: most likely answered, the first delivery having got so far
+                log.info("passed over", stage=self.name, scan=scan.scan.id, attempt=delivery.attempts, reason=str(error))
+                return Outcome()
             volume, affine = read_nifti(data, scan.channel)
             prepared = prepare(self._steps(volume, affine), affine, self._bundle.manifest.input)
         except (SourceError, NiftiError, UnusableScan) as error:

@@ -23,6 +23,10 @@ class SourceError(ValueError):
     """A source that is not allowed, not there, or too large."""
 
 
+class UploadGone(SourceError):
+    """An upload that its sender has deleted, being answered or giving up; or that has expired."""
+
+
 class SourceAway(Exception):
     """The store of a source does not answer now: another attempt may help."""
 
@@ -39,6 +43,7 @@ def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
     Raises
     ------
     SourceError: outside the roots, missing, too large, or an upload that is not complete.
+    UploadGone: an upload that is no longer there.
     SourceAway: the store is away.
     """
     if source.data is not None:
@@ -100,7 +105,7 @@ def _read_upload(name: str, chunks: int, broker: Broker) -> bytes:
     try:
         upload = broker.consume(Queue(name, expires_s=24 * 3600), prefetch=chunks)
     except NoQueue:
-        raise SourceError("source.upload: it is gone: its sender left, or it expired; submit the scan again") from None
+        raise UploadGone("source.upload: it is gone: its sender left, or it expired; submit the scan again") from None
     with upload as consumer:
         while len(found) < chunks:
             delivery = consumer.next(timeout=UPLOAD_WAIT_S)

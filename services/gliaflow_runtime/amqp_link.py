@@ -289,9 +289,13 @@ class Link:
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None and connection.is_open:
-            with contextlib.suppress(AMQPError, OSError):
+        if connection is None:
+            return
+        with contextlib.suppress(AMQPError, OSError):
+            if connection.is_open:
                 connection.close()
+            else:  # pika keeps the sockets of one that was lost as soon as it stood, and has no public way to free them
+                connection._cleanup()
 
 
 def text(error: Exception) -> str:

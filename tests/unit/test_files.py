@@ -6,11 +6,15 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_preprocessor.sources import SourceError, read_source
-from gliaflow_proto import Source
+from gliaflow_proto import Scan, ScanMessage, Source
 from gliaflow_runtime import files
-from gliaflow_runtime.bundle import Bundle, BundleError
+from gliaflow_runtime.broker import Delivery
+from gliaflow_runtime.bundle import Bundle, BundleError, load_bundle
 from gliaflow_runtime.files import UnsafeFile, read_within
+from gliaflow_runtime.memory import MemoryBroker
+from gliaflow_runtime.stage import InvalidInput, Outcome
 
 
 @pytest.fixture
@@ -181,3 +185,12 @@ def test_a_hard_link_is_the_file_itself(folder, tmp_path):
 def test_an_upload_is_an_upload_queue_of_a_name_that_amqp_takes(name):
     with pytest.raises(SourceError, match="no name of an upload queue"):
         read_source(Source(upload=name, chunks=1), [], None)
+
+
+def test_an_upload_that_is_gone_is_a_failure_but_not_of_a_scan_that_has_been_here_before():
+    """Its sender cleared it away with the answer that the earlier delivery led to."""
+    stage = Preprocessor(load_bundle(None), MemoryBroker(), [])
+    message = ScanMessage(id="m", scan=Scan(id="s"), source=Source(upload="gliaflow.upload.x", chunks=1))
+    with pytest.raises(InvalidInput, match="it is gone"):
+        stage.handle(message, Delivery("gliaflow.preprocessor", "scan", b""))
+    assert stage.handle(message, Delivery("gliaflow.preprocessor", "scan", b"", attempts=1)) == Outcome()
