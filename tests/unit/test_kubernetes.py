@@ -14,6 +14,7 @@ from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.settings import Settings
 
 MANIFESTS = Path(__file__).parents[2] / "deploy" / "kubernetes"
+RABBITMQ = Path(__file__).parents[2] / "deploy" / "rabbitmq"
 VERSION = "1.32"  # of the schemas: the oldest that is supported
 STAGES = {"preprocessor", "extractor", "classifier", "generator"}
 
@@ -126,12 +127,11 @@ def test_a_stage_has_the_time_to_finish_its_message(manifests):
 
 
 def test_every_setting_is_one_that_gliaflow_has(manifests):
-    known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields} | {"RABBITMQ_USER", "RABBITMQ_PASSWORD"}
+    known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields}
     for one in of(manifests, "Deployment").values():
         (container,) = one["spec"]["template"]["spec"]["containers"]
         environment = {variable["name"]: variable for variable in container["env"]}
         assert set(environment) <= known
-        assert environment["RABBITMQ_PASSWORD"]["valueFrom"]["secretKeyRef"]["name"] == "rabbitmq-default-user"
         assert container["args"][0] == "serve"
     settings = {}
     for name, one in of(manifests, "ConfigMap").items():
@@ -143,11 +143,24 @@ def test_every_setting_is_one_that_gliaflow_has(manifests):
     Settings(**values)
 
 
+def test_each_stage_is_the_brokers_user_of_its_name(manifests):
+    users = {user["name"] for user in json.loads((RABBITMQ / "users.json").read_text())["users"]}
+    for name, one in of(manifests, "Deployment").items():
+        pod = one["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert environment["GLIAFLOW_BROKER"] == f"amqp://{name}@rabbitmq:5672/"
+        assert name in users
+        (folder,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "broker")
+        assert environment["GLIAFLOW_BROKER_PASSWORD_FILE"] == f"{folder}/password"
+        (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "broker")
+        assert volume["secret"] == {"secretName": f"broker-{name}"}
+
+
 def test_queues_that_scale_exist_and_can_grow_long_enough(manifests):
     queues = {queue.name for queue in STAGE_QUEUES}
-    (policies,) = (one for name, one in of(manifests, "ConfigMap").items() if name == "rabbitmq-definitions")
-    definitions = json.loads(policies["data"]["definitions.json"])["policies"]
-    longest = {policy["name"]: policy["definition"].get("max-length") for policy in definitions}
+    definitions = json.loads((RABBITMQ / "definitions.json").read_text())
+    longest = {policy["name"]: policy["definition"].get("max-length") for policy in definitions["policies"]}
     scaled = of(manifests, "ScaledObject")
     assert set(scaled) == STAGES
     for name, one in scaled.items():
