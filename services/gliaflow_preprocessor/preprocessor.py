@@ -21,6 +21,7 @@ from gliaflow_preprocessor.steps import Steps
 
 log = structlog.get_logger()
 
+
 class Preprocessor(Stage):
     """``scan`` → ``slices``, in parts of as many slices as leave their features under the message limit.
 
@@ -51,7 +52,9 @@ class Preprocessor(Stage):
                 if not delivery.attempts:
                     raise
                 # its sender has cleared it away: most likely answered, the first delivery having got so far
-                log.info("passed over", stage=self.name, scan=scan.scan.id, attempt=delivery.attempts, reason=str(error))
+                log.info(
+                    "passed over", stage=self.name, scan=scan.scan.id, attempt=delivery.attempts, reason=str(error)
+                )
                 return Outcome()
             volume, affine = read_nifti(data, scan.channel)
             prepared = prepare(self._steps(volume, affine), affine, self._bundle.manifest.input)
