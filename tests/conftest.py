@@ -16,7 +16,7 @@ from gliaflow_runtime.broker import BrokerError
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those that share the broker stay together, and those that share a file's fixtures."""
+    """Where tests run side by side, those of the broker stay together, and those that share the fixtures of a file."""
     for item in items:
         broker = item.path.parent.name == "integration" or item.get_closest_marker("rabbitmq")
         item.add_marker(pytest.mark.xdist_group("rabbitmq" if broker else item.path.name))

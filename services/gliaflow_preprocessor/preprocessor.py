@@ -46,19 +46,14 @@ class Preprocessor(Stage):
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         scan = expect(message, ScanMessage)
         try:
-            try:
-                data = read_source(scan.source, self._roots, self._broker)
-            except UploadGone as error:
-                if not delivery.attempts:
-                    raise
-                # its sender has cleared it away: most likely answered, the first delivery having got so far
-                log.info(
-                    "passed over", stage=self.name, scan=scan.scan.id, attempt=delivery.attempts, reason=str(error)
-                )
-                return Outcome()
+            data = read_source(scan.source, self._roots, self._broker)
             volume, affine = read_nifti(data, scan.channel)
             prepared = prepare(self._steps(volume, affine), affine, self._bundle.manifest.input)
         except (SourceError, NiftiError, UnusableScan) as error:
+            if isinstance(error, UploadGone) and delivery.attempts:
+                # its sender has cleared it away: most likely answered, an earlier delivery having got so far
+                log.info("passed over", stage=self.name, scan=scan.scan.id, reason=str(error))
+                return Outcome()
             raise InvalidInput(str(error)) from None
         metrics.SLICES.labels(self.name).inc(len(prepared.image))
         return Outcome(self._parts(scan, prepared))
