@@ -22,6 +22,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("rabbitmq" if broker else item.path.name))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: an id must be the same in each process, and fit on a line."""
+    return argname if isinstance(val, bytes) else None
+
+
 def unavailable(what: str) -> None:
     """Skip the test on a laptop; in CI, where everything is to be had, fail it."""
     if os.environ.get("CI"):
