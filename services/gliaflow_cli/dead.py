@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 from gliaflow_proto import Message, ProtocolError, Queue, decode, encode
-from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_proto.routing import ALL_QUEUES
 from gliaflow_runtime.broker import DIED_AT, REASON, Broker, Consumer, Delivery
 from gliaflow_runtime.settings import Settings
 from rich.console import Console
@@ -81,7 +81,7 @@ def _another_attempt(letter: Delivery) -> bytes:
 
 
 def _waiting(broker: Broker) -> int:
-    return sum(broker.depth(queue.dead) for queue in STAGE_QUEUES)
+    return sum(broker.depth(queue.dead) for queue in ALL_QUEUES)
 
 
 def reason(letter: Delivery) -> str:
@@ -94,7 +94,7 @@ def _letters(broker: Broker) -> Iterator[list[Letter]]:
     """Every dead letter, held open; what is not acknowledged stays where it was."""
     letters: list[Letter] = []
     consumers = []
-    for queue in STAGE_QUEUES:
+    for queue in ALL_QUEUES:
         room = min(broker.depth(queue.dead), AT_ONCE - len(letters))
         if room <= 0:
             continue

@@ -1,6 +1,7 @@
 """The recorder: labelled features reach the store through a queue of its own, and nothing unfit does."""
 
 import dataclasses
+import io
 import json
 import threading
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broken import good_scan
+from gliaflow_cli.dead import list_letters
+from gliaflow_cli.pipeline import open_broker
 from gliaflow_extractor.extractor import Extractor, UNet
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_proto import (
@@ -25,13 +28,14 @@ from gliaflow_proto import (
     encode,
 )
 from gliaflow_proto.routing import ALL_QUEUES, RECORDER, STAGE_QUEUES, routing_key
-from gliaflow_runtime.broker import REASON, Delivery
+from gliaflow_runtime.broker import Delivery
 from gliaflow_runtime.bundle import load_bundle
 from gliaflow_runtime.connect import connect
-from gliaflow_runtime.memory import MemoryBroker
+from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.stage import InvalidInput, Worker
 from gliaflow_trainer.recorder import Recorder
 from gliaflow_trainer.store import FeatureStore
+from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
 GEOMETRY = Geometry(
@@ -131,17 +135,21 @@ def test_another_kind_of_message_is_refused(tmp_path):
 
 
 def test_what_it_refuses_is_a_dead_letter_and_the_submission_hears_of_it(tmp_path):
-    broker = MemoryBroker()
+    settings = Settings(broker="memory://", state=tmp_path / "state")
+    broker = open_broker(settings)
     news = Queue("news", ("failure.sub",))
     broker.declare(news)
     broker.declare(RECORDER)
     bad = part(features=np.full((2, 3, 4, 4), np.nan, np.float16))
     for message in (bad, part()):
         broker.publish(routing_key(message), encode(message))
-    with running(Worker(Recorder(tmp_path), broker.attach())):
-        wait_for(lambda: list(tmp_path.glob("*.safetensors")))
+    with running(Worker(Recorder(tmp_path / "store"), broker.attach())):
+        wait_for(lambda: list((tmp_path / "store").glob("*.safetensors")))
     assert "finite" in decode(broker.consume(news, 1).next(1).body).reason
-    assert "finite" in broker.consume(Queue(RECORDER.dead), 1).next(1).headers[REASON]
+    out = io.StringIO()
+    list_letters(settings, Console(file=out))
+    assert "finite" in out.getvalue()
+    assert "1 dead letters" in out.getvalue()
 
 
 @pytest.mark.parametrize("where", ["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
