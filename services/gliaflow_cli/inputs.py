@@ -171,7 +171,10 @@ def write_mask(path: Path, mask: object, affine: object) -> None:
 
 def _is_scan(path: Path) -> bool:
     meant = path.name.lower().endswith(SCAN_ENDINGS) and not path.name.startswith(".")
-    return meant and not path.is_dir() and not OTHER.search(stem(path))
+    try:
+        return meant and not path.is_dir() and not OTHER.search(stem(path))
+    except OSError:  # in a folder that we may not enter
+        return False
 
 
 def _names(files: list[Path]) -> list[str]:

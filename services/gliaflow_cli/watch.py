@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +40,12 @@ def watch(inbox: Path, out: Path, settings: Settings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     become_owner(out)
     log.info("watching", inbox=str(inbox), out=str(out))
+    changed: dict[str, int] = {}
+
+    def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
+        log.info("answered", status=row.status, seconds=row.seconds)
+        _write_answer(out, item, row, changed[item.name])
+
     with (
         embedded(settings, []) as alive,
         open_broker(settings) as broker,
@@ -48,26 +53,28 @@ def watch(inbox: Path, out: Path, settings: Settings) -> None:
     ):
         while not stop.wait(POLL_S):
             new = _new(inbox, out)
-            if not new:
-                continue
-            known = read_table(out / TABLE)
-
-            def answered(item: Input, row: Row, _: PredictionMessage | None) -> None:
-                log.info("answered", status=row.status, seconds=row.seconds)
-                _write_answer(out, item, row)
-
-            submit(new, out, broker, by_uri=False, timeout_s=TIMEOUT_S, known=known, alive=alive, answered=answered)
+            changed.update({item.name: time_ns for item, time_ns in new})
+            if new:
+                scans = [item for item, _ in new]
+                known = read_table(out / TABLE)
+                submit(
+                    scans, out, broker, by_uri=False, timeout_s=TIMEOUT_S, known=known, alive=alive, answered=answered
+                )
 
 
-def _write_answer(out: Path, item: Input, row: Row) -> None:
-    """The answer to a scan, with the scan's time and not ours: the clock may be set back meanwhile."""
-    answer = out / f"{item.name}.json"
-    answer.write_text(json.dumps(asdict(row), indent=2) + "\n", encoding="utf-8")
-    with suppress(OSError):  # the scan has gone
-        os.utime(answer, ns=(_changed(item.path), _changed(item.path)))
+def _write_answer(out: Path, item: Input, row: Row, changed: int) -> None:
+    """The answer to a scan: whole or not at all, and with the time of the scan as it was when it was sent.
+
+    Not with ours, since the clock may be set back; nor with its time of now, since another may lie there meanwhile.
+    """
+    part = out / f".{item.name}.json.part"
+    part.write_text(json.dumps(asdict(row), indent=2) + "\n", encoding="utf-8")
+    os.utime(part, ns=(changed, changed))
+    part.replace(out / f"{item.name}.json")
 
 
-def _new(inbox: Path, out: Path) -> list[Input]:
+def _new(inbox: Path, out: Path) -> list[tuple[Input, int]]:
+    """The scans that are to be answered, and when each was last changed."""
     try:
         found = find_inputs([str(inbox)])
     except UsageError:  # nothing there yet
@@ -81,7 +88,7 @@ def _new(inbox: Path, out: Path) -> list[Input]:
         answer = out / f"{item.name}.json"
         answered = answer.exists() and answer.stat().st_mtime_ns >= changed
         if not answered and abs(time.time_ns() - changed) > SETTLED_S * 1e9:  # abs: the clock may have been set back
-            fresh.append(item)
+            fresh.append((item, changed))
     return fresh
 
 

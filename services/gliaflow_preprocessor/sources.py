@@ -10,9 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 from gliaflow_proto import Queue, Source
-from gliaflow_runtime.broker import Broker, NoQueue
+from gliaflow_runtime.broker import Broker, NoQueue, NotOurs
 from gliaflow_runtime.files import UnsafeFile, read_within
 from gliaflow_runtime.remote import in_words, is_passing
+from gliaflow_runtime.stage import Away
 
 MAX_FILE_BYTES = 2**30
 MAX_QUEUE_NAME = 255  # bytes, in AMQP
@@ -25,10 +26,6 @@ class SourceError(ValueError):
 
 class UploadGone(SourceError):
     """An upload that its sender has deleted, being answered or giving up; or that has expired."""
-
-
-class SourceAway(Exception):
-    """The store of a source does not answer now: another attempt may help."""
 
 
 def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
@@ -44,7 +41,7 @@ def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
     ------
     SourceError: outside the roots, missing, too large, or an upload that is not complete.
     UploadGone: an upload that is no longer there.
-    SourceAway: the store is away.
+    Away: the store does not answer now.
     """
     if source.data is not None:
         return source.data
@@ -88,7 +85,7 @@ def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
         raise SourceError("source.uri: no such file") from None
     except Exception as error:  # a folder, no permission, a NUL, a protocol not installed; each store has its own
         if "://" in uri and parts.scheme != "file":
-            raise (SourceAway if is_passing(error) else SourceError)(f"source.uri: {in_words(error)}") from None
+            raise (Away if is_passing(error) else SourceError)(f"source.uri: {in_words(error)}") from None
         raise SourceError(f"source.uri: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if len(data) > MAX_FILE_BYTES:
         raise too_large
@@ -106,6 +103,8 @@ def _read_upload(name: str, chunks: int, broker: Broker) -> bytes:
         upload = broker.consume(Queue(name, expires_s=24 * 3600), prefetch=chunks)
     except NoQueue:
         raise UploadGone("source.upload: it is gone: its sender left, or it expired; submit the scan again") from None
+    except NotOurs as error:
+        raise SourceError(f"source.upload: {error}") from None
     with upload as consumer:
         while len(found) < chunks:
             delivery = consumer.next(timeout=UPLOAD_WAIT_S)

@@ -33,6 +33,7 @@ from gliaflow_runtime.broker import (
     Consumer,
     Delivery,
     NoQueue,
+    NotOurs,
     QueueState,
     Refused,
     Unroutable,
@@ -41,6 +42,7 @@ from gliaflow_runtime.broker import (
 # headers must fit into one frame of 128 KiB, or RabbitMQ closes the connection
 MAX_REASON = 4000
 MAX_HEADERS, MAX_HEADER = 20, 1000
+SHORT_STRING = 255  # bytes: a message id, AMQP 0-9-1 section 4.2.5.3
 
 Result = TypeVar("Result")
 
@@ -210,7 +212,7 @@ class AmqpConsumer(Consumer):
         try:
             self._link.open()
         except ChannelClosedByBroker as error:
-            kind = NoQueue if error.reply_code == 404 else BrokerError
+            kind = NoQueue if error.reply_code == 404 else NotOurs
             raise kind(f"cannot receive from {queue!r}: {error.reply_text}") from None
 
     @property
@@ -318,8 +320,9 @@ def _declare(channel: Channel, queue: Queue) -> None:
 
 
 def _string(value: str | bytes | None) -> str:
-    """A short string, which pika leaves as bytes where it is no UTF-8."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+    """A short string, which pika leaves as bytes where it is no UTF-8, and which must fit into one again."""
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+    return value.encode()[:SHORT_STRING].decode("utf-8", "ignore")
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
@@ -330,7 +333,8 @@ def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
         death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
         texts[REASON] = f"{texts['x-first-death-reason']}: the broker gave it up"
         texts[DIED_IN] = texts.get("x-first-death-queue", "")
-        texts[ROUTING_KEY] = str(next(iter(death.get("routing-keys") or ()), ""))
+        keys = death.get("routing-keys")
+        texts[ROUTING_KEY] = str(keys[0]) if isinstance(keys, list) and keys else ""
         if isinstance(death.get("time"), datetime):
             texts[DIED_AT] = death["time"].replace(tzinfo=UTC).isoformat()
     return texts

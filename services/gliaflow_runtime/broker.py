@@ -38,6 +38,10 @@ class NoQueue(BrokerError):
     """A queue that does not exist, or no longer."""
 
 
+class NotOurs(BrokerError):
+    """A queue that the broker does not let us receive from: no permission, or it is another connection's alone."""
+
+
 class Refused(BrokerError):
     """The broker would not take the message now: its queue is full. Passing: try again later."""
 

@@ -28,6 +28,7 @@ from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.broker import Broker, BrokerError, Consumer, Delivery, Refused, Unroutable
 from gliaflow_runtime.logs import where
 
+AWAY_S = 2.0  # the first pause where something is away; each is twice as long as the one before
 EX_SOFTWARE = 70  # sysexits.h: an internal fault, so that a supervisor starts the process again
 
 log = structlog.get_logger()
@@ -35,6 +36,10 @@ log = structlog.get_logger()
 
 class InvalidInput(Exception):
     """The message can never be worked on: it goes to the dead letters, with this text as the reason."""
+
+
+class Away(Exception):
+    """What the message needs does not answer now: it is tried again with longer pauses; the text may be shown."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Stage(ABC):
         Raises
         ------
         InvalidInput, ProtocolError: it can never be worked on.
+        Away: it cannot be worked on now.
         Exception: anything else is taken for a passing fault; the message is tried again, a bounded number of times.
         """
 
@@ -167,6 +173,12 @@ class Worker:
             return self._failed(delivery, message, str(error), consumer)
         except BrokerError:
             raise
+        except Away as error:
+            self._log.warning("away", scan=message.scan.id if message else None, reason=str(error))
+            if delivery.attempts + 1 >= self.max_attempts:
+                return self._failed(delivery, message, str(error), consumer)
+            self._stop.wait(min(30, AWAY_S * 2**delivery.attempts))
+            return _Plan(requeue=[delivery])
         except Exception as error:
             self._log.exception("fault", scan=message.scan.id if message else None, attempt=delivery.attempts + 1)
             if delivery.attempts + 1 >= self.max_attempts:

@@ -17,8 +17,8 @@ from gliaflow_trainer.store import Origin, origin_of, write_part
 class Recorder(Stage):
     """``features.labelled`` → a file of the store. It publishes nothing; the store holds what is acknowledged.
 
-    A part that comes again overwrites itself, so several recorders may share a folder. What it refuses is announced
-    as a failure of the scan: whoever sent it waits for it in the store.
+    A part that comes again overwrites itself, so several recorders may share a folder. What it refuses is a dead
+    letter; the scan is graded all the same.
 
     Parameters
     ----------
@@ -28,6 +28,7 @@ class Recorder(Stage):
 
     name = "recorder"
     queue = RECORDER
+    announces_failures = False
 
     def __init__(self, folder: Path, classes: tuple[str, ...] = ("HGG", "LGG")) -> None:
         folder.mkdir(parents=True, exist_ok=True)

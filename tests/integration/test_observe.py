@@ -145,9 +145,15 @@ class Prometheus:
             for name, port in stages.items()
         )
         config = re.sub(
-            r"    dns_sd_configs:.*?relabel_configs:.*?\n\n", f"    static_configs:\n{targets}\n\n", config, flags=re.S
+            r"    dns_sd_configs: #.*?relabel_configs:.*?\n\n",
+            f"    static_configs:\n{targets}\n\n",
+            config,
+            flags=re.S,
         )
-        config = config.replace("rabbitmq:15692", rabbitmq).replace("_interval: 10s", "_interval: 1s")
+        node = f"    static_configs: [{{ targets: ['{rabbitmq}'] }}]\n"
+        config, nodes = re.subn(r"    dns_sd_configs: (&nodes\n(      .*\n)+|\*nodes\n)", node, config)
+        assert nodes == 2
+        config = config.replace("_interval: 10s", "_interval: 1s")
         (folder / "prometheus.yml").write_text(config)
         (folder / "alerts.yml").write_text(re.sub(r"for: \d+m", "for: 1s", RULES))
         self.port = free_port()

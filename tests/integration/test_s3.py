@@ -19,10 +19,11 @@ import pytest
 from broken import good_scan
 from conftest import free_port
 from gliaflow_preprocessor import sources
-from gliaflow_preprocessor.sources import SourceAway, SourceError, read_source
+from gliaflow_preprocessor.sources import SourceError, read_source
 from gliaflow_proto import Source
 from gliaflow_runtime.bundle import BundleError, demo_bundle, load_bundle
 from gliaflow_runtime.memory import MemoryBroker
+from gliaflow_runtime.stage import Away
 
 BUNDLE = "s3://data/bundles/demo"
 IDENTITIES = {
@@ -206,7 +207,7 @@ def test_a_store_that_is_away_is_another_attempt_and_no_dead_letter(store: Any, 
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(SourceAway, match="does not answer") as caught:
+    with pytest.raises(Away, match="does not answer") as caught:
         read_source(Source(uri="s3://data/scans/of-a-patient.nii"), ["s3://data/scans"], MemoryBroker())
     assert "patient" not in str(caught.value)
 
@@ -234,7 +235,7 @@ def test_a_redirect_leads_nowhere():
         root = f"http://127.0.0.1:{server.server_address[1]}/scans"
         try:
             found = read_source(Source(uri=f"{root}/a.nii"), [root], MemoryBroker())
-        except (SourceError, SourceAway):
+        except (SourceError, Away):
             found = b""
         server.shutdown()
     assert found == b""

@@ -13,7 +13,7 @@ from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, Synthet
 from gliaflow_runtime.broker import REASON
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.memory import Limit, MemoryBroker
-from gliaflow_runtime.stage import EX_SOFTWARE, InvalidInput, Outcome, Stage, Worker
+from gliaflow_runtime.stage import EX_SOFTWARE, Away, InvalidInput, Outcome, Stage, Worker
 from prometheus_client import REGISTRY
 
 IN, OUT = Queue("in", ("generate",)), Queue("out", ("failure.*", "synthetic.*"))
@@ -113,6 +113,21 @@ def test_a_passing_fault_is_tried_again():
         running.send(encode(message()))
         assert decode(running.take(OUT).body).reason == "an answer"
     assert stage.seen == ["a", "a"]
+
+
+def test_what_is_away_is_tried_again_with_longer_pauses_and_its_reason_told(monkeypatch):
+    monkeypatch.setattr("gliaflow_runtime.stage.AWAY_S", 0.05)
+
+    def call():
+        raise Away("the store does not answer")
+
+    stage = Echo(call)
+    started = time.monotonic()
+    with Running(stage, max_attempts=4) as running:
+        running.send(encode(message()))
+        assert running.dead_reason() == "the store does not answer"
+    assert len(stage.seen) == 4
+    assert time.monotonic() - started > 0.05 + 0.1 + 0.2
 
 
 def test_a_fault_that_stays_is_given_up_after_so_many_attempts(printed):

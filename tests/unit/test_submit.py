@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from gliaflow_cli import watch
@@ -99,10 +100,28 @@ def test_an_inbox_is_answered_once_though_the_clock_jumps(scans, tmp_path, monke
     (tmp_path / "out").mkdir()
     jumped = time.time_ns() + jump_s * 10**9
     monkeypatch.setattr("gliaflow_cli.watch.time.time_ns", lambda: jumped)
-    assert [item.name for item in watch._new(tmp_path, tmp_path / "out")] == ["s0", "s1", "s2"]
-    for scan in scans:
-        watch._write_answer(tmp_path / "out", scan, Row(scan.name, scan.patient))
-    assert watch._new(tmp_path, tmp_path / "out") == []
+    found = watch._new(tmp_path, tmp_path / "out")
+    assert [item.name for item, _ in found] == ["s0", "s1", "s2"]
     time.sleep(0.01)
-    scans[1].path.write_bytes(b"another scan")
-    assert [item.name for item in watch._new(tmp_path, tmp_path / "out")] == ["s1"]
+    scans[2].path.write_bytes(b"another scan, while the first is in work")
+    for item, changed in found:
+        watch._write_answer(tmp_path / "out", item, Row(item.name, item.patient), changed)
+    assert [item.name for item, _ in watch._new(tmp_path, tmp_path / "out")] == ["s2"]
+    time.sleep(0.01)
+    scans[1].path.write_bytes(b"another scan, after the answer")
+    assert [item.name for item, _ in watch._new(tmp_path, tmp_path / "out")] == ["s1", "s2"]
+
+
+def test_an_answer_that_could_not_be_written_whole_is_none(scans, tmp_path, monkeypatch):
+    def full(self, *_, **__):
+        self.touch()
+        raise OSError("no space left on device")
+
+    (tmp_path / "out").mkdir()
+    later = time.time_ns() + 10**11
+    monkeypatch.setattr("gliaflow_cli.watch.time.time_ns", lambda: later)
+    (found, *_) = watch._new(tmp_path, tmp_path / "out")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        watch._write_answer(tmp_path / "out", found[0], Row(found[0].name, "p"), found[1])
+    assert found in watch._new(tmp_path, tmp_path / "out")
