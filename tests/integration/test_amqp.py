@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import pika
 import pytest
-from gliaflow_proto import Queue
+from gliaflow_preprocessor.sources import SourceError, read_source
+from gliaflow_proto import Queue, Source
 from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR
 from gliaflow_runtime.amqp import AmqpBroker
 from gliaflow_runtime.broker import DIED_IN, REASON, ROUTING_KEY, BrokerError, Consumer, Delivery, Refused
@@ -131,18 +132,30 @@ def test_a_message_over_the_limit_is_an_error_that_names_it(broker: AmqpBroker, 
 def test_an_id_that_is_no_text_and_headers_that_nearly_fill_a_frame_are_no_fault(
     broker: AmqpBroker, queue: Queue, rabbitmq_url: str
 ) -> None:
-    odd = pika.BasicProperties(message_id=b"\xff\xfe", headers={f"x-{n}": "語" * 1500 for n in range(25)})
+    death = {"x-first-death-reason": "x", "x-death": [{"routing-keys": 5}]}  # as no broker writes it
+    odd = pika.BasicProperties(message_id=b"\xff" * 200, headers=death | {f"x-{n}": "語" * 1500 for n in range(25)})
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         connection.channel().basic_publish("", queue.name, b"body", odd)
     with broker.consume(queue, 1) as consumer:
         delivery = take(consumer)
-        assert delivery.message_id == "\ufffd\ufffd"
+        assert delivery.message_id == "\ufffd" * 85, "as many as go into a short string again"
         broker.dead_letter(delivery, "語" * 5000)
         consumer.ack(delivery)
     with broker.consume(Queue(queue.dead), 1) as consumer:
         letter = take(consumer)
     assert letter.body == b"body"
     assert letter.headers[REASON] == "語" * 4000
+
+
+def test_an_upload_that_is_another_connections_alone_is_the_senders_fault(
+    broker: AmqpBroker, rabbitmq_url: str
+) -> None:
+    name = f"gliaflow.upload.{uuid.uuid4().hex}"
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        connection.channel().queue_declare(name, exclusive=True)
+        with pytest.raises(SourceError, match="RESOURCE_LOCKED"):
+            read_source(Source(upload=name, chunks=1), [], broker)
+    assert broker.connected
 
 
 def test_a_queue_that_is_something_else_already_is_an_error(broker: AmqpBroker, queue: Queue) -> None:
