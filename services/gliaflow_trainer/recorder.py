@@ -9,7 +9,7 @@ from gliaflow_proto import FeaturesMessage, Message, expect
 from gliaflow_proto.routing import RECORDER
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker import Delivery
-from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
+from gliaflow_runtime.stage import Away, InvalidInput, Outcome, Stage
 
 from gliaflow_trainer.store import Origin, origin_of, write_part
 
@@ -50,7 +50,10 @@ class Recorder(Stage):
         origin = Origin(part.bundle, part.tap, (channels, height, width))
         if origin != (self._origin or origin):
             raise InvalidInput(f"features: {origin}, but {self._folder} holds {self._origin}; use another folder")
-        write_part(self._folder, part.scan, part.part, origin, part.features, part.mask, part.geometry.slices)
+        try:
+            write_part(self._folder, part.scan, part.part, origin, part.features, part.mask, part.geometry.slices)
+        except OSError as error:
+            raise Away(f"the store cannot be written: {error.strerror or type(error).__name__}") from None
         self._origin = origin
         metrics.SLICES.labels(self.name).inc(slices)
         return Outcome()

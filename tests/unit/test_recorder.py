@@ -1,8 +1,10 @@
 """The recorder: labelled features reach the store through a queue of its own, and nothing unfit does."""
 
 import dataclasses
+import errno
 import io
 import json
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ from gliaflow_runtime.broker import Delivery
 from gliaflow_runtime.bundle import load_bundle
 from gliaflow_runtime.connect import connect
 from gliaflow_runtime.settings import Settings
-from gliaflow_runtime.stage import InvalidInput, Worker
+from gliaflow_runtime.stage import Away, InvalidInput, Worker
 from gliaflow_trainer.recorder import Recorder
 from gliaflow_trainer.store import FeatureStore
 from rich.console import Console
@@ -126,6 +128,15 @@ def test_what_is_unfit_is_refused(tmp_path, changes, reason):
         with pytest.raises(InvalidInput, match=reason):
             record(recorder, part(**changes))
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gliaflow_trainer.recorder.write_part", full)
+    with pytest.raises(Away, match="the store cannot be written: No space left on device"):
+        record(Recorder(tmp_path), part())
 
 
 def test_another_kind_of_message_is_refused(tmp_path):
