@@ -50,8 +50,8 @@ class Preprocessor(Stage):
             volume, affine = read_nifti(data, scan.channel)
             prepared = prepare(self._steps(volume, affine), affine, self._bundle.manifest.input)
         except (SourceError, NiftiError, UnusableScan) as error:
-            if isinstance(error, UploadGone) and (delivery.attempts or scan.scan.attempt):
-                # its sender has cleared it away: most likely answered, an earlier delivery or attempt having got so far
+            if isinstance(error, UploadGone) and delivery.attempts:
+                # its sender has cleared it away: most likely answered, an earlier delivery having got so far
                 log.info("passed over", stage=self.name, scan=scan.scan.id, reason=str(error))
                 return Outcome()
             raise InvalidInput(str(error)) from None
