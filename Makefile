@@ -12,7 +12,7 @@ help: ## this list
 demo: $(DEMO)/.done ## phantom scans through all four stages; writes out/demo/report.html
 	$(DEMO)/bin/gliaflow demo --out out/demo
 
-WORKERS := -n 3 --dist loadgroup # one of them mostly waits for the broker
+WORKERS := -n auto --maxprocesses 4 --dist loadgroup
 test: $(DEV)/.done ## all tests, with a RabbitMQ of their own; PYTEST='-n 0 -k word' for some, one by one
 	OMP_NUM_THREADS=1 $(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python -m pytest $(WORKERS) $(PYTEST)
 

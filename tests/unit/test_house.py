@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_rules(command):
     path = [str(Path(sys.executable).parent / command[0])] if command[0] != sys.executable else [sys.executable]
-    done = subprocess.run([*path, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*path, *command[1:]], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
