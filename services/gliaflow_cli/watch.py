@@ -53,6 +53,7 @@ def watch(inbox: Path, out: Path, settings: Settings) -> None:
     ):
         while not stop.wait(POLL_S):
             new = _new(inbox, out)
+            changed.clear()
             changed.update({item.name: time_ns for item, time_ns in new})
             if new:
                 scans = [item for item, _ in new]
