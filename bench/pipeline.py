@@ -26,7 +26,8 @@ import numpy as np
 import onnxruntime as ort
 from gliaflow_preprocessor.nifti import read_nifti
 from gliaflow_preprocessor.slices import prepare
-from gliaflow_runtime.bundle import Bundle, InputSpec, write_manifest
+from gliaflow_runtime.bundle.load import Bundle, write_manifest
+from gliaflow_runtime.bundle.manifest import InputSpec
 from gliaflow_runtime.settings import available_cores
 
 STAGES = ("preprocessor", "extractor", "generator", "classifier")
@@ -35,8 +36,8 @@ STAGES = ("preprocessor", "extractor", "generator", "classifier")
 def random_bundle(folder: Path, width: int) -> Bundle:
     """A bundle of the paper's shapes at a width, with random weights."""
     import torch
-    from gliaflow_plugins.cnn import Classifier
-    from gliaflow_plugins.export import export
+    from gliaflow_plugins.networks.cnn import Classifier
+    from gliaflow_plugins.networks.export import export
     from gliaflow_trainer.unet import TAPS, UNet, UNetOutput
     from torch import nn
 

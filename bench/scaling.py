@@ -21,16 +21,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from gliaflow.scans import write_mask
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.grader import Grader
-from gliaflow_cli.inputs import write_mask
 from gliaflow_extractor.extractor import Extractor, UNet
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_proto import Message, PredictionMessage, Queue, Scan, ScanMessage, Source, decode, encode
-from gliaflow_runtime.broker import Delivery, Refused
-from gliaflow_runtime.bundle import load_bundle
-from gliaflow_runtime.connect import connect
-from gliaflow_runtime.memory import MemoryBroker
+from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.interface import Delivery, Refused
+from gliaflow_runtime.broker.memory import MemoryBroker
+from gliaflow_runtime.bundle.load import load_bundle
 from pipeline import random_bundle
 
 

@@ -24,10 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from gliaflow_plugins.acgan import ACGAN, ACGANOptions, PaperACGAN, PaperOptions
-from gliaflow_plugins.generators import ArrayFeatures, FeatureSource
+from gliaflow_plugins.contracts import FeatureSource
+from gliaflow_plugins.features import ArrayFeatures
+from gliaflow_plugins.generators.acgan import ACGAN, ACGANOptions, PaperACGAN, PaperOptions
 from gliaflow_proto import Scan
-from gliaflow_trainer.store import FeatureStore, Origin, write_part
+from gliaflow_store.feature_store import FeatureStore, Origin, write_part
 from numpy.typing import NDArray
 
 LARGEST, DEEPEST = (128, 120, 120), (1024, 15, 15)  # the paper's taps: the most numbers a slice, and the one it uses
@@ -95,7 +96,7 @@ def fit_paper_acgan(source: FeatureSource, patients: NDArray[np.str_]) -> None:
 
 
 def fit_classifier(source: FeatureSource, patients: NDArray[np.str_]) -> None:
-    from gliaflow_plugins.cnn import fit_classifier
+    from gliaflow_plugins.networks.cnn import fit_classifier
 
     held_out = np.isin(patients, np.unique(patients)[:15])
     train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)

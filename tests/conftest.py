@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import structlog
 from gliaflow_proto.routing import STAGE_QUEUES
-from gliaflow_runtime.broker import BrokerError
+from gliaflow_runtime.broker.interface import BrokerError
+from requirements import unavailable
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
@@ -27,17 +28,10 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
-def unavailable(what: str) -> None:
-    """Skip the test on a laptop; in CI, where everything is to be had, fail it."""
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 @pytest.fixture(scope="session")
 def rabbitmq_server() -> str:
     """The URL of a RabbitMQ to test against. Run the tests by ``python tests/rabbitmq.py pytest`` to have one."""
-    from gliaflow_runtime.amqp import AmqpBroker
+    from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
     url = os.environ.get("GLIAFLOW_TEST_BROKER", "")
     if not url:
@@ -85,7 +79,7 @@ def printed(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
 
 
 def _sweep(url: str) -> None:
-    from gliaflow_runtime.amqp import AmqpBroker
+    from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
     with AmqpBroker(url, connect_timeout=5) as broker:
         for queue in STAGE_QUEUES:

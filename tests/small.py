@@ -7,13 +7,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from gliaflow_plugins.base import Options
 from gliaflow_plugins.classifiers import CNN, Pooled
-from gliaflow_plugins.generators import FeatureSource, Fitted
-from gliaflow_plugins.readers import Cohort
+from gliaflow_plugins.cohorts.read import read_cohort
+from gliaflow_plugins.contracts import Cohort, FeatureSource, Fitted, Options
 from gliaflow_plugins.registry import Registry, load_registry
-from gliaflow_runtime.bundle import InputSpec
-from gliaflow_trainer.cohort import read_cohort
+from gliaflow_runtime.bundle.manifest import InputSpec
 from gliaflow_trainer.profiles import Profile
 
 SHAPE = (36, 40, 10)

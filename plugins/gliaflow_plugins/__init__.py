@@ -11,7 +11,7 @@ A plugin is a module or object with hook implementations, announced under the en
 ``hookspecs`` lists the hooks; ``augmentations``, ``generators`` and ``readers`` say what may be registered.
 """
 
-from gliaflow_plugins.base import Options, PluginError
+from gliaflow_plugins.contracts import Options, PluginError
 from gliaflow_plugins.hookspecs import hookimpl
 
 __all__ = ["Options", "PluginError", "hookimpl"]

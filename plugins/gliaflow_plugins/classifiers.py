@@ -9,66 +9,16 @@ without torch and without the variant's code:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from gliaflow_plugins.base import Options
-from gliaflow_plugins.generators import FeatureSource, Progress
+from gliaflow_plugins.contracts import FeatureSource, FittedClassifier, Options
 
 if TYPE_CHECKING:
-    from torch import nn
-
-
-@dataclass
-class FittedClassifier:
-    """A torch module with the signature above, on the CPU; the figures of each epoch."""
-
-    module: nn.Module
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.module.eval()
-
-
-@runtime_checkable
-class ClassifierVariant(Protocol):
-    """A way of learning to grade, chosen by ``name`` and set by ``options`` (a pydantic model class)."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def options(self) -> type[BaseModel]: ...
-
-    def fit(
-        self,
-        features: FeatureSource,
-        options: Any,
-        *,
-        learn: NDArray[np.int64],
-        choose: NDArray[np.int64],
-        patients: Sequence[str],
-        weights: Literal["balanced"] | None,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
-    ) -> FittedClassifier:
-        """Learn from the samples of ``features`` at ``learn``.
-
-        Parameters
-        ----------
-        options: an instance of ``self.options``.
-        choose: samples of other patients, by which an epoch may be chosen; there may be none.
-        patients: whose each sample of ``features`` is [N]; empty: synthetic.
-        weights: "balanced": both classes are to count alike, however many samples they have.
-        seed: the same seed, features and options give the same network on the same machine.
-        device: a torch device, "cpu" or "cuda".
-        """
-        ...
+    pass
 
 
 class PooledOptions(Options):
@@ -94,7 +44,7 @@ class Pooled:
         **_: Any,
     ) -> FittedClassifier:
         """See ``ClassifierVariant.fit``. Raises ValueError where the samples are all of one class."""
-        from gliaflow_plugins.pooled_classifier import fit_pooled, statistics
+        from gliaflow_plugins.networks.pooled_classifier import fit_pooled, statistics
 
         known, whose = statistics(features)[learn], [patients[index] for index in learn]
         return FittedClassifier(
@@ -129,6 +79,6 @@ class CNN:
         **how: Any,
     ) -> FittedClassifier:
         """See ``ClassifierVariant.fit``. Raises ValueError where the samples are all of one class."""
-        from gliaflow_plugins.cnn import fit_classifier
+        from gliaflow_plugins.networks.cnn import fit_classifier
 
         return FittedClassifier(*fit_classifier(features, learn, choose, patients, **how, **options.model_dump()))

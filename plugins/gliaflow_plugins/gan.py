@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from gliaflow_plugins.base import Options
-from gliaflow_plugins.generators import FeatureSource, Fitted, Progress
+from gliaflow_plugins.contracts import FeatureSource, Fitted, Options, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gliaflow_plugins.gan_training import Setup
+    from gliaflow_plugins.networks.gan_training import Setup
 
 
 class GANOptions(Options):
@@ -97,7 +96,7 @@ class GAN(ABC):
 
     def setup(self, features: FeatureSource, options: Any, seed: int) -> Setup:
         """Networks and the order of samples."""
-        from gliaflow_plugins.gan_training import patches
+        from gliaflow_plugins.networks.gan_training import patches
 
         return patches(self, features, options, seed)
 
@@ -112,21 +111,6 @@ class GAN(ABC):
         checkpoint: Path | None = None,
     ) -> Fitted:
         """See ``GeneratorVariant.fit``. Raises ValueError where a class has no sample."""
-        from gliaflow_plugins.gan_training import train  # torch is imported here and not before
+        from gliaflow_plugins.networks.gan_training import train  # torch is imported here and not before
 
         return train(self, features, options, seed=seed, device=device, progress=progress, checkpoint=checkpoint)
-
-
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's hinge loss of two outputs [n] (Lim and Ye 2017)."""
-    return (1 - real).relu().mean() + (1 + fake).relu().mean()
-
-
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Of logits [n, K] and labels [n]."""
-    return -at(logits.log_softmax(1), label).mean()
-
-
-def at(values: Tensor, label: Tensor) -> Tensor:
-    """Of each row of ``values`` [n, K] the one at ``label`` [n]."""
-    return values.gather(1, label[:, None])[:, 0]

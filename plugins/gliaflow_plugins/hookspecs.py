@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from gliaflow_plugins.augmentations import Augmentation
-    from gliaflow_plugins.classifiers import ClassifierVariant
-    from gliaflow_plugins.generators import GeneratorVariant
-    from gliaflow_plugins.readers import Reader
-    from gliaflow_plugins.steps import Step
+    from gliaflow_plugins.contracts import Augmentation, ClassifierVariant, GeneratorVariant, Reader, Step
 
 GROUP = "gliaflow"  # the entry-point group, and pluggy's project name
 

@@ -23,13 +23,8 @@ import pluggy
 from pydantic import BaseModel
 
 from gliaflow_plugins import hookspecs
-from gliaflow_plugins.augmentations import Augmentation
-from gliaflow_plugins.base import PluginError
-from gliaflow_plugins.classifiers import ClassifierVariant
-from gliaflow_plugins.generators import GeneratorVariant
+from gliaflow_plugins.contracts import Augmentation, ClassifierVariant, GeneratorVariant, PluginError, Reader, Step
 from gliaflow_plugins.hookspecs import GROUP
-from gliaflow_plugins.readers import Reader
-from gliaflow_plugins.steps import Step
 
 SHIPPED = "gliaflow_plugins.shipped"
 FOLDER = "GLIAFLOW_PLUGINS"  # in the environment alone: no file that lies about may make us run another

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gliaflow_plugins.acgan import ACGAN, PaperACGAN
-from gliaflow_plugins.acgan_image import ACGANImage
-from gliaflow_plugins.adcgan import ADCGAN
-from gliaflow_plugins.augmentations import (
-    Augmentation,
-    Elastic,
-    HorizontalFlip,
-    Rotation,
-    Shear,
-    Shift,
-    VerticalFlip,
-    Zoom,
-)
-from gliaflow_plugins.classifiers import CNN, ClassifierVariant, Pooled
-from gliaflow_plugins.generators import GeneratorVariant
+from gliaflow_plugins.augmentations.shipped import Elastic, HorizontalFlip, Rotation, Shear, Shift, VerticalFlip, Zoom
+from gliaflow_plugins.classifiers import CNN, Pooled
+from gliaflow_plugins.cohorts.layouts import SHIPPED
+from gliaflow_plugins.contracts import Augmentation, ClassifierVariant, GeneratorVariant, Reader, Step
+from gliaflow_plugins.generators.acgan import ACGAN, PaperACGAN
+from gliaflow_plugins.generators.acgan_image import ACGANImage
+from gliaflow_plugins.generators.adcgan import ADCGAN
+from gliaflow_plugins.generators.baselines import SMOTE, Gaussian, Mixup
+from gliaflow_plugins.generators.infogan import InfoGAN
+from gliaflow_plugins.generators.reacgan import ReACGAN
+from gliaflow_plugins.generators.sngan_projection import SNGANProjection
+from gliaflow_plugins.generators.wgan_gp import WGANGP
 from gliaflow_plugins.hookspecs import hookimpl
-from gliaflow_plugins.infogan import InfoGAN
-from gliaflow_plugins.layouts import SHIPPED
-from gliaflow_plugins.plain import SMOTE, Gaussian, Mixup
-from gliaflow_plugins.reacgan import ReACGAN
-from gliaflow_plugins.readers import Reader
-from gliaflow_plugins.sngan_projection import SNGANProjection
-from gliaflow_plugins.steps import N4, SkullStrip, Step
-from gliaflow_plugins.wgan_gp import WGANGP
+from gliaflow_plugins.steps import N4, SkullStrip
 
 
 @hookimpl

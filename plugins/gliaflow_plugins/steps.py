@@ -11,35 +11,15 @@ import subprocess
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import nibabel as nib
 import nibabel.affines
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from gliaflow_plugins.base import Options, PluginError
-
-Volume = NDArray[np.float32]
-
-
-@runtime_checkable
-class Step(Protocol):
-    """Something done to a scan, chosen by ``name`` and set by ``options`` (a pydantic model class)."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def options(self) -> type[BaseModel]: ...
-
-    def __call__(self, volume: Volume, affine: NDArray[np.float64], options: Any) -> Volume:
-        """A finite scan [i, j, k] in stored order, with its affine [4, 4] to mm → one of the same shape.
-
-        Raises ValueError where the scan does not allow for it: the scan is then refused, with that reason.
-        """
-        ...
+from gliaflow_plugins.contracts import Options, PluginError, Voxels
 
 
 class N4Options(Options):
@@ -56,7 +36,7 @@ class N4:
     name = "n4"
     options = N4Options
 
-    def __call__(self, volume: Volume, affine: NDArray[np.float64], options: Any) -> Volume:
+    def __call__(self, volume: Voxels, affine: NDArray[np.float64], options: Any) -> Voxels:
         sitk = needed("SimpleITK", "n4")
         lowest = float(volume.min())
         image = sitk.GetImageFromArray(volume - lowest + 1)  # it takes logarithms
@@ -67,7 +47,7 @@ class N4:
         n4.SetMaximumNumberOfIterations([options.iterations] * options.levels)
         n4.Execute(small, head)
         field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
-        found: Volume = ((volume - lowest) / np.exp(field)).astype(np.float32)
+        found: Voxels = ((volume - lowest) / np.exp(field)).astype(np.float32)
         return found
 
 
@@ -85,7 +65,7 @@ class SkullStrip:
     name = "skull-strip"
     options = SkullStripOptions
 
-    def __call__(self, volume: Volume, affine: NDArray[np.float64], options: Any) -> Volume:
+    def __call__(self, volume: Voxels, affine: NDArray[np.float64], options: Any) -> Voxels:
         program = shutil.which(options.tool)
         if program is None:
             raise PluginError(f"skull-strip: {options.tool} is not on the PATH; install it, or choose another tool")

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gliaflow_plugins.base import PluginError, parse_options
-from gliaflow_plugins.generators import ArrayFeatures
+from gliaflow_plugins.contracts import PluginError, parse_options
+from gliaflow_plugins.features import ArrayFeatures
 from gliaflow_plugins.registry import Origin, Registry
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Generator:
     def test_fit_leaves_two_networks(self) -> None:
         from torch import nn
 
-        from gliaflow_plugins.generators import Fitted
+        from gliaflow_plugins.contracts import Fitted
 
         assert isinstance(self.fitted, Fitted), f"fit returns Fitted, not {type(self.fitted).__name__}"
         assert isinstance(self.fitted.nz, int), f"nz is {self.fitted.nz!r}, not a number"
@@ -125,7 +125,7 @@ class Generator:
         assert (first == again).all(), "a fit that goes on from its checkpoint ends elsewhere"
 
     def test_onnx_answers_alike(self) -> None:
-        from gliaflow_plugins.export import export_generator
+        from gliaflow_plugins.networks.export import export_generator
 
         with tempfile.TemporaryDirectory() as folder:
             export_generator(self.fitted, Path(folder), self.shape, self.variant.name)
@@ -175,7 +175,7 @@ class Classifier:
     def test_onnx_answers_alike(self) -> None:
         import torch
 
-        from gliaflow_plugins.export import export
+        from gliaflow_plugins.networks.export import export
 
         example = torch.from_numpy(self.features.batch(np.arange(5)))
         with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """The wire contract of gliaflow: tensors, messages and routing. Needs numpy, msgpack and lz4 only."""
 
+from gliaflow_proto.classes import CLASSES
 from gliaflow_proto.errors import ProtocolError
 from gliaflow_proto.geometry import Geometry, restore, voxel_ml
 from gliaflow_proto.messages import (
@@ -27,6 +28,7 @@ from gliaflow_proto.routing import Queue, is_announcement, routing_key, submissi
 from gliaflow_proto.tensors import pack_tensor, unpack_tensor
 
 __all__ = [
+    "CLASSES",
     "KINDS",
     "MAX_MESSAGE_BYTES",
     "SCHEMA",

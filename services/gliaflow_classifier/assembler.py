@@ -32,8 +32,8 @@ from gliaflow_proto import (
 )
 from gliaflow_proto.routing import ASSEMBLER
 from gliaflow_runtime import metrics
-from gliaflow_runtime.broker import Delivery
-from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import Outcome, Stage, failure
 
 REMEMBERED = 10_000  # scans whose end is remembered, so that a late copy of a part starts nothing

@@ -6,8 +6,8 @@ import numpy as np
 from gliaflow_proto import FeaturesMessage, GradedMessage, Message, ProtocolError, expect, message_id
 from gliaflow_proto.routing import CLASSIFIER
 from gliaflow_runtime import metrics
-from gliaflow_runtime.broker import Delivery
-from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.inference import Network
 from gliaflow_runtime.stage import Outcome, Stage
 

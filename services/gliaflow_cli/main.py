@@ -103,7 +103,7 @@ def demo(
     bundle: BundleFlag = None,
 ) -> None:
     """Make phantom scans, stream them through all four stages, and write a report with pictures."""
-    from gliaflow_cli.demo import run_demo
+    from gliaflow_cli.commands.demo import run_demo
 
     run_demo(out, patients, seed, _settings(broker=broker, bundle=bundle), console)
 
@@ -134,10 +134,9 @@ def serve(
 
     The trainer records the features of labelled scans and fits new bundles on them; it needs the extra "train".
     """
-    from gliaflow_runtime.broker import without_password
+    from gliaflow_runner.pipeline import serve as serve_stage
+    from gliaflow_runtime.broker.interface import without_password
     from gliaflow_runtime.logs import configure_logging
-
-    from gliaflow_cli.pipeline import serve as serve_stage
 
     settings = _settings(
         broker=broker,
@@ -196,8 +195,8 @@ def submit(
     threads: ThreadsFlag = None,
 ) -> None:
     """Send scans through the pipeline; get a grade, a mask and a row of predictions.csv for each."""
-    from gliaflow_cli.learn import CohortChoice
-    from gliaflow_cli.run import run_submit
+    from gliaflow_cli.commands.learn import CohortChoice
+    from gliaflow_cli.commands.run import run_submit
 
     of_cohort = (reader, high, grades, patient_column, grade_column)
     if labelled and (len(paths) != 1 or grade is not None):
@@ -219,7 +218,7 @@ def watch(
     """Answer each scan that is dropped into INBOX, until SIGTERM."""
     from gliaflow_runtime.logs import configure_logging
 
-    from gliaflow_cli.watch import watch as watch_folder
+    from gliaflow_cli.commands.watch import watch as watch_folder
 
     settings = _settings(broker=broker)
     configure_logging(settings.log_level, settings.log_format)
@@ -237,7 +236,7 @@ def generate(
     bundle: BundleFlag = None,
 ) -> None:
     """Draw synthetic features of one class, only those that the critic puts into it."""
-    from gliaflow_cli.run import run_generate
+    from gliaflow_cli.commands.run import run_generate
 
     run_generate(grade, count, seed, out, _settings(broker=broker, bundle=bundle, generator=generator), console)
 
@@ -250,7 +249,7 @@ def phantom(
     hgg_share: Annotated[float, typer.Option("--hgg-share", help="Share of high grade.", min=0, max=1)] = 0.6,
 ) -> None:
     """Write a cohort of phantom scans with masks and grades."""
-    from gliaflow_cli.run import run_phantom
+    from gliaflow_cli.commands.run import run_phantom
 
     run_phantom(out, patients, seed, hgg_share, console)
 
@@ -266,7 +265,7 @@ def cohort(
     check: Annotated[bool, typer.Option("--check", help="Open every scan and mask too.")] = False,
 ) -> None:
     """Say what is understood of a folder: layout, scans, patients, grades, masks, problems."""
-    from gliaflow_cli.cohort import show_cohort
+    from gliaflow_cli.commands.cohort import show_cohort
 
     code = show_cohort(
         folder,
@@ -317,7 +316,7 @@ def train(
 
     What is done so far is kept in OUT.work: the same command goes on there after it was cut off.
     """
-    from gliaflow_cli.learn import CohortChoice, run_train
+    from gliaflow_cli.commands.learn import CohortChoice, run_train
 
     chosen = CohortChoice(cohort, reader, high, grades, patient_column, grade_column)
     run_train(
@@ -391,7 +390,7 @@ def evaluate(
 
     What is fitted is kept in OUT/work: the same command goes on there after it was cut off. Needs the extra "train".
     """
-    from gliaflow_cli.learn import CohortChoice, run_evaluate
+    from gliaflow_cli.commands.learn import CohortChoice, run_evaluate
 
     chosen = CohortChoice(cohort, reader, high, grades, patient_column, grade_column)
     run_evaluate(
@@ -427,7 +426,7 @@ def plugins(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each option means, and each file.")] = False,
 ) -> None:
     """List what is installed: from where, with which options, and what failed to load and why."""
-    from gliaflow_cli.inspect import show_plugins
+    from gliaflow_cli.commands.plugins import show_plugins
 
     if context.invoked_subcommand is None:
         raise typer.Exit(show_plugins(console, verbose))
@@ -442,7 +441,7 @@ def plugins_new(
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write; default: gliaflow-NAME.")] = None,
 ) -> None:
     """Write a plugin to begin from: a package that installs, and that passes `pytest` as it is."""
-    from gliaflow_cli.new import write_plugin
+    from gliaflow_cli.commands.plugins_new import write_plugin
 
     folder = out or Path(f"gliaflow-{name}")
     for path in write_plugin(name, kind, folder):
@@ -465,7 +464,7 @@ def augment(
     seed: SeedFlag = 0,
 ) -> None:
     """Look at what augmentations do to a scan. Without any named: the paper's Table 1."""
-    from gliaflow_cli.augment import draw_augmented
+    from gliaflow_cli.commands.augment import draw_augmented
 
     draw_augmented(scan, out, augmentation or [], pipeline, mask, channel, slice_number, count, seed, console)
 
@@ -480,7 +479,7 @@ def doctor(
     out: Annotated[Path | None, typer.Option("--out", help="And at this folder for answers.")] = None,
 ) -> None:
     """Look for the usual mistakes and say what to do about each. Exit code 1: something is wrong."""
-    from gliaflow_cli.doctor import run_doctor
+    from gliaflow_cli.commands.doctor import run_doctor
 
     settings = _settings(broker=broker, management=management, bundle=bundle, device=device)
     raise typer.Exit(run_doctor(settings, console, inbox=inbox, out=out))
@@ -494,7 +493,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Queues, rates, time left, and which stages run."""
-    from gliaflow_cli.status import show_status
+    from gliaflow_cli.commands.status import show_status
 
     settings = _settings(broker=broker, management=management)
     raise typer.Exit(show_status(settings, console, as_json=as_json, watch=watch))
@@ -503,7 +502,7 @@ def status(
 @dead_app.command("list")
 def dead_list(broker: BrokerFlag = None) -> None:
     """One line for each dead letter."""
-    from gliaflow_cli.dead import list_letters
+    from gliaflow_cli.commands.dead import list_letters
 
     list_letters(_settings(broker=broker), console)
 
@@ -514,7 +513,7 @@ def dead_show(
     broker: BrokerFlag = None,
 ) -> None:
     """All that is known of a dead letter."""
-    from gliaflow_cli.dead import show_letter
+    from gliaflow_cli.commands.dead import show_letter
 
     show_letter(message, _settings(broker=broker), console)
 
@@ -526,7 +525,7 @@ def dead_replay(
     broker: BrokerFlag = None,
 ) -> None:
     """Send dead letters back to the stage that gave them up, once the cause is mended."""
-    from gliaflow_cli.dead import replay_letters
+    from gliaflow_cli.commands.dead import replay_letters
 
     replay_letters(messages or [], every, _settings(broker=broker), console)
 
@@ -553,14 +552,13 @@ def main() -> None:
 
 def _exit_code(error: Exception) -> int | None:
     """2 for what the person asked wrongly, 1 for what could not be done, None for a bug."""
-    from gliaflow_plugins.base import PluginError
-    from gliaflow_runtime.broker import BrokerError
-    from gliaflow_runtime.bundle import BundleError
+    from gliaflow.submission import NoStage
+    from gliaflow_plugins.contracts import PluginError
+    from gliaflow_runtime.broker.interface import BrokerError
+    from gliaflow_runtime.bundle.manifest import BundleError
+    from gliaflow_runtime.errors import UsageError
     from gliaflow_runtime.inference import DeviceError
     from gliaflow_runtime.settings import SettingsError
-
-    from gliaflow_cli.client import NoStage
-    from gliaflow_cli.inputs import UsageError
 
     if isinstance(error, UsageError | SettingsError | PluginError | BundleError | DeviceError):
         return 2

@@ -14,8 +14,8 @@ from gliaflow_proto import (
 )
 from gliaflow_proto.routing import EXTRACTOR
 from gliaflow_runtime import metrics
-from gliaflow_runtime.broker import Delivery
-from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.inference import Network
 from gliaflow_runtime.stage import Outcome, Stage
 from numpy.typing import NDArray

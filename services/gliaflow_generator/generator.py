@@ -19,8 +19,8 @@ from gliaflow_proto import (
     message_id,
 )
 from gliaflow_proto.routing import BALANCER, GENERATOR
-from gliaflow_runtime.broker import Delivery
-from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
 from numpy.typing import NDArray
 

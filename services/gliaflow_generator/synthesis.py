@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from gliaflow_runtime import metrics
-from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.inference import Network
 from numpy.typing import NDArray
 

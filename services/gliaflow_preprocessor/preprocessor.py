@@ -10,8 +10,8 @@ import structlog
 from gliaflow_proto import MAX_MESSAGE_BYTES, Message, ScanMessage, SlicesMessage, expect, message_id
 from gliaflow_proto.routing import PREPROCESSOR
 from gliaflow_runtime import metrics
-from gliaflow_runtime.broker import Broker, Delivery
-from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.broker.interface import Broker, Delivery
+from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
 
 from gliaflow_preprocessor.nifti import NiftiError, read_nifti

@@ -12,7 +12,7 @@ import nibabel as nib
 import nibabel.affines
 import numpy as np
 from gliaflow_proto import Geometry
-from gliaflow_runtime.bundle import InputSpec
+from gliaflow_runtime.bundle.manifest import InputSpec
 from numpy.typing import NDArray
 from scipy import ndimage
 

@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 from gliaflow_proto import Queue, Source
-from gliaflow_runtime.broker import Broker, NoQueue, NotOurs
+from gliaflow_runtime.broker.interface import Broker, NoQueue, NotOurs
 from gliaflow_runtime.files import UnsafeFile, read_within
-from gliaflow_runtime.remote import in_words, is_passing
 from gliaflow_runtime.stage import Away
+from gliaflow_runtime.storage_errors import in_words, is_passing
 
 MAX_FILE_BYTES = 2**30
 MAX_QUEUE_NAME = 255  # bytes, in AMQP

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gliaflow_plugins.base import PluginError, parse_options
+from gliaflow_plugins.contracts import PluginError, Step, parse_options
 from gliaflow_plugins.registry import load_registry
-from gliaflow_plugins.steps import Step
-from gliaflow_runtime.bundle import StepSpec
+from gliaflow_runtime.bundle.manifest import StepSpec
 from numpy.typing import NDArray
 from pydantic import BaseModel
 

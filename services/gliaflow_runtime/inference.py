@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from gliaflow_runtime.bundle import Bundle, BundleError
+from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.settings import available_cores
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: a hospital's machine tells nobody anything

@@ -25,7 +25,7 @@ from gliaflow_proto import (
 )
 
 from gliaflow_runtime import metrics, tracing
-from gliaflow_runtime.broker import Broker, BrokerError, Consumer, Delivery, Refused, Unroutable
+from gliaflow_runtime.broker.interface import Broker, BrokerError, Consumer, Delivery, Refused, Unroutable
 from gliaflow_runtime.logs import where
 
 AWAY_S = 2.0  # the first pause where something is away; each is twice as long as the one before

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gliaflow_plugins.pipeline import PAPER_AUGMENTATIONS
-from gliaflow_runtime.bundle import InputSpec
+from gliaflow_plugins.augmentations.pipeline import PAPER_AUGMENTATIONS
+from gliaflow_runtime.bundle.manifest import InputSpec
 
 
 @dataclass(frozen=True)

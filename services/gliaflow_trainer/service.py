@@ -22,15 +22,16 @@ from typing import Any
 
 import numpy as np
 import structlog
-from gliaflow_plugins.base import PluginError
+from gliaflow_plugins.contracts import PluginError
 from gliaflow_plugins.registry import load_registry
-from gliaflow_runtime.bundle import Bundle, BundleError, load_bundle
+from gliaflow_runtime.bundle.load import Bundle, load_bundle
+from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings
+from gliaflow_store.feature_store import FeatureStore, Samples, StoreError, origin_of
 
 from gliaflow_trainer.processes import end_with_parent
 from gliaflow_trainer.profiles import PROFILES
-from gliaflow_trainer.store import FeatureStore, Samples, StoreError, origin_of
 from gliaflow_trainer.variants import choose
 
 LEAST = 4  # patients of a class: one to choose with, one to measure on, two to learn from

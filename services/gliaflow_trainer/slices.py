@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gliaflow_plugins.readers import Case
+from gliaflow_plugins.contracts import Case
 from gliaflow_preprocessor.nifti import NiftiError, read_nifti
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_preprocessor.slices import prepare_mask
 from gliaflow_proto import Geometry, Message, Queue, Scan, ScanMessage, SlicesMessage, Source, expect, message_id
-from gliaflow_runtime.broker import Delivery
-from gliaflow_runtime.bundle import Bundle
+from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
 from numpy.typing import NDArray
 

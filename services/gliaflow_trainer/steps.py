@@ -17,25 +17,24 @@ import numpy as np
 import torch
 from gliaflow_extractor.extractor import Extractor
 from gliaflow_extractor.extractor import UNet as ServedUNet
-from gliaflow_plugins.base import PluginError
-from gliaflow_plugins.export import export
-from gliaflow_plugins.generators import Fitted
-from gliaflow_proto import MAX_MESSAGE_BYTES
-from gliaflow_runtime.bundle import Bundle, BundleError, write_manifest
+from gliaflow_plugins.contracts import Fitted, PluginError
+from gliaflow_plugins.networks.export import export
+from gliaflow_proto import CLASSES, MAX_MESSAGE_BYTES
+from gliaflow_runtime.bundle.load import Bundle, write_manifest
+from gliaflow_runtime.bundle.manifest import BundleError
+from gliaflow_store.feature_store import FeatureStore
+from gliaflow_store.recorder import Recorder
 from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from gliaflow_trainer.profiles import Profile
-from gliaflow_trainer.recorder import Recorder
-from gliaflow_trainer.segmentation import Augment, fit_unet, measure
 from gliaflow_trainer.slices import CutScan, Slices
-from gliaflow_trainer.store import FeatureStore
 from gliaflow_trainer.stream import stream
 from gliaflow_trainer.unet import TAPS, UNet, UNetOutput
+from gliaflow_trainer.unet_fit import Augment, fit_unet, measure
 
-CLASSES = ("HGG", "LGG")
 WEIGHTS = "unet.safetensors"  # the U-Net as torch has it, for ``--init``
 FP16 = float(np.finfo(np.float16).max)
 LIBRARIES = ("gliaflow", "torch", "onnx", "onnxruntime", "numpy", "scipy", "nibabel", "scikit-learn")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from gliaflow_proto import FailureMessage, Message, Queue, decode, encode, routing_key
-from gliaflow_runtime.broker import Broker, Refused
-from gliaflow_runtime.memory import STAGE_LIMITS, MemoryBroker
+from gliaflow_runtime.broker.interface import Broker, Refused
+from gliaflow_runtime.broker.memory import STAGE_LIMITS, MemoryBroker
 from gliaflow_runtime.stage import InvalidInput, Stage, Worker
 
 AHEAD = 4  # scans on their way at a time: enough to keep every stage busy, few enough to stay in memory

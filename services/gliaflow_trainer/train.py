@@ -16,24 +16,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from gliaflow_plugins.base import PluginError
-from gliaflow_plugins.cnn import patient_scores, slice_logits
-from gliaflow_plugins.export import export, export_generator
-from gliaflow_plugins.generators import Fitted
-from gliaflow_plugins.pipeline import Pipeline
-from gliaflow_plugins.readers import Case, Cohort
+from gliaflow_phantoms.phantom import COHORT_FILE
+from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
+from gliaflow_plugins.contracts import Case, Cohort, Fitted, PluginError
+from gliaflow_plugins.networks.cnn import patient_scores, slice_logits
+from gliaflow_plugins.networks.export import export, export_generator
 from gliaflow_plugins.registry import Registry
-from gliaflow_proto import message_id
-from gliaflow_runtime.bundle import Bundle, write_manifest
+from gliaflow_proto import CLASSES, message_id
+from gliaflow_runtime.bundle.load import Bundle, write_manifest
+from gliaflow_store.feature_store import Samples
 from rich.progress import Progress
 from torch import nn
 
-from gliaflow_trainer.imaged import Imaged
-from gliaflow_trainer.phantom import COHORT_FILE
 from gliaflow_trainer.profiles import Profile
+from gliaflow_trainer.slice_features import Imaged
 from gliaflow_trainer.slices import CutScan, Slices, cut
 from gliaflow_trainer.steps import (
-    CLASSES,
     WEIGHTS,
     blank_bundle,
     extract,
@@ -44,7 +42,6 @@ from gliaflow_trainer.steps import (
     synthetic,
     versions,
 )
-from gliaflow_trainer.store import Samples
 from gliaflow_trainer.variants import Variants, choose, fit_classifier, fit_generator
 
 NOTICE = "Not a clinical model: it must not be used to diagnose or treat anybody."
@@ -92,7 +89,7 @@ def train(
     variants = choose(registry, generators, profile, options)
     if not variants.generators:
         raise PluginError("no generator was named")
-    augment = Pipeline(registry, augmentations or profile.augmentations)
+    augment = AugmentationPipeline(registry, augmentations or profile.augmentations)
     start = initial(init, profile) if init is not None else None
     if out.exists() and not (out / "manifest.json").exists():
         raise PluginError(f"{out}: is there already and is no bundle; name another folder")

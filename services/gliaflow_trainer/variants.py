@@ -8,9 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gliaflow_plugins.base import PluginError, parse_options
-from gliaflow_plugins.classifiers import ClassifierVariant, FittedClassifier
-from gliaflow_plugins.generators import FeatureSource, Fitted, GeneratorVariant
+from gliaflow_plugins.contracts import (
+    ClassifierVariant,
+    FeatureSource,
+    Fitted,
+    FittedClassifier,
+    GeneratorVariant,
+    PluginError,
+    parse_options,
+)
 from gliaflow_plugins.registry import Registry
 from pydantic import BaseModel
 

@@ -30,10 +30,10 @@ from clients import Clients  # noqa: E402
 from faults import FAULTS, HEARTBEAT_S, World  # noqa: E402
 from fleet import GLIAFLOW, SERVICES, Fleet, clean, peak_mb  # noqa: E402
 from flood import Flood, flood  # noqa: E402
-from gliaflow_cli.inputs import stem  # noqa: E402
-from gliaflow_cli.submit import TABLE, read_table  # noqa: E402
+from gliaflow.scans import stem  # noqa: E402
+from gliaflow_cli.client.table import TABLE, read_table  # noqa: E402
 from gliaflow_proto.routing import ALL_QUEUES  # noqa: E402
-from gliaflow_runtime.bundle import load_bundle  # noqa: E402
+from gliaflow_runtime.bundle.load import load_bundle  # noqa: E402
 from gliaflow_runtime.logs import configure_logging  # noqa: E402
 from ledger import Answer, Ledger, Verdict, answer_of  # noqa: E402
 from node import Node  # noqa: E402

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from gliaflow_runtime.bundle import write_manifest
+from gliaflow_runtime.bundle.load import write_manifest
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE, CHANNELS, TAP = 32, 4, [4, 16, 16]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleet import GLIAFLOW, clean, peak_mb
-from gliaflow_cli.submit import TABLE, Row, read_table
+from gliaflow_cli.client.table import TABLE, Row, read_table
 
 BATCH = 20
 MOST_RUNS = 40  # of one client: what has no row then is lost
@@ -148,6 +148,6 @@ class Clients:
 
 
 def _stem(path: Path) -> str:
-    from gliaflow_cli.inputs import stem
+    from gliaflow.scans import stem
 
     return stem(path)

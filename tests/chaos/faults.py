@@ -18,8 +18,8 @@ import msgpack
 from clients import Clients
 from fleet import FAKETIME, SERVICES, Fleet, Replica
 from gliaflow_proto.routing import ASSEMBLER, STAGE_QUEUES
-from gliaflow_runtime.amqp import AmqpBroker
-from gliaflow_runtime.broker import BrokerError
+from gliaflow_runtime.broker.interface import BrokerError
+from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 from ledger import Ledger
 from node import Node
 from proxy import Proxy

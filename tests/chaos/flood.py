@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gliaflow_proto import PredictionMessage, Scan, ScanMessage, Source, decode, encode, message_id, submission_queue
-from gliaflow_runtime.amqp import AmqpBroker
-from gliaflow_runtime.broker import Refused
+from gliaflow_runtime.broker.interface import Refused
+from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
 PRODUCERS = 4
 

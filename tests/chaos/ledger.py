@@ -16,11 +16,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from clients import Batch
-from gliaflow_cli.submit import TABLE, Row
+from gliaflow_cli.client.table import TABLE, Row
 from gliaflow_proto import FailureMessage, GradedMessage, PredictionMessage, ProtocolError, Queue, decode
 from gliaflow_proto.routing import ALL_QUEUES
-from gliaflow_runtime.amqp import AmqpBroker
-from gliaflow_runtime.broker import REASON, Delivery
+from gliaflow_runtime.broker.interface import REASON, Delivery
+from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
 TAP = Queue("gliaflow.chaos", ("prediction.#", "failure.#"), expires_s=24 * 3600)
 TWO_BUNDLES = "give all stages the same bundle"  # as a copy may be told whose scan was answered by one of them

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from broken import good_scan
-from gliaflow_cli.client import Input, Submission
+from compose.stack import Stack, clone
+from gliaflow.submission import Input, Submission
 from gliaflow_proto import PredictionMessage
 from gliaflow_proto.routing import STAGE_QUEUES
-from gliaflow_runtime.connect import connect
-from test_compose import Stack, clone
+from gliaflow_runtime.broker.connect import connect
 
 NODES = ("rabbitmq", "rabbitmq-2", "rabbitmq-3")
 PORTS = (25682, 25683, 25684)

@@ -20,60 +20,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from broken import good_scan
-from conftest import unavailable
-from gliaflow_cli.new import write_plugin
-from gliaflow_runtime.bundle import demo_bundle
+from compose.stack import BROKER, OBSERVERS, PORT, PROFILES, ROOT, SERVICES, STAGES, TLS, Stack, clone
+from gliaflow_cli.commands.plugins_new import write_plugin
+from gliaflow_runtime.bundle.load import demo_bundle
 from safetensors import safe_open
 
-ROOT = Path(__file__).parents[2]
-STAGES = ("preprocessor", "extractor", "classifier", "generator")
-SERVICES = ("rabbitmq", *STAGES, "inbox")
-TLS = ("-f", "deploy/compose.tls.yml")
-OBSERVERS = ("prometheus", "grafana")  # other people's images, which see counts alone
-PROFILES = ((), ("--profile", "train"))
-PORT = int(os.environ.get("GLIAFLOW_TEST_COMPOSE_PORT", "25672"))
-BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
-
 pytestmark = pytest.mark.compose
-
-
-class Stack:
-    def __init__(self, folder: Path, *overrides: str, **settings: str) -> None:
-        self.folder = folder
-        self.files = [argument for file in ("docker-compose.yml", *overrides) for argument in ("-f", file)]
-        self.environment = {
-            **os.environ,
-            "COMPOSE_PROJECT_NAME": f"gliaflow-test-{PORT}",
-            "GLIAFLOW_AMQP_PORT": str(PORT),
-            "GLIAFLOW_AMQPS_PORT": str(PORT - 1),
-            "GLIAFLOW_MANAGEMENT_PORT": str(PORT + 1),
-            "GLIAFLOW_VERSION": "test",
-            **settings,
-        }
-
-    def compose(self, *arguments: str, check: bool = True, **settings: str) -> str:
-        command = ["docker", "compose", *self.files, *arguments]
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment | settings, capture_output=True, text=True, timeout=600
-        )
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def containers(self) -> list[dict[str, str]]:
-        return [json.loads(line) for line in self.compose("ps", "--format", "json").splitlines()]
-
-
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout."""
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
-        unavailable("no Docker engine answers")
-    folder = tmp_path_factory.mktemp("clone") / "gliaflow"
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
 
 
 @pytest.fixture(scope="module")

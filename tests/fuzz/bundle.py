@@ -15,7 +15,8 @@ import onnx
 from fuzz.bounds import readable
 from fuzz.tiny import network, networks, scratch, write_bundle
 from gliaflow_preprocessor.slices import UnusableScan, prepare
-from gliaflow_runtime.bundle import MANIFEST, Bundle, BundleError
+from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.bundle.manifest import MANIFEST, BundleError
 from gliaflow_runtime.inference import _cut
 
 MAX_BYTES = 2**12

@@ -16,11 +16,11 @@ import msgpack
 import numpy as np
 from fuzz.bounds import readable
 from fuzz.tiny import SIZE, TAP, scratch, write_bundle
+from gliaflow.scans import write_mask
+from gliaflow.submission import Input
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.grader import Grader
-from gliaflow_cli.client import Input
-from gliaflow_cli.inputs import write_mask
-from gliaflow_cli.submit import _affine, _ok
+from gliaflow_cli.client.table import _affine, _ok
 from gliaflow_extractor.extractor import Extractor, UNet
 from gliaflow_generator.generator import Balancer, Generator
 from gliaflow_generator.synthesis import Synthesizer
@@ -43,8 +43,8 @@ from gliaflow_proto import (
     encode,
     routing_key,
 )
-from gliaflow_runtime.broker import Delivery
-from gliaflow_runtime.connect import connect
+from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.stage import InvalidInput, failure
 
 MAX_BYTES = 2**12

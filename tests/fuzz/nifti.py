@@ -18,8 +18,8 @@ from fuzz.bounds import readable
 from fuzz.tiny import scratch, write_bundle
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_proto import Scan, ScanMessage, SlicesMessage, Source, decode, encode, restore
-from gliaflow_runtime.broker import Delivery
-from gliaflow_runtime.connect import connect
+from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.stage import InvalidInput
 
 MAX_BYTES = 2**14

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from gliaflow_runtime.bundle import Bundle, write_manifest
+from gliaflow_runtime.bundle.load import Bundle, write_manifest
 from onnx import TensorProto, helper, numpy_helper
 
 SIZE = (8, 8)

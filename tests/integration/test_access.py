@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 from broken import good_scan
-from conftest import Command
 from gliaflow_proto import Queue, submission_queue
 from gliaflow_proto.routing import EXTRACTOR, PREPROCESSOR
-from gliaflow_runtime.amqp import AmqpBroker
-from gliaflow_runtime.amqp_access import Access
-from gliaflow_runtime.broker import BrokerError
+from gliaflow_runtime.broker.credentials import Access
+from gliaflow_runtime.broker.interface import BrokerError
+from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 from make_secrets import make_certificates
 from pika.exceptions import ChannelClosedByBroker
+from processes import Command
 
 pytestmark = pytest.mark.rabbitmq
 ALL = ("preprocessor", "extractor", "generator", "classifier")

@@ -15,8 +15,8 @@ import pytest
 from gliaflow_preprocessor.sources import SourceError, read_source
 from gliaflow_proto import Queue, Source
 from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR
-from gliaflow_runtime.amqp import AmqpBroker
-from gliaflow_runtime.broker import DIED_IN, REASON, ROUTING_KEY, BrokerError, Consumer, Delivery, Refused
+from gliaflow_runtime.broker.interface import DIED_IN, REASON, ROUTING_KEY, BrokerError, Consumer, Delivery, Refused
+from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
 pytestmark = pytest.mark.rabbitmq
 

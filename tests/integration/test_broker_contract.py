@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 from gliaflow_proto import Queue, submission_queue, upload_queue
-from gliaflow_runtime.broker import (
+from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.interface import (
     DIED_AT,
     DIED_IN,
     REASON,
@@ -22,7 +23,6 @@ from gliaflow_runtime.broker import (
     QueueState,
     Unroutable,
 )
-from gliaflow_runtime.connect import connect
 
 Make = Callable[..., Queue]
 

@@ -15,16 +15,16 @@ from pathlib import Path
 import pika
 import pytest
 from broken import good_scan
-from conftest import free_port
-from gliaflow_cli import doctor
-from gliaflow_cli.management import Management, ManagementError
-from gliaflow_cli.status import read_status
+from gliaflow_cli.client.management import Management, ManagementError
+from gliaflow_cli.commands import doctor
+from gliaflow_cli.commands.status import read_status
 from gliaflow_proto.routing import ALL_QUEUES, EXTRACTOR, GENERATOR, STAGE_QUEUES, Queue
-from gliaflow_runtime.amqp import AmqpBroker
-from gliaflow_runtime.bundle import demo_bundle
-from gliaflow_runtime.connect import connect
+from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.rabbitmq import AmqpBroker
+from gliaflow_runtime.bundle.load import demo_bundle
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.version import VERSION
+from processes import free_port
 from rich.console import Console
 
 DEFINITIONS = Path(__file__).parents[2] / "deploy" / "rabbitmq" / "definitions.json"

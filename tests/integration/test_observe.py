@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 from broken import good_scan
-from conftest import free_port
-from gliaflow_cli.doctor import LENGTHS
+from gliaflow_cli.commands.doctor import LENGTHS
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime import metrics
+from processes import free_port
 from prometheus_client import generate_latest
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from broken import BROKEN, good_scan, write_broken
-from gliaflow_cli.client import Submission
-from gliaflow_cli.inputs import stem
+from gliaflow.scans import stem
+from gliaflow.submission import Submission
 from gliaflow_proto import MAX_MESSAGE_BYTES, Queue, SyntheticMessage, decode
 from gliaflow_proto.routing import BALANCER
-from gliaflow_runtime.connect import connect
+from gliaflow_runtime.broker.connect import connect
 from safetensors.numpy import load_file
 
 ALL = ("preprocessor", "extractor", "generator", "classifier")

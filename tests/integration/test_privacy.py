@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from broken import good_scan
-from gliaflow_cli.client import Input, Submission
-from gliaflow_cli.inputs import write_mask
-from gliaflow_cli.pipeline import SERVICES, Pipeline
+from gliaflow.scans import write_mask
+from gliaflow.submission import Input, Submission
 from gliaflow_proto import FailureMessage, PredictionMessage, Queue
-from gliaflow_runtime.broker import Broker
-from gliaflow_runtime.connect import connect
+from gliaflow_runner.pipeline import SERVICES, Pipeline
+from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings
 from prometheus_client import generate_latest

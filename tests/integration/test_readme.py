@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broken import good_scan
-from conftest import environment
+from processes import environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_the_publisher_in_plain_pika_and_msgpack(stages, tmp_path, rabbitmq_url)
 
 
 def test_the_plugin():
-    from gliaflow_plugins.pipeline import Pipeline
+    from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
     from gliaflow_plugins.registry import Origin, load_registry
 
     (code,) = (block for block in blocks("python") if "hookimpl" in block)
@@ -49,7 +49,7 @@ def test_the_plugin():
     assert registry.problems == []
     image = np.random.default_rng(0).random((16, 16), dtype=np.float32)
     mask = image > 0.5
-    brighter, same = Pipeline(registry, [("gamma", {"most": 0.5})])(image, mask, np.random.default_rng(1))
+    brighter, same = AugmentationPipeline(registry, [("gamma", {"most": 0.5})])(image, mask, np.random.default_rng(1))
     assert (brighter != image).any()
     np.testing.assert_array_equal(same, mask)
 

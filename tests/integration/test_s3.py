@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 from broken import good_scan
-from conftest import free_port
 from gliaflow_preprocessor import sources
 from gliaflow_preprocessor.sources import SourceError, read_source
 from gliaflow_proto import Source
-from gliaflow_runtime.bundle import BundleError, demo_bundle, load_bundle
-from gliaflow_runtime.memory import MemoryBroker
+from gliaflow_runtime.broker.memory import MemoryBroker
+from gliaflow_runtime.bundle.load import demo_bundle, load_bundle
+from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.stage import Away
+from processes import free_port
 
 BUNDLE = "s3://data/bundles/demo"
 IDENTITIES = {

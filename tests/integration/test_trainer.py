@@ -11,20 +11,22 @@ import nibabel as nib
 import numpy as np
 import pytest
 from broken import good_scan
-from gliaflow_cli.client import Input
-from gliaflow_cli.inputs import UsageError, cohort_inputs
+from gliaflow.scans import cohort_inputs
+from gliaflow.submission import Input
+from gliaflow_cli.client.table import submit
 from gliaflow_cli.main import app
-from gliaflow_cli.pipeline import SERVICES, TRAINER, Pipeline, open_broker
-from gliaflow_cli.submit import submit
-from gliaflow_plugins.base import PluginError
-from gliaflow_plugins.readers import Case, Cohort, NiftiFile
+from gliaflow_phantoms.phantom import write_cohort
+from gliaflow_plugins.cohorts.read import read_cohort
+from gliaflow_plugins.cohorts.volumes import NiftiFile
+from gliaflow_plugins.contracts import Case, Cohort, PluginError
 from gliaflow_plugins.registry import load_registry
-from gliaflow_runtime.bundle import BundleError, load_bundle
+from gliaflow_runner.pipeline import SERVICES, TRAINER, Pipeline, open_broker
+from gliaflow_runtime.bundle.load import load_bundle
+from gliaflow_runtime.bundle.manifest import BundleError
+from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.settings import Settings
-from gliaflow_trainer.cohort import read_cohort
-from gliaflow_trainer.phantom import write_cohort
+from gliaflow_store.feature_store import FeatureStore
 from gliaflow_trainer.service import Trainer
-from gliaflow_trainer.store import FeatureStore
 from typer.testing import CliRunner
 
 TINY = {"steps": 20, "ngf": 8, "ndf": 8}

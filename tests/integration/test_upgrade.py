@@ -14,11 +14,11 @@ from pathlib import Path
 import msgpack
 import pytest
 from broken import good_scan
-from conftest import environment
 from gliaflow_proto import Queue, decode, submission_queue
 from gliaflow_proto.routing import EXTRACTOR, PREPROCESSOR
-from gliaflow_runtime.broker import REASON
-from gliaflow_runtime.connect import connect
+from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.interface import REASON
+from processes import environment
 
 pytestmark = pytest.mark.rabbitmq
 DEFINITIONS = Path(__file__).parents[2] / "deploy" / "rabbitmq" / "definitions.json"

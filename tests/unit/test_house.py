@@ -34,7 +34,8 @@ class NoTorch:
         if name.partition(".")[0] == "torch":
             raise ImportError("serving imports torch")
 sys.meta_path.insert(0, NoTorch())
-import gliaflow_cli.pipeline, gliaflow_cli.run, gliaflow_cli.demo, gliaflow_cli.report, gliaflow_cli.watch
-import gliaflow_cli.dead, gliaflow_cli.inspect, gliaflow_trainer.service
+import gliaflow_runner.pipeline, gliaflow_cli.commands.run, gliaflow_cli.commands.demo
+import gliaflow_cli.commands.demo_report, gliaflow_cli.commands.watch
+import gliaflow_cli.commands.dead, gliaflow_cli.commands.plugins, gliaflow_trainer.service
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 from gliaflow_plugins import Options, hookimpl
-from gliaflow_plugins.generators import Fitted
+from gliaflow_plugins.contracts import Fitted
 from pydantic import Field
 
 

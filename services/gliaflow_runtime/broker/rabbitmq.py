@@ -1,0 +1,340 @@
+"""``amqp://``: RabbitMQ through pika. A broker has one link to publish on, and each consumer one to receive on.
+
+Nothing in gliaflow but this module and ``amqp_link`` knows pika.
+"""
+
+from __future__ import annotations
+
+import queue as queues
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import pika
+from gliaflow_proto import Queue
+from gliaflow_proto.routing import EXCHANGE
+from pika.exceptions import (
+    AMQPError,
+    ChannelClosedByBroker,
+    NackError,
+    UnroutableError,
+)
+
+from gliaflow_runtime.broker.connection_thread import Channel, Link, text
+from gliaflow_runtime.broker.credentials import Access
+from gliaflow_runtime.broker.interface import (
+    DIED_AT,
+    DIED_IN,
+    REASON,
+    ROUTING_KEY,
+    Broker,
+    BrokerError,
+    Consumer,
+    Delivery,
+    NoQueue,
+    NotOurs,
+    QueueState,
+    Refused,
+    Unroutable,
+)
+
+# headers must fit into one frame of 128 KiB, or RabbitMQ closes the connection
+MAX_REASON = 4000
+MAX_HEADERS, MAX_HEADER = 20, 1000
+SHORT_STRING = 255  # bytes: a message id, AMQP 0-9-1 section 4.2.5.3
+
+Result = TypeVar("Result")
+
+
+class AmqpBroker(Broker):
+    """A connection to RabbitMQ. Threads may share it.
+
+    It outlives restarts of the broker: while it is away, calls wait; then queues are declared again and what was
+    being published is published again, under the same id.
+
+    Parameters
+    ----------
+    url: ``amqp://user:password@host:port/vhost``; ``amqps://`` for TLS; options as in pika's ``URLParameters``.
+        Of a cluster, its nodes with commas: ``amqp://user:password@one:5672,two:5672/vhost``. Any will do.
+    access: password and certificates, where the URL does not say all.
+    connect_timeout: seconds to wait for a broker that is not there yet.
+    outage_timeout: seconds to wait for one that went away.
+    about: what the broker's connections show of this client.
+
+    Raises
+    ------
+    ValueError: the URL is not well formed.
+    BrokerError: there is no broker, or it refuses the access.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        access: Access | None = None,
+        connect_timeout: float = 60,
+        outage_timeout: float = 300,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
+        self._url, self._access, self._about = url, access or Access(), dict(about or {})
+        self._timeouts = (connect_timeout, outage_timeout)
+        self._known: dict[str, Queue] = {}
+        self._consumers: list[AmqpConsumer] = []
+        self._link = Link(url, self._timeouts, self._access, "publish", self._prepare, about=self._about)
+        self._link.open()
+
+    def declare(self, queue: Queue) -> None:
+        self._manage(f"declare {queue.name!r}", lambda channel: _declare(channel, queue))
+        self._known[queue.name] = queue
+
+    def publish(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        message_id: str = "",
+        headers: Mapping[str, str] | None = None,
+        mandatory: bool = True,
+    ) -> None:
+        self._put(EXCHANGE, key, body, message_id, headers, mandatory)
+
+    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None) -> None:
+        self._put("", queue, body, message_id, headers)
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        headers = {
+            **{name: value[:MAX_HEADER] for name, value in list(delivery.headers.items())[:MAX_HEADERS]},
+            REASON: reason[:MAX_REASON],
+            DIED_IN: delivery.queue,
+            DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
+            ROUTING_KEY: delivery.key,
+        }
+        self._put(EXCHANGE, Queue(delivery.queue).dead_key, delivery.body, delivery.message_id, headers)
+
+    def consume(self, queue: Queue, prefetch: int) -> AmqpConsumer:
+        consumer = AmqpConsumer(self._url, self._timeouts, self._access, queue.name, prefetch, self._known, self._about)
+        self._consumers = [*(other for other in self._consumers if not other.closed), consumer]
+        return consumer
+
+    def delete(self, queue: str) -> None:
+        self._known.pop(queue, None)
+        for consumer in self._consumers:
+            if consumer.queue == queue:
+                consumer.close()
+        self._manage(f"delete {queue!r}", lambda channel: channel.queue_delete(queue))
+
+    def look(self, queue: str) -> QueueState | None:
+        def count(channel: Channel) -> QueueState | None:
+            try:
+                found = channel.queue_declare(queue, passive=True).method
+            except ChannelClosedByBroker as error:
+                if error.reply_code == 404:
+                    return None
+                raise
+            return QueueState(int(found.message_count), int(found.consumer_count))
+
+        return self._manage(f"look at {queue!r}", count)
+
+    @property
+    def connected(self) -> bool:
+        return self._link.connected and all(c.closed or c.connected for c in self._consumers)
+
+    def close(self) -> None:
+        for consumer in self._consumers:
+            consumer.close()
+        self._link.close()
+
+    def _prepare(self, channel: Channel) -> None:
+        for queue in list(self._known.values()):
+            _declare(channel, queue)
+        if not self._known:
+            _declare_exchange(channel)
+        channel.confirm_delivery()
+
+    def _manage(self, what: str, action: Callable[[Channel], Result]) -> Result:
+        """Do ``action`` on a channel of its own, since a refusal closes the channel."""
+
+        def job(channel: Channel) -> Result:
+            with channel.connection.channel() as own:
+                return action(own)
+
+        try:
+            return self._link.call(job)
+        except AMQPError as error:
+            raise BrokerError(f"cannot {what}: {text(error)}") from None
+
+    def _put(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        message_id: str,
+        headers: Mapping[str, str] | None,
+        mandatory: bool = True,
+    ) -> None:
+        properties = pika.BasicProperties(
+            content_type="application/msgpack",
+            delivery_mode=pika.DeliveryMode.Persistent.value,
+            message_id=message_id or None,
+            headers=dict(headers or {}),
+        )
+        try:
+            self._link.call(lambda channel: channel.basic_publish(exchange, key, body, properties, mandatory))
+        except UnroutableError:
+            raise Unroutable(f"no queue is bound to the key {key!r} of exchange {exchange!r}") from None
+        except NackError:
+            raise Refused(f"the broker refused a message for {key!r}: a queue is full") from None
+        except AMQPError as error:
+            raise BrokerError(f"the broker refused a message of {len(body)} bytes for {key!r}: {text(error)}") from None
+
+
+class AmqpConsumer(Consumer):
+    """Deliveries of one RabbitMQ queue, on a connection of its own."""
+
+    def __init__(
+        self,
+        url: str,
+        timeouts: tuple[float, float],
+        access: Access,
+        queue: str,
+        prefetch: int,
+        known: Mapping[str, Queue],
+        about: Mapping[str, str],
+    ) -> None:
+        self.queue = queue
+        self._prefetch = prefetch
+        self._known = known  # queues that may be declared again should the broker have lost them
+        self._arrived: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()  # None: nothing more will come
+        self._open: dict[int, tuple[Channel, int]] = {}  # our tag: the channel it came by, and its tag there
+        self._tag = 0
+        self._link = Link(url, timeouts, access, f"consume {queue}", self._prepare, self._lost, self._ended, about)
+        try:
+            self._link.open()
+        except ChannelClosedByBroker as error:
+            kind = NoQueue if error.reply_code == 404 else NotOurs
+            raise kind(f"cannot receive from {queue!r}: {error.reply_text}") from None
+
+    @property
+    def connected(self) -> bool:
+        """Whether it receives now."""
+        return self._link.connected
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._link.closed
+
+    def next(self, timeout: float) -> Delivery | None:
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                delivery = self._arrived.get(timeout=max(0, until - time.monotonic()))
+            except queues.Empty:
+                return None
+            if delivery is None:
+                self._arrived.put(None)
+                raise self._link.failure or BrokerError(f"the consumer of {self.queue!r} is closed")
+            if delivery.tag in self._open:
+                return delivery
+
+    def ack(self, delivery: Delivery) -> None:
+        self._settle(delivery, lambda channel, tag: channel.basic_ack(tag))
+
+    def requeue(self, delivery: Delivery) -> None:
+        # not basic.nack, which from RabbitMQ 4.3 on does not count as an attempt
+        self._settle(delivery, lambda channel, tag: channel.basic_reject(tag, requeue=True))
+
+    def close(self) -> None:
+        self._link.close()
+
+    def _settle(self, delivery: Delivery, answer: Callable[[Channel, int], None]) -> None:
+        channel, tag = self._open.pop(delivery.tag, (None, 0))
+
+        def job(current: Channel) -> None:
+            if current is channel:
+                answer(channel, tag)
+
+        if channel:
+            self._link.post(job)
+
+    # what follows runs in the link's thread
+
+    def _prepare(self, channel: Channel) -> None:
+        if self.queue in self._known:
+            _declare(channel, self._known[self.queue])
+        channel.basic_qos(prefetch_count=self._prefetch)
+        channel.add_on_cancel_callback(lambda _: self._link.renew("the broker ended the consumer"))
+        channel.basic_consume(self.queue, self._receive)
+
+    def _receive(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
+        self._tag += 1
+        self._open[self._tag] = (channel, method.delivery_tag)
+        headers = properties.headers or {}
+        count = headers.get("x-delivery-count")
+        delivery = Delivery(
+            queue=self.queue,
+            key=_string(method.routing_key),
+            body=body,
+            message_id=_string(properties.message_id),
+            headers=_texts(headers),
+            attempts=count if isinstance(count, int) else int(method.redelivered),
+            tag=self._tag,
+        )
+        self._arrived.put(delivery)
+
+    def _lost(self) -> None:
+        self._open.clear()  # all of it comes again
+        self.lost = self._tag
+
+    def _ended(self) -> None:
+        self._open.clear()
+        self._arrived.put(None)
+
+
+def _declare_exchange(channel: Channel) -> None:
+    """Make the exchange where it is missing. Most users may not: theirs came with ``deploy/rabbitmq``."""
+    try:
+        with channel.connection.channel() as own:
+            own.exchange_declare(EXCHANGE, passive=True)
+    except ChannelClosedByBroker as error:
+        if error.reply_code != 404:
+            raise
+        channel.exchange_declare(EXCHANGE, "topic", durable=True)
+
+
+def _declare(channel: Channel, queue: Queue) -> None:
+    """The queue with its bindings and dead letters. Limits are not said here: they are the broker's policies."""
+    _declare_exchange(channel)
+    arguments: dict[str, Any] = {"x-queue-type": "quorum"}
+    if queue.expires_s is None:
+        channel.queue_declare(queue.dead, durable=True, arguments=arguments)
+        channel.queue_bind(queue.dead, EXCHANGE, queue.dead_key)
+    else:
+        arguments = arguments | {"x-expires": queue.expires_s * 1000}
+    if queue.single_active:
+        arguments = arguments | {"x-single-active-consumer": True}
+    channel.queue_declare(queue.name, durable=True, arguments=arguments)
+    for key in queue.keys:
+        channel.queue_bind(queue.name, EXCHANGE, key)
+
+
+def _string(value: str | bytes | None) -> str:
+    """A short string, which pika leaves as bytes where it is no UTF-8, and which must fit into one again."""
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+    return value.encode()[:SHORT_STRING].decode("utf-8", "ignore")
+
+
+def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
+    """The text headers; for what the broker's delivery limit gave up, also those that ``dead_letter`` would add."""
+    texts = {name: value for name, value in headers.items() if isinstance(value, str)}
+    if "x-first-death-reason" in texts and REASON not in texts:
+        deaths = headers.get("x-death")
+        death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+        texts[REASON] = f"{texts['x-first-death-reason']}: the broker gave it up"
+        texts[DIED_IN] = texts.get("x-first-death-queue", "")
+        keys = death.get("routing-keys")
+        texts[ROUTING_KEY] = str(keys[0]) if isinstance(keys, list) and keys else ""
+        if isinstance(death.get("time"), datetime):
+            texts[DIED_AT] = death["time"].replace(tzinfo=UTC).isoformat()
+    return texts

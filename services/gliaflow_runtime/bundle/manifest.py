@@ -1,0 +1,102 @@
+"""The model bundle: a folder with ``manifest.json`` and the ONNX files that it vouches for.
+
+A bundle is untrusted until its digests match. Files are read once, checked, and kept as bytes, so that what was
+checked is what is run.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = "gliaflow-bundle/1"
+MAX_MANIFEST_BYTES = 2**20
+MAX_MODEL_BYTES = 2 * 2**30
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(ge=1, le=2048)]
+Millimetres = Annotated[float, Field(ge=0.05, le=100)]
+Channels = Annotated[int, Field(ge=1, le=65536)]
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used. The text names the file and the field."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StepSpec(Strict):
+    """A preprocessing step by its name, with its options; see ``gliaflow_plugins.steps``."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class InputSpec(Strict):
+    """What the U-Net takes: in-plane size in pixels, spacing in mm, and the statistics that normalise a pixel."""
+
+    size: tuple[Side, Side] = (240, 240)
+    spacing: tuple[Millimetres, Millimetres] = (1.0, 1.0)
+    mean: float = Field(default=0.0, ge=-1e4, le=1e4)
+    std: float = Field(default=1.0, ge=1e-4, le=1e4)
+    steps: tuple[StepSpec, ...] = Field(default=(), description="what is done to a scan before, in this order")
+
+
+class GeneratorSpec(Strict):
+    """A generator in a bundle: the files ``generator-NAME.onnx`` and ``critic-NAME.onnx``."""
+
+    options: dict[str, Any]
+    noise: int = Field(gt=0, le=65536, description="length of the noise vector z")
+
+
+class Manifest(Strict):
+    """``manifest.json``. ``files`` gives the SHA-256 of each file; ``taps`` the shape [C, H, W] of each tap."""
+
+    schema_: Literal["gliaflow-bundle/1"] = Field(alias="schema")
+    name: Name
+    notice: str
+    files: dict[FileName, Digest] = Field(max_length=256)
+    input: InputSpec
+    classes: tuple[Literal["HGG"], Literal["LGG"]]  # CLASSES
+    taps: dict[Name, tuple[Channels, Side, Side]] = Field(max_length=64)
+    tap: str
+    cropped: bool = Field(default=False, description="whether features are cropped to the tumour that the U-Net found")
+    generator: str = Field(description="the one that is served unless another is asked for; empty where there is none")
+    generators: dict[Name, GeneratorSpec] = Field(max_length=64)
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+
+    @field_validator("files")
+    @classmethod
+    def _names_differ(cls, files: dict[str, str]) -> dict[str, str]:
+        if len({name.casefold() for name in files}) < len(files):
+            raise ValueError("two names are the same where case does not count")
+        return files
+
+
+def parse_manifest(raw: bytes, where: str) -> Manifest:
+    """The manifest in ``raw``. Raises BundleError, which says ``where`` it is from, when it is none."""
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise BundleError(f"{where}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong with a manifest; that it is of another version before all else."""
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if one["loc"] == ("schema",)), errors[0])
+    field = ".".join(str(part)[:80] for part in first["loc"]) or "the file"
+    if first["type"] == "literal_error" and field == "schema":
+        found = str(first["input"])[:40]
+        return f"schema: {found!r}, but this gliaflow reads {MANIFEST_SCHEMA!r}: the bundle is of another version of it"
+    if first["type"] == "extra_forbidden":
+        return f"{field}: no field that this gliaflow knows: is the bundle of a later version? Upgrade, then serve it"
+    return f"{field}: {first['msg'][:300]}"

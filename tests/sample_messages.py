@@ -1,0 +1,83 @@
+"""A message of each kind, for the tests."""
+
+import msgpack
+import numpy as np
+from gliaflow_proto import (
+    FailureMessage,
+    FeaturesMessage,
+    GenerateMessage,
+    Geometry,
+    GradedMessage,
+    PredictionMessage,
+    Scan,
+    ScanMessage,
+    SlicesMessage,
+    Source,
+    SyntheticMessage,
+    encode,
+    new_trace,
+)
+
+GEOMETRY = Geometry(
+    affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+    shape=[4, 5, 6],
+    orientation=[0, 1, 1, -1, 2, 1],
+    origin=[-1.0, 0.0],
+    step=[1.0, 0.5],
+    size=[8, 8],
+    slices=[1, 3],
+)
+
+
+SCAN = Scan(id="s1", submission="sub", name="brain", patient="p1", label="HGG")
+
+
+COMMON = {"id": "m1", "scan": SCAN, "part": [1, 3], "trace": new_trace()}
+
+
+ONE_OF_EACH = [
+    ScanMessage(**COMMON, source=Source(uri="file:///a.nii.gz"), channel="0"),
+    SlicesMessage(**COMMON, geometry=GEOMETRY, image=np.ones((2, 1, 8, 8), np.float16)),
+    FeaturesMessage(
+        **COMMON,
+        bundle="b@1",
+        tap="enc5",
+        geometry=GEOMETRY,
+        features=np.ones((2, 4, 3, 3), np.float16),
+        mask=np.ones((2, 8, 8), np.uint8),
+    ),
+    GradedMessage(**COMMON, bundle="b@1", geometry=GEOMETRY, logit=np.zeros(2), mask=np.zeros((2, 8, 8), np.uint8)),
+    PredictionMessage(
+        **COMMON,
+        bundle="b@1",
+        grade="HGG",
+        p_hgg=0.75,
+        tumour_ml=1.5,
+        slices=2,
+        tumour_slices=1,
+        affine=GEOMETRY.affine,
+        mask=np.zeros((4, 5, 6), np.uint8),
+    ),
+    GenerateMessage(**COMMON, label="LGG", count=3, seed=5),
+    SyntheticMessage(
+        **COMMON, bundle="b@1", generator="acgan", tap="enc5", label="LGG", seed=0, features=np.ones((1, 4, 3, 3), "f2")
+    ),
+    FailureMessage(**COMMON, stage="extractor", reason="because"),
+]
+
+
+def changed(message, **changes):
+    document = msgpack.unpackb(encode(message))
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = document
+        for parent in parents:
+            place = place[parent]
+        if value is ...:
+            del place[last]
+        else:
+            place[last] = value
+    return msgpack.packb(document)
+
+
+SCAN_MESSAGE, SLICES, FEATURES = ONE_OF_EACH[:3]

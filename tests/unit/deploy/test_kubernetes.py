@@ -1,0 +1,185 @@
+"""The Kubernetes manifests: valid against Kubernetes' own schemas, and true of this code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_runtime.settings import Settings
+
+MANIFESTS = Path(__file__).parents[3] / "deploy" / "kubernetes"
+RABBITMQ = Path(__file__).parents[3] / "deploy" / "rabbitmq"
+VERSION = "1.32"  # of the schemas: the oldest that is supported
+STAGES = {"preprocessor", "extractor", "classifier", "generator"}
+
+
+def fields(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    return {"required": [*required], "properties": required | optional, "additionalProperties": False}
+
+
+TEXT, COUNT, ANY = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "object"}
+NAMED = fields({"name": TEXT})
+TRIGGER = fields(
+    {
+        "type": {"const": "rabbitmq"},
+        "metadata": fields({"mode": {"const": "QueueLength"}, "queueName": TEXT, "value": {"pattern": "^[0-9]+$"}}),
+        "authenticationRef": NAMED,
+    }
+)
+SECRET_REF = fields({"parameter": {"const": "host"}, "name": TEXT, "key": TEXT})
+# What we use of KEDA's and the RabbitMQ operator's own kinds: Kubernetes' schemas do not have them.
+CUSTOM = {
+    ("keda.sh/v1alpha1", "ScaledObject"): fields(
+        {
+            "scaleTargetRef": NAMED,
+            "triggers": {"type": "array", "items": TRIGGER},
+            "minReplicaCount": COUNT,
+            "maxReplicaCount": COUNT,
+        },
+        pollingInterval=COUNT,
+        cooldownPeriod=COUNT,
+        advanced=fields({"horizontalPodAutoscalerConfig": fields({"behavior": ANY})}),
+    ),
+    ("keda.sh/v1alpha1", "TriggerAuthentication"): fields({"secretTargetRef": {"type": "array", "items": SECRET_REF}}),
+    ("rabbitmq.com/v1beta1", "RabbitmqCluster"): fields(
+        {
+            "replicas": {"const": 3},
+            "image": TEXT,
+            "persistence": fields({"storage": TEXT}),
+            "resources": fields({"requests": ANY, "limits": ANY}),
+            "affinity": ANY,
+            "rabbitmq": fields({"additionalConfig": TEXT}),
+        }
+    ),
+}
+
+
+def rendered(folder: str) -> list[dict[str, Any]]:
+    yaml = pytest.importorskip("yaml")
+    if shutil.which("kubectl") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no kubectl, which renders a kustomization")
+    done = subprocess.run(["kubectl", "kustomize", MANIFESTS / folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module", params=["base", "example"])
+def manifests(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """All that `kubectl apply -k` would send: the base alone, and with every component."""
+    return rendered(request.param)
+
+
+def of(manifests: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one for one in manifests if one["kind"] == kind}
+
+
+def test_each_manifest_is_valid_and_has_no_unknown_field(manifests):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    jsonschema = pytest.importorskip("jsonschema")
+    for one in manifests:
+        custom = CUSTOM.get((one["apiVersion"], one["kind"]))
+        if custom is None:
+            kubernetes_validate.validate(one, VERSION, strict=True)
+        else:
+            jsonschema.validate(one["spec"], custom)
+        assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "gliaflow"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(of(manifests, "Deployment")["extractor"] | {"unknown": 1}, VERSION, strict=True)
+
+
+def test_each_container_is_locked_limited_and_watched(manifests):
+    deployments = of(manifests, "Deployment")
+    assert set(deployments) >= STAGES
+    for name, one in (deployments | of(manifests, "Job")).items():
+        pod = one["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"], name
+        assert pod["securityContext"]["runAsUser"] == 10001
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+    for name, one in deployments.items():
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        paths = {probe: container[probe]["httpGet"]["path"] for probe in container if probe.endswith("Probe")}
+        assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}, name
+        assert container["ports"] == [{"name": "health", "containerPort": 8080}]
+
+
+def test_a_stage_has_the_time_to_finish_its_message(manifests):
+    for one in of(manifests, "Deployment").values():
+        grace = one["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert grace > Settings.model_fields["deadline_s"].default
+    budgets = of(manifests, "PodDisruptionBudget")
+    assert set(budgets) == STAGES
+    assert all(one["spec"]["maxUnavailable"] == 1 for one in budgets.values())
+
+
+def test_every_setting_is_one_that_gliaflow_has(manifests):
+    known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields}
+    for one in of(manifests, "Deployment").values():
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        environment = {variable["name"]: variable for variable in container["env"]}
+        assert set(environment) <= known
+        assert container["args"][0] == "serve"
+    settings = {}
+    for name, one in of(manifests, "ConfigMap").items():
+        settings |= one["data"] if name.startswith("settings") else {}
+    assert set(settings) <= known
+    values = {name.removeprefix("GLIAFLOW_").lower(): value for name, value in settings.items()}
+    if "roots" in values:
+        values["roots"] = json.loads(values["roots"])
+    Settings(**values)
+
+
+def test_each_stage_is_the_brokers_user_of_its_name(manifests):
+    users = {user["name"] for user in json.loads((RABBITMQ / "users.json").read_text())["users"]}
+    for name, one in of(manifests, "Deployment").items():
+        pod = one["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert environment["GLIAFLOW_BROKER"] == f"amqp://{name}@rabbitmq:5672/"
+        assert name in users
+        (folder,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "broker")
+        assert environment["GLIAFLOW_BROKER_PASSWORD_FILE"] == f"{folder}/password"
+        (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "broker")
+        assert volume["secret"] == {"secretName": f"broker-{name}"}
+
+
+def test_queues_that_scale_exist_and_can_grow_long_enough(manifests):
+    queues = {queue.name for queue in STAGE_QUEUES}
+    definitions = json.loads((RABBITMQ / "definitions.json").read_text())
+    longest = {policy["name"]: policy["definition"].get("max-length") for policy in definitions["policies"]}
+    scaled = of(manifests, "ScaledObject")
+    assert set(scaled) == STAGES
+    for name, one in scaled.items():
+        assert one["spec"]["scaleTargetRef"]["name"] == name
+        (trigger,) = one["spec"]["triggers"]
+        queue = trigger["metadata"]["queueName"]
+        assert queue in queues
+        assert int(trigger["metadata"]["value"]) * one["spec"]["maxReplicaCount"] <= longest[queue]
+        assert trigger["authenticationRef"]["name"] in of(manifests, "TriggerAuthentication")
+        assert "replicas" not in of(manifests, "Deployment")[name]["spec"], "which would undo KEDA's count"
+
+
+def test_nobody_talks_but_who_must(manifests):
+    policies = of(manifests, "NetworkPolicy")
+    assert policies["nothing"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    (to_broker,) = policies["stages"]["spec"]["egress"]
+    assert to_broker["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "rabbitmq"}}}]
+    assert to_broker["ports"] == [{"protocol": "TCP", "port": 5672}]
+    (from_prometheus,) = policies["stages"]["spec"]["ingress"]
+    assert from_prometheus["ports"] == [{"protocol": "TCP", "port": 8080}]
+    for one in of(manifests, "Deployment").values():
+        assert one["spec"]["template"]["metadata"]["labels"]["gliaflow/stage"] == "true"

@@ -1,0 +1,58 @@
+"""``gliaflow plugins new``: what it writes keeps to the contract as it is."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from gliaflow_cli.commands.plugins_new import KINDS, write_plugin
+from gliaflow_runtime.errors import UsageError
+
+pytest.importorskip("torch")
+
+from gliaflow_plugins.testing import checks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_passes_as_it_is(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "new"
+    project, code = write_plugin(f"my-{kind}", kind, folder)
+    told = tomllib.loads(project.read_text())
+    assert told["project"]["name"] == f"gliaflow-my-{kind}"
+    assert told["project"]["entry-points"]["gliaflow"] == {f"my-{kind}": code.stem}
+    assert len(code.read_text().splitlines()) < 75, "short enough to be read before it is changed"
+    monkeypatch.syspath_prepend(str(folder))
+    done = 0
+    for name, check in checks(code.stem, {"steps": "100", "ngf": "16", "ndf": "16"}):
+        if "5×24" not in name:
+            check()
+            done += 1
+    assert done >= 2
+
+
+@pytest.mark.parametrize("name", ["", "My", "a--b", "-a", "a_b", "../up", "1a"])
+def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lower-case"):
+        write_plugin(name, "step", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is there already"):
+        write_plugin("mine", "step", tmp_path)
+    with pytest.raises(UsageError, match="--kind: 'gan' is not one of generator"):
+        write_plugin("mine", "gan", tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["n4", "plugins", "runtime"])
+def test_a_name_that_is_taken_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose another name"):
+        write_plugin(name, "step", tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["none", "class", "cohort"])
+def test_a_name_that_python_or_gliaflow_uses_too_will_do(name: str, tmp_path: Path) -> None:
+    _, code = write_plugin(name, "reader", tmp_path / "new")
+    compile(code.read_text(), "code", "exec")
+    assert f"class {name.capitalize()}Reader:" in code.read_text()

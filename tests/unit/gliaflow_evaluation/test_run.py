@@ -1,0 +1,231 @@
+"""``gliaflow evaluate`` on a dozen small heads: all of it, from folders to metrics.json and report.html."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import small
+from gliaflow_evaluation import arms, summary
+from gliaflow_evaluation import fold as folds
+from gliaflow_evaluation import run as module
+from gliaflow_evaluation.report.schema import Metrics, read_metrics
+from gliaflow_evaluation.run import evaluate
+from gliaflow_plugins.contracts import Cohort, PluginError
+from gliaflow_runtime.bundle.load import Bundle, demo_bundle
+from gliaflow_runtime.bundle.manifest import BundleError
+from gliaflow_trainer.slices import kept_scans
+from rich.progress import Progress
+
+SETTINGS: dict[str, Any] = {
+    "folds": 2,
+    "seeds": 1,
+    "generators": "levels",
+    "counts": [5, 10],
+    "jobs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def small_registry() -> Iterator[None]:
+    """Folds load the registry themselves, as they run in other processes. Small networks want one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arms, "load_registry", lambda: small.REGISTRY)
+        patch.setattr(module, "available_cores", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    small.write_cohort(folder / "cohort", 8, 6)
+    return folder
+
+
+def run(folder: Path, out: str, cohort: Cohort | None = None, **settings: Any) -> Metrics:
+    chosen = {"profile": small.PROFILE, "registry": small.REGISTRY, **SETTINGS, **settings}
+    with Progress(disable=True) as bar:
+        return evaluate(cohort or small.cohort(folder / "cohort"), folder / "cohort", folder / out, bar=bar, **chosen)
+
+
+@pytest.fixture(scope="module")
+def metrics(folder: Path, small_registry: None) -> Metrics:
+    return run(folder, "report", scarce=[2])
+
+
+def test_it_writes_what_a_reader_accepts(folder: Path, metrics: Metrics) -> None:
+    assert read_metrics(folder / "report/metrics.json").model_dump_json() == metrics.model_dump_json()
+    assert "</html>" in (folder / "report/report.html").read_text()
+    assert str(folder.parent) not in (folder / "report/metrics.json").read_text(), "no path of this machine"
+    assert set(np.load(folder / "report/figures.npz")) >= {"image", "truth", "found", "names"}
+
+
+def test_it_says_how_it_was_made(metrics: Metrics) -> None:
+    made = metrics.made
+    assert made.cohort.patients == {"HGG": 8, "LGG": 6}
+    assert not made.cohort.phantoms
+    assert (made.protocol.name, made.protocol.folds, made.protocol.seeds) == ("grouped", 2, [0])
+    assert (made.tap, made.shape) == ("dec3", (8, 12, 12)), "cropped: half of 24"
+
+
+def test_every_patient_is_tested_once_by_a_network_that_never_saw_it(folder: Path, metrics: Metrics) -> None:
+    assert metrics.table2 is not None
+    tested = [each.patient for each in metrics.table2.test_patients.per_patient]
+    assert sorted(tested) == [*(f"H{n}" for n in range(8)), *(f"L{n}" for n in range(6))]
+    assert metrics.table2.test_patients.dice.n == 14
+    assert metrics.table3 is not None
+    assert metrics.table3.baseline.auc.n == 14
+
+
+def test_it_finds_what_is_there_to_be_found(metrics: Metrics) -> None:
+    """Brightness tells the grades of these heads apart; shuffled labels must not."""
+    assert metrics.comparators["real"].auc.mean is not None
+    assert metrics.comparators["real"].auc.mean > 0.85
+    assert metrics.comparators["slices"].auc.mean is not None
+    assert metrics.control is not None
+    assert metrics.control.auc.mean is not None
+    assert metrics.control.auc.mean < 0.85
+
+
+def test_every_arm_is_compared_with_real_features_alone(metrics: Metrics) -> None:
+    assert set(metrics.comparators) == {
+        *summary.COMPARATORS, *summary.CONTROLS, "levels", "levels@5", "levels@10",
+    }  # fmt: skip
+    assert all((arm.difference is None) == (name == "real") for name, arm in metrics.comparators.items())
+    assert metrics.augmented_arm == "levels"
+    assert metrics.augmented_chosen_on == "validation"
+    assert metrics.best_comparator in summary.COMPARATORS
+    assert [each.count for each in metrics.counts["levels"]] == [5, 10]
+    assert metrics.gan["levels"].options == {"spread": 0.5}
+    assert metrics.scarce is not None
+    assert metrics.scarce[0].rare_patients == 2
+    assert {"real", "levels"} <= metrics.scarce[0].arms.keys()
+
+
+def test_run_again_it_fits_nothing_and_says_the_same(
+    folder: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was fitted again")
+
+    monkeypatch.setattr("gliaflow_trainer.steps.fit_unet", never)
+    monkeypatch.setattr("gliaflow_trainer.steps.stream", never)
+    monkeypatch.setattr(folds, "Arms", never)
+    again = run(folder, "report", scarce=[2])
+    assert again.model_copy(update={"made": metrics.made}) == metrics
+
+
+def test_a_run_of_other_settings_needs_another_folder(folder: Path, metrics: Metrics) -> None:
+    with pytest.raises(PluginError, match=r"differs in protocol; remove it, or take another"):
+        run(folder, "report", folds=3)
+
+
+def test_other_counts_use_the_same_networks(folder: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a U-Net was fitted again")
+
+    monkeypatch.setattr("gliaflow_trainer.steps.fit_unet", never)
+    other = run(folder, "report", counts=[3], generators="levels", shuffle=False)
+    assert {"levels", "levels@3"} <= other.comparators.keys()
+    assert other.control is None
+    assert other.comparators["real"] == metrics.comparators["real"]
+
+
+def test_a_unet_from_elsewhere_is_used_as_it_is(folder: Path, metrics: Metrics) -> None:
+    unet = folder / "report/work/fold-0/unet"
+    found = run(folder, "elsewhere", unet=unet, generators="", counts=[], shuffle=False)
+    assert found.made.unet == Bundle(unet).id
+    assert found.table2 is not None
+    assert found.table2.train.hard_dice.mean is None, "it has no training patients here"
+    assert found.table2.test_patients.dice.n == 14
+    assert found.learning is None
+    assert found.augmented_arm is None
+    assert not list((folder / "elsewhere/work").glob("fold-*/unet"))
+
+
+def test_slices_with_tumour_or_without(folder: Path, metrics: Metrics) -> None:
+    """Whatever the grades: here one patient has another than the rest."""
+    known = small.cohort(folder / "cohort")
+    cases = [case for case in known.cases if case.label == "HGG" or case.id == "L0"]
+    unet, out = folder / "report/work/fold-0/unet", "tumour"
+    found = run(folder, out, dataclasses.replace(known, cases=cases), task="tumour", unet=unet, counts=[5])
+    assert found.made.classes == ("tumour", "none")
+    truth = [bool(plane.any()) for scan in kept_scans(folder / out / "work/slices") for plane in np.asarray(scan.mask)]
+    real = found.comparators["real"]
+    assert (real.recall["tumour"].n, real.recall["none"].n) == (truth.count(True), truth.count(False))
+    assert real.auc.mean is not None
+    assert real.auc.mean > 0.7
+    assert "size" not in found.comparators
+
+
+def test_scans_without_a_class_are_left_out(folder: Path) -> None:
+    known = small.cohort(folder / "cohort")
+    cases = [dataclasses.replace(case, label=None) for case in known.cases]
+    with pytest.raises(PluginError, match="no scan has a mask and a grade"):
+        run(folder, "nothing", dataclasses.replace(known, cases=cases))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"generators": "nobody"}, "nobody"),
+        ({"options": {"colour": "red"}}, "colour"),
+        ({"counts": [0]}, "counts"),
+        ({"folds": 9}, "9 are needed"),
+        ({"init": demo_bundle()}, "width"),
+    ],
+)
+def test_what_is_not_known_is_said_before_anything_is_done(folder: Path, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises((PluginError, BundleError), match=said):
+        run(folder, "wrong", **wrong)
+    assert not (folder / "wrong").exists()
+
+
+WITH_A_WORKER = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from gliaflow_evaluation.run import _worker
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _worker)
+    busy = pool.submit(time.sleep, 60)
+    while not busy.running():
+        time.sleep(0.01)
+    print(*pool._processes, flush=True)
+    busy.result()
+"""
+
+
+def test_processes_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    """Not even SIGKILL leaves folds behind that go on fitting for nobody."""
+    script = tmp_path / "script.py"
+    script.write_text(WITH_A_WORKER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        time.sleep(0.5)  # it says that it runs before its process has begun
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while _lives(worker):
+        assert time.monotonic() < deadline, "it went on"
+        time.sleep(0.1)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

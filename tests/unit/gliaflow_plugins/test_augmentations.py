@@ -1,0 +1,220 @@
+"""The paper's augmentations: seeded, composed into one resampling, mask in step with the image."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gliaflow_plugins import Options, PluginError
+from gliaflow_plugins.augmentations.geometry import Affine, resample
+from gliaflow_plugins.augmentations.pipeline import PAPER_AUGMENTATIONS, AugmentationPipeline
+from gliaflow_plugins.augmentations.shipped import (
+    Elastic,
+    ElasticOptions,
+    HorizontalFlip,
+    Rotation,
+    RotationOptions,
+    Shift,
+    ShiftOptions,
+    Zoom,
+)
+from gliaflow_plugins.registry import Registry, load_registry
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+NAMES = [name for name, _ in PAPER_AUGMENTATIONS]
+seeds = st.integers(0, 2**32 - 1)
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load_registry()
+
+
+REGISTRY = load_registry()
+
+
+def blob(shape: tuple[int, int] = (240, 240)) -> np.ndarray:
+    rows, columns = np.indices(shape)
+    return ((rows - 130) ** 2 / 50**2 + (columns - 100) ** 2 / 30**2 < 1).astype(np.uint8)
+
+
+def picture(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@given(shape=shapes, seed=seeds, name=st.sampled_from(["hflip", "vflip"]))
+def test_a_flip_is_exact_and_undoes_itself(shape: tuple[int, int], seed: int, name: str) -> None:
+    image = picture(shape, seed)
+    mask = (image > 0).astype(np.uint8)
+    once = AugmentationPipeline(REGISTRY, [(name, {"probability": 1})])
+    flipped, flipped_mask = once(image, mask, np.random.default_rng(0))
+    axis = 1 if name == "hflip" else 0
+    assert np.array_equal(flipped, np.flip(image, axis))
+    assert np.array_equal(flipped_mask, np.flip(mask, axis))
+    twice = AugmentationPipeline(REGISTRY, [(name, {"probability": 1})] * 2)
+    assert np.array_equal(twice(image, mask, np.random.default_rng(0))[0], image)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds, steps=st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
+def test_the_mask_stays_in_step_with_the_image(seed: int, steps: list[str]) -> None:
+    """Augment an image that is its own mask. The nearest pixel has a quarter or more of the bilinear weight."""
+    mask = 4 * blob()  # a BraTS label: between 0 and 4 there is nothing
+    pipeline = AugmentationPipeline(REGISTRY, [(name, {}) for name in steps])
+    image, moved = pipeline((mask / 4).astype(np.float32), mask, np.random.default_rng(seed))
+    assert image.dtype == np.float32
+    assert moved.dtype == np.uint8
+    assert set(np.unique(moved)) <= {0, 4}
+    assert image[moved == 4].min() >= 0.25 - 1e-6
+    assert image[moved == 0].max() <= 0.75 + 1e-6
+    assert int(moved.sum()) == pytest.approx(int(mask.sum()), rel=0.5)
+
+
+def test_the_same_seed_gives_the_same_pair_and_another_seed_another(registry: Registry) -> None:
+    pipeline, image, mask = AugmentationPipeline(registry, PAPER_AUGMENTATIONS), picture((240, 240)), blob()
+    first, again, other = (pipeline(image, mask, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_the_arguments_are_left_alone(registry: Registry) -> None:
+    image, mask = picture((240, 240)), blob()
+    kept = image.copy(), mask.copy()
+    AugmentationPipeline(registry, PAPER_AUGMENTATIONS)(image, mask, np.random.default_rng(0))
+    assert np.array_equal(image, kept[0])
+    assert np.array_equal(mask, kept[1])
+
+
+def test_what_comes_in_from_outside_is_background_not_zero(registry: Registry) -> None:
+    image = np.full((60, 60), -0.7, dtype=np.float32)  # background after normalisation
+    image[20:40, 20:40] = 3
+    pipeline = AugmentationPipeline(registry, [("shift", {"rows": 0.5, "columns": 0.5})])
+    for seed in range(5):
+        moved, mask = pipeline(image, np.ones((60, 60), np.uint8), np.random.default_rng(seed))
+        assert moved.min() == np.float32(-0.7)
+        assert (moved[mask == 0] == np.float32(-0.7)).all()
+
+
+def test_elastic_moves_pixels_as_simards_form_does() -> None:
+    """α 720, σ 24 on 240×240: about 4.7 px RMS an axis (FACTS.md), and the two axes independent of each other."""
+    grid = np.indices((240, 240), dtype=np.float64)
+    fields = [Elastic().draw((240, 240), np.random.default_rng(s), ElasticOptions())(grid) - grid for s in range(60)]
+    rows, columns = np.stack(fields).swapaxes(0, 1)
+    assert np.sqrt(np.square(rows).mean()) == pytest.approx(4.7, abs=0.3)
+    assert np.sqrt(np.square(columns).mean()) == pytest.approx(4.7, abs=0.3)
+    assert abs(np.corrcoef(rows[:, ::40, ::40].ravel(), columns[:, ::40, ::40].ravel())[0, 1]) < 0.15
+    assert np.abs(np.diff(rows, axis=1)).max() < 1  # nowhere does it fold
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"),
+    [
+        (
+            lambda rng: Rotation().draw((101, 101), rng, RotationOptions()),
+            lambda m: np.rad2deg(np.arcsin(m[1, 0])),
+        ),
+        (lambda rng: Zoom().draw((101, 101), rng, Zoom.options()), lambda m: 200 * (1 / m[0, 0] - 1)),
+    ],
+    ids=["rotation ±20°", "zoom ±10 %, in half percents"],
+)
+def test_ranges_are_uniform_and_filled(draw: Callable, expected: Callable) -> None:
+    rng = np.random.default_rng(0)
+    values = np.array([expected(draw(rng).matrix) for _ in range(400)])
+    assert values.min() > -20
+    assert values.max() < 20
+    assert values.min() < -18.5
+    assert values.max() > 18.5
+    assert values.std() == pytest.approx(40 / np.sqrt(12), rel=0.1)
+
+
+def test_a_shift_is_a_share_of_each_side() -> None:
+    rng = np.random.default_rng(0)
+    shifts = np.array([Shift().draw((100, 200), rng, ShiftOptions()).offset for _ in range(400)])
+    assert (np.abs(shifts).max(axis=0) <= [10, 20]).all()
+    assert (np.abs(shifts).max(axis=0) > [9, 18]).all()
+
+
+def test_maps_act_in_the_order_of_the_steps_and_once() -> None:
+    """Shift by one to the right, then flip: what lay at column 2 goes to 3, and then to the mirror of 3."""
+    image = np.zeros((1, 10), dtype=np.float32)
+    image[0, 2] = 1
+    shift = Affine(np.eye(2), np.array([0.0, -1.0]))
+    flip = Affine.about_centre((1, 10), [[1, 0], [0, -1]])
+    assert resample(image, image > 0, [shift, flip])[0].argmax() == 6
+    assert resample(image, image > 0, [flip, shift])[0].argmax() == 8
+    halves = [Affine(np.eye(2), np.array([0.0, half])) for half in (-0.5, -0.5)]
+    assert resample(image, image > 0, halves)[0].max() == 1  # half a pixel twice, and nothing is blurred
+
+
+def test_someone_elses_augmentation_takes_its_place_in_the_order(registry: Registry) -> None:
+    class AddOptions(Options):
+        amount: float = 1.0
+
+    class Add:
+        name = "add"
+        options = AddOptions
+
+        def __call__(self, image, mask, rng, options):
+            return image + np.float32(options.amount), mask
+
+    extended = Registry(augmentations={**registry.augmentations, "add": Add()})
+    pipeline = AugmentationPipeline(
+        extended, [("hflip", {"probability": 1}), ("add", {"amount": 2}), ("vflip", {"probability": 1})]
+    )
+    image = picture((8, 6))
+    moved, _ = pipeline(image, image > 0, np.random.default_rng(0))
+    assert np.array_equal(moved, image[::-1, ::-1] + np.float32(2))
+
+
+def test_one_alone_can_be_called(registry: Registry) -> None:
+    flip, image = HorizontalFlip(), picture((5, 5))
+    moved, _ = flip(image, image > 0, np.random.default_rng(0), flip.options(probability=1))
+    assert np.array_equal(moved, image[:, ::-1])
+
+
+def test_bad_input_is_refused(registry: Registry) -> None:
+    with pytest.raises(PluginError, match="no usable augmentation 'blur'"):
+        AugmentationPipeline(registry, [("blur", {})])
+    with pytest.raises(PluginError, match="rotation: degrees"):
+        AugmentationPipeline(registry, [("rotation", {"degrees": float("nan")})])
+    with pytest.raises(ValueError, match="one shape"):
+        AugmentationPipeline(registry, PAPER_AUGMENTATIONS)(picture((4, 4)), np.zeros((4, 5)), np.random.default_rng(0))
+
+
+def test_it_is_fast_enough_not_to_be_noticed_in_training(registry: Registry) -> None:
+    pipeline, image, mask, rng = (
+        AugmentationPipeline(registry, PAPER_AUGMENTATIONS),
+        picture((240, 240)),
+        blob(),
+        np.random.default_rng(0),
+    )
+    taken = []
+    for _ in range(10):
+        start = time.perf_counter()
+        pipeline(image, mask, rng)
+        taken.append(time.perf_counter() - start)
+    assert min(taken) < 0.03  # 6 ms measured; a U-Net of width 16 trains on the slice in 160
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        (lambda image, mask: 1 / 0, "'mine': ZeroDivisionError: division by zero"),
+        (lambda image, mask: (image[1:], mask), r"'mine': ValueError: it left \[\(239, 240\), \(240, 240\)\]"),
+        (lambda image, mask: (image * np.nan, mask), "'mine': ValueError: it left .* or NaN"),
+    ],
+)
+def test_one_that_breaks_the_contract_is_told_by_name(left: Any, told: str) -> None:
+    class Mine:
+        name, options = "mine", Options
+
+        def __call__(self, image: Any, mask: Any, rng: Any, options: Any) -> Any:
+            return left(image, mask)
+
+    pipeline = AugmentationPipeline(Registry(augmentations={"mine": Mine()}), [("mine", {})])
+    with pytest.raises(PluginError, match=told):
+        pipeline(picture((240, 240)), blob(), np.random.default_rng(0))

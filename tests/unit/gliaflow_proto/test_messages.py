@@ -1,0 +1,181 @@
+"""Messages: every kind round-trips, and every malformed one gives a named error and nothing large."""
+
+import dataclasses
+import tracemalloc
+from contextlib import suppress
+
+import msgpack
+import numpy as np
+import pytest
+from gliaflow_proto import (
+    KINDS,
+    ProtocolError,
+    Scan,
+    ScanMessage,
+    SlicesMessage,
+    Source,
+    decode,
+    encode,
+    expect,
+    is_announcement,
+    message_id,
+    routing_key,
+    submission_queue,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_messages import FEATURES, ONE_OF_EACH, SCAN_MESSAGE, SLICES, changed
+
+
+def same(a, b):
+    return type(a) is type(b) and all(
+        np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y
+        for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    )
+
+
+def test_there_is_one_of_each_kind_here():
+    assert {type(message) for message in ONE_OF_EACH} == set(KINDS.values())
+
+
+@pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda m: m.kind)
+@pytest.mark.parametrize("encoding", ["raw", "lz4"])
+def test_round_trip(message, encoding):
+    assert same(decode(encode(message, encoding)), message)
+
+
+text = st.text(max_size=50)
+scans = st.builds(
+    Scan,
+    id=text,
+    submission=st.from_regex(r"[A-Za-z0-9_-]{0,64}", fullmatch=True),
+    name=text,
+    patient=text,
+    cohort=text,
+    label=st.none() | text,
+    split=st.none() | text,
+)
+sources = st.builds(Source, data=st.binary(max_size=99)) | st.builds(Source, uri=text)
+
+
+@given(st.builds(ScanMessage, id=text, scan=scans, trace=text, source=sources, channel=st.none() | text))
+def test_any_scan_message_round_trips(message):
+    assert decode(encode(message)) == message
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_decode_or_give_a_protocol_error(data):
+    with suppress(ProtocolError):
+        decode(data)
+
+
+@given(st.data())
+def test_a_message_cut_or_flipped_decodes_or_gives_a_protocol_error(data):
+    body = bytearray(encode(data.draw(st.sampled_from(ONE_OF_EACH))))
+    body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
+    with suppress(ProtocolError):
+        decode(bytes(body[: data.draw(st.integers(0, len(body)))]))
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"", "not a msgpack message"),
+        (encode(SLICES)[:-1], "not a msgpack message"),
+        (b"\x93\x01\x02\x03", "expected a msgpack map"),
+        (msgpack.packb({1: 2}), "not a msgpack message"),
+        (changed(SLICES, schema="gliaflow/2"), "schema: 'gliaflow/2'"),
+        (changed(SLICES, schema=...), "schema"),
+        (changed(SLICES, kind="slides"), "kind: 'slides'"),
+        (changed(SLICES, kind=["scan"]), "kind"),
+        (changed(SLICES, id=...), "id: missing"),
+        (changed(SLICES, id=7), "id: expected str"),
+        (changed(SLICES, id="x" * 5000), "id: expected str"),
+        (changed(SLICES, scan="brain"), "scan: expected a map"),
+        (changed(SLICES, scan__id=...), "scan.id: missing"),
+        (changed(SLICES, scan__label=3), "scan.label"),
+        (changed(SLICES, scan__submission="a.b"), "scan.submission"),
+        (changed(SLICES, scan__submission="x" * 65), "scan.submission"),
+        (bytes(17 * 2**20), "over the limit"),
+        (changed(SLICES, part=[3, 3]), "part: expected"),
+        (changed(SLICES, part=[0, 10**9]), "part: expected"),
+        (changed(SLICES, part=[0, 1, 2]), "part: expected"),
+        (changed(SLICES, tensors=[]), "tensors: expected a map"),
+        (changed(SLICES, tensors__image=...), "tensors.image: expected a map"),
+        (changed(SLICES, tensors__image__dtype="FP8"), "tensors.image.dtype"),
+        (changed(SLICES, tensors__image__shape=[2, 1, 8, 9]), "tensors.image.data"),
+        (changed(SLICES, geometry__affine=[1.0]), "geometry.affine: expected 16"),
+        (changed(SLICES, geometry__affine=[float("nan")] * 16), "geometry.affine"),
+        (changed(SLICES, geometry__shape=[4, 5, 2**40]), "geometry.shape"),
+        (changed(SLICES, geometry__shape=[30000, 30000, 30000]), "geometry.shape"),
+        (changed(SLICES, geometry__orientation=[0, 1, 0, 1, 2, 1]), "geometry.orientation"),
+        (changed(SLICES, geometry__step=[0.0, 1.0]), "geometry.step"),
+        (changed(SLICES, geometry__slices=[1, 6]), "geometry.slices"),
+        (changed(SLICES, geometry__slices=[1, 1]), "geometry.slices"),
+        (changed(SLICES, geometry__slices=[]), "geometry.slices"),
+        (changed(SCAN_MESSAGE, source__uri=None), "source: expected exactly one"),
+        (changed(SCAN_MESSAGE, source__data=b"x"), "source: expected exactly one"),
+        (b"\x91" * 5000 + b"\x01", "not a msgpack message"),
+    ],
+)
+def test_each_malformed_message_is_named(body, named):
+    with pytest.raises(ProtocolError, match=named):
+        decode(body)
+
+
+def test_nested_headers_that_promise_billions_take_little_memory():
+    bomb = b"\xdd\x7f\xff\xff\xff" * 500  # arrays of 2,147,483,647 entries, each within the last
+    tracemalloc.start()
+    with pytest.raises(ProtocolError):
+        decode(bomb)
+    with pytest.raises(ProtocolError):
+        decode(b"\xdc\x1f\xff" * 500)  # arrays of the largest length that is allowed
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 2**20
+
+
+def test_millions_of_empty_arrays_in_one_message_take_little_memory():
+    full = b"\xdc\x1f\xff" + b"\x90" * 8191  # an array of the largest length that is allowed, of empty ones
+    bomb = b"\xdc\x00\xff" + full * 255
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="over 256 arrays and maps"):
+        decode(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * 2**20
+
+
+def test_a_field_that_a_later_version_adds_is_passed_over():
+    assert same(decode(changed(SLICES, mood="bright", scan__mood="calm")), SLICES)
+
+
+def test_a_stage_says_which_kind_it_takes():
+    with pytest.raises(ProtocolError, match="expected 'slices', got 'features'"):
+        expect(FEATURES, SlicesMessage)
+
+
+def test_ids_are_the_same_for_the_same_work_and_differ_for_other():
+    assert message_id("scan", 0, "extractor", "b@1") == message_id("scan", 0, "extractor", "b@1")
+    assert message_id("scan", 0, "extractor", "b@1") != message_id("scan", 1, "extractor", "b@1")
+    assert message_id("a", "bc") != message_id("ab", "c")
+
+
+def test_routing_keys():
+    keys = [routing_key(message) for message in ONE_OF_EACH]
+    assert keys == [
+        "scan",
+        "slices",
+        "features.labelled",
+        "graded",
+        "prediction.sub",
+        "generate",
+        "synthetic.sub",
+        "failure.sub",
+    ]
+    unlabelled = dataclasses.replace(FEATURES, scan=Scan(id="s"))
+    assert routing_key(unlabelled) == "features.unlabelled"
+    asked_by_nobody = dataclasses.replace(ONE_OF_EACH[6], scan=Scan(id="s"))
+    assert routing_key(asked_by_nobody) == "synthetic.balance"
+    assert [m.kind for m in ONE_OF_EACH if is_announcement(m)] == ["prediction", "synthetic", "failure"]
+    assert submission_queue("sub").keys == ("prediction.sub", "failure.sub", "synthetic.sub")

@@ -1,0 +1,172 @@
+"""A bundle is believed only as far as its digests match."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from gliaflow_extractor.extractor import Extractor, UNet
+from gliaflow_proto import Geometry, ProtocolError, Scan, SlicesMessage
+from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.bundle.load import Bundle, demo_bundle, load_bundle
+from gliaflow_runtime.bundle.manifest import BundleError
+from gliaflow_runtime.inference import DeviceError, Network
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the shipped bundle, to be broken."""
+    return shutil.copytree(demo_bundle(), tmp_path / "bundle")
+
+
+def edit(folder, **changes):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.update(changes)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_the_shipped_bundle_is_whole_small_and_says_what_it_is():
+    bundle = load_bundle(None)
+    for network in ("unet", "generator-infogan", "critic-infogan", "classifier"):
+        assert bundle.model(network)
+    assert sum(file.stat().st_size for file in demo_bundle().iterdir()) < 6 * 2**20
+    assert "not a clinical model" in bundle.manifest.notice.lower()
+    assert {"seed", "profile"} <= bundle.manifest.training.keys()
+    assert bundle.manifest.versions
+    assert bundle.manifest.metrics
+
+
+def test_a_changed_file_is_refused(folder):
+    data = bytearray((folder / "unet.onnx").read_bytes())
+    data[1000] ^= 1
+    (folder / "unet.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"unet\.onnx: its sha256"):
+        Bundle(folder).model("unet")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "named"),
+    [
+        (lambda f: (f / "manifest.json").unlink(), "no such file"),
+        (lambda f: (f / "manifest.json").write_text("{"), "manifest.json"),
+        (lambda f: edit(f, schema="gliaflow-bundle/9"), "schema"),
+        (lambda f: edit(f, tap="enc9"), "tap: 'enc9'"),
+        (lambda f: edit(f, name="../../etc"), "name"),
+        (lambda f: edit(f, surprise=1), "surprise"),
+        (lambda f: (f / "manifest.json").write_bytes(b" " * (2**20 + 1)), "over the limit"),
+        (lambda f: shutil.rmtree(f), "no such file"),
+    ],
+)
+def test_a_broken_manifest_is_named(folder, break_it, named):
+    break_it(folder)
+    with pytest.raises(BundleError, match=named):
+        Bundle(folder)
+
+
+def test_a_network_that_is_missing_or_leads_out_of_the_folder(folder, tmp_path):
+    outside = tmp_path / "outside.onnx"
+    shutil.move(folder / "unet.onnx", outside)
+    with pytest.raises(BundleError, match=r"unet\.onnx: no such file"):
+        Bundle(folder).model("unet")
+    (folder / "unet.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out"):
+        Bundle(folder).model("unet")
+    edit(folder, files={})
+    with pytest.raises(BundleError, match="has no unet"):
+        Bundle(folder).model("unet")
+
+
+def test_the_bundles_id_changes_with_any_of_it(folder):
+    before = Bundle(folder).id
+    edit(folder, notice="another; not a clinical model")
+    assert Bundle(folder).id != before
+
+
+def test_features_alone_do_not_pay_for_the_decoder():
+    import onnx
+    from gliaflow_runtime.inference import _cut
+
+    bundle = load_bundle(None)
+    whole = onnx.load_model_from_string(bundle.model("unet"))
+    cut = onnx.load_model_from_string(_cut(bundle.model("unet"), ["enc5"], "unet.onnx"))
+    assert len(cut.graph.node) < 0.7 * len(whole.graph.node)
+    assert [output.name for output in cut.graph.output] == ["enc5"]
+
+
+def test_an_output_that_is_not_there_is_named():
+    with pytest.raises(BundleError, match="has no output enc9"):
+        Network(load_bundle(None), "unet", ["enc9"])
+
+
+def test_a_device_that_is_not_there_fails_instead_of_falling_back():
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(DeviceError, match="cuda"):
+        Network(load_bundle(None), "unet", ["mask"], device="cuda")
+
+
+def test_weights_in_other_files_are_refused(folder):
+    import hashlib
+
+    import onnx
+
+    model = onnx.load(folder / "classifier.onnx")
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "/etc/passwd")
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    data = model.SerializeToString()
+    (folder / "classifier.onnx").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    edit(folder, files={**manifest["files"], "classifier.onnx": hashlib.sha256(data).hexdigest()})
+    with pytest.raises(BundleError, match="other files"):
+        Network(Bundle(folder), "classifier", ["logit"])
+
+
+def test_features_of_another_tap_can_be_asked_for_but_not_graded():
+    from gliaflow_classifier.grader import Grader
+    from gliaflow_extractor.extractor import UNet
+
+    bundle = Bundle(demo_bundle(), tap="dec2")
+    features, _ = UNet(bundle)(np.zeros((1, 1, *bundle.manifest.input.size), np.float32))
+    assert features.shape == (1, *bundle.tap_shape)
+    assert bundle.tap_shape == (32, 16, 16), "a quarter of the tap's map, cropped to the tumour"
+    assert bundle.slices_per_part(2**18) > Bundle(demo_bundle()).slices_per_part(2**18)
+    with pytest.raises(BundleError, match="was fitted on dec3, not on dec2"):
+        Grader(bundle)
+    with pytest.raises(BundleError, match="tap: 'enc9' is not one of"):
+        Bundle(demo_bundle(), tap="enc9")
+
+
+def test_a_bundle_is_pinned_by_the_digest_of_its_manifest():
+    """Who can change the folder can change the manifest, too; not what was pinned."""
+    manifest = demo_bundle() / "manifest.json"
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert load_bundle(None, sha256=digest).id.endswith(digest[:12])
+    other = "0" * 64
+    with pytest.raises(BundleError, match=f"manifest.json: its sha256 is {digest}, but bundle_sha256 pins {other}"):
+        load_bundle(None, sha256=other)
+
+
+def test_slices_that_were_prepared_for_another_bundle_are_refused():
+    """While the stages go over to another one by one: a scan that went through both would be graded wrongly."""
+    bundle = load_bundle(None)
+    geometry = Geometry(
+        affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+        shape=[128, 128, 1],
+        orientation=[0, 1, 1, 1, 2, 1],
+        origin=[0.0, 0.0],
+        step=[1.0, 1.0],
+        size=[128, 128],
+        slices=[0],
+    )
+    image = np.zeros((1, 1, 128, 128), np.float16)
+    slices = SlicesMessage(id="s", scan=Scan(id="s"), geometry=geometry, image=image, bundle="another@0")
+    extractor = Extractor(bundle, UNet(bundle, threads=1))
+    with pytest.raises(ProtocolError, match=r"another@0.* give all stages the same bundle"):
+        extractor.handle(slices, Delivery("q", "slices", b""))
+    for name in ("", bundle.id):
+        (features,) = extractor.handle(replace(slices, bundle=name), Delivery("q", "slices", b"")).publish
+        assert features.bundle == bundle.id

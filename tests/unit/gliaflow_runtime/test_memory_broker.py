@@ -1,0 +1,113 @@
+"""What only the embedded broker has: limits of its own, and dead letters that a later process can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gliaflow_proto import Queue
+from gliaflow_runtime.broker.interface import REASON, Delivery, Refused
+from gliaflow_runtime.broker.memory import Limit, MemoryBroker, matches
+
+SCANS = Queue("scans", ("scan",))
+SAMPLE = Queue("sample", ("scan",))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "expected"),
+    [
+        ("scan", "scan", True),
+        ("scan", "scans", False),
+        ("features.*", "features.labelled", True),
+        ("features.*", "features", False),
+        ("features.*", "features.a.b", False),
+        ("*.b", "a.b", True),
+        ("#", "a.b.c", True),
+        ("a.#", "a", True),
+        ("a.#.c", "a.b.b.c", True),
+        ("a.#.c", "a.b", False),
+    ],
+)
+def test_topics_are_matched_as_in_amqp(pattern: str, key: str, expected: bool) -> None:
+    assert matches(pattern, key) is expected
+
+
+def test_a_full_queue_refuses_and_no_other_queue_gets_the_message() -> None:
+    broker = MemoryBroker(limits={SCANS.name: Limit(2)})
+    broker.declare(SCANS)
+    broker.declare(SAMPLE)
+    broker.publish("scan", b"")
+    broker.publish("scan", b"")
+    with pytest.raises(Refused, match="scans"):
+        broker.publish("scan", b"")
+    assert (broker.depth(SCANS.name), broker.depth(SAMPLE.name)) == (2, 2)
+
+
+def test_a_queue_may_drop_its_oldest_instead() -> None:
+    broker = MemoryBroker(limits={SAMPLE.name: Limit(2, "drop-oldest")})
+    broker.declare(SAMPLE)
+    for body in (b"1", b"2", b"3"):
+        broker.publish("scan", body)
+    with broker.consume(SAMPLE, 2) as consumer:
+        kept = [consumer.next(0), consumer.next(0)]
+    assert [delivery.body for delivery in kept if delivery] == [b"2", b"3"]
+
+
+def test_a_message_that_comes_back_too_often_is_a_dead_letter() -> None:
+    broker = MemoryBroker(delivery_limit=2)
+    broker.declare(SCANS)
+    broker.publish("scan", b"poison")
+    with broker.consume(SCANS, 1) as consumer:
+        while delivery := consumer.next(0):
+            consumer.requeue(delivery)
+    with broker.consume(Queue(SCANS.dead), 1) as dead:
+        letter = dead.next(0)
+    assert letter is not None
+    assert "delivery_limit" in letter.headers[REASON]
+
+
+def test_a_queue_goes_once_nobody_has_used_it_for_so_long() -> None:
+    broker = MemoryBroker()
+    broker.declare(Queue("answers", ("answer",), expires_s=0))
+    broker.publish("answer", b"")
+    broker.declare(SCANS)
+    assert broker.depth("answers") == 0
+
+
+def test_a_later_process_reads_the_dead_letters(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "dead"
+    first = MemoryBroker(folder)
+    first.declare(SCANS)
+    for number in range(3):
+        first.dead_letter(Delivery(SCANS.name, "scan", b"%d" % number, f"id-{number}"), f"reason {number}")
+
+    later = MemoryBroker(folder)
+    assert later.depth(SCANS.dead) == 3
+    with later.consume(Queue(SCANS.dead), 10) as dead:
+        letters = [letter for _ in range(3) if (letter := dead.next(0))]
+        assert [(letter.body, letter.message_id) for letter in letters] == [
+            (b"0", "id-0"),
+            (b"1", "id-1"),
+            (b"2", "id-2"),
+        ]
+        assert letters[1].headers[REASON] == "reason 1"
+        dead.ack(letters[1])
+
+    assert MemoryBroker(folder).depth(SCANS.dead) == 2
+    assert {file.suffix for file in folder.iterdir()} == {".msgpack"}
+
+
+def test_a_dead_letter_that_is_none_or_went_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "0.msgpack").write_bytes(b"nonsense")
+    writer = MemoryBroker(tmp_path)
+    writer.declare(SCANS)
+    for body in (b"1", b"2"):
+        writer.dead_letter(Delivery(SCANS.name, "scan", body), "reason")
+    reader = MemoryBroker(tmp_path)
+    assert reader.depth(SCANS.dead) == 2
+    sorted(tmp_path.iterdir())[1].unlink()  # as another process does that replays it
+    with reader.consume(Queue(SCANS.dead), 10) as dead:
+        letter = dead.next(0)
+        assert letter is not None
+        assert letter.body == b"2"
+        assert dead.next(0) is None

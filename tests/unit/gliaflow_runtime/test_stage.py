@@ -1,0 +1,364 @@
+"""The loop that all stages run in, on the embedded broker: what becomes of a message in each case."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+
+import pytest
+from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, SyntheticMessage, decode, encode
+from gliaflow_runtime.broker.interface import REASON
+from gliaflow_runtime.broker.memory import Limit, MemoryBroker
+from gliaflow_runtime.logs import configure_logging
+from gliaflow_runtime.stage import EX_SOFTWARE, Away, InvalidInput, Outcome, Stage, Worker
+from prometheus_client import REGISTRY
+
+IN, OUT = Queue("in", ("generate",)), Queue("out", ("failure.*", "synthetic.*"))
+
+
+def message(name="a"):
+    return GenerateMessage(id=name, scan=Scan(id=name, submission="sub"), label="HGG", count=1)
+
+
+@dataclass
+class Echo(Stage):
+    """Answers each message, or does what ``behave`` says."""
+
+    behave: object = None
+    seen: list = field(default_factory=list)
+    name = "echo"
+    queue = IN
+
+    def handle(self, message, delivery):
+        self.seen.append(message.id)
+        if callable(self.behave):
+            self.behave()
+        return Outcome([FailureMessage(id=message.id + "!", scan=message.scan, stage="echo", reason="an answer")])
+
+
+class Running:
+    """A worker in a thread, on an embedded broker whose queues can be looked into."""
+
+    def __init__(self, stage, limits=None, **options):
+        self.broker = MemoryBroker(limits=limits)
+        self.broker.declare(IN)
+        self.broker.declare(OUT)
+        self.worker = Worker(stage, self.broker.attach(), **options)
+        self.thread = threading.Thread(target=self.worker.run)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.worker.stop()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+    def send(self, body, key="generate"):
+        self.broker.publish(key, body, message_id="m")
+
+    def take(self, queue, timeout=5.0):
+        consumer = self.broker.consume(queue, 100)
+        delivery = consumer.next(timeout)
+        if delivery:
+            consumer.ack(delivery)
+        consumer.close()
+        return delivery
+
+    def dead_reason(self):
+        letter = self.take(Queue(IN.dead))
+        assert letter is not None
+        return letter.headers[REASON]
+
+
+def test_a_message_is_answered_and_acknowledged():
+    with Running(Echo()) as running:
+        running.send(encode(message()))
+        assert decode(running.take(OUT).body).reason == "an answer"
+    assert running.broker.depth(IN.name) == 0
+
+
+def test_bytes_that_are_no_message_are_a_dead_letter_and_the_rest_goes_on():
+    with Running(Echo()) as running:
+        running.send(b"garbage")
+        running.send(encode(message()))
+        assert decode(running.take(OUT).body).id == "a!"
+        assert "not a msgpack message" in running.dead_reason()
+
+
+def test_invalid_input_is_a_dead_letter_and_the_submission_hears_of_it():
+    def refuse():
+        raise InvalidInput("the affine is singular")
+
+    with Running(Echo(refuse)) as running:
+        running.send(encode(message()))
+        news = decode(running.take(OUT).body)
+        assert (news.kind, news.stage, news.reason) == ("failure", "echo", "the affine is singular")
+        assert running.dead_reason() == "the affine is singular"
+
+
+def test_a_passing_fault_is_tried_again():
+    faults = iter([OSError("the disk is busy")])
+
+    def stumble():
+        for fault in faults:
+            raise fault
+
+    stage = Echo(stumble)
+    with Running(stage) as running:
+        running.send(encode(message()))
+        assert decode(running.take(OUT).body).reason == "an answer"
+    assert stage.seen == ["a", "a"]
+
+
+def test_what_is_away_is_tried_again_with_longer_pauses_and_its_reason_told(monkeypatch):
+    monkeypatch.setattr("gliaflow_runtime.stage.AWAY_S", 0.05)
+
+    def call():
+        raise Away("the store does not answer")
+
+    stage = Echo(call)
+    started = time.monotonic()
+    with Running(stage, max_attempts=4) as running:
+        running.send(encode(message()))
+        assert running.dead_reason() == "the store does not answer"
+    assert len(stage.seen) == 4
+    assert time.monotonic() - started > 0.05 + 0.1 + 0.2
+
+
+def test_a_fault_that_stays_is_given_up_after_so_many_attempts(printed):
+    patient = "Doe" + "^Jane"  # not as it would stand in the traceback's lines of code
+
+    def fail():
+        raise ZeroDivisionError(patient) from OSError(f"/scans/{patient}.nii")
+
+    stage = Echo(fail)
+    configure_logging("debug", "json")
+    with Running(stage, max_attempts=2) as running:
+        running.send(encode(message()))
+        assert re.match(r"unexpected ZeroDivisionError at test_stage.py:\d+", running.dead_reason()), "and not its text"
+    assert len(stage.seen) == 2
+    logged = printed()
+    assert "in fail" in logged
+    assert "OSError" in logged
+    assert patient not in logged
+
+
+def test_a_message_that_ended_the_process_too_often_is_not_computed_again():
+    stage = Echo()
+    running = Running(stage, max_attempts=2)
+    running.send(encode(message()))
+    for _ in range(2):  # two processes die with it in hand
+        consumer = running.broker.consume(IN, 1)
+        assert consumer.next(1)
+        consumer.close()
+    with running:
+        assert "gave up after 2 attempts" in running.dead_reason()
+    assert stage.seen == []
+
+
+def test_a_full_queue_holds_the_stage_up_and_loses_nothing():
+    with Running(Echo(), limits={"out": Limit(1)}) as running:
+        running.broker.publish("failure.x", b"in the way")
+        running.send(encode(message()))
+        time.sleep(0.3)
+        assert running.take(OUT).body == b"in the way"
+        assert decode(running.take(OUT).body).reason == "an answer"
+
+
+def test_an_answer_that_nobody_waits_for_is_no_error():
+    with Running(Echo()) as running:
+        running.broker.delete("out")
+        running.send(encode(message()))
+        deadline = time.monotonic() + 5
+        while running.broker.depth(IN.name) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert running.broker.depth(IN.dead) == 0
+
+
+def test_stopping_finishes_the_message_in_work_and_gives_back_the_rest():
+    started, go_on = threading.Event(), threading.Event()
+
+    def slowly():
+        started.set()
+        go_on.wait(5)
+
+    stage = Echo(slowly)
+    with Running(stage, prefetch=2) as running:
+        running.send(encode(message("a")))
+        running.send(encode(message("b")))
+        started.wait(5)
+        running.worker.stop()
+        go_on.set()
+        running.thread.join(5)
+        assert decode(running.take(OUT).body).id == "a!"
+    assert stage.seen == ["a"]
+    assert running.broker.depth(IN.name) == 1
+
+
+def test_a_message_over_the_limit_is_a_dead_letter_not_a_broken_connection():
+    import numpy as np
+
+    class Verbose(Echo):
+        def handle(self, message, delivery):
+            noise = np.random.default_rng(0).integers(0, 2**16, 5 * 2**20, dtype=np.uint32).astype(np.float32)
+            return Outcome(
+                [
+                    SyntheticMessage(
+                        id="s", scan=message.scan, bundle="", generator="", tap="", label="", seed=0, features=noise
+                    )
+                ]
+            )
+
+    with Running(Verbose()) as running:
+        running.send(encode(message()))
+        assert "over the limit" in running.dead_reason()
+
+
+HANGS = """
+import sys, time
+sys.path.insert(0, "tests/unit/gliaflow_runtime")
+from test_stage import Echo, Running, encode, message
+with Running(Echo(lambda: time.sleep(60)), deadline_s=0.2) as running:
+    running.send(encode(message()))
+    time.sleep(30)
+"""
+
+
+def test_a_hang_ends_the_process():
+    started = time.monotonic()
+    env = {**os.environ, "PYTHONPATH": "tests"}
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == EX_SOFTWARE
+    assert "deadline passed" in done.stdout + done.stderr
+    assert time.monotonic() - started < 25
+
+
+@pytest.mark.parametrize("announces", [True, False])
+def test_side_work_that_fails_does_not_fail_the_scan(announces):
+    def refuse():
+        raise InvalidInput("no")
+
+    stage = Echo(refuse)
+    stage.announces_failures = announces
+    with Running(stage) as running:
+        running.send(encode(message()))
+        assert running.dead_reason() == "no"
+        assert (running.take(OUT, timeout=0.3) is not None) is announces
+
+
+def told(metric, **labels):
+    return REGISTRY.get_sample_value(metric, labels)
+
+
+def test_metrics_show_zeros_from_the_start_and_then_what_was_done():
+    @dataclass
+    class Counted(Echo):
+        name = "counted"
+
+    holds, go = threading.Event(), threading.Event()
+    faults = iter([OSError("busy")])
+
+    def stumble_once():
+        holds.set()
+        assert go.wait(5)
+        for fault in faults:
+            raise fault
+
+    with Running(Counted(stumble_once)) as running:
+        for outcome in ("done", "dead", "requeued"):
+            assert told("gliaflow_messages_total", stage="counted", outcome=outcome) == 0
+        assert told("gliaflow_working_seconds", stage="counted") == 0
+        running.send(encode(message()))
+        assert holds.wait(5)
+        time.sleep(0.05)
+        assert told("gliaflow_working_seconds", stage="counted") > 0.04
+        go.set()
+        assert running.take(OUT)
+        running.send(b"garbage")
+        assert running.dead_reason()
+    assert told("gliaflow_messages_total", stage="counted", outcome="requeued") == 1
+    assert told("gliaflow_messages_total", stage="counted", outcome="done") == 1
+    assert told("gliaflow_messages_total", stage="counted", outcome="dead") == 1
+    assert told("gliaflow_redelivered_total", stage="counted") == 1
+    assert told("gliaflow_message_seconds_count", stage="counted") == 3
+    assert time.time() - told("gliaflow_last_success_timestamp_seconds", stage="counted") < 60
+
+
+def test_what_a_stage_makes_of_a_message_goes_on_in_its_trace():
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with Running(Echo()) as running:  # it gives its answers no trace of its own
+        running.send(encode(replace(message(), trace=trace)))
+        assert decode(running.take(OUT).body).trace == trace
+
+
+class Losing(MemoryBroker):
+    """A broker whose consumers lose their connection when they are told to: what was open comes again."""
+
+    def consume(self, queue, prefetch):
+        self.consumer = super().consume(queue, prefetch)
+        return self.consumer
+
+    def lose(self):
+        consumer = self.consumer
+        with consumer._state.changed:
+            held, consumer.lost = list(consumer._held.values()), consumer._tag
+            consumer._held.clear()
+            consumer._state.give_back(IN.name, held)
+
+
+def test_a_stage_that_keeps_deliveries_open_is_told_when_they_are_lost():
+    kept, told = [], threading.Event()
+
+    class Keeper(Echo):
+        def handle(self, message, delivery):
+            kept.append(delivery.tag)
+            return Outcome(done=[])
+
+        def lost(self):
+            told.set()
+
+    broker = Losing()
+    broker.declare(IN)
+    worker = Worker(Keeper(), broker, prefetch=5)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    broker.publish("generate", encode(message()))
+    while not kept:
+        time.sleep(0.01)
+    assert not told.is_set()
+    broker.lose()
+    while len(kept) < 2:
+        time.sleep(0.01)
+    assert told.is_set(), "before it is handed the message anew"
+    worker.stop()
+    thread.join(10)
+
+
+def test_what_was_lost_meanwhile_is_not_this_stages_to_give_up():
+    """A process that was stopped goes on with a message that another has long answered, and whose upload is gone."""
+    attempts = []
+
+    def behave():
+        attempts.append(1)
+        if len(attempts) == 1:
+            broker.lose()
+        raise InvalidInput("the upload is gone")
+
+    broker = Losing()
+    broker.declare(IN)
+    broker.declare(OUT)
+    worker = Worker(Echo(behave), broker)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    broker.publish("generate", encode(message()), message_id="m")
+    while len(attempts) < 2 or not broker.depth(IN.dead):
+        time.sleep(0.01)
+    worker.stop()
+    thread.join(10)
+    assert broker.depth(IN.dead) == 1, "of the second delivery"
+    assert broker.depth(OUT.name) == 1
