@@ -1,4 +1,4 @@
-"""Where gliaflow grows: augmentations, generators and readers, registered by name through pluggy hooks.
+"""Extensions of gliaflow: augmentations, generators, classifiers, preprocessing steps and readers of cohort folders.
 
 A plugin is a module or object with hook implementations, announced under the entry-point group ``gliaflow``:
 
@@ -8,7 +8,7 @@ A plugin is a module or object with hook implementations, announced under the en
     def register_generators(register):
         register(MyGenerator())
 
-``hookspecs`` lists the hooks; ``augmentations``, ``generators`` and ``readers`` say what may be registered.
+``contracts`` describes each kind of plugin; ``hookspecs`` lists the hooks.
 """
 
 from gliaflow_plugins.contracts import Options, PluginError

@@ -1,84 +1,57 @@
-"""Classifiers of features: what a variant is given, and what it leaves behind. The two that ship.
-
-A variant is fitted with torch, which is imported then and not before. What it leaves is exported to ONNX and served
-without torch and without the variant's code:
-
-    classifier.onnx   features [n, C, H, W] float32  →  logit [n] float32, positive: the first class (HGG)
-"""
+"""The classifiers of features that ship. Each imports torch in ``fit`` only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from gliaflow_plugins.contracts import FeatureSource, FittedClassifier, Options
-
-if TYPE_CHECKING:
-    pass
+from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples, FittedClassifier, Options
 
 
 class PooledOptions(Options):
-    """Of ``pooled``."""
+    """Options of ``pooled``."""
 
-    penalty: float = Field(default=0.01, ge=0, description="of the squared weights, beside the mean loss of a patient")
+    penalty: float = Field(
+        default=0.01, ge=0, description="weight of the squared weights, beside a patient's mean loss"
+    )
 
 
 class Pooled:
-    """What features are like within the tumour, and a linear layer on that (``pooled_classifier``)."""
+    """A linear layer on the statistics of the features within the tumour (``networks.pooled_classifier``)."""
 
     name = "pooled"
     options = PooledOptions
 
-    def fit(
-        self,
-        features: FeatureSource,
-        options: Any,
-        *,
-        learn: NDArray[np.int64],
-        patients: Sequence[str],
-        weights: Literal["balanced"] | None,
-        **_: Any,
-    ) -> FittedClassifier:
-        """See ``ClassifierVariant.fit``. Raises ValueError where the samples are all of one class."""
+    def fit(self, features: FeatureSource, options: Any, samples: FitSamples, context: FitContext) -> FittedClassifier:
+        """See ``ClassifierVariant.fit``. Raises ValueError if the samples are all of one class."""
         from gliaflow_plugins.networks.pooled_classifier import fit_pooled, statistics
 
-        known, whose = statistics(features)[learn], [patients[index] for index in learn]
+        learn = samples.learn
+        table, patients = statistics(features)[learn], [samples.patients[index] for index in learn]
         return FittedClassifier(
-            fit_pooled(known, features.labels[learn], whose, weights=weights, penalty=options.penalty)
+            fit_pooled(table, features.labels[learn], patients, weights=samples.weights, penalty=options.penalty)
         )
 
 
 class CNNOptions(Options):
-    """Of ``cnn``."""
+    """Options of ``cnn``."""
 
-    epochs: int = Field(default=30, ge=1, description="at most")
-    patience: int = Field(default=8, ge=1, description="epochs without a better one, after which it stops")
-    learning_rate: float = Field(default=1e-3, gt=0, description="AdamW")
-    weight_decay: float = Field(default=1e-2, ge=0, description="AdamW")
+    epochs: int = Field(default=30, ge=1, description="epochs at most")
+    patience: int = Field(default=8, ge=1, description="epochs without a better one before the fit stops")
+    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate of AdamW")
+    weight_decay: float = Field(default=1e-2, ge=0, description="weight decay of AdamW")
     batch: int = Field(default=32, ge=2, description="features a step")
 
 
 class CNN:
-    """The paper's classifier (section 3.3): a small CNN on the feature maps of a slice (``cnn``)."""
+    """The paper's classifier (section 3.3): a small CNN on the feature maps of a slice (``networks.cnn``)."""
 
     name = "cnn"
     options = CNNOptions
 
-    def fit(
-        self,
-        features: FeatureSource,
-        options: Any,
-        *,
-        learn: NDArray[np.int64],
-        choose: NDArray[np.int64],
-        patients: Sequence[str],
-        **how: Any,
-    ) -> FittedClassifier:
-        """See ``ClassifierVariant.fit``. Raises ValueError where the samples are all of one class."""
-        from gliaflow_plugins.networks.cnn import fit_classifier
+    def fit(self, features: FeatureSource, options: Any, samples: FitSamples, context: FitContext) -> FittedClassifier:
+        """See ``ClassifierVariant.fit``. Raises ValueError if the samples are all of one class."""
+        from gliaflow_plugins.networks.cnn import fit_cnn
 
-        return FittedClassifier(*fit_classifier(features, learn, choose, patients, **how, **options.model_dump()))
+        return FittedClassifier(*fit_cnn(features, options, samples, context))

@@ -1,4 +1,4 @@
-"""What each kind of plugin must be, and what it is given. No torch is imported here."""
+"""The contract of each kind of plugin, and the objects that gliaflow passes to plugins. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 if TYPE_CHECKING:
     from torch import nn
 
-
 Image = NDArray[np.float32]
 """A slice [H, W]."""
+Mask = NDArray[Any]
+"""The mask of a slice [H, W]: 0 outside the tumour."""
 Voxels = NDArray[np.float32]
 """A scan [I, J, K]."""
-Mask = NDArray[Any]
-"""Of a slice [H, W]: 0 where there is no tumour."""
+Indices = NDArray[np.int64]
+"""Positions of samples in a feature source [n]."""
 
 
 class PluginError(Exception):
-    """A plugin that was asked for cannot be used. The text says which, why, and what there is instead."""
+    """A requested plugin cannot be used. The text names the plugin, the reason and the alternatives."""
 
 
 class Options(BaseModel):
-    """Base of an options model: unknown names are refused, values are fixed once read."""
+    """Base class of an options model. It refuses unknown names, and its values are read-only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Named(Protocol):
-    """Anything chosen by name from config with options of its own."""
+    """Base of every plugin that is chosen by ``name`` and set by ``options``, a pydantic model class."""
 
     @property
     def name(self) -> str: ...
@@ -44,12 +45,11 @@ class Named(Protocol):
 
 
 def parse_options(plugin: Named, values: Mapping[str, Any]) -> BaseModel:
-    """``values`` (from TOML, or ``--option k=v`` strings) as an instance of ``plugin.options``.
+    """Return ``values`` (from TOML, or from ``--option k=v``) as an instance of ``plugin.options``.
 
     Raises
     ------
-    PluginError
-        An option is unknown or out of range. Each is named, with what the plugin does take.
+    PluginError: an option is unknown or out of range. The text names each such option and lists the known ones.
     """
     try:
         return plugin.options.model_validate(dict(values))
@@ -61,16 +61,15 @@ def parse_options(plugin: Named, values: Mapping[str, Any]) -> BaseModel:
         raise PluginError(f"{plugin.name}: {faults} (options: {known})") from error
 
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
-"""Called after each epoch with its number (from 1), how many there are at most, and its figures."""
+# Generators and classifiers
 
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """Labelled features, read a batch at a time, so that they need not fit into memory.
+    """Labelled features that are read in batches, so that they need not fit into memory.
 
-    One that knows whose its samples are also has ``patients`` [N], names; ask with ``patients_of``. One that knows the
-    slices that they come from has ``slices``; ask with ``slices_of``.
+    A source may also know the patient of each sample (``features.patients_of``) and the slices that the features come
+    from (``features.slices_of``).
     """
 
     @property
@@ -90,14 +89,14 @@ class FeatureSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    def batch(self, indices: Indices) -> NDArray[np.float32]:
         """The samples [n, C, H, W] at ``indices`` [n], in that order."""
         ...
 
 
 @dataclass(frozen=True)
 class SliceSource:
-    """The slices that features come from, [1, H, W] each, and the network that makes features of them.
+    """The slices [1, H, W] that features come from, and the network that computes the features.
 
     ``extractor`` is a torch module, slices [n, 1, H, W] → features [n, C, h, w].
     """
@@ -106,13 +105,56 @@ class SliceSource:
     extractor: nn.Module
 
 
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called after each epoch with the epoch's number (from 1), the highest possible number of epochs, and its figures."""
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What ``fit`` receives besides samples and options.
+
+    Parameters
+    ----------
+    seed: the same seed, features and options give the same networks on the same machine.
+    device: a torch device, "cpu" or "cuda".
+    progress: called after each epoch.
+    checkpoint: a long fit saves its state in this file after each epoch, and resumes from it where the file exists. A
+        quick fit may ignore it.
+    """
+
+    seed: int
+    device: str = "cpu"
+    progress: Progress | None = None
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class FitSamples:
+    """The samples that a classifier learns from, and their patients.
+
+    Parameters
+    ----------
+    learn: indices [n] of the samples to learn from.
+    choose: indices of other patients' samples, to choose the best epoch by. May be empty.
+    patients: the patient of each sample of the features [N]; an empty name marks a synthetic sample.
+    weights: "balanced": both classes weigh the same, however many samples each has.
+    """
+
+    learn: Indices
+    choose: Indices
+    patients: Sequence[str]
+    weights: Literal["balanced"] | None = None
+
+
 @dataclass
 class Fitted:
-    """A fitted variant, on the CPU.
+    """A fitted generator variant, on the CPU. Both networks are exported to ONNX and served without torch:
 
-    ``generator`` and ``critic`` are torch modules with the signatures of the ONNX contract above. ``history`` has
-    the figures of each epoch: losses, and the critic's class accuracy on real and on synthetic features, named
-    ``accuracy_real`` and ``accuracy_fake`` (the paper's Fig. 11).
+        generator   z [n, nz] float32, label [n] int64   →  features [n, C, H, W] float32
+        critic      features [n, C, H, W] float32        →  source logit [n], class logits [n, K] float32
+
+    ``history`` has the figures of each epoch: the losses, and the share of real and of synthetic features whose class
+    the critic gets right (``accuracy_real`` and ``accuracy_fake``; the paper's Fig. 11).
     """
 
     nz: int
@@ -125,78 +167,23 @@ class Fitted:
         self.critic.eval()
 
 
-@dataclass(frozen=True)
-class FitContext:
-    """What a fit is given beside its samples and options.
-
-    Parameters
-    ----------
-    seed: the same seed, features and options give the same networks on the same machine.
-    device: a torch device, "cpu" or "cuda".
-    progress: called after each epoch.
-    checkpoint: a file in which a long fit keeps what it needs to go on after a kill. A quick one may leave it alone.
-    """
-
-    seed: int
-    device: str = "cpu"
-    progress: Progress | None = None
-    checkpoint: Path | None = None
-
-
-@dataclass(frozen=True)
-class FitSamples:
-    """Which samples a classifier learns from, and whose they are.
-
-    Parameters
-    ----------
-    learn: indices [n] of the samples to learn from.
-    choose: indices of other patients' samples, by which an epoch may be chosen; may be empty.
-    patients: the patient of each sample of the features [N]; empty: synthetic.
-    weights: "balanced": both classes count alike, however many samples they have.
-    """
-
-    learn: NDArray[np.int64]
-    choose: NDArray[np.int64]
-    patients: Sequence[str]
-    weights: Literal["balanced"] | None = None
-
-
 @runtime_checkable
-class GeneratorVariant(Protocol):
-    """A way of learning to generate features, chosen by ``name`` and set by ``options`` (a pydantic model class)."""
+class GeneratorVariant(Named, Protocol):
+    """A way of learning to generate features. It may import torch in ``fit`` only."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def options(self) -> type[BaseModel]: ...
-
-    def fit(
-        self,
-        features: FeatureSource,
-        options: Any,
-        *,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
-        checkpoint: Path | None = None,
-    ) -> Fitted:
-        """Learn from ``features``.
-
-        Parameters
-        ----------
-        options: an instance of ``self.options``.
-        seed: the same seed, features and options give the same networks on the same machine.
-        device: a torch device, "cpu" or "cuda".
-        checkpoint: a file in which to keep what is needed to go on after a kill, and from which to go on where it
-            exists. A variant that is quick may leave it alone.
-        """
+    def fit(self, features: FeatureSource, options: Any, context: FitContext) -> Fitted:
+        """Learn from ``features``. ``options`` is an instance of ``self.options``."""
         ...
 
 
 @dataclass
 class FittedClassifier:
-    """A torch module with the signature above, on the CPU; the figures of each epoch."""
+    """A fitted classifier variant, on the CPU. Its network is exported to ONNX and served without torch:
+
+        module   features [n, C, H, W] float32  →  logit [n] float32, positive for the first class (HGG)
+
+    ``history`` has the figures of each epoch.
+    """
 
     module: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
@@ -206,97 +193,66 @@ class FittedClassifier:
 
 
 @runtime_checkable
-class ClassifierVariant(Protocol):
-    """A way of learning to grade, chosen by ``name`` and set by ``options`` (a pydantic model class)."""
+class ClassifierVariant(Named, Protocol):
+    """A way of learning to grade. It may import torch in ``fit`` only."""
 
-    @property
-    def name(self) -> str: ...
+    def fit(self, features: FeatureSource, options: Any, samples: FitSamples, context: FitContext) -> FittedClassifier:
+        """Learn from the ``samples.learn`` of ``features``. ``options`` is an instance of ``self.options``."""
+        ...
 
-    @property
-    def options(self) -> type[BaseModel]: ...
 
-    def fit(
-        self,
-        features: FeatureSource,
-        options: Any,
-        *,
-        learn: NDArray[np.int64],
-        choose: NDArray[np.int64],
-        patients: Sequence[str],
-        weights: Literal["balanced"] | None,
-        seed: int,
-        device: str = "cpu",
-        progress: Progress | None = None,
-    ) -> FittedClassifier:
-        """Learn from the samples of ``features`` at ``learn``.
+# Augmentations and preprocessing steps
 
-        Parameters
-        ----------
-        options: an instance of ``self.options``.
-        choose: samples of other patients, by which an epoch may be chosen; there may be none.
-        patients: whose each sample of ``features`` is [N]; empty: synthetic.
-        weights: "balanced": both classes are to count alike, however many samples they have.
-        seed: the same seed, features and options give the same network on the same machine.
-        device: a torch device, "cpu" or "cuda".
-        """
+
+@runtime_checkable
+class Augmentation(Named, Protocol):
+    """A random change of a slice and its mask. One that moves pixels derives from ``Geometric``."""
+
+    def __call__(self, image: Image, mask: Mask, rng: np.random.Generator, options: Any, /) -> tuple[Image, Mask]:
+        """Return a new image and mask of the same shapes and dtypes. All chance must come from ``rng``."""
         ...
 
 
 @runtime_checkable
-class Augmentation(Protocol):
-    """An augmentation: chosen by ``name``, set by ``options`` (a pydantic model class).
-
-    Called with image [H, W] float32, mask [H, W], an ``rng`` that is its only source of chance, and an instance
-    of ``options``; returns a new image and mask of the same shapes and dtypes and leaves its arguments alone.
-    One that moves pixels derives from ``Geometric`` instead of being called.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def options(self) -> type[BaseModel]: ...
-
-    def __call__(self, image: Image, mask: Mask, rng: np.random.Generator, options: Any, /) -> tuple[Image, Mask]: ...
-
-
-@runtime_checkable
-class Step(Protocol):
-    """Something done to a scan, chosen by ``name`` and set by ``options`` (a pydantic model class)."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def options(self) -> type[BaseModel]: ...
+class Step(Named, Protocol):
+    """A change of a whole scan before it is cut into slices."""
 
     def __call__(self, volume: Voxels, affine: NDArray[np.float64], options: Any) -> Voxels:
-        """A finite scan [i, j, k] in stored order, with its affine [4, 4] to mm → one of the same shape.
-
-        Raises ValueError where the scan does not allow for it: the scan is then refused, with that reason.
-        """
-        ...
-
-
-class Volume(Protocol):
-    """An image that can be had as one NIfTI file. ``str`` of it names it in errors."""
-
-    def read(self) -> bytes:
-        """A single-file NIfTI, gzipped or not.
+        """Return a finite scan of the same shape [i, j, k], in stored order. ``affine`` [4, 4] maps to mm.
 
         Raises
         ------
-        OSError, ValueError: it cannot be had. The text names the file.
+        ValueError: the scan is not suitable. The preprocessor refuses the scan with this text.
+        """
+        ...
+
+
+# Cohorts
+
+
+class Volume(Protocol):
+    """An image that is readable as one NIfTI file. ``str(volume)`` names it in errors."""
+
+    def read(self) -> bytes:
+        """Return a single-file NIfTI, gzipped or not.
+
+        Raises
+        ------
+        OSError, ValueError: the image cannot be read. The text names the file.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a cohort. ``mask`` or ``grade`` is None where the folder does not tell.
+    """One scan of a cohort.
 
-    ``id`` is unique in what ``read_cohort`` returns. ``grade`` is the folder's: HGG or LGG, or WHO I to IV; ``label``,
-    HGG or LGG, is what ``read_cohort`` makes of it. ``channel`` is the number of the FLAIR volume in a 4-D file.
+    Parameters
+    ----------
+    id: unique within the cohort that ``CohortRequest.read`` returns.
+    mask, grade: None where the folder has none. A grade is HGG, LGG, or WHO I to IV.
+    channel: the number of the FLAIR volume in a 4-D file.
+    label: HGG or LGG. ``CohortRequest.read`` sets it, from the grade.
     """
 
     id: str
@@ -310,7 +266,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cohort:
-    """What was understood of a folder: its layout, its cases, and what is wrong with it, a line each."""
+    """A folder's layout, its cases and its problems (one line each), and the name of the reader that read it."""
 
     layout: str
     cases: list[Case]
@@ -326,9 +282,9 @@ class Reader(Protocol):
     def name(self) -> str: ...
 
     def read(self, folder: Path) -> Cohort | None:
-        """The cases in ``folder`` (a file, if that is what a person named), or None where the layout is another.
+        """Return the cases in ``folder`` (it may be a file), or None where the layout is another.
 
-        A case that cannot be used (no FLAIR, say) is a line in ``problems``, never an exception: one bad
-        case must not hide the others. Images are not opened. Grades may be as they stand in the folder.
+        A case that cannot be used (without FLAIR, say) is a line in ``problems`` and not an exception: one bad case
+        must not hide the others. A reader opens no image. Grades may be in the folder's own spelling.
         """
         ...

@@ -1,24 +1,13 @@
-"""Generators of synthetic features: what a variant is given, and what it leaves behind.
-
-A variant is fitted with torch, which is imported then and not before. What it leaves is exported to ONNX and
-served without torch and without the variant's code:
-
-    generator-NAME.onnx   z [n, nz] float32, label [n] int64  →  features [n, C, H, W] float32
-    critic-NAME.onnx      features [n, C, H, W] float32       →  source_logit [n], class_logits [n, K] float32
-"""
+"""Feature sources that plugins and gliaflow share, and how to read any source: in parts, by class, by patient."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gliaflow_plugins.contracts import FeatureSource, SliceSource
-
-if TYPE_CHECKING:
-    pass
-
+from gliaflow_plugins.contracts import FeatureSource, Indices, SliceSource
 
 SCALE_SAMPLES = 1024
 
@@ -28,7 +17,7 @@ class ArrayFeatures:
 
     Raises
     ------
-    ValueError: shapes do not agree, or a label is no index into ``classes``.
+    ValueError: the shapes do not agree, or a label is not an index into ``classes``.
     """
 
     def __init__(self, features: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> None:
@@ -48,7 +37,7 @@ class ArrayFeatures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    def batch(self, indices: Indices) -> NDArray[np.float32]:
         return self._features[indices].astype(np.float32)
 
 
@@ -57,7 +46,7 @@ class Joined:
 
     Raises
     ------
-    ValueError: there is none, or they differ in shape or classes.
+    ValueError: there is no source, or the sources differ in shape or classes.
     """
 
     def __init__(self, *sources: FeatureSource) -> None:
@@ -72,23 +61,23 @@ class Joined:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        found = np.empty((len(indices), *self.shape), dtype=np.float32)
-        which = np.searchsorted(self._ends, indices, side="right")
-        for number in np.unique(which):
-            source, here = self.sources[number], which == number
-            found[here] = source.batch(indices[here] - (self._ends[number] - len(source)))
-        return found
+    def batch(self, indices: Indices) -> NDArray[np.float32]:
+        samples = np.empty((len(indices), *self.shape), dtype=np.float32)
+        numbers = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(numbers):
+            source, own = self.sources[number], numbers == number
+            samples[own] = source.batch(indices[own] - (self._ends[number] - len(source)))
+        return samples
 
 
 def patients_of(features: FeatureSource) -> NDArray[np.str_]:
-    """Whose each sample is [N]; where the source does not know, each is of a patient of its own."""
+    """The patient of each sample [N]. If the source does not know them, each sample has a patient of its own."""
     patients = getattr(features, "patients", None)
     return np.arange(len(features)).astype(np.str_) if patients is None else np.asarray(patients, dtype=np.str_)
 
 
 def slices_of(features: FeatureSource) -> SliceSource:
-    """The slices of these features, and the extractor.
+    """The slices that the features come from, and the extractor.
 
     Raises
     ------
@@ -100,18 +89,35 @@ def slices_of(features: FeatureSource) -> SliceSource:
     return slices
 
 
-def channel_scale(features: FeatureSource, indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-    """The root mean square of each channel [C] over the samples at ``indices`` (all by default).
+def class_members(features: FeatureSource) -> list[Indices]:
+    """The indices of each class's samples. Raises ValueError if a class has no sample."""
+    members = [np.flatnonzero(features.labels == label) for label in range(len(features.classes))]
+    if not all(map(len, members)):
+        counts = dict(zip(features.classes, map(len, members), strict=True))
+        raise ValueError(f"a class has no sample: {counts}")
+    return members
 
-    Taps differ in scale by orders of magnitude between channels; networks are fitted on features over this scale.
-    A channel that is always 0 gets 0. Of more than 1,024 samples as many are read, evenly spaced, so that a large
-    store is not read once more for it.
+
+def evenly_spaced(count: int, most: int) -> Indices:
+    """At most ``most`` indices below ``count``, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def parts(indices: Indices, size: int) -> list[Indices]:
+    """``indices`` in consecutive parts of at most ``size``, so that a few samples at a time are in memory."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def channel_scale(features: FeatureSource, indices: Indices | None = None) -> NDArray[np.float32]:
+    """The root mean square of each channel [C] over the samples at ``indices`` (default: all); 0 for a channel of 0s.
+
+    The channels of a tap differ in scale by orders of magnitude; networks are fitted on features over this scale. Of
+    more than 1,024 samples, 1,024 evenly spaced ones are read, so that a large store is not read once more.
     """
     chosen = np.arange(len(features)) if indices is None else indices
-    if len(chosen) > SCALE_SAMPLES:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, SCALE_SAMPLES).astype(np.int64)]
+    chosen = chosen[evenly_spaced(len(chosen), SCALE_SAMPLES)]
     total = np.zeros(features.shape[0], dtype=np.float64)
-    for start in range(0, len(chosen), 16):
-        total += np.square(features.batch(chosen[start : start + 16])).sum(axis=(0, 2, 3), dtype=np.float64)
+    for part in parts(chosen, 16):
+        total += np.square(features.batch(part)).sum(axis=(0, 2, 3), dtype=np.float64)
     _, height, width = features.shape
     return np.sqrt(total / max(1, len(chosen) * height * width)).astype(np.float32)

@@ -1,18 +1,18 @@
-"""Which plugins there are. Each is loaded by itself, so that a broken one takes down nothing but itself.
+"""Finds the plugins: those that ship, installed ones, and those in the folder GLIAFLOW_PLUGINS.
 
-What ships comes first and through the same hooks. What went wrong with a plugin is kept in ``problems`` and
-told when somebody asks for a name that is not there: only then does it matter.
+Each plugin is loaded on its own, so that a broken plugin does not affect the others. The registry keeps each failure
+in ``problems`` and reports it when a requested name is missing: only then does it matter.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import EntryPoint, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,19 +22,23 @@ from typing import Any, TypeVar
 import pluggy
 from pydantic import BaseModel
 
-from gliaflow_plugins import hookspecs
-from gliaflow_plugins.contracts import Augmentation, ClassifierVariant, GeneratorVariant, PluginError, Reader, Step
+from gliaflow_plugins import contracts, hookspecs
+from gliaflow_plugins.code_digest import digest, imported_files
+from gliaflow_plugins.contracts import PluginError
 from gliaflow_plugins.hookspecs import GROUP
+from gliaflow_plugins.kinds import KINDS, PluginKind
+from gliaflow_plugins.moved import UPGRADING, advice
 
 SHIPPED = "gliaflow_plugins.shipped"
-FOLDER = "GLIAFLOW_PLUGINS"  # in the environment alone: no file that lies about may make us run another
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it becomes part of a file's name
+FOLDER = "GLIAFLOW_PLUGINS"  # in the environment alone: no settings file may make us run code from another folder
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it becomes part of file names
+BUNDLED = {"samples": contracts.FitSamples, "context": contracts.FitContext}  # once keywords of ``fit``
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a plugin came from: its entry point, distribution and version, and the file it was found in."""
+    """Where a plugin comes from: its entry point, distribution and version, and its file."""
 
     plugin: str
     distribution: str
@@ -47,7 +51,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Problem:
-    """A plugin, or one thing in it, that cannot be used. ``error`` is one line, for a person."""
+    """A plugin, or one thing that it registers, that cannot be used. ``error`` is one line of text."""
 
     origin: Origin
     error: str
@@ -58,74 +62,80 @@ class Problem:
 
 @dataclass
 class Registry:
-    """What there is, by name. ``origins`` is keyed by kind ("generator", …) and name."""
+    """The usable plugins of each kind, by name. ``origins`` is keyed by kind ("generator", …) and name."""
 
-    augmentations: dict[str, Augmentation] = field(default_factory=dict)
-    generators: dict[str, GeneratorVariant] = field(default_factory=dict)
-    classifiers: dict[str, ClassifierVariant] = field(default_factory=dict)
-    steps: dict[str, Step] = field(default_factory=dict)
-    readers: dict[str, Reader] = field(default_factory=dict)
+    augmentations: dict[str, contracts.Augmentation] = field(default_factory=dict)
+    generators: dict[str, contracts.GeneratorVariant] = field(default_factory=dict)
+    classifiers: dict[str, contracts.ClassifierVariant] = field(default_factory=dict)
+    steps: dict[str, contracts.Step] = field(default_factory=dict)
+    readers: dict[str, contracts.Reader] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     origins: dict[tuple[str, str], Origin] = field(default_factory=dict)
 
-    def augmentation(self, name: str) -> Augmentation:
-        """The augmentation of this name. Raises PluginError where there is none that works."""
+    def augmentation(self, name: str) -> contracts.Augmentation:
+        """The augmentation of this name. Raises PluginError if there is no usable one; so do the next four."""
         return self._select("augmentation", self.augmentations, name)
 
-    def generator(self, name: str) -> GeneratorVariant:
-        """The generator variant of this name. Raises PluginError where there is none that works."""
+    def generator(self, name: str) -> contracts.GeneratorVariant:
+        """The generator variant of this name."""
         return self._select("generator", self.generators, name)
 
-    def classifier(self, name: str) -> ClassifierVariant:
-        """The classifier variant of this name. Raises PluginError where there is none that works."""
+    def classifier(self, name: str) -> contracts.ClassifierVariant:
+        """The classifier variant of this name."""
         return self._select("classifier", self.classifiers, name)
 
-    def step(self, name: str) -> Step:
-        """The preprocessing step of this name. Raises PluginError where there is none that works."""
+    def step(self, name: str) -> contracts.Step:
+        """The preprocessing step of this name."""
         return self._select("step", self.steps, name)
 
-    def reader(self, name: str) -> Reader:
-        """The reader of this name. Raises PluginError where there is none that works."""
+    def reader(self, name: str) -> contracts.Reader:
+        """The reader of this name."""
         return self._select("reader", self.readers, name)
 
+    def of(self, kind: PluginKind) -> dict[str, Any]:
+        """The usable plugins of a kind, by name."""
+        plugins: dict[str, Any] = getattr(self, kind.plural)
+        return plugins
+
     def ships(self, kind: str, name: str) -> bool:
-        """Whether this one comes with gliaflow (or was put here by hand, so that no other process would know it)."""
+        """Whether this plugin comes with gliaflow. One without an origin (a test's) is only in this process: True."""
         origin = self.origins.get((kind, name))
         return origin is None or origin.plugin == "shipped"
 
     def code_of(self, kind: str, name: str) -> str:
-        """A digest of its code: its file, or every ``.py`` of the package that it is in. Empty: not known."""
-        if (kind, name) not in self.origins:
+        """A digest of the code that this plugin depends on; empty for a plugin without an origin.
+
+        For a shipped plugin: its module and the ``gliaflow_plugins`` modules that it imports. For others: the plugin's
+        file, or each ``.py`` file of its package.
+        """
+        origin = self.origins.get((kind, name))
+        if origin is None:
             return ""
-        file = Path(self.origins[kind, name].file)
-        package = (file.parent / "__init__.py").exists()
-        found = hashlib.sha256()
-        for path in sorted(file.parent.rglob("*.py")) if package else [file]:
-            found.update(path.read_bytes() if path.is_file() else str(path).encode())
-        return found.hexdigest()[:16]
+        if self.ships(kind, name):
+            module = type(self.of(KINDS[kind])[name]).__module__
+            return digest(imported_files(module, Path(__file__).parents[1]))
+        file = Path(origin.file)
+        return digest(file.parent.rglob("*.py") if (file.parent / "__init__.py").exists() else [file])
 
     def add(self, plugin: object, origin: Origin) -> None:
-        """Call the hooks of one plugin. Whatever it gets wrong becomes a problem; what it gets right stays."""
-        # A manager a plugin: pluggy calls the implementations of a hook in one sweep that the first exception
-        # ends, and it does not say which plugin registered what.
+        """Call the hooks of one plugin. Each thing that cannot be used becomes a problem; the others are registered."""
+        # One manager for each plugin: pluggy calls all implementations of a hook in one sweep, the first exception
+        # ends the sweep, and the manager does not say which plugin registered what.
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
         try:
             manager.register(plugin, origin.plugin)
-            manager.check_pending()  # a misspelt hook would otherwise do nothing, silently
+            manager.check_pending()  # a misspelt hook would otherwise do nothing, without a word
         except Exception as error:
             self.fail(origin, error)
             return
-        self._collect(manager.hook.register_augmentations, "augmentation", Augmentation, self.augmentations, origin)
-        self._collect(manager.hook.register_generators, "generator", GeneratorVariant, self.generators, origin)
-        self._collect(manager.hook.register_classifiers, "classifier", ClassifierVariant, self.classifiers, origin)
-        self._collect(manager.hook.register_steps, "step", Step, self.steps, origin)
-        self._collect(manager.hook.register_readers, "reader", Reader, self.readers, origin)
+        for kind in KINDS.values():
+            self._collect(getattr(manager.hook, kind.hook), kind, origin)
         if origin not in self.origins.values() and not any(problem.origin == origin for problem in self.problems):
-            self.fail(origin, PluginError("it registers nothing: has no function of it @hookimpl?"))
+            self.fail(origin, PluginError("it registers nothing: is @hookimpl missing?"))
 
     def load(self, entry_point: EntryPoint) -> None:
-        """Import the plugin behind an entry point and add it; a failure to import becomes a problem."""
+        """Import the plugin of an entry point and add it; a failed import becomes a problem."""
         try:
             plugin = entry_point.load()
         except (Exception, SystemExit) as error:
@@ -133,56 +143,57 @@ class Registry:
         else:
             self.add(plugin, _origin(entry_point, plugin))
 
-    def _collect(self, hook: Callable[..., Any], kind: str, of: Any, into: dict[str, T], origin: Origin) -> None:
-        def register(thing: T) -> None:
+    def fail(self, origin: Origin, error: BaseException) -> None:
+        """Keep the failure of a plugin."""
+        text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        hint = advice(error)
+        self.problems.append(Problem(origin, " ".join(f"{text}{hint and f' ({hint})'}".split())))
+
+    def _collect(self, hook: Callable[..., Any], kind: PluginKind, origin: Origin) -> None:
+        def register(thing: Any) -> None:
             try:
-                name = _checked_name(thing, kind, of)
+                name = _checked_name(thing, kind)
             except PluginError as error:
                 self.fail(origin, error)
                 return
-            if (kind, name) not in self.origins:
-                self.origins[kind, name] = origin
-                into[name] = thing
+            key = (kind.name, name)
+            if key not in self.origins:
+                self.origins[key] = origin
+                self.of(kind)[name] = thing
                 return
-            # Taking either would hide the other, so the name stands for nothing until one of them goes: but what ships
-            # stays what it is.
-            first = self.origins[kind, name]
-            if not self.ships(kind, name):
-                into.pop(name, None)
-            self.fail(origin, PluginError(f"{kind} {name!r} is registered already, by {first}; rename or remove one"))
+            # Either of two plugins would hide the other, so neither may have the name. A shipped plugin keeps its name.
+            first = self.origins[key]
+            if not self.ships(*key):
+                self.of(kind).pop(name, None)
+            text = f"{kind.name} {name!r} is registered already, by {first}; rename or remove one"
+            self.fail(origin, PluginError(text))
 
         try:
             hook(register=register)
         except (Exception, SystemExit) as error:
             self.fail(origin, error)
 
-    def fail(self, origin: Origin, error: BaseException) -> None:
-        """Keep what went wrong with a plugin."""
-        text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-        self.problems.append(Problem(origin, " ".join(text.split())))
-
     def _select(self, kind: str, among: Mapping[str, T], name: str) -> T:
         try:
             return among[name]
         except KeyError:
-            there_is = ", ".join(sorted(among)) or "none"
+            usable = ", ".join(sorted(among)) or "none"
             broken = "".join(f"\n  failed: {problem}" for problem in self.problems)
-            raise PluginError(f"no usable {kind} {name!r}; there is: {there_is}{broken}") from None
+            raise PluginError(f"no usable {kind} {name!r}; there is: {usable}{broken}") from None
 
 
 def load_registry() -> Registry:
-    """What ships, what is installed under the entry-point group ``gliaflow``, and what lies in a folder of plugins.
+    """The shipped plugins, those installed under the entry-point group ``gliaflow``, and those in GLIAFLOW_PLUGINS.
 
     Raises
     ------
-    PluginError: GLIAFLOW_PLUGINS names no folder. For a plugin nothing is raised: see ``problems``.
+    PluginError: GLIAFLOW_PLUGINS is not a folder. A broken plugin raises nothing: see ``problems``.
     """
-    from gliaflow_plugins import shipped
-
+    shipped = importlib.import_module(SHIPPED)  # by name, as every plugin: a plugin may import the registry
     registry = Registry()
     registry.add(shipped, Origin("shipped", "gliaflow", _own_version(), str(shipped.__file__)))
     for entry_point in entry_points(group=GROUP):
-        if entry_point.value != SHIPPED:  # installed, gliaflow announces it too
+        if entry_point.value != SHIPPED:  # an installed gliaflow announces it too
             registry.load(entry_point)
     if os.environ.get(FOLDER):
         _load_folder(registry, Path(os.environ[FOLDER]).resolve())
@@ -190,11 +201,11 @@ def load_registry() -> Registry:
 
 
 def _load_folder(registry: Registry, folder: Path) -> None:
-    """Each module and package in ``folder``, in the order of their names; not those that begin with ``_`` or ``.``."""
+    """Add each module and package in ``folder``, by name, except those whose names begin with ``_`` or ``.``."""
     if not folder.is_dir():
-        raise PluginError(f"{FOLDER}: {folder} is no folder")
+        raise PluginError(f"{FOLDER}: {folder} is not a folder")
     if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # behind all else: a file there can stand for no library
+        sys.path.append(str(folder))  # last, so that a file in it cannot replace a library
     for path in sorted(folder.iterdir()):
         if path.name.startswith(("_", ".")) or not (path.suffix == ".py" or (path / "__init__.py").is_file()):
             continue
@@ -202,27 +213,45 @@ def _load_folder(registry: Registry, folder: Path) -> None:
         try:
             module = importlib.import_module(path.stem)
             if not Path(str(module.__file__)).is_relative_to(folder):
-                raise PluginError(f"its name is that of {module.__file__}; rename it")
+                raise PluginError(f"{module.__file__} has the same name; rename the plugin")
         except (Exception, SystemExit) as error:
             registry.fail(origin, error)
         else:
             registry.add(module, origin)
 
 
-def _checked_name(thing: object, kind: str, of: Any) -> str:
-    # A class in place of an instance, or a missing method, is told now rather than in the middle of a training.
-    if isinstance(thing, type) or not isinstance(thing, of):
-        raise PluginError(f"{thing!r} is no {kind}: register an instance with what {of.__name__} asks for")
+def _checked_name(thing: Any, kind: PluginKind) -> str:
+    """The name of a thing that a plugin registers. A wrong thing fails here, and not in the middle of a training."""
+    if isinstance(thing, type) or not isinstance(thing, kind.protocol):
+        needs = f"register an instance with the attributes of {kind.protocol.__name__}"
+        raise PluginError(f"{thing!r} is not a valid {kind.name}: {needs}")
     name = getattr(thing, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise PluginError(f"{kind} {name!r} of {thing!r}: a name is of letters, digits and -._, and at most 64 long")
-    options = getattr(thing, "options", None)
-    if of is not Reader and not (isinstance(options, type) and issubclass(options, BaseModel)):
-        raise PluginError(f"{kind} {name!r}: options must be a pydantic model class, not {options!r}")
-    fields = options.model_fields if isinstance(options, type) and issubclass(options, BaseModel) else {}
-    if bare := [option for option, field in fields.items() if field.is_required()]:
-        raise PluginError(f"{kind} {name!r}: options without a default: {', '.join(bare)}")
+        rule = "a name consists of letters, digits and -._, and has at most 64 characters"
+        raise PluginError(f"{kind.name} {name!r} of {thing!r}: {rule}")
+    title, options = f"{kind.name} {name!r}", getattr(thing, "options", None)
+    if isinstance(options, type) and issubclass(options, BaseModel):
+        if required := [option for option, about in options.model_fields.items() if about.is_required()]:
+            raise PluginError(f"{title}: options without a default: {', '.join(required)}")
+    elif kind.has_options:
+        raise PluginError(f"{title}: options must be a pydantic model class, not {options!r}")
+    _check_signature(getattr(thing, kind.method), kind, title)
     return name
+
+
+def _check_signature(method: Callable[..., Any], kind: PluginKind, title: str) -> None:
+    """Refuse a method that cannot be called as the contract says: one written to an older contract, say."""
+    signature = inspect.signature(method)
+    bundles = {name: [part.name for part in fields(BUNDLED[name])] for name in kind.parameters if name in BUNDLED}
+    try:
+        signature.bind(*kind.parameters)
+        if not any(name in signature.parameters for names in bundles.values() for name in names):
+            return
+    except TypeError:
+        pass
+    more = "".join(f"; {name} has {', '.join(names)}" for name, names in bundles.items()) + f"; {UPGRADING}"
+    contract = f"{kind.method}({', '.join(kind.parameters)})"
+    raise PluginError(f"{title}: {kind.method}({', '.join(signature.parameters)}) must be {contract}{more}")
 
 
 def _origin(entry_point: EntryPoint, plugin: object = None) -> Origin:
@@ -230,7 +259,7 @@ def _origin(entry_point: EntryPoint, plugin: object = None) -> Origin:
     name, release = (dist.name, dist.version) if dist is not None else ("unknown", "unknown")
     if isinstance(plugin, ModuleType):
         return Origin(entry_point.name, name, release, str(plugin.__file__))
-    try:  # of the top-level package alone: asking for more would import it
+    try:  # the top-level package alone: finding a submodule would import it
         spec = find_spec(entry_point.module.partition(".")[0])
     except (ImportError, ValueError):
         spec = None

@@ -1,4 +1,4 @@
-"""What ships, registered as anybody's plugin is. Importing this imports no torch."""
+"""Registers the shipped plugins through the same hooks as third-party plugins. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -48,4 +48,4 @@ def register_steps(register: Callable[[Step], None]) -> None:
 @hookimpl
 def register_readers(register: Callable[[Reader], None]) -> None:
     for reader in SHIPPED:
-        register(reader())
+        register(reader)

@@ -1,7 +1,7 @@
-"""Preprocessing steps: what is done to a whole scan before it is cut into slices. The two that ship wrap other tools.
+"""The preprocessing steps that ship. They change a whole scan before it is cut into slices, and wrap other tools.
 
-A bundle says which steps its networks were trained behind, and the preprocessor does the same; so a step that a bundle
-names must be installed where the preprocessor runs.
+A bundle names the steps that its networks were trained behind, and the preprocessor applies the same steps. So a step
+that a bundle names must be installed where the preprocessor runs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from gliaflow_plugins.contracts import Options, PluginError, Voxels
 
 
 class N4Options(Options):
-    """Of ``n4``."""
+    """Options of ``n4``."""
 
-    shrink: int = Field(default=4, ge=1, le=16, description="the field is found on every so many voxels")
-    iterations: int = Field(default=50, ge=1, le=1000, description="at most, on each of the levels")
-    levels: int = Field(default=3, ge=1, le=6, description="of the field's resolution")
+    shrink: int = Field(default=4, ge=1, le=16, description="the bias field is estimated on every so many voxels")
+    iterations: int = Field(default=50, ge=1, le=1000, description="iterations at most, on each level")
+    levels: int = Field(default=3, ge=1, le=6, description="levels of the field's resolution")
 
 
 class N4:
-    """Bias field correction, N4ITK (Tustison et al. 2010), by SimpleITK."""
+    """Bias field correction by N4ITK (Tustison et al. 2010), with SimpleITK."""
 
     name = "n4"
     options = N4Options
@@ -39,7 +39,7 @@ class N4:
     def __call__(self, volume: Voxels, affine: NDArray[np.float64], options: Any) -> Voxels:
         sitk = needed("SimpleITK", "n4")
         lowest = float(volume.min())
-        image = sitk.GetImageFromArray(volume - lowest + 1)  # it takes logarithms
+        image = sitk.GetImageFromArray(volume - lowest + 1)  # N4 computes logarithms
         image.SetSpacing([float(size) for size in reversed(nib.affines.voxel_sizes(affine))])
         small = sitk.Shrink(image, [min(options.shrink, max(1, size // 8)) for size in image.GetSize()])
         head = sitk.OtsuThreshold(small, 0, 1)
@@ -47,20 +47,20 @@ class N4:
         n4.SetMaximumNumberOfIterations([options.iterations] * options.levels)
         n4.Execute(small, head)
         field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
-        found: Voxels = ((volume - lowest) / np.exp(field)).astype(np.float32)
-        return found
+        corrected: Voxels = ((volume - lowest) / np.exp(field)).astype(np.float32)
+        return corrected
 
 
 class SkullStripOptions(Options):
-    """Of ``skull-strip``."""
+    """Options of ``skull-strip``."""
 
     tool: Literal["mri_synthstrip", "nipreps-synthstrip", "hd-bet"] = Field(
-        default="mri_synthstrip", description="the program that does it, which must be on the PATH"
+        default="mri_synthstrip", description="the program, which must be on the PATH"
     )
 
 
 class SkullStrip:
-    """All but the brain made 0, by SynthStrip (Hoopes et al. 2022) or HD-BET (Isensee et al. 2019), as installed."""
+    """Sets all voxels outside the brain to 0, by SynthStrip (Hoopes et al. 2022) or HD-BET (Isensee et al. 2019)."""
 
     name = "skull-strip"
     options = SkullStripOptions
@@ -71,22 +71,23 @@ class SkullStrip:
             raise PluginError(f"skull-strip: {options.tool} is not on the PATH; install it, or choose another tool")
         more = ["-device", "cpu", "--disable_tta"] if options.tool == "hd-bet" else []
         with tempfile.TemporaryDirectory() as folder:
-            scan, left = Path(folder) / "scan.nii.gz", Path(folder) / "left.nii.gz"
+            scan, stripped = Path(folder) / "scan.nii.gz", Path(folder) / "brain.nii.gz"
             nib.save(nib.Nifti1Image(volume - volume.min(), affine), scan)
             done = subprocess.run(
-                [program, "-i", str(scan), "-o", str(left), *more], capture_output=True, text=True, cwd=folder
+                [program, "-i", str(scan), "-o", str(stripped), *more], capture_output=True, text=True, cwd=folder
             )
-            if done.returncode or not left.exists():
-                said = (done.stderr or done.stdout).strip().splitlines()
-                raise RuntimeError(f"{options.tool} ended with {done.returncode}: {said[-1] if said else 'no word'}")
-            brain = np.asarray(nib.load(left).dataobj, dtype=np.float32)
+            if done.returncode or not stripped.exists():
+                output = (done.stderr or done.stdout).strip().splitlines()
+                last = output[-1] if output else "without output"
+                raise RuntimeError(f"{options.tool} ended with {done.returncode}: {last}")
+            brain = np.asarray(nib.load(stripped).dataobj, dtype=np.float32)
         if not brain.any():
             raise ValueError("no brain was found")
         return brain
 
 
 def needed(module: str, extra: str) -> Any:
-    """A module of an optional library. Raises PluginError: it is not installed."""
+    """Import a module of an optional library. Raises PluginError if it is not installed."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
-"""What a plugin must do to train, serve and compete, as tests: ``pytest --gliaflow MODULE`` runs those that apply.
+"""The conformance kit: ``pytest --gliaflow MODULE`` checks whether a plugin can train, serve and compete.
 
-MODULE has the hooks. Each thing that it registers is put to the checks of its kind; ``addopts = "--gliaflow mine"`` in
-a pyproject.toml makes that lasting. Variants are fitted with their defaults, or as ``--gliaflow-option steps=50`` says.
+MODULE has the hooks. Each thing that it registers must pass the checks of its kind. ``addopts = "--gliaflow mine"`` in
+pyproject.toml makes this permanent. Variants are fitted with their defaults, or with ``--gliaflow-option steps=50``.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gliaflow_plugins.contracts import PluginError, parse_options
-from gliaflow_plugins.features import ArrayFeatures
+from gliaflow_plugins.contracts import FitContext, FitSamples, Fitted, Indices, PluginError, parse_options
+from gliaflow_plugins.features import ArrayFeatures, parts
+from gliaflow_plugins.kinds import KINDS
 from gliaflow_plugins.registry import Origin, Registry
 
 if TYPE_CHECKING:
     from torch import nn
 
-SHAPES = {"12×15×15": (12, 15, 15), "5×24×20": (5, 24, 20)}  # a variant follows any tap
+SHAPES = {"12×15×15": (12, 15, 15), "5×24×20": (5, 24, 20)}  # a variant must fit any tap
 CLASSES = ("HGG", "LGG")
-AT_ONCE = 64  # samples: who asks for more at a time takes more memory the more patients there are
-ACCEPTED = 0.1  # of what is made for a class, the critic's least share in it
+AT_ONCE = 64  # samples; a plugin that reads more at a time needs more memory with every further patient
+ACCEPTED = 0.1  # the least share of the features generated for a class that the critic must assign to it
 
 Check = Callable[[], None]
 
 
-class Streamed(ArrayFeatures):
-    """Features of two classes that differ, four samples a patient; so many at a time and no more.
+class BoundedFeatures(ArrayFeatures):
+    """Features of two classes that differ, four samples a patient, of which at most AT_ONCE can be read at once.
 
-    As after a ReLU: nothing is below 0, one channel is always 0, another is loud, and LGG is rare.
+    They resemble features after a ReLU: nothing is below 0, one channel is always 0, another is loud, and LGG is rare.
     """
 
     def __init__(self, shape: tuple[int, int, int], count: int = 200) -> None:
@@ -51,23 +52,30 @@ class Streamed(ArrayFeatures):
         super().__init__(features.astype(np.float16), labels, CLASSES)
         self.patients = np.array([f"P{n // 4}" for n in range(count)])
 
-    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        assert len(indices) <= AT_ONCE, f"it asked for {len(indices)} samples at once: read them a few at a time"
+    def batch(self, indices: Indices) -> NDArray[np.float32]:
+        assert len(indices) <= AT_ONCE, f"the plugin read {len(indices)} samples at once: read at most {AT_ONCE}"
         return super().batch(indices)
 
 
-class Generator:
-    """A variant, and what it makes of features at one tap; fitted once for all checks."""
+class _Checks:
+    """Base of the checks of one plugin, at one tap if it is a variant."""
 
-    def __init__(self, variant: Any, options: dict[str, str], shape: tuple[int, int, int]) -> None:
-        self.variant, self.shape, self.options = variant, shape, _options(variant, options)
+    def __init__(self, plugin: Any, options: dict[str, str], shape: tuple[int, int, int] = (0, 0, 0)) -> None:
+        self.plugin, self.shape = plugin, shape
+        if hasattr(plugin, "options"):
+            known = {name: value for name, value in options.items() if name in plugin.options.model_fields}
+            self.options = parse_options(plugin, known)
+
+
+class GeneratorChecks(_Checks):
+    """Checks of a generator variant at one tap; it is fitted once for all checks."""
 
     @cached_property
     def fitted(self) -> Any:
         return self.fit()
 
     def fit(self, seed: int = 0, checkpoint: Path | None = None) -> Any:
-        return self.variant.fit(Streamed(self.shape), self.options, seed=seed, checkpoint=checkpoint)
+        return self.plugin.fit(BoundedFeatures(self.shape), self.options, FitContext(seed, checkpoint=checkpoint))
 
     def draw(self, fitted: Any, label: int, count: int = 64) -> Any:
         import torch
@@ -76,24 +84,22 @@ class Generator:
         with torch.no_grad():
             return fitted.generator(torch.randn(count, fitted.nz), torch.full((count,), label))
 
-    def test_fit_leaves_two_networks(self) -> None:
+    def test_fit_returns_two_networks(self) -> None:
         from torch import nn
 
-        from gliaflow_plugins.contracts import Fitted
-
-        assert isinstance(self.fitted, Fitted), f"fit returns Fitted, not {type(self.fitted).__name__}"
+        assert isinstance(self.fitted, Fitted), f"fit must return Fitted, not {type(self.fitted).__name__}"
         assert isinstance(self.fitted.nz, int), f"nz is {self.fitted.nz!r}, not a number"
         assert self.fitted.nz > 0, "nz is 0: there is no noise"
         for network in (self.fitted.generator, self.fitted.critic):
-            assert isinstance(network, nn.Module), f"{type(network).__name__} is no torch module"
+            assert isinstance(network, nn.Module), f"{type(network).__name__} is not a torch module"
 
     def test_features_have_the_shape_of_the_tap(self) -> None:
         import torch
 
-        made = self.draw(self.fitted, 1)
-        assert tuple(made.shape) == (64, *self.shape), f"{tuple(made.shape)} for 64 features of {self.shape}"
-        assert made.dtype == torch.float32, f"features are {made.dtype}, not float32"
-        assert made.isfinite().all(), "features that are not finite"
+        features = self.draw(self.fitted, 1)
+        assert tuple(features.shape) == (64, *self.shape), f"{tuple(features.shape)} for 64 features of {self.shape}"
+        assert features.dtype == torch.float32, f"features are {features.dtype}, not float32"
+        assert features.isfinite().all(), "features that are not finite"
 
     def test_noise_and_class_both_matter(self) -> None:
         one, other = (self.draw(self.fitted, label) for label in (0, 1))
@@ -107,72 +113,66 @@ class Generator:
             with torch.no_grad():
                 source, classes = self.fitted.critic(self.draw(self.fitted, label))
             shapes = [tuple(source.shape), tuple(classes.shape)]
-            assert shapes == [(64,), (64, 2)], f"the critic answers {shapes} to 64 features, not [(64,), (64, 2)]"
+            assert shapes == [(64,), (64, 2)], f"the critic returns {shapes} for 64 features, not [(64,), (64, 2)]"
             share = float((classes.argmax(1) == label).float().mean())
-            assert share >= ACCEPTED, f"of the features made for {kind} the critic puts {share:.0%} there"
+            assert share >= ACCEPTED, f"the critic accepts {share:.0%} of the features generated for {kind}"
 
-    def test_the_seed_decides(self) -> None:
+    def test_the_same_seed_gives_the_same_networks(self) -> None:
         again = self.draw(self.fit(), 0)
-        assert (self.draw(self.fitted, 0) == again).all(), "the same seed gives other networks: seed all chance with it"
+        assert (self.draw(self.fitted, 0) == again).all(), "the same seed gives other networks: all chance must use it"
 
-    def test_a_kept_fit_is_gone_on_with(self) -> None:
+    def test_a_fit_resumes_from_its_checkpoint(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint"
             first = self.draw(self.fit(checkpoint=path), 0)
             if not path.exists():
                 return
             again = self.draw(self.fit(checkpoint=path), 0)
-        assert (first == again).all(), "a fit that goes on from its checkpoint ends elsewhere"
+        assert (first == again).all(), "a fit that resumes from its checkpoint gives other networks"
 
-    def test_onnx_answers_alike(self) -> None:
+    def test_onnx_gives_the_same_outputs(self) -> None:
         from gliaflow_plugins.networks.export import export_generator
 
         with tempfile.TemporaryDirectory() as folder:
-            export_generator(self.fitted, Path(folder), self.shape, self.variant.name)
+            export_generator(self.fitted, Path(folder), self.shape, self.plugin.name)
 
 
-class Classifier:
-    """A variant, and what it learns of features at one tap."""
+class ClassifierChecks(_Checks):
+    """Checks of a classifier variant at one tap."""
 
-    def __init__(self, variant: Any, options: dict[str, str], shape: tuple[int, int, int]) -> None:
-        self.variant, self.shape, self.options = variant, shape, _options(variant, options)
-        self.features = Streamed(shape)
+    @cached_property
+    def features(self) -> BoundedFeatures:
+        return BoundedFeatures(self.shape)
 
-    def fit(self, *, seed: int = 0, choose: bool = True) -> nn.Module:
+    def fit(self, *, choose: bool = True) -> nn.Module:
         every = np.arange(len(self.features))
-        fitted = self.variant.fit(
-            self.features,
-            self.options,
-            learn=every[:160],
-            choose=every[160:] if choose else every[:0],
-            patients=self.features.patients.tolist(),
-            weights="balanced",
-            seed=seed,
+        samples = FitSamples(
+            every[:160], every[160:] if choose else every[:0], self.features.patients.tolist(), "balanced"
         )
-        module: nn.Module = fitted.module
+        module: nn.Module = self.plugin.fit(self.features, self.options, samples, FitContext(0)).module
         return module
 
     def logits(self, module: nn.Module) -> NDArray[np.float32]:
         import torch
 
-        parts = np.array_split(np.arange(200), 4)
         with torch.no_grad():
-            answered = [module(torch.from_numpy(self.features.batch(part))).numpy() for part in parts]
-        return np.concatenate(answered)
+            return np.concatenate(
+                [module(torch.from_numpy(self.features.batch(part))).numpy() for part in parts(np.arange(200), 50)]
+            )
 
     def test_it_learns_and_the_first_class_is_positive(self) -> None:
         logits = self.logits(self.fit())
         assert logits.shape == (200,), f"{logits.shape} for 200 features, not (200,)"
         right = ((logits > 0) == (self.features.labels == 0))[160:].mean()
-        assert right > 0.8, f"of other patients' samples that differ plainly it gets {right:.0%} right"
+        assert right > 0.8, f"it grades {right:.0%} of other patients' samples right, though the classes differ clearly"
 
-    def test_the_seed_decides(self) -> None:
+    def test_the_same_seed_gives_the_same_network(self) -> None:
         assert np.array_equal(self.logits(self.fit()), self.logits(self.fit())), "the same seed gives another network"
 
     def test_without_patients_to_choose_by(self) -> None:
         assert np.isfinite(self.logits(self.fit(choose=False))).all(), "logits that are not finite"
 
-    def test_onnx_answers_alike(self) -> None:
+    def test_onnx_gives_the_same_outputs(self) -> None:
         import torch
 
         from gliaflow_plugins.networks.export import export
@@ -182,123 +182,117 @@ class Classifier:
             export(self.fit(), [example], Path(folder) / "classifier.onnx", ["features"], ["logit"])
 
 
-class Augmentation:
-    """An augmentation, on a slice with a tumour."""
-
-    def __init__(self, plugin: Any, options: dict[str, str]) -> None:
-        self.plugin, self.options = plugin, _options(plugin, options)
-        rng = np.random.default_rng(0)
-        self.image = rng.random((48, 40), dtype=np.float32)
-        self.mask = np.zeros((48, 40), np.uint8)
-        self.mask[12:20, 10:30] = 1
+class AugmentationChecks(_Checks):
+    """Checks of an augmentation, on a slice with a tumour."""
 
     def apply(self, seed: int = 0) -> tuple[Any, Any]:
-        image, mask = self.image.copy(), self.mask.copy()
+        image = np.random.default_rng(0).random((48, 40), dtype=np.float32)
+        mask = np.zeros((48, 40), np.uint8)
+        mask[12:20, 10:30] = 1
         image.setflags(write=False)
-        mask.setflags(write=False)  # the slice is somebody else's: make a new one
-        found: tuple[Any, Any] = self.plugin(image, mask, np.random.default_rng(seed), self.options)
-        return found
+        mask.setflags(write=False)  # the plugin must return new arrays
+        result: tuple[Any, Any] = self.plugin(image, mask, np.random.default_rng(seed), self.options)
+        return result
 
-    def test_image_and_mask_stay_what_they_are(self) -> None:
+    def test_image_and_mask_keep_shape_and_type(self) -> None:
         for seed in range(20):
             image, mask = self.apply(seed)
             assert image.shape == mask.shape, f"image {image.shape} and mask {mask.shape} differ in shape"
             assert image.dtype == np.float32, f"the image is {image.dtype}, not float32"
             assert np.isfinite(image).all(), "pixels that are not finite"
-            assert set(np.unique(mask)) <= {0, 1}, "a mask has other values than before"
+            assert set(np.unique(mask)) <= {0, 1}, "the mask has other values than before"
 
     def test_all_chance_is_from_rng(self) -> None:
         assert all(map(np.array_equal, self.apply(), self.apply())), "the same rng gives another slice"
 
 
-class Step:
-    """A step, on a ball in a cube."""
+class StepChecks(_Checks):
+    """Checks of a preprocessing step, on a ball in a cube."""
 
-    def __init__(self, plugin: Any, options: dict[str, str]) -> None:
-        self.plugin, self.options = plugin, _options(plugin, options)
-        away = np.indices((32, 30, 28)) - np.array([15.5, 14.5, 13.5])[:, None, None, None]
-        self.volume = np.maximum(0, 100 - np.square(away).sum(axis=0)).astype(np.float32)
-        self.volume.setflags(write=False)
+    def apply(self, affine: NDArray[np.float64]) -> Any:
+        offset = np.indices((32, 30, 28)) - np.array([15.5, 14.5, 13.5])[:, None, None, None]
+        volume = np.maximum(0, 100 - np.square(offset).sum(axis=0)).astype(np.float32)
+        volume.setflags(write=False)  # the plugin must return a new array
+        return self.plugin(volume, affine, self.options)
 
-    def test_it_leaves_a_scan_of_the_same_shape(self) -> None:
-        found = self.plugin(self.volume, np.diag([1.0, 1, 2, 1]), self.options)
-        assert found.shape == self.volume.shape, f"{found.shape} of {self.volume.shape}"
-        assert np.isfinite(found).all(), "voxels that are not finite"
+    def test_a_scan_keeps_its_shape(self) -> None:
+        volume = self.apply(np.diag([1.0, 1, 2, 1]))
+        assert volume.shape == (32, 30, 28), f"{volume.shape} for a scan of (32, 30, 28)"
+        assert np.isfinite(volume).all(), "voxels that are not finite"
 
     def test_it_does_the_same_again(self) -> None:
-        first, again = (self.plugin(self.volume, np.eye(4), self.options) for _ in range(2))
-        assert np.array_equal(first, again), "the same scan gives another: a step has no chance in it"
+        first, again = (self.apply(np.eye(4)) for _ in range(2))
+        assert np.array_equal(first, again), "the same scan gives another result: a step must not use chance"
 
 
-class Reader:
-    """A reader, on folders that are not its own."""
+class ReaderChecks(_Checks):
+    """Checks of a reader, on folders of other layouts."""
 
-    def __init__(self, plugin: Any, options: dict[str, str]) -> None:
-        self.plugin = plugin
-
-    def test_a_layout_of_others_is_none_of_its(self) -> None:
+    def test_it_leaves_other_layouts_alone(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            assert self.plugin.read(Path(folder)) is None, "it takes an empty folder for its own"
+            assert self.plugin.read(Path(folder)) is None, "it reads an empty folder as a cohort"
             (Path(folder) / "holiday.jpg").write_bytes(b"no scan")
-            assert self.plugin.read(Path(folder)) is None, "it takes a picture of something for a cohort"
+            assert self.plugin.read(Path(folder)) is None, "it reads a folder with a photograph as a cohort"
+
+
+CHECKS: dict[str, type[_Checks]] = {
+    "augmentation": AugmentationChecks,
+    "generator": GeneratorChecks,
+    "classifier": ClassifierChecks,
+    "step": StepChecks,
+    "reader": ReaderChecks,
+}
+"""The checks of each kind in ``kinds.KINDS``."""
 
 
 def checks(module: str, options: dict[str, str]) -> Iterator[tuple[str, Check]]:
-    """Each check by name; called, it raises AssertionError where the plugin does not keep to it."""
+    """Each check with its name. When called, it raises AssertionError if the plugin fails it."""
     registry = Registry()
+    origin = Origin(module, module, "under test", module)
     try:
-        import_module(module)
+        plugin = import_module(module)
     except (Exception, SystemExit) as error:
-        yield f"{module}::test_it_is_imported", partial(_fail, f"{type(error).__name__}: {error}")
+        registry.fail(origin, error)
+        yield f"{module}::test_it_is_imported", partial(_check_problems, registry)
         return
-    registry.add(import_module(module), Origin(module, module, "under test", str(sys.modules[module].__file__)))
+    registry.add(plugin, Origin(module, module, "under test", str(plugin.__file__)))
     yield f"{module}::test_it_is_registered_without_torch", partial(_check_registered, registry, module)
-    for found, suite, shapes in (
-        (registry.generators, Generator, SHAPES),
-        (registry.classifiers, Classifier, SHAPES),
-        (registry.augmentations, Augmentation, {"": ()}),
-        (registry.steps, Step, {"": ()}),
-        (registry.readers, Reader, {"": ()}),
-    ):
-        for name, plugin in found.items():
-            if suite is not Reader:
-                yield f"{name}::test_options_are_told_and_wrong_ones_refused", partial(_check_options, plugin)
-            for told, shape in shapes.items():
-                subject = suite(plugin, options, *([shape] if shape else []))  # its checks share a fit
+    for kind in KINDS.values():
+        suite = CHECKS[kind.name]
+        for name, thing in registry.of(kind).items():
+            if kind.has_options:
+                yield f"{name}::test_options_are_described_and_wrong_ones_refused", partial(_check_options, thing)
+            for label, shape in (SHAPES if kind.method == "fit" else {"": (0, 0, 0)}).items():
+                subject = suite(thing, options, shape)  # its checks share a fit
                 for test in (test for test in vars(suite) if test.startswith("test_")):
-                    yield f"{name}::{test}{told and f'[{told}]'}", getattr(subject, test)
+                    yield f"{name}::{test}{label and f'[{label}]'}", getattr(subject, test)
+
+
+def _check_problems(registry: Registry) -> None:
+    assert not registry.problems, "; ".join(problem.error for problem in registry.problems)
 
 
 def _check_registered(registry: Registry, module: str) -> None:
-    assert not registry.problems, "; ".join(problem.error for problem in registry.problems)
+    _check_problems(registry)
     assert registry.origins, "no hook registered anything"
-    told = f"import sys; sys.path[:] = {sys.path!r}; import {module}; sys.exit('torch' in sys.modules)"
-    alone = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
-    assert not alone.returncode, f"import torch inside fit: scans are served where there is none {alone.stderr}"
-
-
-def _fail(why: str) -> None:
-    raise AssertionError(why)
-
-
-def _options(plugin: Any, values: dict[str, str]) -> Any:
-    known = {name: value for name, value in values.items() if name in plugin.options.model_fields}
-    return parse_options(plugin, known)
+    code = f"import sys; sys.path[:] = {sys.path!r}; import {module}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not done.returncode, f"import torch inside fit: serving runs without torch {done.stderr}"
 
 
 def _check_options(plugin: Any) -> None:
-    plugin.options()  # all have defaults
-    silent = [name for name, field in plugin.options.model_fields.items() if not field.description]
-    assert not silent, f"options without a description, which `gliaflow plugins` shows: {', '.join(silent)}"
+    plugin.options()  # each option has a default
+    bare = [name for name, field in plugin.options.model_fields.items() if not field.description]
+    assert not bare, f"options without a description, which `gliaflow plugins -v` shows: {', '.join(bare)}"
     try:
         parse_options(plugin, {"no_such_option": 1})
     except PluginError:
         return
-    raise AssertionError("an option that does not exist is accepted: derive from gliaflow_plugins.Options")
+    raise AssertionError("an unknown option is accepted: derive from gliaflow_plugins.Options")
 
 
 class _Item(pytest.Item):
-    """A check as pytest's test."""
+    """A check as a test of pytest."""
 
     check: Check
 
@@ -315,14 +309,16 @@ class _Item(pytest.Item):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--gliaflow`` and ``--gliaflow-option``."""
+    """Add ``--gliaflow`` and ``--gliaflow-option``."""
     group = parser.getgroup("gliaflow", "gliaflow plugins")
-    group.addoption("--gliaflow", metavar="MODULE", help="check what the hooks in MODULE register")
-    group.addoption("--gliaflow-option", metavar="NAME=VALUE", action="append", default=[], help="of its variants")
+    group.addoption("--gliaflow", metavar="MODULE", help="check the plugins that the hooks in MODULE register")
+    group.addoption(
+        "--gliaflow-option", metavar="NAME=VALUE", action="append", default=[], help="an option of its variants"
+    )
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the checks to the tests found."""
+    """Add the checks to the collected tests."""
     module = config.getoption("gliaflow")
     if not module:
         return

@@ -1,4 +1,7 @@
-"""Coordinate maps: geometric augmentations compose into one, so that an image is resampled once."""
+"""Coordinate maps. The maps of several augmentations compose into one, so that an image is resampled once.
+
+A map gives, for each pixel of the result, its position in the input: (row, column) in pixels, [2, …] float64.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,17 @@ Shape = tuple[int, int]
 
 
 class Geometric(ABC):
-    """An augmentation that moves pixels: it draws a coordinate map, and the pipeline composes and resamples."""
+    """An augmentation that moves pixels: it draws a coordinate map; the pipeline composes the maps and resamples."""
 
     name: str
     options: type[BaseModel]
 
     @abstractmethod
     def draw(self, shape: Shape, rng: np.random.Generator, options: Any) -> CoordinateMap:
-        """A map from the result's coordinates to the input's, for images of ``shape`` [H, W]."""
+        """Draw a map from the result's coordinates to the input's, for images of ``shape`` [H, W]."""
 
     def __call__(self, image: Image, mask: Mask, rng: np.random.Generator, options: Any, /) -> tuple[Image, Mask]:
-        """This one alone, resampled by itself."""
+        """Apply this augmentation alone."""
         return resample(image, mask, [self.draw(shape_of(image), rng, options)])
 
 
@@ -61,13 +64,13 @@ class Affine:
 
 @dataclass(frozen=True)
 class Displacement:
-    """The map p ↦ p + d(p), with d bilinear between ``nodes`` [2, h, w] (pixels) that lie ``spacing`` pixels apart."""
+    """The map p ↦ p + d(p), with d bilinear between ``nodes`` [2, h, w] (in pixels), ``spacing`` pixels apart."""
 
     nodes: NDArray[np.float64]
     spacing: int
 
     def __call__(self, points: Points) -> Points:
-        # Node j is the middle of the pixels it stands for: j·spacing … (j+1)·spacing − 1.
+        # Node j is in the middle of its pixels, j·spacing … (j+1)·spacing − 1.
         at = (points + 0.5) / self.spacing - 0.5
         moved: Points = np.stack([ndimage.map_coordinates(axis, at, order=1, mode="nearest") for axis in self.nodes])
         return points + moved
@@ -76,10 +79,10 @@ class Displacement:
 def resample(image: Image, mask: Mask, maps: Sequence[CoordinateMap]) -> tuple[Image, Mask]:
     """Image (bilinear) and mask (nearest) through ``maps``, in one resampling.
 
-    ``maps`` are in the order in which the augmentations act. What comes from outside takes the background's value:
-    the image's minimum (after normalisation it is not 0), and 0 in the mask.
+    ``maps`` are in the order in which the augmentations act. Pixels from outside take the background's value: the
+    image's minimum (after normalisation it is not 0), and 0 in the mask.
     """
-    # The last augmentation's result is the grid, so its map is the first to be asked where a pixel came from.
+    # The result's grid is the last augmentation's, so its map is applied first.
     path = _merge_affines(list(reversed(maps)))
     fill = float(image.min())
     if len(path) == 1 and isinstance(path[0], Affine):
@@ -89,7 +92,7 @@ def resample(image: Image, mask: Mask, maps: Sequence[CoordinateMap]) -> tuple[I
             ndimage.affine_transform(mask, order=0, cval=0, **moved),
         )
     grid = np.indices(image.shape, dtype=np.float64)
-    points = reduce(lambda at, step: step(at), path, grid)
+    points = reduce(lambda positions, step: step(positions), path, grid)
     return (
         ndimage.map_coordinates(image, points, order=1, mode="grid-constant", cval=fill),
         ndimage.map_coordinates(mask, points, order=0, mode="grid-constant", cval=0),

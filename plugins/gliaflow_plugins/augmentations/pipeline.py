@@ -1,4 +1,4 @@
-"""Augmentations by name, one after another, with a single resampling for all that move pixels."""
+"""A pipeline of augmentations, chosen by name. Consecutive ones that move pixels share a single resampling."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class AugmentationPipeline:
     Parameters
     ----------
     registry: where names are looked up.
-    named: (name, options) pairs, as they stand in config.
+    named: (name, options) pairs, as in a configuration file.
 
     Raises
     ------
-    PluginError: a name is unknown or broken, or an option is not one.
+    PluginError: an augmentation is unknown or broken, or one of its options is unknown or out of range.
     """
 
     def __init__(self, registry: Registry, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
@@ -44,30 +44,30 @@ class AugmentationPipeline:
         Raises
         ------
         ValueError: image and mask are not two planes of one shape.
-        PluginError: an augmentation raised something, or left another shape, or pixels that are not finite.
+        PluginError: an augmentation raised an error, or returned another shape, or pixels that are not finite.
         """
         if image.ndim != 2 or image.shape != mask.shape:
             raise ValueError(f"image {image.shape} and mask {mask.shape} must be two planes of one shape [H, W]")
-        pending: list[CoordinateMap] = []  # geometric ones in a row, not resampled yet
+        pending: list[CoordinateMap] = []  # maps that are not applied yet
         for augmentation, options in self.augmentations:
             if pending and not isinstance(augmentation, Geometric):
                 image, mask = resample(image, mask, pending)
                 pending = []
-            try:  # it may be anybody's code
+            try:  # it may be third-party code
                 if isinstance(augmentation, Geometric):
                     pending.append(augmentation.draw(shape_of(image), rng, options))
                     continue
-                left = augmentation(image, mask, rng, options)
-                if [part.shape for part in left] != [image.shape] * 2 or not np.isfinite(left[0]).all():
-                    raise ValueError(f"it left {[part.shape for part in left]} of {image.shape}, or NaN")
+                result = augmentation(image, mask, rng, options)
+                if [part.shape for part in result] != [image.shape] * 2 or not np.isfinite(result[0]).all():
+                    raise ValueError(f"it returned {[part.shape for part in result]} for {image.shape}, or NaN")
             except Exception as error:
                 raise PluginError(f"augmentation {augmentation.name!r}: {type(error).__name__}: {error}") from error
-            image, mask = left
+            image, mask = result
         return resample(image, mask, pending) if pending else (image, mask)
 
 
 def parse_named(text: str) -> tuple[str, dict[str, str]]:
-    """``name`` or ``name:option=value,option=value``, as a person writes it, as (name, options).
+    """Parse ``name`` or ``name:option=value,option=value`` into (name, options).
 
     Raises
     ------
@@ -84,19 +84,19 @@ def parse_named(text: str) -> tuple[str, dict[str, str]]:
 
 
 def read_augmentations(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """A TOML file as (name, options) pairs: a table ``[[augmentation]]`` each, with ``name`` and its options.
+    """Read a TOML file as (name, options) pairs: a table ``[[augmentation]]`` for each, with ``name`` and its options.
 
     Raises
     ------
-    PluginError: it cannot be read, or holds something else. The text names the file.
+    PluginError: the file cannot be read, or has other content. The text names the file.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PluginError(f"{path}: {error}") from None
-    tables = found.get("augmentation")
-    if set(found) != {"augmentation"} or not isinstance(tables, list):
-        raise PluginError(f"{path}: a table [[augmentation]] for each is all that may stand there")
+    tables = document.get("augmentation")
+    if set(document) != {"augmentation"} or not isinstance(tables, list):
+        raise PluginError(f"{path}: the file must contain only tables [[augmentation]], one for each")
     for number, table in enumerate(tables, 1):
         if not isinstance(table, dict) or not isinstance(table.get("name"), str):
             raise PluginError(f"{path}: augmentation {number} has no name")

@@ -1,9 +1,6 @@
-"""Augmentation of a slice and its mask: the paper's Table 1, each by itself (``pipeline`` composes them).
+"""The augmentations of the paper's Table 1. All move pixels; ``geometry`` says how their maps compose.
 
-A geometric augmentation draws a *coordinate map*: for each pixel of the result, where in the input it comes from.
-A run of them composes into one map and the image is resampled once, so that seven augmentations blur it no more
-than one. Coordinates are (row, column) in pixels, [2, …] float64; the centre of the image is the fixed point of
-rotation, shear, zoom and flips.
+The centre of the image is the fixed point of rotation, shear, zoom and flips.
 """
 
 from __future__ import annotations
@@ -17,11 +14,11 @@ from gliaflow_plugins.contracts import Options
 
 
 class FlipOptions(Options):
-    probability: float = Field(default=0.5, ge=0, le=1, description="of a slice to be mirrored")
+    probability: float = Field(default=0.5, ge=0, le=1, description="probability that a slice is mirrored")
 
 
 class HorizontalFlip(Geometric):
-    """Left and right change places, with some probability."""
+    """Mirrors left and right, with some probability."""
 
     name = "hflip"
     options = FlipOptions
@@ -31,7 +28,7 @@ class HorizontalFlip(Geometric):
 
 
 class VerticalFlip(Geometric):
-    """Top and bottom change places, with some probability."""
+    """Mirrors top and bottom, with some probability."""
 
     name = "vflip"
     options = FlipOptions
@@ -46,18 +43,18 @@ class ElasticOptions(Options):
 
 
 class Elastic(Geometric):
-    """Elastic distortion as Simard et al. (2003) have it: uniform noise in [−1, 1] a pixel, blurred, times α.
+    """Elastic distortion by Simard et al. (2003): uniform noise in [−1, 1] for each pixel, blurred, times α.
 
     With α 720 and σ 24 pixels move by about 4.6 px RMS along each axis, less at the borders. Rows and columns have
-    noise of their own (the reference code uses one field for both, so that its motion is diagonal only).
+    separate noise (the reference code uses one field for both, so that its motion is diagonal only).
     """
 
     name = "elastic"
     options = ElasticOptions
 
     def draw(self, shape: Shape, rng: np.random.Generator, options: ElasticOptions) -> Displacement:
-        # A blur of σ leaves nothing finer than σ/4, so noise and blur live on a grid that coarse, at a hundredth
-        # of the price. A node is the mean of spacing² uniform values: nearly normal, std 1/√3 ÷ spacing.
+        # A blur of σ removes everything finer than σ/4, so noise and blur are computed on a grid that coarse, at a
+        # hundredth of the cost. A node is the mean of spacing² uniform values: nearly normal, std 1/√3 ÷ spacing.
         spacing = max(1, round(options.sigma / 4))
         nodes = (2, *(-(-side // spacing) for side in shape))
         noise = rng.standard_normal(nodes) / (np.sqrt(3) * spacing)
@@ -67,7 +64,7 @@ class Elastic(Geometric):
 
 
 class RotationOptions(Options):
-    degrees: float = Field(default=20, ge=0, le=180, description="at most, either way")
+    degrees: float = Field(default=20, ge=0, le=180, description="largest angle, in either direction")
 
 
 class Rotation(Geometric):
@@ -82,8 +79,12 @@ class Rotation(Geometric):
 
 
 class ShiftOptions(Options):
-    rows: float = Field(default=0.1, ge=0, le=1, description="at most, either way, as a share of the height")
-    columns: float = Field(default=0.1, ge=0, le=1, description="at most, either way, as a share of the width")
+    rows: float = Field(
+        default=0.1, ge=0, le=1, description="largest shift, in either direction, as a share of the height"
+    )
+    columns: float = Field(
+        default=0.1, ge=0, le=1, description="largest shift, in either direction, as a share of the width"
+    )
 
 
 class Shift(Geometric):
@@ -98,13 +99,13 @@ class Shift(Geometric):
 
 
 class ShearOptions(Options):
-    columns: float = Field(default=0.05, ge=0, le=1, description="columns moved per row, at most, either way")
+    columns: float = Field(default=0.05, ge=0, le=1, description="largest shift of a row against the next, in columns")
 
 
 class Shear(Geometric):
     """Horizontal shear: each row slides by a share of its distance from the middle row.
 
-    The paper's 5 % is the slope (the tangent of the angle). The reference code means radians: at 0.05 the two
+    The paper's 5 % is the slope (the tangent of the angle). The reference code takes it as radians: at 0.05 the two
     differ by less than 0.1 %, a hundredth of a pixel.
     """
 
@@ -116,7 +117,7 @@ class Shear(Geometric):
 
 
 class ZoomOptions(Options):
-    fraction: float = Field(default=0.1, ge=0, lt=1, description="at most, in or out")
+    fraction: float = Field(default=0.1, ge=0, lt=1, description="largest change of size, in or out")
 
 
 class Zoom(Geometric):

@@ -1,4 +1,4 @@
-"""Grades: how people write them, and the tables they are in. A table is a stranger's, and bounded."""
+"""Grades in their many spellings, and the tables that contain them. A table is untrusted, so its size is limited."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ ROMAN = {"1": "I", "2": "II", "3": "III", "4": "IV"}
 WHO = re.compile(r"(?:(?:who|cns|grade|gr|g)[\s_.:-]*)*(iv|iii|ii|i|[1-4])(?:\.0+)?")
 HIGH_OR_LOW = re.compile(r"(hgg|high[\s_-]*grade(?:[\s_-]*glioma)?)|(?:lgg|low[\s_-]*grade(?:[\s_-]*glioma)?)")
 GLIOBLASTOMA = re.compile(r"(?:gbm|glioblastoma)\b.*")  # grade IV by definition (WHO 2016 and 2021)
-NOT_TOLD = {"", "-", "--", "?", ".", "na", "n/a", "nan", "none", "null", "unknown", "not available", "not reported"}
+UNKNOWN = {"", "-", "--", "?", ".", "na", "n/a", "nan", "none", "null", "unknown", "not available", "not reported"}
 GRADE_COLUMNS = ("who_cns_grade", "who_grade", "grade", "tumor_grade", "tumour_grade", "neoplasm_histologic_grade")
 # The Kaggle LGG set codes TCGA's G2 and G3 as 1 and 2; TCGA itself writes no bare digit in this column.
 CODES = {"neoplasm_histologic_grade": {"1": "II", "2": "III"}}
 
 
 def normal_grade(text: str) -> str | None:
-    """HGG, LGG, or I to IV for "2", "G2", "WHO grade III", "4.0", "GBM" and the like; None where it tells none.
+    """HGG, LGG, or I to IV for "2", "G2", "WHO grade III", "4.0", "GBM" and the like; None for "unknown" and the like.
 
     Raises
     ------
-    ValueError: it says something that is no grade.
+    ValueError: the text is not a grade.
     """
     plain = text.strip().casefold().strip("[]")
-    if plain in NOT_TOLD:
+    if plain in UNKNOWN:
         return None
-    if found := WHO.fullmatch(plain):
-        return ROMAN.get(found[1], found[1].upper())
-    if found := HIGH_OR_LOW.fullmatch(plain):
-        return "HGG" if found[1] else "LGG"
+    if match := WHO.fullmatch(plain):
+        return ROMAN.get(match[1], match[1].upper())
+    if match := HIGH_OR_LOW.fullmatch(plain):
+        return "HGG" if match[1] else "LGG"
     if GLIOBLASTOMA.fullmatch(plain):
         return "IV"
     raise ValueError(f"grade {text[:40]!r} is not understood")
@@ -44,7 +44,7 @@ def normal_grade(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with their line numbers, each a mapping from column to text; ``problems`` tells those passed over."""
+    """Rows with their line numbers, each a mapping from column to text; ``problems`` lists the ignored rows."""
 
     path: Path
     columns: list[str]
@@ -53,11 +53,11 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """A CSV or TSV file with a header, in UTF-8, UTF-16 or Windows-1252.
+    """Read a CSV or TSV file with a header, in UTF-8, UTF-16 or Windows-1252.
 
     Raises
     ------
-    OSError, ValueError: it cannot be read, or is no such table. The text names it.
+    OSError, ValueError: the file cannot be read, or is not such a table. The text names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -89,40 +89,40 @@ def read_table(path: Path) -> Table:
 
 
 def with_grades(
-    cases: Sequence[Case], path: Path, *, patient_column: str | None = None, grade_column: str | None = None
+    cases: Sequence[Case], path: Path, patient_column: str | None = None, grade_column: str | None = None
 ) -> tuple[list[Case], list[str]]:
-    """The cases with the grades of a table, and what is odd about it, a line each.
+    """The cases with the grades of a table, and its problems, one line each.
 
-    A row is looked for by the scan's id, then by the patient's; ``tcga_1`` and ``TCGA-001`` are one patient where no
-    row has the very text. A case without a row, or whose rows contradict each other, keeps the grade that it has.
+    A case's row has the scan's id, or else the patient's. If no row has the exact text, ``tcga_1`` and ``TCGA-001`` are
+    the same patient. A case without a row, or whose rows contradict each other, keeps its grade.
 
     Parameters
     ----------
-    patient_column: None: the column in which most of the cases are found.
-    grade_column: None: one of GRADE_COLUMNS, or the only one with the word in its name.
+    patient_column: None: the column that matches most cases.
+    grade_column: None: one of GRADE_COLUMNS, or the only column with the word in its name.
 
     Raises
     ------
-    OSError, ValueError: no such table, or no such column.
+    OSError, ValueError: the table or the column does not exist, or no case matches.
     """
     table = read_table(path)
     grade_column = _known(table, grade_column) if grade_column is not None else _grade_column(table)
     among = [_known(table, patient_column)] if patient_column is not None else table.columns
-    # the first of the best: columns of a table read from left to right
+    # of equally good columns, the leftmost
     rows = max((_Rows(table, column) for column in among), key=lambda rows: sum(map(bool, map(rows.of, cases))))
     if cases and patient_column is None and not any(map(rows.of, cases)):
         raise ValueError(f"{path}: none of the patients is in it (columns: {', '.join(table.columns)})")
     graded, problems = [], list(table.problems)
     codes = CODES.get(_simple(grade_column), {})
     for case in cases:
-        found = set()
+        normal = set()
         for line, row in rows.of(case):
             text = row[grade_column]
             try:
-                found.add(codes.get(text) or normal_grade(text))
+                normal.add(codes.get(text) or normal_grade(text))
             except ValueError as error:
                 problems.append(f"{case.id}: {path.name} line {line}: {error}")
-        grades = sorted(grade for grade in found if grade)
+        grades = sorted(grade for grade in normal if grade)
         if len(grades) == 1:
             case = replace(case, grade=grades[0])
         elif grades:
@@ -154,7 +154,7 @@ class _Rows:
 
 
 def _loose(name: str) -> str:
-    """A patient's name without case, zeros before numbers, what joins its parts, and BIDS's ``sub-``."""
+    """A patient's name in small letters, without leading zeros, separators and BIDS's ``sub-``."""
     parts = re.findall(r"[^\W\d_]+|\d+", name.casefold())
     return "-".join(part.lstrip("0") or part[:1] for part in (parts[1:] if parts[:1] == ["sub"] else parts))
 

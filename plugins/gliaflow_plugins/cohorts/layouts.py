@@ -1,4 +1,4 @@
-"""Layouts that differ from a folder a case, a class each; and ``SHIPPED``, all readers that ship, in order."""
+"""The other layouts, one class for each; and ``SHIPPED``, all shipped readers in the order in which they are tried."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gliaflow_plugins.cohorts.case_folders import (
+    BRATS_2020,
+    BRATS_2021,
+    BRATS_2023,
+    PATIENT_FOLDERS,
+    REMBRANDT,
+    UCSF,
     Brats,
-    Brats2020,
-    Brats2021,
-    Brats2023,
-    Plain,
-    Rembrandt,
-    Ucsf,
     files_in,
     folders_in,
     graded_by,
@@ -29,14 +29,14 @@ from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
 from gliaflow_plugins.contracts import Case, Cohort, Reader, Volume
 
 MAX_JSON_BYTES = 16 * 2**20
-MAX_LOOKED_AT = 200  # folders under one patient, to tell whether DICOM is there
+MAX_FOLDERS = 200  # folders under one patient that are searched for DICOM
 
 
 class Msd:
     """MSD Task01: 4-D ``imagesTr/BRATS_306.nii.gz``, ``labelsTr/BRATS_306.nii.gz``, ``dataset.json``. No grades.
 
-    ``modality`` in ``dataset.json`` says which volume is FLAIR. nnU-Net's copy has a file a volume
-    (``BRATS_306_0000.nii.gz``) and may say ``channel_names`` instead.
+    ``modality`` in ``dataset.json`` says which volume is FLAIR. nnU-Net's copy has one file for each volume
+    (``BRATS_306_0000.nii.gz``) and may name the field ``channel_names``.
     """
 
     name = "msd"
@@ -67,8 +67,8 @@ class Msd:
 class Kaggle:
     """Kaggle's LGG set: ``kaggle_3m/TCGA_CS_4938_19970222/TCGA_CS_4938_19970222_{1,1_mask}.tif`` and ``data.csv``.
 
-    A slice a file, 256 × 256 × 3; channel 1 is FLAIR. Grades 1 and 2 in ``neoplasm_histologic_grade`` are WHO II and
-    III. The spacing is not told, so millimetres and millilitres mean nothing here.
+    One file for each slice, 256 × 256 × 3; channel 1 is FLAIR. Grades 1 and 2 in ``neoplasm_histologic_grade`` are WHO
+    II and III. The spacing is unknown, so volumes in millilitres are meaningless.
     """
 
     name = "kaggle"
@@ -85,8 +85,8 @@ class Kaggle:
         for sub, match in matches:
             slices: dict[bool, dict[int, Path]] = {False: {}, True: {}}
             for path in files_in(sub).values():
-                if found := self.slice.fullmatch(path.name):
-                    slices[bool(found[2])][int(found[1])] = path
+                if parts := self.slice.fullmatch(path.name):
+                    slices[bool(parts[2])][int(parts[1])] = path
             images, masks = slices[False], slices[True]
             if not images:
                 problems.append(f"{sub.name}: no slices (*.tif)")
@@ -94,10 +94,10 @@ class Kaggle:
             numbers = sorted(images)
             if gaps := sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers)):
                 problems.append(f"{sub.name}: no slice {', '.join(map(str, gaps))}")
-            if bare := sorted(set(numbers) - set(masks)):
-                problems.append(f"{sub.name}: slice {', '.join(map(str, bare))} without a mask")
+            if unmasked := sorted(set(numbers) - set(masks)):
+                problems.append(f"{sub.name}: slice {', '.join(map(str, unmasked))} without a mask")
             scan = TiffStack(tuple(images[number] for number in numbers), channel=1)
-            mask = None if bare else TiffStack(tuple(masks[number] for number in numbers))
+            mask = None if unmasked else TiffStack(tuple(masks[number] for number in numbers))
             cases.append(Case(sub.name, scan, mask, match[1], None))
         return Cohort("Kaggle LGG", graded_by(folder / "data.csv", cases, problems), problems)
 
@@ -106,8 +106,8 @@ class Bids:
     """BIDS: ``sub-*/[ses-*/]anat/sub-*_FLAIR.nii.gz``; grades in ``participants.tsv``, if any.
 
     A mask is a ``_mask``, ``_seg``, ``_dseg`` or ``_roi`` of the same subject, session, run … beside the scan or under
-    ``derivatives/*/``. Masks of the brain, of tissues or in a template's space are none; where several are left,
-    those that say tumour, lesion or glioma are preferred, and if it is still not one, none is taken.
+    ``derivatives/*/``. Masks of the brain, of tissues or in a template's space are ignored. Of several, those are
+    preferred whose names contain tumour, lesion or glioma. If more than one is left, the scan gets no mask.
     """
 
     name = "bids"
@@ -138,19 +138,19 @@ class Bids:
 
     def _mask(self, folder: Path, scan: str, files: list[Path], problems: list[str]) -> Volume | None:
         known = _entities(scan.casefold())
-        found = []
+        candidates = []
         for path in files:
             stem = (stem_of(path) or "").casefold()
-            its = _entities(stem)
-            same = all(known.get(key, value) == value for key, value in its.items() if key in ("ses", "acq", "run"))
+            own = _entities(stem)
+            same = all(known.get(key, value) == value for key, value in own.items() if key in ("ses", "acq", "run"))
             subject, _, rest = stem.partition("_")  # a subject may be called sub-brain01
             if not self.mask.fullmatch(stem) or self.tissue.search(rest) or not same:
                 continue
             where = str(path.relative_to(folder)).casefold().replace(subject, "")
-            told = self.tumour.search(where) is not None
-            if its.get("space", "orig") in self.spaces and (told or not stem.endswith("_dseg")):
-                found.append((told, path))
-        best = [path for told, path in found if told] or [path for _, path in found]
+            named = self.tumour.search(where) is not None
+            if own.get("space", "orig") in self.spaces and (named or not stem.endswith("_dseg")):
+                candidates.append((named, path))
+        best = [path for named, path in candidates if named] or [path for _, path in candidates]
         if len(best) == 1:
             return NiftiFile(best[0])
         if best:
@@ -162,8 +162,8 @@ class Bids:
 class Csv:
     """A table, or a folder with ``cohort.csv`` in it: columns ``scan``, ``mask``, ``patient``, ``grade``, ``channel``.
 
-    Only ``scan`` must be there: a NIfTI file, or a folder of DICOM. Paths are relative to the table, and may leave its
-    folder (by ``..`` or a link) only if they are absolute: the table may be another's, and point anywhere.
+    Only ``scan`` is required: a NIfTI file, or a folder of DICOM. Paths are relative to the table. A relative path must
+    stay inside the table's folder, links followed: the table may come from someone else, and point anywhere.
     """
 
     name = "csv"
@@ -184,18 +184,18 @@ class Csv:
         if "scan" not in columns:
             return Cohort("CSV", [], [f"{path.name}: no column 'scan'; there is: {', '.join(table.columns)}"])
         if "patient" not in columns:
-            problems.append(f"{path.name}: no column 'patient', so every scan is taken for a patient of its own")
+            problems.append(f"{path.name}: no column 'patient', so every scan counts as a patient of its own")
         for line, row in table.rows:
             cell = {known: row[columns[known]] for known in columns}
             where = f"{path.name} line {line}"
             try:
                 scan = _located(path.parent, cell["scan"])
             except (OSError, ValueError) as error:
-                problems.append(f"{where}: scan {error}; passed over")
+                problems.append(f"{where}: scan {error}; ignored")
                 continue
             name = stem_of(scan) or scan.name
             if not (patient := cell.get("patient", name)):
-                problems.append(f"{where}: no patient; passed over")
+                problems.append(f"{where}: no patient; ignored")
                 continue
             mask = None
             try:
@@ -208,7 +208,7 @@ class Csv:
 
 
 class Dicom:
-    """DICOM: a folder a patient, with series at any depth in it; ``*_seg.nii.gz`` or ``*_mask.nii.gz`` beside them."""
+    """DICOM: one folder for each patient, series at any depth; ``*_seg.nii.gz`` or ``*_mask.nii.gz`` beside them."""
 
     name = "dicom"
 
@@ -219,7 +219,7 @@ class Dicom:
         if not patients:
             return None
         cases: list[Case] = []
-        problems = [f"{sub.name}: no DICOM in it; passed over" for sub in subs if sub not in patients]
+        problems = [f"{sub.name}: no DICOM in it; ignored" for sub in subs if sub not in patients]
         for sub in patients:
             masks = [path for path in files_in(sub).values() if (stem_of(path) or "").endswith(("_seg", "_mask"))]
             if len(masks) > 1:
@@ -229,25 +229,8 @@ class Dicom:
         return Cohort("DICOM", cases, problems)
 
 
-# From the most particular to the most general: what ``folders`` knows, several before it know better.
-SHIPPED: tuple[type[Reader], ...] = (
-    Csv,
-    Brats,
-    Brats2020,
-    Brats2021,
-    Brats2023,
-    Msd,
-    Rembrandt,
-    Ucsf,
-    Kaggle,
-    Bids,
-    Plain,
-    Dicom,
-)
-
-
 def _flair_channel(path: Path) -> str:
-    """The number of the FLAIR volume that ``dataset.json`` tells. Raises OSError or ValueError where it does not."""
+    """The number of the FLAIR volume, from ``dataset.json``. Raises OSError or ValueError if the file has none."""
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"over {MAX_JSON_BYTES} bytes")
     try:
@@ -269,40 +252,40 @@ def _anats(subject: Path) -> list[Path]:
 
 
 def _places(subject: Path) -> Iterator[Path]:
-    """Where a pipeline may have put an image: not all of them have ``anat``."""
+    """The folders in which a pipeline may store an image: not all pipelines use ``anat``."""
     for anat in _anats(subject):
         yield anat
         yield anat.parent
 
 
 def _entities(stem: str) -> dict[str, str]:
-    """``run-1`` and the like of a BIDS file name."""
+    """The entities of a BIDS file name, such as ``run-1``."""
     return {key: value for key, dash, value in (part.partition("-") for part in stem.split("_")) if dash}
 
 
 def _located(base: Path, text: str) -> Path:
-    """The file or folder that a table names. Raises OSError or ValueError where it may not, or is not there."""
+    """The file or folder that a table names. Raises OSError or ValueError if it does not exist or is not allowed."""
     if not text:
-        raise ValueError("is not told")
+        raise ValueError("is missing")
     path = Path(text)
     if not path.is_absolute():
         path = base / path
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(base)):
-            raise ValueError(f"{text} is outside the table's folder; if it is meant, write it as an absolute path")
+            raise ValueError(f"{text} is outside the table's folder; if this is intended, write an absolute path")
     if not path.exists():
-        raise FileNotFoundError(f"{text} is not there")
+        raise FileNotFoundError(f"{text} does not exist")
     return path
 
 
 def _has_dicom(folder: Path) -> bool:
-    """Whether a file under it ends as DICOM does or, where names have no ending, begins so (PS3.10, section 7.1)."""
-    for place, (where, _, names) in enumerate(os.walk(folder)):
-        if place >= MAX_LOOKED_AT:
+    """Whether a file below has DICOM's ending or, without an ending, begins as DICOM does (PS3.10, section 7.1)."""
+    for number, (where, _, names) in enumerate(os.walk(folder)):
+        if number >= MAX_FOLDERS:
             return False
         if any(name.casefold().endswith((".dcm", ".ima")) for name in names):
             return True
-        bare = next((Path(where, name) for name in sorted(names) if "." not in name), None)
-        if bare is not None and bare.is_file() and _begins_as_dicom(bare):
+        plain = next((Path(where, name) for name in sorted(names) if "." not in name), None)
+        if plain is not None and plain.is_file() and _begins_as_dicom(plain):
             return True
     return False
 
@@ -313,3 +296,10 @@ def _begins_as_dicom(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+# From the most specific to the most general: PATIENT_FOLDERS would read several of the others, but less well.
+SHIPPED: tuple[Reader, ...] = (
+    *(Csv(), Brats(), BRATS_2020, BRATS_2021, BRATS_2023, Msd(), REMBRANDT),
+    *(UCSF, Kaggle(), Bids(), PATIENT_FOLDERS, Dicom()),
+)

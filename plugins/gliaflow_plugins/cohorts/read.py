@@ -1,10 +1,10 @@
-"""Labelled scans, read by whichever registered reader knows how they lie, and the class of each."""
+"""Reads a cohort: chooses the reader that knows the folder's layout, and labels each scan by its grade."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gliaflow_proto import CLASSES
@@ -13,65 +13,74 @@ from gliaflow_plugins.cohorts.clinical_tables import normal_grade, with_grades
 from gliaflow_plugins.contracts import Case, Cohort, PluginError
 from gliaflow_plugins.registry import Registry
 
-HIGH = ("III", "IV")  # as work on REMBRANDT has it; BraTS counts III as low
+HIGH = ("III", "IV")  # the convention of work on REMBRANDT; BraTS counts III as low
 
 
-def read_cohort(
-    folder: Path,
-    registry: Registry,
-    *,
-    reader: str | None = None,
-    high: Sequence[str] = HIGH,
-    grades: Path | None = None,
-    patient_column: str | None = None,
-    grade_column: str | None = None,
-) -> Cohort:
-    """The cases in ``folder``, or in a table of scans, with unique ids, normal grades and labels.
+@dataclass(frozen=True)
+class CohortRequest:
+    """Which cohort to read, and how.
 
     Parameters
     ----------
-    reader: its name. None: installed readers are asked first, then those that ship, the most particular first; the
-        first that knows the folder reads it.
-    high: the WHO grades that are labelled HGG; other grades are LGG. What the folder calls HGG or LGG stays that.
-    grades: a CSV or TSV table whose grades go over the folder's.
-    patient_column, grade_column: of that table; None: found by what is in them (``clinical.with_grades``).
-
-    A patient with scans of both labels gets neither: one patient has one class, and must not be in two.
-
-    Raises
-    ------
-    PluginError: no reader knows the layout, or what was asked for makes no sense.
-    OSError: there is no such folder or table, or it cannot be read.
+    folder: a folder, or a table of scans.
+    reader: the name of a reader. None: the first reader that knows the folder; installed ones before those that ship.
+    high: the WHO grades that are labelled HGG, with commas between them; other grades are LGG. None: ``HIGH``. What the
+        folder calls HGG or LGG stays HGG or LGG.
+    grades: a CSV or TSV table whose grades replace the folder's.
+    patient_column, grade_column: the columns of that table. None: found by their content (``with_grades``).
     """
-    high = _high(high)
-    if not folder.is_dir() and not folder.is_file():
-        raise FileNotFoundError(f"{folder}: no such folder or table")
-    if folder.is_dir():
-        next(folder.iterdir(), None)  # raises what is wrong with it
-    cohort = _read(folder, registry, reader)
-    problems = list(cohort.problems)
-    cases = []
-    for case in _named(cohort.cases):
-        try:
-            case = replace(case, grade=normal_grade(case.grade or ""))
-        except ValueError as error:
-            case = replace(case, grade=None)
-            problems.append(f"{case.id}: {error}")
-        cases.append(case)
-    if grades is not None:
-        try:
-            cases, odd = with_grades(cases, grades, patient_column=patient_column, grade_column=grade_column)
-        except ValueError as error:
-            raise PluginError(f"{error} (--patient-column and --grade-column name them)") from None
-        problems += odd
-    cases, odd = _labelled(cases, high)
-    problems += odd
-    problems += _missing(cases, "mask", [case.mask is None for case in cases])
-    problems += _missing(cases, "grade", [case.grade is None for case in cases])
-    return replace(cohort, cases=cases, problems=[_plain(problem) for problem in problems])
+
+    folder: Path
+    reader: str | None = None
+    high: str | None = None
+    grades: Path | None = None
+    patient_column: str | None = None
+    grade_column: str | None = None
+
+    @property
+    def high_grades(self) -> tuple[str, ...]:
+        """The grades that are labelled HGG, as the request writes them."""
+        return HIGH if self.high is None else tuple(grade.strip() for grade in self.high.split(",") if grade.strip())
+
+    def read(self, registry: Registry) -> Cohort:
+        """The cohort's cases, with unique ids, normal grades and labels.
+
+        A patient with scans of both labels gets neither: one patient has one class, and must not be in two.
+
+        Raises
+        ------
+        PluginError: no reader knows the layout, or the request contradicts itself.
+        OSError: the folder or table does not exist or cannot be read.
+        """
+        high = _normal(self.high_grades)
+        if not self.folder.is_dir() and not self.folder.is_file():
+            raise FileNotFoundError(f"{self.folder}: no such folder or table")
+        if self.folder.is_dir():
+            next(self.folder.iterdir(), None)  # an unreadable folder raises here, with its name
+        cohort = _read(self.folder, registry, self.reader)
+        problems = list(cohort.problems)
+        cases = []
+        for case in _unique(cohort.cases):
+            try:
+                case = replace(case, grade=normal_grade(case.grade or ""))
+            except ValueError as error:
+                case = replace(case, grade=None)
+                problems.append(f"{case.id}: {error}")
+            cases.append(case)
+        if self.grades is not None:
+            try:
+                cases, more = with_grades(cases, self.grades, self.patient_column, self.grade_column)
+            except ValueError as error:
+                raise PluginError(f"{error} (--patient-column and --grade-column name them)") from None
+            problems += more
+        cases, more = _labelled(cases, high)
+        problems += more
+        problems += _missing(cases, "mask", [case.mask is None for case in cases])
+        problems += _missing(cases, "grade", [case.grade is None for case in cases])
+        return replace(cohort, cases=cases, problems=[_plain(problem) for problem in problems])
 
 
-def _high(grades: Sequence[str]) -> list[str]:
+def _normal(grades: Sequence[str]) -> list[str]:
     normal = []
     for text in grades:
         try:
@@ -79,7 +88,7 @@ def _high(grades: Sequence[str]) -> list[str]:
         except ValueError as error:
             raise PluginError(f"high: {error}") from None
         if grade is None or grade in CLASSES:
-            raise PluginError(f"high: {text!r} is no WHO grade; give I to IV (HGG is always high, LGG always low)")
+            raise PluginError(f"high: {text!r} is not a WHO grade; give I to IV (HGG is always high, LGG always low)")
         normal.append(grade)
     return normal
 
@@ -95,10 +104,11 @@ def _read(folder: Path, registry: Registry, reader: str | None) -> Cohort:
             raise PluginError(f"{folder}: reader {reader} does not know this layout")
         return replace(cohort, reader=reader)
     failed = []
-    for name in sorted(registry.readers, key=lambda name: _ships(registry, name)):
+    shipped = {name for kind, name in registry.origins if kind == "reader" and registry.ships(kind, name)}
+    for name in sorted(registry.readers, key=shipped.__contains__):  # installed readers first
         try:
             cohort = registry.readers[name].read(folder)
-        except Exception as error:  # a plugin's; it takes nothing down but itself
+        except Exception as error:  # a plugin's; the other readers still run
             failed.append(f"reader {name} failed: {type(error).__name__}: {error}")
             continue
         if cohort is not None:
@@ -107,13 +117,8 @@ def _read(folder: Path, registry: Registry, reader: str | None) -> Cohort:
     raise PluginError(f"{folder}: no reader knows this layout ({known}; see `gliaflow plugins`)")
 
 
-def _ships(registry: Registry, name: str) -> bool:
-    origin = registry.origins.get(("reader", name))
-    return origin is not None and origin.plugin == "shipped"
-
-
-def _named(cases: Sequence[Case]) -> list[Case]:
-    """The cases, with ids that are unique even where a file system takes capitals for small letters."""
+def _unique(cases: Sequence[Case]) -> list[Case]:
+    """The cases, with ids that are unique even on a file system that ignores case."""
     taken: set[str] = set()
     named = []
     for case in cases:
@@ -140,14 +145,14 @@ def _labelled(cases: Sequence[Case], high: Sequence[str]) -> tuple[list[Case], l
         for patient in scans
         if len(labels[patient]) > 1
     ]
-    known = {patient: next(iter(its)) for patient, its in labels.items() if len(its) == 1}
+    known = {patient: next(iter(of_patient)) for patient, of_patient in labels.items() if len(of_patient) == 1}
     if len(every := set(known.values())) == 1:
         problems.append(f"every scan with a class is {every.pop()} (high: {', '.join(high) or 'none'})")
     return [replace(case, label=known.get(case.patient) if case.grade else None) for case in cases], problems
 
 
 def _missing(cases: Sequence[Case], what: str, missing: Sequence[bool]) -> list[str]:
-    """A line for each, but one for all where the layout has none: a thousand would hide the rest."""
+    """A line for each case, or one line if all cases miss it: a thousand lines would hide the rest."""
     if len(cases) > 1 and all(missing):
         how = " (--grades TABLE gives them)" if what == "grade" else ""
         return [f"no scan has a {what}{how}"]
@@ -155,5 +160,5 @@ def _missing(cases: Sequence[Case], what: str, missing: Sequence[bool]) -> list[
 
 
 def _plain(text: str) -> str:
-    """Names of files may hold anything: line ends, commands to a terminal, bytes that are no text."""
+    """``text`` without unprintable characters: a file name may contain line ends and commands to the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)

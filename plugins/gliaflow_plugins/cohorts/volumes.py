@@ -1,6 +1,6 @@
-"""Readers: from a folder that people have to the cases in it, and how the bytes of each scan are had.
+"""Images of a cohort as NIfTI bytes: a NIfTI file, a stack of .tif slices, a DICOM series.
 
-Image files are a stranger's: every size is checked before memory is taken for it.
+Image files are untrusted: every size is checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DESCRIPTIONS = ("0008|103e", "0018|1030")  # DICOM PS3.6: Series Description, Pr
 
 @dataclass(frozen=True)
 class NiftiFile:
-    """A file that is NIfTI already."""
+    """A NIfTI file."""
 
     path: Path
 
@@ -32,7 +32,7 @@ class NiftiFile:
 
     def read(self) -> bytes:
         """See ``Volume.read``."""
-        if not self.path.is_file():  # opening a pipe would wait for ever
+        if not self.path.is_file():  # opening a pipe would block for ever
             raise FileNotFoundError(f"{self.path}: no such file")
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -43,10 +43,10 @@ class NiftiFile:
 
 @dataclass(frozen=True)
 class TiffStack:
-    """Axial slices, a .tif each, from the feet up; rows run to the back and columns to the patient's left.
+    """Axial slices, one .tif file for each, from the feet up; rows run to the back and columns to the patient's left.
 
-    ``channel`` says which channel of a colour image is meant; None: the images are grey. .tif files tell no
-    millimetres: ``spacing`` is nominal.
+    ``channel``: the channel of a colour image; None: the images are grey. A .tif file has no millimetres, so
+    ``spacing`` is nominal.
     """
 
     paths: tuple[Path, ...]
@@ -71,7 +71,7 @@ class TiffStack:
                         raise ValueError(f"{image.size} pixels; the slices before it have {size}")
                     _check_size((*size, len(self.paths)))
                     planes.append(self._plane(np.asarray(image)))
-            except Exception as error:  # Pillow raises many kinds for a broken file, and warnings may be errors
+            except Exception as error:  # Pillow raises many types for a broken file; warnings may be errors too
                 raise ValueError(f"{path}: {error}") from None
         x, y, z = self.spacing
         return _nifti(np.stack(planes, axis=-1).transpose(1, 0, 2), np.diag([-x, -y, z, 1]))
@@ -87,7 +87,7 @@ class TiffStack:
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """The DICOM series under a folder; of several, the one whose description says FLAIR."""
+    """The DICOM series under a folder; of several, the one whose description contains FLAIR."""
 
     folder: Path
 
@@ -100,10 +100,10 @@ class DicomSeries:
             import SimpleITK as sitk
         except ModuleNotFoundError:
             raise ValueError(f"{self}: DICOM needs SimpleITK: pip install 'gliaflow[dicom]'") from None
-        sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would write on the terminal, past every log
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would write to the terminal, outside our logs
         try:
             return self._read(sitk)
-        except RuntimeError as error:  # what ITK raises says first, in several lines, where in ITK it was
+        except RuntimeError as error:  # ITK's text begins with lines about its own code
             raise ValueError(f"{self}: {' '.join(str(error).rpartition('ERROR: ')[2].split())}") from None
 
     def _read(self, sitk: Any) -> bytes:
@@ -124,23 +124,23 @@ class DicomSeries:
         return _nifti(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine)
 
     def _flair(self, sitk: Any) -> list[str]:
-        """The files of the series that is meant, in the order of their positions."""
-        found: dict[str, list[str]] = {}
-        for place, (folder, _, names) in enumerate(os.walk(self.folder)):
-            if place >= MAX_FOLDERS:
-                raise ValueError(f"{self}: over {MAX_FOLDERS} folders; a cohort of DICOM has one folder a patient")
+        """The files of the FLAIR series, in the order of their positions."""
+        series: dict[str, list[str]] = {}
+        for number, (folder, _, names) in enumerate(os.walk(self.folder)):
+            if number >= MAX_FOLDERS:
+                raise ValueError(f"{self}: over {MAX_FOLDERS} folders; a DICOM cohort has one folder for each patient")
             for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder) if names else ():
                 files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, uid))
                 header = _dicom_header(sitk, files[0])
-                told = [header.GetMetaData(key).strip() for key in DESCRIPTIONS if header.HasMetaDataKey(key)]
-                found[f"{' / '.join(dict.fromkeys(filter(None, told))) or 'no description'} ({uid})"] = files
-        if not found:
+                texts = [header.GetMetaData(key).strip() for key in DESCRIPTIONS if header.HasMetaDataKey(key)]
+                series[f"{' / '.join(dict.fromkeys(filter(None, texts))) or 'no description'} ({uid})"] = files
+        if not series:
             raise ValueError(f"{self}: no DICOM series in it")
-        meant = [name for name in found if "flair" in name.casefold()] if len(found) > 1 else list(found)
-        if len(meant) != 1:
-            which = "several series are FLAIR" if meant else "several series, and none is called FLAIR"
-            raise ValueError(f"{self}: {which}; keep one of {', '.join(sorted(meant or found))}")
-        return found[meant[0]]
+        flair = [name for name in series if "flair" in name.casefold()] if len(series) > 1 else list(series)
+        if len(flair) != 1:
+            which = "several series are FLAIR" if flair else "several series, and none is called FLAIR"
+            raise ValueError(f"{self}: {which}; keep one of {', '.join(sorted(flair or series))}")
+        return series[flair[0]]
 
 
 def _dicom_header(sitk: Any, file: str) -> Any:

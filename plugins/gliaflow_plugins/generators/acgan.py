@@ -1,26 +1,21 @@
 """The paper's generator, an auxiliary classifier GAN (section 3.2; Odena et al. 2017) on feature maps: two variants.
 
-``acgan`` is what trains stably on a few hundred maps of any tap; ``acgan-paper`` has the paper's settings.
+``acgan`` trains stably on a few hundred maps of any tap; ``acgan-paper`` has the paper's settings.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
-from gliaflow_plugins.contracts import FeatureSource, Options
-from gliaflow_plugins.gan import GAN, GANOptions, Seen
-from gliaflow_plugins.gan_losses import cross_entropy, hinge
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gliaflow_plugins.networks.gan_training import Setup
+from gliaflow_plugins.contracts import Options
+from gliaflow_plugins.gan import GAN, GANOptions
+from gliaflow_plugins.gan_losses import Seen, Tensor, cross_entropy, hinge
 
 
 class ACGANOptions(GANOptions):
-    """What was measured to come nearest to the floor of real features (docs/results.md)."""
+    """The defaults are those whose features come nearest to real ones (docs/results.md)."""
 
     class_weight: float = Field(default=0.5, ge=0, description="weight of the generator's class loss")
 
@@ -28,9 +23,10 @@ class ACGANOptions(GANOptions):
 class ACGAN(GAN):
     """Odena et al., *Conditional image synthesis with auxiliary classifier GANs*, ICML 2017, made stable.
 
-    Hinge loss (Lim and Ye 2017), R1 penalty (Mescheder et al. 2018), averaged weights, classes drawn evenly. Both
-    networks see a map as patches, 15×15 of them or so whatever the tap, and begin from the patches' principal
-    components. The discriminator tells the class by what the grader goes by (``networks.tumour_statistics``), learnt from real features alone, and the generator says where a cropped map is 0: without these two its samples look like
+    Hinge loss (Lim and Ye 2017), R1 penalty (Mescheder et al. 2018), averaged weights, classes drawn equally often.
+    Both networks see a map as about 15×15 patches, whatever the tap, and begin from the patches' principal components.
+    The discriminator judges the class by the grader's statistics (``networks.tumour_statistics``), learnt from real
+    features alone, and the generator outputs where a cropped map is 0. Without these two, its samples look like
     tumours but do not carry the grade.
     """
 
@@ -38,7 +34,7 @@ class ACGAN(GAN):
     options = ACGANOptions
 
     def loss_d(self, real: Seen, fake: Seen, label: Tensor, z: Tensor, options: ACGANOptions) -> Tensor:
-        # what a class is, real features alone tell: taught by synthetic ones too, D would follow G
+        # Only real features define the classes: if D also learnt from synthetic ones, it would follow G.
         return hinge(real.source, fake.source) + cross_entropy(real.grade, label)
 
     def loss_g(self, fake: Seen, label: Tensor, z: Tensor, options: ACGANOptions) -> Tensor:
@@ -46,19 +42,19 @@ class ACGAN(GAN):
 
 
 class PaperOptions(Options):
-    """The paper's, and where it is silent those of the code that its authors started from."""
+    """The paper's settings; where the paper gives none, those of the code that its authors started from."""
 
     nz: int = Field(default=110, ge=1, le=4096, description="length of the noise vector (source code)")
     ngf: int = Field(default=64, ge=1, description="kernels of the generator's last hidden layer (paper: 64, 256, 512)")
     ndf: int = Field(default=64, ge=1, description="kernels of the discriminator's first layer (paper: 64, 256, 512)")
     epochs: int = Field(default=50, ge=1, description="passes over the features (paper)")
     batch: int = Field(default=16, ge=2, description="features a step (paper)")
-    lr: float = Field(default=2e-3, gt=0, description="Adam (paper)")
-    beta1: float = Field(default=0.5, ge=0, lt=1, description="Adam (source code)")
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam (source code)")
-    dropout: float = Field(default=0.5, ge=0, lt=1, description="in the discriminator (source code)")
+    lr: float = Field(default=2e-3, gt=0, description="learning rate of Adam (paper)")
+    beta1: float = Field(default=0.5, ge=0, lt=1, description="Adam's β1 (source code)")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam's β2 (source code)")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="dropout in the discriminator (source code)")
 
-    # what came later, and the paper does without
+    # Options of the training loop for methods that the paper does not use.
     critic_steps: ClassVar[int] = 1
     ttur: ClassVar[float] = 1
     r1: ClassVar[float] = 0
@@ -77,10 +73,11 @@ class PaperACGAN(GAN):
 
     name = "acgan-paper"
     options = PaperOptions
+    networks = "paper"
 
     def loss_d(self, real: Seen, fake: Seen, label: Tensor, z: Tensor, options: PaperOptions) -> Tensor:
-        by_source = _softplus(-real.source).mean() + _softplus(fake.source).mean()
-        return by_source + cross_entropy(real.classes, label) + cross_entropy(fake.classes, label)
+        source_loss = _softplus(-real.source).mean() + _softplus(fake.source).mean()
+        return source_loss + cross_entropy(real.classes, label) + cross_entropy(fake.classes, label)
 
     def loss_g(self, fake: Seen, label: Tensor, z: Tensor, options: PaperOptions) -> Tensor:
         # G maximises L_C − L_S, in the form whose gradient does not vanish while D wins
@@ -88,11 +85,6 @@ class PaperACGAN(GAN):
 
     def class_logits(self, seen: Seen) -> Tensor:
         return seen.classes
-
-    def setup(self, features: FeatureSource, options: Any, seed: int) -> Setup:
-        from gliaflow_plugins.networks.gan_training import as_in_the_paper
-
-        return as_in_the_paper(self, features, options, seed)
 
 
 def _softplus(logit: Tensor) -> Tensor:

@@ -1,87 +1,66 @@
-"""Plain ways to more samples, by the same interface: what a GAN must beat. All work on principal components.
+"""Baseline generators, which a GAN must beat. All work on principal components.
 
-- ``gaussian`` draws from each class's Gaussian, its covariance shrunk (Ledoit and Wolf 2004);
-- ``smote`` lies between a sample and one of its nearest of the class (Chawla et al. 2002);
+- ``gaussian`` draws from each class's Gaussian, whose covariance is shrunk (Ledoit and Wolf 2004);
+- ``smote`` draws between a sample and one of its nearest neighbours of the class (Chawla et al. 2002);
 - ``mixup`` mixes two samples of one class and of different patients, by a beta distribution (Zhang et al. 2018). It
-  mixes within the class since the classifier is taught hard labels.
+  mixes within the class because the classifier learns from hard labels.
 
-The last two hold the scores of all training samples, and what is made from them is near to real patients' features.
+``smote`` and ``mixup`` contain the scores of all training samples, and their features resemble real patients' features.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from gliaflow_plugins.contracts import FeatureSource, Fitted, Options
-
-if TYPE_CHECKING:
-    from gliaflow_plugins.networks.principal_components import Known, Scores
+from gliaflow_plugins.contracts import FeatureSource, FitContext, Fitted, Options
 
 
-class PlainOptions(Options):
-    """Of all three."""
+class BaselineOptions(Options):
+    """Options of all baselines."""
 
     dims: int = Field(default=64, ge=1, le=1024, description="principal components of the maps that are kept")
 
 
-class SMOTEOptions(PlainOptions):
-    """Of ``smote``."""
+class SMOTEOptions(BaselineOptions):
+    """Options of ``smote``."""
 
     neighbours: int = Field(default=5, ge=1, description="nearest samples of the class, of which one is drawn")
 
 
-class MixupOptions(PlainOptions):
-    """Of ``mixup``."""
+class MixupOptions(BaselineOptions):
+    """Options of ``mixup``."""
 
     alpha: float = Field(default=0.4, gt=0, description="both parameters of the beta distribution of the share")
 
 
-class Plain(ABC):
-    """A variant that draws principal components' scores; see ``GeneratorVariant``."""
+class Baseline:
+    """A variant that draws the scores of principal components. See ``GeneratorVariant``."""
 
     name: ClassVar[str]
-    options: ClassVar[type[BaseModel]] = PlainOptions
+    options: ClassVar[type[BaseModel]] = BaselineOptions
+    sampler: ClassVar[str]
+    """The class in ``networks.principal_components`` that draws the scores."""
 
-    @abstractmethod
-    def drawn(self, known: Known, options: Any) -> Scores:
-        """z [n, nz], label [n] → scores [n, k]."""
+    def fit(self, features: FeatureSource, options: Any, context: FitContext) -> Fitted:
+        """See ``GeneratorVariant.fit``. Raises ValueError if a class has no sample, or there are fewer than two."""
+        from gliaflow_plugins.networks import principal_components as networks
 
-    def fit(self, features: FeatureSource, options: Any, *, seed: int, **_: Any) -> Fitted:
-        """See ``GeneratorVariant.fit``. Raises ValueError where a class has no sample, or there are fewer than two."""
-        from gliaflow_plugins.networks.principal_components import Critic, Generator, known_of  # torch comes with these
-
-        known = known_of(features, options.dims, seed)
-        drawn = self.drawn(known, options)
-        return Fitted(drawn.nz, Generator(drawn, known.space), Critic(features))
+        training = networks.training_scores(features, options.dims, context.seed)
+        sampler = getattr(networks, self.sampler)(training, options)
+        return Fitted(sampler.nz, networks.Chain(sampler, training.space), networks.StatisticsCritic(features))
 
 
-class Gaussian(Plain):
-    name = "gaussian"
-
-    def drawn(self, known: Known, options: Any) -> Scores:
-        from gliaflow_plugins.networks.principal_components import GaussianScores
-
-        return GaussianScores(known)
+class Gaussian(Baseline):
+    name, sampler = "gaussian", "GaussianSampler"
 
 
-class SMOTE(Plain):
-    name = "smote"
+class SMOTE(Baseline):
+    name, sampler = "smote", "NeighbourSampler"
     options = SMOTEOptions
 
-    def drawn(self, known: Known, options: Any) -> Scores:
-        from gliaflow_plugins.networks.principal_components import NeighbourScores
 
-        return NeighbourScores(known, options.neighbours)
-
-
-class Mixup(Plain):
-    name = "mixup"
+class Mixup(Baseline):
+    name, sampler = "mixup", "MixupSampler"
     options = MixupOptions
-
-    def drawn(self, known: Known, options: Any) -> Scores:
-        from gliaflow_plugins.networks.principal_components import MixedScores
-
-        return MixedScores(known, options.alpha)

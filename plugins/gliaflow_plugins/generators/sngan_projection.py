@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from gliaflow_plugins.gan import GAN, GANOptions, Seen
-from gliaflow_plugins.gan_losses import at, cross_entropy, hinge
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from gliaflow_plugins.gan import GAN, GANOptions
+from gliaflow_plugins.gan_losses import Seen, Tensor, at, cross_entropy, hinge
 
 
 class ProjectionOptions(GANOptions):
-    """As the others', without an R1 penalty: the spectral norm bounds the slope."""
+    """The common options, without an R1 penalty: the spectral norm bounds the gradient."""
 
     r1: float = Field(default=0.0, ge=0, description="weight of the gradient penalty on real features")
 
@@ -22,9 +17,9 @@ class ProjectionOptions(GANOptions):
 class SNGANProjection(GAN):
     """Miyato and Koyama, *cGANs with projection discriminator*, ICLR 2018, with spectral norm (Miyato et al. 2018).
 
-    D(x, y) = ψ(φ(x)) + v_y · φ(x): ``source`` is ψ, and ``classes`` the inner products with each class's vector. They
-    compare a real sample of the class with a synthetic one (equation 3 there), and say the less of the class the better
-    the generator is. So what the critic says of it is learnt beside the discriminator, from real features alone.
+    D(x, y) = ψ(φ(x)) + v_y · φ(x): ``source`` is ψ, ``classes`` are the inner products with each class's vector. They
+    compare a real sample of the class with a synthetic one (equation 3 of that paper), so they say less about the class
+    as the generator improves. The served critic's class logits are therefore ``grade``, learnt from real features only.
     """
 
     name = "sngan-projection"

@@ -1,20 +1,15 @@
-"""``wgan-gp``: the Wasserstein distance, and a classifier that was there before."""
+"""``wgan-gp``: the Wasserstein distance, and a classifier that is fitted first."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from gliaflow_plugins.gan import GAN, GANOptions, Seen
-from gliaflow_plugins.gan_losses import at, cross_entropy
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from gliaflow_plugins.gan import GAN, GANOptions
+from gliaflow_plugins.gan_losses import Seen, Tensor, at, cross_entropy
 
 
 class WGANOptions(GANOptions):
-    """λ is the papers'. Their rate (1e-4), steps of the critic (5) and β (0.01) are for far longer runs."""
+    """λ is the papers' value. Their learning rate (1e-4), critic steps (5) and β (0.01) suit far longer runs."""
 
     r1: float = Field(default=0.0, ge=0, description="weight of the gradient penalty on real features")
     gp: float = Field(default=10.0, ge=0, description="λ, weight of the gradient penalty")
@@ -25,8 +20,8 @@ class WGANOptions(GANOptions):
 class WGANGP(GAN):
     """f-CLSWGAN: Xian et al., *Feature generating networks for zero-shot learning*, CVPR 2018.
 
-    A WGAN with gradient penalty (Gulrajani et al. 2017) on features and class, and a cross-entropy by a classifier that
-    is fitted to the real features beforehand and stays as it is.
+    A WGAN with gradient penalty (Gulrajani et al. 2017) on features and class, and the cross-entropy of a classifier
+    that is fitted to the real features first and then stays fixed.
     """
 
     name = "wgan-gp"

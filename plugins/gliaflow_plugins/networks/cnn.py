@@ -1,7 +1,7 @@
 """The paper's grade classifier (section 3.3): a small CNN on the feature maps of a slice.
 
 Two blocks of convolution, batch norm, ReLU and max-pool; two fully connected layers with dropout 0.5 before and
-after the first; one logit. The sigmoid is left outside, so that the logits of a patient's slices can be averaged.
+after the first; one logit. The network has no sigmoid, so that the logits of a patient's slices can be averaged.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,18 +18,18 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gliaflow_plugins.contracts import FeatureSource, Progress
-from gliaflow_plugins.features import channel_scale
+from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples, Indices
+from gliaflow_plugins.features import channel_scale, parts
+from gliaflow_plugins.networks.tumour_statistics import inverse_scale
 
-Indices = NDArray[np.int64]
 History = list[dict[str, float]]
 
 
-class Classifier(nn.Module):
+class CNNClassifier(nn.Module):
     """features [n, C, H, W] → logit [n]; positive: the first class (HGG).
 
-    Follows any tap: each block pools by more where the map is larger, so that about 4×4 is left for the fully
-    connected layers. ``scale`` [C] is what features are divided by, kept with the network.
+    It fits any tap: each block pools by more where the map is larger, so that about 4×4 positions remain for the fully
+    connected layers. Features are divided by ``scale`` [C], which is part of the network.
     """
 
     inverse: Tensor
@@ -37,11 +37,7 @@ class Classifier(nn.Module):
     def __init__(self, shape: tuple[int, int, int], scale: NDArray[np.float32] | None = None) -> None:
         super().__init__()
         channels, *sides = shape
-        if scale is None:
-            scale = np.ones(channels, dtype=np.float32)
-        # A channel that was always 0 in training says nothing, whatever it holds later.
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-        self.register_buffer("inverse", torch.from_numpy(inverse).view(1, -1, 1, 1))
+        self.register_buffer("inverse", inverse_scale(torch.ones(channels) if scale is None else torch.tensor(scale)))
         pool = [1 if side < 4 else max(2, round((side / 4) ** 0.5)) for side in sides]
         left = [side // factor // factor for side, factor in zip(sides, pool, strict=True)]
         kernel = (pool[0], pool[1])
@@ -79,13 +75,13 @@ class PatientScores:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean recall of the classes that are there, at a logit of 0."""
+        """The mean recall of the classes that occur, at a threshold of 0."""
         right = (self.logits > 0) == self.positive
         return float(np.mean([right[self.positive == kind].mean() for kind in np.unique(self.positive)]))
 
     @property
     def auc(self) -> float:
-        """Area under the ROC curve; NaN where all patients are of one class."""
+        """Area under the ROC curve; NaN if all patients are of one class."""
         if len(np.unique(self.positive)) < 2:
             return float("nan")
         return float(roc_auc_score(self.positive, self.logits))
@@ -106,41 +102,26 @@ def slice_logits(
     """The logits [n] of the samples at ``indices``, in evaluation mode."""
     module.eval()
     with torch.inference_mode():
-        parts = [
-            module(torch.from_numpy(features.batch(indices[start : start + 32])).to(device)).cpu().numpy()
-            for start in range(0, len(indices), 32)
+        logits = [
+            module(torch.from_numpy(features.batch(part)).to(device)).cpu().numpy() for part in parts(indices, 32)
         ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+    return np.concatenate(logits) if logits else np.zeros(0, dtype=np.float32)
 
 
-def fit_classifier(
-    features: FeatureSource,
-    train_idx: Indices,
-    val_idx: Indices,
-    patients: Sequence[str],
-    *,
-    seed: int,
-    epochs: int = 30,
-    weights: Sequence[float] | Literal["balanced"] | None = "balanced",
-    learning_rate: float = 1e-3,
-    weight_decay: float = 1e-2,
-    batch: int = 32,
-    patience: int = 8,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> tuple[Classifier, History]:
-    """Fit the classifier on ``train_idx`` and keep the epoch that grades the patients of ``val_idx`` best.
+def fit_cnn(
+    features: FeatureSource, options: Any, samples: FitSamples, context: FitContext
+) -> tuple[CNNClassifier, History]:
+    """Fit the network on ``samples.learn`` and keep the epoch that grades the patients of ``samples.choose`` best.
 
-    Best is the mean of balanced accuracy and AUC by patient, and at equal ones the lower loss: with a dozen patients
-    the first two are coarse. It stops after ``patience`` epochs without a better one. Without ``val_idx`` the last
-    epoch is kept.
+    Best is the highest mean of balanced accuracy and AUC by patient, and among equals the lowest loss: with a dozen
+    patients the first two are coarse. The fit stops after ``options.patience`` epochs without a better one. Without
+    samples to choose by, the last epoch is kept.
 
     Parameters
     ----------
     features: samples and labels; class 0 is the positive one (HGG).
-    patients: the patient of each sample of ``features`` [N]. Synthetic samples may have any name: they are only
-        ever in ``train_idx``.
-    weights: the loss's weight of each class; "balanced" weighs a class by the inverse of its count; None is 1.
+    options: a ``CNNOptions``.
+    samples: "balanced" weights a class by the inverse of its count.
 
     Returns
     -------
@@ -149,77 +130,73 @@ def fit_classifier(
 
     Raises
     ------
-    ValueError: a patient is on both sides, or the training samples are all of one class.
+    ValueError: a patient has samples to learn from and to choose by, or the former are all of one class.
     """
-    both = {patients[i] for i in train_idx} & {patients[i] for i in val_idx}
+    learn, choose, patients, device = samples.learn, samples.choose, samples.patients, context.device
+    both = {patients[i] for i in learn} & {patients[i] for i in choose}
     if both:
         raise ValueError(f"patients in training and in validation: {', '.join(sorted(both)[:5])}")
     labels = features.labels
-    of_class = torch.from_numpy(_class_weights(labels[train_idx], weights)).to(device)
+    class_weights = torch.from_numpy(_class_weights(labels[learn], samples.weights)).to(device)
     history: History = []
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        rng = np.random.default_rng(seed)
-        module = Classifier(features.shape, channel_scale(features, train_idx)).to(device)
-        optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        torch.manual_seed(context.seed)
+        rng = np.random.default_rng(context.seed)
+        module = CNNClassifier(features.shape, channel_scale(features, learn)).to(device)
+        optimiser = torch.optim.AdamW(module.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         best, best_state, best_epoch = (-np.inf, -np.inf), copy.deepcopy(module.state_dict()), 0
-        for epoch in range(1, epochs + 1):
+        for epoch in range(1, options.epochs + 1):
             module.train()
             losses = []
-            for indices in np.array_split(rng.permutation(train_idx), max(1, len(train_idx) // batch)):
+            for indices in np.array_split(rng.permutation(learn), max(1, len(learn) // options.batch)):
                 label = torch.from_numpy(labels[indices]).to(device)
-                loss = _loss(module(torch.from_numpy(features.batch(indices)).to(device)), label, of_class)
+                loss = _loss(module(torch.from_numpy(features.batch(indices)).to(device)), label, class_weights)
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimiser.step()
                 losses.append(loss.item())
-            figures = {
-                "loss": float(np.mean(losses)),
-                **_validate(module, features, val_idx, patients, of_class, device),
-            }
+            figures = {"loss": float(np.mean(losses))}
+            if len(choose):
+                figures |= _validated(slice_logits(module, features, choose, device), features, samples, class_weights)
             history.append(figures)
-            if progress is not None:
-                progress(epoch, epochs, figures)
+            if context.progress is not None:
+                context.progress(epoch, options.epochs, figures)
             score = _score(figures)
-            if score > best or not len(val_idx):
+            if score > best or not len(choose):
                 best, best_state, best_epoch = score, copy.deepcopy(module.state_dict()), epoch
-            elif epoch - best_epoch >= patience:
+            elif epoch - best_epoch >= options.patience:
                 break
         module.load_state_dict(best_state)
     return module.cpu().eval(), history
 
 
-def _loss(logits: Tensor, labels: Tensor, of_class: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, (labels == 0).float(), weight=of_class[labels])
+def _loss(logits: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, (labels == 0).float(), weight=class_weights[labels])
 
 
-def _validate(
-    module: nn.Module, features: FeatureSource, val_idx: Indices, patients: Sequence[str], of_class: Tensor, device: str
+def _validated(
+    logits: NDArray[np.float32], features: FeatureSource, samples: FitSamples, class_weights: Tensor
 ) -> dict[str, float]:
-    if not len(val_idx):
-        return {}
-    logits, labels = slice_logits(module, features, val_idx, device), features.labels[val_idx]
-    scores = patient_scores(logits, labels, [patients[i] for i in val_idx])
+    labels = features.labels[samples.choose]
+    scores = patient_scores(logits, labels, [samples.patients[i] for i in samples.choose])
     return {
-        "val_loss": _loss(torch.from_numpy(logits), torch.from_numpy(labels), of_class.cpu()).item(),
+        "val_loss": _loss(torch.from_numpy(logits), torch.from_numpy(labels), class_weights.cpu()).item(),
         "val_balanced_accuracy": scores.balanced_accuracy,
         "val_auc": scores.auc,
     }
 
 
 def _score(figures: dict[str, float]) -> tuple[float, float]:
-    # Patients of one class have no AUC: balanced accuracy is then all there is.
-    found = (figures.get("val_balanced_accuracy", np.nan), figures.get("val_auc", np.nan))
-    measures = [measure for measure in found if np.isfinite(measure)]
-    return (float(np.mean(measures)) if measures else -np.inf, -figures.get("val_loss", 0.0))
+    # Patients of one class have no AUC: the score is then the balanced accuracy alone.
+    both = (figures.get("val_balanced_accuracy", np.nan), figures.get("val_auc", np.nan))
+    finite = [measure for measure in both if np.isfinite(measure)]
+    return (float(np.mean(finite)) if finite else -np.inf, -figures.get("val_loss", 0.0))
 
 
-def _class_weights(labels: Indices, weights: Sequence[float] | Literal["balanced"] | None) -> NDArray[np.float32]:
+def _class_weights(labels: Indices, weights: Literal["balanced"] | None) -> NDArray[np.float32]:
     counts = np.bincount(labels, minlength=2)
     if (counts > 0).sum() < 2:
         raise ValueError(f"the training samples are all of one class: {counts.tolist()}")
     if weights is None:
         return np.ones(len(counts), dtype=np.float32)
-    if weights == "balanced":
-        return np.asarray(counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), dtype=np.float32)
-    return np.asarray(weights, dtype=np.float32)
+    return np.asarray(counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""From a torch network to an ONNX file that answers alike. All four networks of a bundle go through here."""
+"""Exports a bundle's torch networks to ONNX, and checks that both forms of a network give the same outputs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from gliaflow_plugins.contracts import Fitted
 
 OPSET = 18
-TOLERANCE = 1e-3  # of the largest value in an output: float32 sums in another order differ by up to a tenth of that
+TOLERANCE = 1e-3  # of an output's largest value: float32 sums in another order differ by up to a tenth of this
 BATCHES = (1, 2, 5)
-MOST_NOISE = 65536  # as a bundle's manifest allows
+MOST_NOISE = 65536  # the limit of a bundle's manifest
 
 
 class ExportError(RuntimeError):
-    """The ONNX file does not answer as the torch network does. The text says at which batch, and by how much."""
+    """The ONNX file and the torch network give different outputs. The text has the batch size and the difference."""
 
 
 def export(
@@ -37,9 +37,9 @@ def export(
 
     Parameters
     ----------
-    example_inputs: one tensor an input, [n, …] with n ≥ 2 (the exporter takes a batch of 1 for a constant). The
-        check runs on them too, so make them look like what the network will see.
-    path: the file. It is written without external data; a network over 2 GB cannot be.
+    example_inputs: one tensor for each input, [n, …] with n ≥ 2 (the exporter takes a batch of 1 for a constant). The
+        check uses them too, so they should resemble real inputs.
+    path: the file. It has no external data, so the network must be under 2 GB.
 
     Returns
     -------
@@ -66,9 +66,9 @@ def export(
             opset_version=OPSET,
             verbose=False,
         )
-    assert program is not None  # it is only where a file was named
+    assert program is not None  # it is None only if a file was named
     model = program.model_proto
-    _forget_the_author(model)
+    _remove_metadata(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
     _compare(module, inputs, path, input_names, output_names)
     return path
@@ -83,7 +83,7 @@ def export_generator(fitted: Fitted, folder: Path, shape: tuple[int, int, int], 
 
     Raises
     ------
-    ExportError: see ``export``; or the networks do not keep to the contract in ``gliaflow_plugins.generators``.
+    ExportError: see ``export``; or the networks break the contract of ``gliaflow_plugins.contracts.Fitted``.
     """
     if not 0 < fitted.nz <= MOST_NOISE:
         raise ExportError(f"{name}: nz is {fitted.nz}; it must be from 1 to {MOST_NOISE}")
@@ -94,13 +94,15 @@ def export_generator(fitted: Fitted, folder: Path, shape: tuple[int, int, int], 
     with torch.no_grad():
         features = fitted.generator.eval().cpu()(z, label)
         if tuple(features.shape) != (5, *shape):
-            raise ExportError(f"{name}: its generator must make {[5, *shape]} of 5 labels, not {list(features.shape)}")
+            raise ExportError(
+                f"{name}: its generator must return {[5, *shape]} for 5 labels, not {list(features.shape)}"
+            )
         if not features.isfinite().all():
-            raise ExportError(f"{name}: its generator makes values that are not finite")
-        answers = fitted.critic.eval().cpu()(features)
-    shapes = [list(answer.shape) for answer in answers]
+            raise ExportError(f"{name}: its generator returns values that are not finite")
+        outputs = fitted.critic.eval().cpu()(features)
+    shapes = [list(output.shape) for output in outputs]
     if shapes != [[5], [5, 2]]:
-        raise ExportError(f"{name}: its critic must answer with [5] and [5, 2] to 5 features, not {shapes}")
+        raise ExportError(f"{name}: its critic must return [5] and [5, 2] for 5 features, not {shapes}")
     return [
         export(fitted.generator, [z, label], folder / f"generator-{name}.onnx", ["z", "label"], ["features"]),
         export(
@@ -109,9 +111,9 @@ def export_generator(fitted: Fitted, folder: Path, shape: tuple[int, int, int], 
     ]
 
 
-def _forget_the_author(model: onnx.ModelProto) -> None:
-    # The exporter notes the Python stack of every node: paths of this machine, in a file that is digested and
-    # shipped, and a good part of the size of a small network.
+def _remove_metadata(model: onnx.ModelProto) -> None:
+    # The exporter stores the Python stack of every node: paths of this machine in a file that is digested and shipped,
+    # and a large part of the size of a small network.
     for holder in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del holder.metadata_props[:]
         holder.doc_string = ""
@@ -127,23 +129,23 @@ def _compare(
         rows = torch.arange(batch) % len(inputs[0])
         fed = [value[rows] for value in inputs]
         with torch.no_grad():
-            answer = module(*fed)
-        expected = [answer] if isinstance(answer, Tensor) else list(answer)
-        found = session.run(
+            output = module(*fed)
+        expected = [output] if isinstance(output, Tensor) else list(output)
+        outputs = session.run(
             list(output_names), {name: value.numpy() for name, value in zip(input_names, fed, strict=True)}
         )
-        for name, want, got in zip(output_names, expected, found, strict=True):
+        for name, want, got in zip(output_names, expected, outputs, strict=True):
             if got.shape != tuple(want.shape):
                 raise ExportError(f"{path.name}: {name} is {got.shape} at batch {batch}, not {tuple(want.shape)}")
             largest = max(float(want.abs().max()), 1e-6)
             worst = float(np.abs(got - want.numpy()).max()) / largest
-            if not worst <= TOLERANCE:  # a NaN is no agreement
+            if not worst <= TOLERANCE:  # true for NaN too
                 raise ExportError(f"{path.name}: {name} differs by {worst:.1e} of its range at batch {batch}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # The exporter warns about its own dependencies and logs its progress; neither is about this network.
+    # The exporter warns about its own dependencies and logs its progress; neither concerns this network.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""From slices to features as the extractor makes them, in torch, so that it becomes part of a generator."""
+"""The extractor's work (slices to features) in torch, as a part of the generator ``acgan-image``."""
 
 from __future__ import annotations
 
@@ -7,22 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class ThroughExtractor(nn.Module):
-    """z [n, nz], label [n] → a synthetic slice [n, 1, H, W] → its features [n, C, h, w]."""
+class TapExtractor(nn.Module):
+    """slices [n, 1, H, W] → features [n, C, h, w] of one tap of a U-Net, cropped to the tumour that it finds or not.
 
-    def __init__(self, slices: nn.Module, extractor: nn.Module) -> None:
-        super().__init__()
-        self.slices, self.extractor = slices, extractor
-
-    def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        features: Tensor = self.extractor(self.slices(z, label))
-        return features
-
-
-class Extractor(nn.Module):
-    """slices [n, 1, H, W] → features [n, C, h, w] of one tap of a U-Net, cropped to the tumour it finds or not.
-
-    ``unet``: slices → a named tuple of the taps and the ``mask``, as it is served.
+    ``unet``: slices → a named tuple of the taps and the ``mask``, as in serving.
     """
 
     def __init__(self, unet: nn.Module, tap: str, cropped: bool) -> None:
@@ -36,13 +24,13 @@ class Extractor(nn.Module):
 
 
 def crop(features: Tensor, mask: Tensor) -> Tensor:
-    """Features [n, C, H, W] cropped to a mask [n, rows, columns], [n, C, H/2, W/2]: as the extractor serves them."""
+    """Features [n, C, H, W] cropped to a mask [n, rows, columns], [n, C, H/2, W/2], as the extractor stage does."""
     _, channels, height, width = features.shape
     squares = (mask.shape[1] // height, mask.shape[2] // width)
     share = F.avg_pool2d(mask[:, None].to(features.dtype), squares)
-    found = features * share
+    cropped = features * share
     for axis, side in ((2, height), (3, width)):
-        along = (share > 0).sum(dim=5 - axis)[:, 0].to(features.dtype)  # positions with tumour in each row, or column
+        along = (share > 0).sum(dim=5 - axis)[:, 0].to(features.dtype)  # positions with tumour in each row or column
         total = along.sum(dim=1)
         middle = (along * torch.arange(side, dtype=along.dtype, device=along.device)).sum(dim=1) / total.clamp_min(1)
         low = torch.where(total > 0, middle.round().long() - side // 4, (side - side // 2) // 2)
@@ -51,7 +39,7 @@ def crop(features: Tensor, mask: Tensor) -> Tensor:
         shape = [-1, 1, 1, 1]
         shape[axis] = side // 2
         index, inside = index.clamp(0, side - 1).view(shape), inside.view(shape)
-        sizes = [-1, channels, found.shape[2], found.shape[3]]
+        sizes = [-1, channels, cropped.shape[2], cropped.shape[3]]
         sizes[axis] = side // 2
-        found = found.gather(axis, index.expand(sizes)) * inside
-    return found
+        cropped = cropped.gather(axis, index.expand(sizes)) * inside
+    return cropped

@@ -1,9 +1,10 @@
-"""The networks of ``plain``: noise → scores of principal components → features. With torch."""
+"""Networks of the baseline generators: noise → scores of principal components → features. And their critic."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,20 +15,19 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from gliaflow_plugins.contracts import FeatureSource
-from gliaflow_plugins.features import channel_scale, patients_of
-from gliaflow_plugins.networks.gan_networks import Statistics, summary
-from gliaflow_plugins.networks.gan_training import class_members, fit_grade, real_statistics
+from gliaflow_plugins.contracts import FeatureSource, Indices
+from gliaflow_plugins.features import channel_scale, class_members, evenly_spaced, parts, patients_of
+from gliaflow_plugins.networks import tumour_statistics
 
 CHUNK = 64
-MOST_BYTES = 2**31  # of the samples that components are found on
-QUANTILES = 1001  # of the share by which two samples are mixed
+MOST_BYTES = 2**31  # limit of the table of samples that components are computed from
+QUANTILES = 1001  # of the distribution of the share by which two samples are mixed
 
 
-class Space(nn.Module):
+class ComponentSpace(nn.Module):
     """Principal components of maps over each channel's root mean square: scores [n, k] → features [n, C, H, W].
 
-    Nothing that comes back is below the smallest value seen, 0 after a ReLU.
+    No feature is below the smallest real value, which is 0 after a ReLU.
     """
 
     mean: Tensor
@@ -41,49 +41,48 @@ class Space(nn.Module):
             raise ValueError(f"{len(features)} samples have no principal components; at least 2 are needed")
         self.shape = features.shape
         width = int(np.prod(features.shape))
-        count = min(len(features), max(2, MOST_BYTES // (4 * width)))
-        some = np.linspace(0, len(features) - 1, count).astype(np.int64)
+        some = evenly_spaced(len(features), max(2, MOST_BYTES // (4 * width)))
         self.register_buffer("scale", torch.from_numpy(channel_scale(features)).view(1, -1, 1, 1))
-        table = torch.empty(count, width)
+        table = torch.empty(len(some), width)
         low = torch.tensor(torch.inf)
-        for start in range(0, count, CHUNK):
-            part = some[start : start + CHUNK]
-            table[start : start + CHUNK] = self._over(features, part)
-            low = torch.minimum(low, (table[start : start + CHUNK].view(-1, *features.shape) * self.scale).min())
+        for start, part in zip(range(0, len(some), CHUNK), parts(some, CHUNK), strict=True):
+            rows = table[start : start + CHUNK]
+            rows[:] = self._scaled(features, part)
+            low = torch.minimum(low, (rows.view(-1, *features.shape) * self.scale).min())
         self.register_buffer("low", low)
         self.register_buffer("mean", table.mean(dim=0))
         table -= self.mean
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _, _, axes = torch.svd_lowrank(table, q=min(dims, count - 1, width), niter=2)
+            _, _, axes = torch.svd_lowrank(table, q=min(dims, len(some) - 1, width), niter=2)
         self.register_buffer("components", axes.T.contiguous())
 
     def scores(self, features: FeatureSource) -> Tensor:
-        """[n, k], read a few at a time."""
-        every = np.arange(len(features))
-        parts = [
-            (self._over(features, every[start : start + CHUNK]) - self.mean) @ self.components.T
-            for start in range(0, len(every), CHUNK)
-        ]
-        return torch.cat(parts)
+        """[n, k], read in parts."""
+        every = parts(np.arange(len(features)), CHUNK)
+        return torch.cat([(self._scaled(features, part) - self.mean) @ self.components.T for part in every])
 
     def forward(self, scores: Tensor) -> Tensor:
         maps = (scores @ self.components + self.mean).view(-1, *self.shape) * self.scale
         return torch.maximum(maps, self.low)
 
-    def _over(self, features: FeatureSource, index: NDArray[np.int64]) -> Tensor:
-        maps = torch.from_numpy(features.batch(index))
+    def _scaled(self, features: FeatureSource, indices: Indices) -> Tensor:
+        maps = torch.from_numpy(features.batch(indices))
         return torch.where(self.scale > 0, maps / self.scale.clamp_min(1e-12), 0).flatten(1)
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """Training samples in the order of class and patient.
+class TrainingScores:
+    """The scores of the training samples, in the order of class and patient.
 
-    ``scores`` [N, k]; ``labels``, ``patients`` [N]; ``starts`` and ``counts`` [K], of each class's samples.
+    Parameters
+    ----------
+    scores: [N, k].
+    labels, patients: [N].
+    starts, counts: [K], the first position of each class, and the number of its samples.
     """
 
-    space: Space
+    space: ComponentSpace
     scores: Tensor
     labels: NDArray[np.int64]
     patients: NDArray[np.str_]
@@ -91,19 +90,19 @@ class Known:
     counts: Tensor
 
 
-_known: WeakKeyDictionary[FeatureSource, dict[tuple[int, int], Known]] = WeakKeyDictionary()
+_scores: WeakKeyDictionary[FeatureSource, dict[tuple[int, int], TrainingScores]] = WeakKeyDictionary()
 
 
-def known_of(features: FeatureSource, dims: int, seed: int) -> Known:
-    """Found once for all variants that are fitted on the same samples. Raises ValueError: a class has none."""
+def training_scores(features: FeatureSource, dims: int, seed: int) -> TrainingScores:
+    """Computed once for all variants that are fitted on these features. Raises ValueError if a class has no sample."""
     class_members(features)
-    kept = _known.setdefault(features, {})
+    kept = _scores.setdefault(features, {})
     if (dims, seed) not in kept:
-        space = Space(features, dims, seed)
+        space = ComponentSpace(features, dims, seed)
         patients = patients_of(features)
         order = np.lexsort((patients, features.labels))
         counts = np.bincount(features.labels, minlength=len(features.classes))
-        kept[dims, seed] = Known(
+        kept[dims, seed] = TrainingScores(
             space,
             space.scores(features)[order],
             features.labels[order],
@@ -114,24 +113,24 @@ def known_of(features: FeatureSource, dims: int, seed: int) -> Known:
     return kept[dims, seed]
 
 
-class Scores(nn.Module):
+class ScoreSampler(nn.Module):
     """z [n, nz], label [n] → scores [n, k]."""
 
     nz: int
 
 
-class GaussianScores(Scores):
-    """Each class's mean, and the root of its shrunk covariance times noise."""
+class GaussianSampler(ScoreSampler):
+    """Each class's mean, plus the root of its shrunk covariance times noise."""
 
     mean: Tensor
     root: Tensor
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, training: TrainingScores, options: Any) -> None:
         super().__init__()
-        scores, labels = known.scores.numpy().astype(np.float64), known.labels
-        means = np.stack([scores[labels == label].mean(axis=0) for label in range(len(known.counts))])
-        # Components differ in spread by orders of magnitude, and it is to one spread for all that the estimate
-        # shrinks: so each goes over its spread within the classes, what sets them apart left out.
+        scores, labels = training.scores.numpy().astype(np.float64), training.labels
+        means = np.stack([scores[labels == label].mean(axis=0) for label in range(len(training.counts))])
+        # The estimate shrinks towards one spread for all components, but these differ in spread by orders of
+        # magnitude. So each is divided by its spread within the classes, which leaves out the classes' distance.
         spread = (scores - means[labels]).std(axis=0)
         spread[spread == 0] = 1
         roots = []
@@ -148,23 +147,23 @@ class GaussianScores(Scores):
         return self.mean[label] + (self.root[label] @ z[:, :, None])[:, :, 0]
 
 
-class _Pairs(Scores, ABC):
-    """Two samples of a class, and the share of the first."""
+class _PairSampler(ScoreSampler, ABC):
+    """A point between two samples of a class."""
 
     nz = 3
     scores: Tensor
     starts: Tensor
     counts: Tensor
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, training: TrainingScores) -> None:
         super().__init__()
-        self.register_buffer("scores", known.scores)
-        self.register_buffer("starts", known.starts)
-        self.register_buffer("counts", known.counts)
+        self.register_buffer("scores", training.scores)
+        self.register_buffer("starts", training.starts)
+        self.register_buffer("counts", training.counts)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        chance = (1 + torch.erf(z / 2**0.5)) / 2  # uniform: the noise is Gaussian
-        first = self.starts[label] + _drawn(chance[:, 0], self.counts[label])
+        chance = (1 + torch.erf(z / 2**0.5)) / 2  # Gaussian noise as uniform
+        first = self.starts[label] + _index_below(self.counts[label], chance[:, 0])
         second, share = self.other(first, label, chance[:, 1]), self.share(chance[:, 2])[:, None]
         return self.scores[second] + share * (self.scores[first] - self.scores[second])
 
@@ -173,89 +172,90 @@ class _Pairs(Scores, ABC):
         """The second sample of each pair [n]."""
 
     def share(self, chance: Tensor) -> Tensor:
+        """The share [n] of the first sample."""
         return chance
 
 
-class NeighbourScores(_Pairs):
-    """The second is one of the nearest to the first."""
+class NeighbourSampler(_PairSampler):
+    """The second sample is one of the nearest to the first."""
 
     nearest: Tensor
 
-    def __init__(self, known: Known, neighbours: int) -> None:
-        super().__init__(known)
-        found = np.arange(len(known.labels))[:, None].repeat(neighbours, axis=1)  # a sample alone: itself
-        for start, count in zip(known.starts.tolist(), known.counts.tolist(), strict=True):
+    def __init__(self, training: TrainingScores, options: Any) -> None:
+        super().__init__(training)
+        neighbours = options.neighbours
+        nearest = np.arange(len(training.labels))[:, None].repeat(neighbours, axis=1)  # a class's only sample: itself
+        for start, count in zip(training.starts.tolist(), training.counts.tolist(), strict=True):
             few = min(neighbours, count - 1)
             if few:
-                own = known.scores[start : start + count].numpy()
+                own = training.scores[start : start + count].numpy()
                 near = NearestNeighbors(n_neighbors=few).fit(own).kneighbors(return_distance=False)
-                found[start : start + count] = start + near[:, np.arange(neighbours) % few]
-        self.register_buffer("nearest", torch.from_numpy(found))
+                nearest[start : start + count] = start + near[:, np.arange(neighbours) % few]
+        self.register_buffer("nearest", torch.from_numpy(nearest))
 
     def other(self, first: Tensor, label: Tensor, chance: Tensor) -> Tensor:
         width = torch.full_like(first, self.nearest.shape[1])
-        return self.nearest[first].gather(1, _drawn(chance, width)[:, None])[:, 0]
+        return self.nearest[first].gather(1, _index_below(width, chance)[:, None])[:, 0]
 
 
-class MixedScores(_Pairs):
-    """The second is of another patient, where the class has one."""
+class MixupSampler(_PairSampler):
+    """The second sample is of another patient, if the class has one; the share has a beta distribution."""
 
     first_of: Tensor
     count_of: Tensor
     quantiles: Tensor
 
-    def __init__(self, known: Known, alpha: float) -> None:
-        super().__init__(known)
-        whose = np.char.add(np.char.add(known.labels.astype(np.str_), "/"), known.patients)
-        _, first, of, count = np.unique(whose, return_index=True, return_inverse=True, return_counts=True)
-        alone = count[of] == known.counts.numpy()[known.labels]
-        self.register_buffer("first_of", torch.from_numpy(np.where(alone, len(of), first[of])))
-        self.register_buffer("count_of", torch.from_numpy(np.where(alone, 0, count[of])))
-        table = beta.ppf(np.linspace(0, 1, QUANTILES), alpha, alpha)
+    def __init__(self, training: TrainingScores, options: Any) -> None:
+        super().__init__(training)
+        owners = np.char.add(np.char.add(training.labels.astype(np.str_), "/"), training.patients)
+        _, first, owner, count = np.unique(owners, return_index=True, return_inverse=True, return_counts=True)
+        alone = count[owner] == training.counts.numpy()[training.labels]
+        self.register_buffer("first_of", torch.from_numpy(np.where(alone, len(owner), first[owner])))
+        self.register_buffer("count_of", torch.from_numpy(np.where(alone, 0, count[owner])))
+        table = beta.ppf(np.linspace(0, 1, QUANTILES), options.alpha, options.alpha)
         self.register_buffer("quantiles", torch.from_numpy(table).float())
 
     def other(self, first: Tensor, label: Tensor, chance: Tensor) -> Tensor:
         own = self.count_of[first]
-        found = self.starts[label] + _drawn(chance, self.counts[label] - own)
-        return found + torch.where(found >= self.first_of[first], own, torch.zeros_like(own))
+        index = self.starts[label] + _index_below(self.counts[label] - own, chance)
+        return index + torch.where(index >= self.first_of[first], own, torch.zeros_like(own))
 
     def share(self, chance: Tensor) -> Tensor:
         return self.quantiles[(chance * (QUANTILES - 1)).round().long()]
 
 
-class Generator(nn.Module):
-    """z [n, nz], label [n] → features [n, C, H, W]."""
+class Chain(nn.Module):
+    """z [n, nz], label [n] → ``first`` → ``second`` → features [n, C, H, W]."""
 
-    def __init__(self, drawn: Scores, space: Space) -> None:
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
-        self.drawn, self.space = drawn, space
+        self.first, self.second = first, second
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        maps: Tensor = self.space(self.drawn(z, label))
-        return maps
+        features: Tensor = self.second(self.first(z, label))
+        return features
 
 
-class Critic(nn.Module):
-    """Classes by the statistics that the grader sees, fitted to the real features; source: how usual those are."""
+class StatisticsCritic(nn.Module):
+    """Class logits from the statistics that the grader uses; the source logit is high where these are usual."""
 
     inverse: Tensor
 
     def __init__(self, features: FeatureSource) -> None:
         super().__init__()
-        scale = torch.from_numpy(channel_scale(features))
-        self.register_buffer("inverse", torch.where(scale > 0, 1 / scale.clamp_min(1e-12), 0).view(1, -1, 1, 1))
-        known, labels = real_statistics(features, self.inverse)
-        self.statistics = Statistics(known)
-        self.grade = nn.Linear(known.shape[1], len(features.classes))
+        self.register_buffer("inverse", tumour_statistics.inverse_scale(torch.from_numpy(channel_scale(features))))
+        table, labels = tumour_statistics.of_samples(features, self.inverse)
+        self.statistics = tumour_statistics.StandardisedStatistics(table)
+        self.grade = nn.Linear(table.shape[1], len(features.classes))
         nn.init.zeros_(self.grade.weight)
         nn.init.zeros_(self.grade.bias)
-        fit_grade(self.grade, self.statistics.standardised(known), labels)
+        tumour_statistics.fit_class_layer(self.grade, self.statistics.standardised(table), labels)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        told = self.statistics.standardised(summary(features * self.inverse))
-        return 1 - told.square().mean(dim=1), self.grade(told)
+        statistics = self.statistics.standardised(tumour_statistics.pooled_coarsely(features * self.inverse))
+        return 1 - statistics.square().mean(dim=1), self.grade(statistics)
 
 
-def _drawn(chance: Tensor, count: Tensor) -> Tensor:
-    """An index below ``count`` [n] by ``chance`` [n] from 0 to 1."""
+def _index_below(count: Tensor, chance: Tensor) -> Tensor:
+    """An index below ``count`` [n], by ``chance`` [n] from 0 to 1."""
     return torch.minimum((chance * count).long(), count - 1)

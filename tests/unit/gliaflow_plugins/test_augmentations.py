@@ -1,4 +1,4 @@
-"""The paper's augmentations: seeded, composed into one resampling, mask in step with the image."""
+"""The paper's augmentations: seeded, composed into one resampling, and applied to the mask as to the image."""
 
 import time
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def picture(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 @given(shape=shapes, seed=seeds, name=st.sampled_from(["hflip", "vflip"]))
-def test_a_flip_is_exact_and_undoes_itself(shape: tuple[int, int], seed: int, name: str) -> None:
+def test_a_flip_is_exact_and_two_flips_restore_the_image(shape: tuple[int, int], seed: int, name: str) -> None:
     image = picture(shape, seed)
     mask = (image > 0).astype(np.uint8)
     once = AugmentationPipeline(REGISTRY, [(name, {"probability": 1})])
@@ -60,9 +60,9 @@ def test_a_flip_is_exact_and_undoes_itself(shape: tuple[int, int], seed: int, na
 
 @settings(deadline=None, max_examples=25)
 @given(seed=seeds, steps=st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
-def test_the_mask_stays_in_step_with_the_image(seed: int, steps: list[str]) -> None:
+def test_the_mask_moves_with_the_image(seed: int, steps: list[str]) -> None:
     """Augment an image that is its own mask. The nearest pixel has a quarter or more of the bilinear weight."""
-    mask = 4 * blob()  # a BraTS label: between 0 and 4 there is nothing
+    mask = 4 * blob()  # a BraTS label: no values between 0 and 4
     pipeline = AugmentationPipeline(REGISTRY, [(name, {}) for name in steps])
     image, moved = pipeline((mask / 4).astype(np.float32), mask, np.random.default_rng(seed))
     assert image.dtype == np.float32
@@ -73,7 +73,7 @@ def test_the_mask_stays_in_step_with_the_image(seed: int, steps: list[str]) -> N
     assert int(moved.sum()) == pytest.approx(int(mask.sum()), rel=0.5)
 
 
-def test_the_same_seed_gives_the_same_pair_and_another_seed_another(registry: Registry) -> None:
+def test_the_same_seed_gives_the_same_pair_and_another_seed_another_pair(registry: Registry) -> None:
     pipeline, image, mask = AugmentationPipeline(registry, PAPER_AUGMENTATIONS), picture((240, 240)), blob()
     first, again, other = (pipeline(image, mask, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert np.array_equal(first[0], again[0])
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_pair_and_another_seed_another(registry: Re
     assert not np.array_equal(first[0], other[0])
 
 
-def test_the_arguments_are_left_alone(registry: Registry) -> None:
+def test_the_arguments_stay_unchanged(registry: Registry) -> None:
     image, mask = picture((240, 240)), blob()
     kept = image.copy(), mask.copy()
     AugmentationPipeline(registry, PAPER_AUGMENTATIONS)(image, mask, np.random.default_rng(0))
@@ -89,7 +89,7 @@ def test_the_arguments_are_left_alone(registry: Registry) -> None:
     assert np.array_equal(mask, kept[1])
 
 
-def test_what_comes_in_from_outside_is_background_not_zero(registry: Registry) -> None:
+def test_pixels_from_outside_the_image_are_background_and_not_zero(registry: Registry) -> None:
     image = np.full((60, 60), -0.7, dtype=np.float32)  # background after normalisation
     image[20:40, 20:40] = 3
     pipeline = AugmentationPipeline(registry, [("shift", {"rows": 0.5, "columns": 0.5})])
@@ -99,7 +99,7 @@ def test_what_comes_in_from_outside_is_background_not_zero(registry: Registry) -
         assert (moved[mask == 0] == np.float32(-0.7)).all()
 
 
-def test_elastic_moves_pixels_as_simards_form_does() -> None:
+def test_elastic_moves_pixels_by_as_much_as_simards_form() -> None:
     """α 720, σ 24 on 240×240: about 4.7 px RMS an axis (FACTS.md), and the two axes independent of each other."""
     grid = np.indices((240, 240), dtype=np.float64)
     fields = [Elastic().draw((240, 240), np.random.default_rng(s), ElasticOptions())(grid) - grid for s in range(60)]
@@ -121,7 +121,7 @@ def test_elastic_moves_pixels_as_simards_form_does() -> None:
     ],
     ids=["rotation ±20°", "zoom ±10 %, in half percents"],
 )
-def test_ranges_are_uniform_and_filled(draw: Callable, expected: Callable) -> None:
+def test_values_are_uniform_over_the_whole_range(draw: Callable, expected: Callable) -> None:
     rng = np.random.default_rng(0)
     values = np.array([expected(draw(rng).matrix) for _ in range(400)])
     assert values.min() > -20
@@ -138,8 +138,8 @@ def test_a_shift_is_a_share_of_each_side() -> None:
     assert (np.abs(shifts).max(axis=0) > [9, 18]).all()
 
 
-def test_maps_act_in_the_order_of_the_steps_and_once() -> None:
-    """Shift by one to the right, then flip: what lay at column 2 goes to 3, and then to the mirror of 3."""
+def test_maps_act_in_order_and_the_image_is_resampled_once() -> None:
+    """Shift by one to the right, then flip: the pixel of column 2 moves to 3, and then to the mirror of 3."""
     image = np.zeros((1, 10), dtype=np.float32)
     image[0, 2] = 1
     shift = Affine(np.eye(2), np.array([0.0, -1.0]))
@@ -150,7 +150,7 @@ def test_maps_act_in_the_order_of_the_steps_and_once() -> None:
     assert resample(image, image > 0, halves)[0].max() == 1  # half a pixel twice, and nothing is blurred
 
 
-def test_someone_elses_augmentation_takes_its_place_in_the_order(registry: Registry) -> None:
+def test_a_third_party_augmentation_keeps_its_place_in_the_order(registry: Registry) -> None:
     class AddOptions(Options):
         amount: float = 1.0
 
@@ -170,13 +170,13 @@ def test_someone_elses_augmentation_takes_its_place_in_the_order(registry: Regis
     assert np.array_equal(moved, image[::-1, ::-1] + np.float32(2))
 
 
-def test_one_alone_can_be_called(registry: Registry) -> None:
+def test_an_augmentation_can_be_called_alone(registry: Registry) -> None:
     flip, image = HorizontalFlip(), picture((5, 5))
     moved, _ = flip(image, image > 0, np.random.default_rng(0), flip.options(probability=1))
     assert np.array_equal(moved, image[:, ::-1])
 
 
-def test_bad_input_is_refused(registry: Registry) -> None:
+def test_unknown_names_wrong_options_and_shapes_are_refused(registry: Registry) -> None:
     with pytest.raises(PluginError, match="no usable augmentation 'blur'"):
         AugmentationPipeline(registry, [("blur", {})])
     with pytest.raises(PluginError, match="rotation: degrees"):
@@ -185,7 +185,7 @@ def test_bad_input_is_refused(registry: Registry) -> None:
         AugmentationPipeline(registry, PAPER_AUGMENTATIONS)(picture((4, 4)), np.zeros((4, 5)), np.random.default_rng(0))
 
 
-def test_it_is_fast_enough_not_to_be_noticed_in_training(registry: Registry) -> None:
+def test_it_takes_little_time_beside_training(registry: Registry) -> None:
     pipeline, image, mask, rng = (
         AugmentationPipeline(registry, PAPER_AUGMENTATIONS),
         picture((240, 240)),
@@ -201,20 +201,20 @@ def test_it_is_fast_enough_not_to_be_noticed_in_training(registry: Registry) -> 
 
 
 @pytest.mark.parametrize(
-    ("left", "told"),
+    ("broken", "message"),
     [
         (lambda image, mask: 1 / 0, "'mine': ZeroDivisionError: division by zero"),
-        (lambda image, mask: (image[1:], mask), r"'mine': ValueError: it left \[\(239, 240\), \(240, 240\)\]"),
-        (lambda image, mask: (image * np.nan, mask), "'mine': ValueError: it left .* or NaN"),
+        (lambda image, mask: (image[1:], mask), r"'mine': ValueError: it returned \[\(239, 240\), \(240, 240\)\]"),
+        (lambda image, mask: (image * np.nan, mask), "'mine': ValueError: it returned .* or NaN"),
     ],
 )
-def test_one_that_breaks_the_contract_is_told_by_name(left: Any, told: str) -> None:
+def test_an_augmentation_that_breaks_the_contract_is_named(broken: Any, message: str) -> None:
     class Mine:
         name, options = "mine", Options
 
         def __call__(self, image: Any, mask: Any, rng: Any, options: Any) -> Any:
-            return left(image, mask)
+            return broken(image, mask)
 
     pipeline = AugmentationPipeline(Registry(augmentations={"mine": Mine()}), [("mine", {})])
-    with pytest.raises(PluginError, match=told):
+    with pytest.raises(PluginError, match=message):
         pipeline(picture((240, 240)), blob(), np.random.default_rng(0))

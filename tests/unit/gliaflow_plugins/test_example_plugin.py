@@ -15,7 +15,7 @@ USE_IT = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from gliaflow_plugins.contracts import parse_options
+from gliaflow_plugins.contracts import FitContext, parse_options
 from gliaflow_plugins.features import ArrayFeatures
 from gliaflow_plugins.registry import load_registry
 
@@ -26,7 +26,7 @@ rng = np.random.default_rng(0)
 labels = np.arange(80) % 2
 features = np.maximum(0, rng.normal(1 + labels[:, None, None, None], 0.2, (80, 6, 5, 5))).astype(np.float32)
 fitted = variant.fit(
-    ArrayFeatures(features, labels, ("HGG", "LGG")), parse_options(variant, {"spread": 1.5}), seed=0
+    ArrayFeatures(features, labels, ("HGG", "LGG")), parse_options(variant, {"spread": 1.5}), FitContext(0)
 )
 from gliaflow_plugins.networks.export import export_generator
 files = export_generator(fitted, Path(sys.argv[1]), (6, 5, 5), "meanvar")

@@ -1,4 +1,4 @@
-"""The GANs: the contract that each leaves behind, at any tap; what they learn; and that a kill changes nothing."""
+"""The GANs: the contract of their networks, at any tap; what they learn; and that a resumed fit gives the same."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from gliaflow_plugins.contracts import Fitted
+from gliaflow_plugins.contracts import FitContext, Fitted
 from gliaflow_plugins.features import ArrayFeatures, channel_scale
 from gliaflow_plugins.gan import GAN
 from gliaflow_plugins.generators.acgan import ACGAN, ACGANOptions, PaperACGAN, PaperOptions
@@ -22,7 +22,7 @@ from gliaflow_plugins.registry import Origin, Registry
 torch = pytest.importorskip("torch")
 
 from gliaflow_plugins.networks.export import ExportError, export, export_generator  # noqa: E402
-from gliaflow_plugins.networks.gan_networks import Generator, ladder, paper, patch  # noqa: E402
+from gliaflow_plugins.networks.gan_networks import GANGenerator, ladder, paper_networks, patch  # noqa: E402
 from gliaflow_plugins.networks.gan_training import augmented  # noqa: E402
 from gliaflow_plugins.networks.pooled_classifier import fit_pooled, statistics  # noqa: E402
 
@@ -44,16 +44,16 @@ def separable(n: int = 120, shape: tuple[int, int, int] = (12, 15, 15), seed: in
 
 
 def fit(features: ArrayFeatures, seed: int = 0, **options: float) -> Fitted:
-    return ACGAN().fit(features, ACGANOptions.model_validate({"ngf": 16, "ndf": 16, **options}), seed=seed)
+    return ACGAN().fit(features, ACGANOptions.model_validate({"ngf": 16, "ndf": 16, **options}), FitContext(seed))
 
 
 def fit_briefly(gan: GAN, features: ArrayFeatures, seed: int = 0, steps: int = 4, **more: Any) -> Fitted:
     length = {"epochs": steps} if isinstance(gan, PaperACGAN) else {"steps": steps}
-    return gan.fit(features, gan.options.model_validate({"ngf": 4, "ndf": 4, **length}), seed=seed, **more)
+    return gan.fit(features, gan.options.model_validate({"ngf": 4, "ndf": 4, **length}), FitContext(seed, **more))
 
 
 def fit_paper(features: ArrayFeatures, seed: int = 0, **options: float) -> Fitted:
-    return PaperACGAN().fit(features, PaperOptions.model_validate({"ngf": 16, "ndf": 16, **options}), seed=seed)
+    return PaperACGAN().fit(features, PaperOptions.model_validate({"ngf": 16, "ndf": 16, **options}), FitContext(seed))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def sample(fitted: Fitted, n: int = 200) -> tuple["torch.Tensor", "torch.Tensor"
         return fitted.generator(torch.randn(n, fitted.nz), label), label
 
 
-def test_the_critic_gets_the_class_of_synthetic_features_right(fitted: Fitted) -> None:
+def test_the_critic_recognises_the_class_of_synthetic_features(fitted: Fitted) -> None:
     features, label = sample(fitted)
     with torch.no_grad():
         _, logits = fitted.critic(features)
@@ -91,7 +91,7 @@ def test_synthetic_features_look_like_the_real_ones(fitted: Fitted) -> None:
 
 
 def test_cropped_features_carry_the_class() -> None:
-    """By a grader that was fitted on real features alone."""
+    """The judge is a grader that was fitted on real features alone."""
     whole = separable(200, (8, 16, 16))
     inside = np.hypot(*np.mgrid[-8:8, -8:8]) < 5
     real = ArrayFeatures((whole.batch(np.arange(200)) * inside).astype(np.float16), whole.labels, CLASSES)
@@ -101,27 +101,27 @@ def test_cropped_features_carry_the_class() -> None:
         assert ((grader(features) < 0) == (label == 1)).float().mean() >= 0.9
 
 
-def test_where_the_generator_says_that_nothing_is_all_channels_are_0() -> None:
+def test_all_channels_are_0_where_the_generator_outputs_no_tumour() -> None:
     occupied = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
     made = torch.cat([torch.full((1, 3, 2, 2), 4.0), occupied[None, None]], dim=1)
     layers = torch.nn.Conv2d(5, 4, 1)
     layers.register_forward_hook(lambda *_: made)
-    generator = Generator(layers, classes=2, scale=torch.tensor([1.0, 2.0, 0.5]))
+    generator = GANGenerator(layers, classes=2, scale=torch.tensor([1.0, 2.0, 0.5]))
     features = generator(torch.randn(1, 3), torch.tensor([0]))
     assert features[0, 1].tolist() == [[0, 0], [4, 8]]
     assert features[0, 2].tolist() == [[0, 0], [1, 2]]
 
 
-def test_history_is_what_figure_11_shows(fitted: Fitted) -> None:
-    assert len(fitted.history) == 20, "a run without epochs is told of 20 times"
+def test_the_history_has_the_figures_of_the_papers_figure_11(fitted: Fitted) -> None:
+    assert len(fitted.history) == 20, "a run without epochs reports 20 times"
     assert set(fitted.history[0]) == {"loss_d", "loss_g", "accuracy_real", "accuracy_fake"}
     assert fitted.history[-1]["accuracy_real"] > 0.9
     assert len(fit_paper(separable(40), epochs=3).history) == 3
 
 
 @pytest.mark.parametrize("gan", [InfoGAN(), SNGANProjection()], ids=lambda gan: gan.name)
-def test_onnx_answers_as_torch_does(gan: GAN, tmp_path: Path) -> None:
-    """Beside what an export makes sure of itself, for every variant in test_conformance."""
+def test_onnx_gives_the_same_outputs_as_torch(gan: GAN, tmp_path: Path) -> None:
+    """At more batch sizes than the export itself checks, which test_conformance runs for every variant."""
     fitted = fit_briefly(gan, separable(40))
     generator, critic = export_generator(fitted, tmp_path, (12, 15, 15), gan.name)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"critic-{gan.name}.onnx", f"generator-{gan.name}.onnx"]
@@ -142,7 +142,7 @@ def test_onnx_answers_as_torch_does(gan: GAN, tmp_path: Path) -> None:
 
 
 @every_gan
-def test_the_same_seed_learns_the_same(gan: GAN) -> None:
+def test_the_same_seed_gives_the_same_networks(gan: GAN) -> None:
     features = separable(40)
     first, again, other = (fit_briefly(gan, features, seed) for seed in (1, 1, 2))
     assert torch.equal(sample(first)[0], sample(again)[0])
@@ -150,7 +150,7 @@ def test_the_same_seed_learns_the_same(gan: GAN) -> None:
 
 
 @every_gan
-def test_it_goes_on_after_a_kill_as_if_there_had_been_none(gan: GAN, tmp_path: Path) -> None:
+def test_a_fit_that_is_killed_and_resumed_gives_the_same_networks(gan: GAN, tmp_path: Path) -> None:
     features, file = separable(40), tmp_path / "generator.checkpoint"
 
     def killed(epoch: int, epochs: int, figures: object) -> None:
@@ -166,7 +166,7 @@ def test_it_goes_on_after_a_kill_as_if_there_had_been_none(gan: GAN, tmp_path: P
 
 @every_gan
 @pytest.mark.parametrize("shape", [(8, 15, 15), (4, 30, 30), (2, 120, 120), (3, 7, 12), (1, 1, 1)])
-def test_it_follows_the_tap(shape: tuple[int, int, int], gan: GAN) -> None:
+def test_it_fits_any_tap(shape: tuple[int, int, int], gan: GAN) -> None:
     few = np.random.default_rng(0).random((20, *shape), dtype=np.float32)
     fitted = fit_briefly(gan, ArrayFeatures(few, np.arange(20) % 2, CLASSES), steps=2)
     features, _ = sample(fitted, 3)
@@ -177,29 +177,29 @@ def test_it_follows_the_tap(shape: tuple[int, int, int], gan: GAN) -> None:
 
 @pytest.mark.parametrize("gan", [variant() for variant in SHIPPED[2:]], ids=lambda gan: str(gan.name))
 def test_each_learns_the_classes(gan: GAN) -> None:
-    """By a grader that was fitted on real features alone."""
+    """The judge is a grader that was fitted on real features alone."""
     real = separable(200)
     grader = fit_pooled(statistics(real), real.labels, [str(n) for n in range(200)], weights="balanced")
     options = gan.options.model_validate({"ngf": 16, "ndf": 16, "steps": 300})
-    fitted = gan.fit(real, options, seed=0)
+    fitted = gan.fit(real, options, FitContext(0))
     features, label = sample(fitted)
     with torch.no_grad():
         assert ((grader(features) < 0) == (label == 1)).float().mean() >= 0.9
         accepted = fitted.critic(features)[1].argmax(1) == label
-    assert accepted.float().mean() >= 0.5, "its own critic lets them pass"
+    assert accepted.float().mean() >= 0.5, "its own critic accepts them"
 
 
 def test_the_gan_of_the_docs_learns_the_classes() -> None:
     """docs/plugins.md: a GAN is two losses."""
     page = (Path(__file__).parents[3] / "docs" / "plugins.md").read_text(encoding="utf-8")
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class LSGAN" in block)
-    found: dict[str, Any] = {}
-    exec(code, found)
+    module: dict[str, Any] = {}
+    exec(code, module)
     registry = Registry()
-    registry.add(SimpleNamespace(**found), Origin("lsgan", "docs", "1", "docs/plugins.md"))
+    registry.add(SimpleNamespace(**module), Origin("lsgan", "docs", "1", "docs/plugins.md"))
     assert not registry.problems
     gan = registry.generator("lsgan")
-    fitted = gan.fit(separable(200), gan.options(ngf=16, ndf=16, steps=200), seed=0)
+    fitted = gan.fit(separable(200), gan.options(ngf=16, ndf=16, steps=200), FitContext(0))
     features, label = sample(fitted)
     _, logits = fitted.critic(features)
     assert (logits.argmax(1) == label).float().mean() >= 0.9
@@ -207,7 +207,7 @@ def test_the_gan_of_the_docs_learns_the_classes() -> None:
         assert f"| `{shipped.name}` |" in page, f"docs/plugins.md lacks {shipped.name}"
 
 
-def test_what_the_discriminator_sees_may_be_shifted_and_have_a_hole() -> None:
+def test_the_discriminator_may_see_maps_shifted_and_with_a_hole() -> None:
     maps = torch.ones(2, 3, 16, 16)
     assert augmented(maps, 0.0) is maps
     torch.manual_seed(0)
@@ -215,17 +215,17 @@ def test_what_the_discriminator_sees_may_be_shifted_and_have_a_hole() -> None:
     assert seen.shape == maps.shape
     assert (seen == 0).any(dim=(1, 2, 3)).all()
     assert set(seen.unique().tolist()) == {0.0, 1.0}
-    assert (seen[0] != seen[1]).any(), "each by chance of its own"
+    assert (seen[0] != seen[1]).any(), "each map has its own shift and hole"
     torch.manual_seed(0)
     leaf = maps.clone().requires_grad_()
     augmented(leaf, 1.0).sum().backward()
     assert leaf.grad is not None
-    assert leaf.grad.sum() == seen.sum(), "what is seen, and nothing else, teaches the generator"
+    assert leaf.grad.sum() == seen.sum(), "the generator gets gradients only from the visible part"
 
 
 def test_the_papers_networks_have_three_hidden_layers_at_its_tap() -> None:
     assert ladder((15, 15), least=3) == [(15, 15), (8, 8), (4, 4)]
-    g, d = paper(PaperACGAN(), (1024, 15, 15), 2, 110, 64, 64, 0.5, torch.ones(1024))
+    g, d = paper_networks(PaperACGAN(), (1024, 15, 15), 2, PaperOptions(), torch.ones(1024))
     transposed = [m for m in g.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
     assert [m.kernel_size for m in transposed] == [(4, 4), (4, 4), (3, 3)]
     assert [m.out_channels for m in transposed] == [128, 64, 1024]
@@ -242,10 +242,10 @@ def test_a_class_without_samples_is_named() -> None:
         fit(ArrayFeatures(np.ones((4, 2, 15, 15), np.float32), np.zeros(4, int), CLASSES))
 
 
-def test_export_refuses_what_does_not_agree(tmp_path: Path) -> None:
+def test_export_refuses_networks_that_disagree_or_break_the_contract(tmp_path: Path) -> None:
     class Fickle(torch.nn.Module):
         def forward(self, x: "torch.Tensor") -> "torch.Tensor":
-            return x / torch.zeros_like(x)  # NaN for 0, on both sides: no agreement either
+            return x / torch.zeros_like(x)  # NaN for 0 on both sides, which does not count as agreement
 
     with pytest.raises(ExportError, match="differs"):
         export(Fickle(), [torch.zeros(2, 3)], tmp_path / "x.onnx", ["x"], ["y"])
@@ -254,11 +254,13 @@ def test_export_refuses_what_does_not_agree(tmp_path: Path) -> None:
     wrong = Fitted(4, torch.nn.Bilinear(1, 1, 1), torch.nn.Identity())
     wrong.generator = type("Flat", (torch.nn.Module,), {"forward": lambda self, z, label: z})()
     wrong.critic = type("Two", (torch.nn.Module,), {"forward": lambda self, x: (x[:, 0], x)})()
-    with pytest.raises(ExportError, match=r"wrong: its generator must make \[5, 2, 3, 3\] of 5 labels, not \[5, 4\]"):
+    with pytest.raises(
+        ExportError, match=r"wrong: its generator must return \[5, 2, 3, 3\] for 5 labels, not \[5, 4\]"
+    ):
         export_generator(wrong, tmp_path, (2, 3, 3), "wrong")
     wrong.generator = type("Lost", (torch.nn.Module,), {"forward": lambda self, z, label: z * torch.inf})()
     with pytest.raises(ExportError, match="not finite"):
-        export_generator(wrong, tmp_path, (4,), "wrong")  # type: ignore[arg-type]  # as wrong as it gets
+        export_generator(wrong, tmp_path, (4,), "wrong")  # type: ignore[arg-type]  # a wrong shape on purpose
     wrong.generator = type("Flat", (torch.nn.Module,), {"forward": lambda self, z, label: z})()
     wrong.critic = type("One", (torch.nn.Module,), {"forward": lambda self, x: x[:, 0]})()
     with pytest.raises(ExportError, match=r"\[5\] and \[5, 2\]"):

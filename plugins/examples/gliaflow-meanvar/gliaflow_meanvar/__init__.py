@@ -1,4 +1,4 @@
-"""A generator variant by a third party: each channel's level is Gaussian, with a mean and spread of each class."""
+"""An example of a third-party generator: the level of each channel is Gaussian, by class."""
 
 import numpy as np
 from gliaflow_plugins import Options, hookimpl
@@ -7,15 +7,15 @@ from pydantic import Field
 
 
 class MeanVarOptions(Options):
-    spread: float = Field(default=1.0, gt=0, description="times the standard deviation found")
+    spread: float = Field(default=1.0, gt=0, description="times the measured standard deviation")
 
 
 class MeanVar:
     name = "meanvar"
     options = MeanVarOptions
 
-    def fit(self, features, options, *, seed, device="cpu", progress=None, checkpoint=None):
-        from gliaflow_meanvar.networks import Critic, Generator  # torch comes with these: only for fitting
+    def fit(self, features, options, context):
+        from gliaflow_meanvar.networks import Critic, Generator  # imports torch, which only fit may do
 
         levels = np.concatenate([features.batch(np.array([i])).mean(axis=(2, 3)) for i in range(len(features))])
         of_class = [levels[features.labels == label] for label in range(len(features.classes))]

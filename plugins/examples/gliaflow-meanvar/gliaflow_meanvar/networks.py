@@ -1,4 +1,4 @@
-"""What is exported to ONNX and served: nothing of this package is needed after that."""
+"""The networks, which are exported to ONNX. Serving does not need this package."""
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """features → the likeliest class's log-likelihood [n] as source logit, and each class's [n, K]."""
+    """features → the highest log-likelihood of a class [n] as source logit, and that of each class [n, K]."""
 
     def __init__(self, mean, std):
         super().__init__()
@@ -26,6 +26,6 @@ class Critic(nn.Module):
         self.register_buffer("std", torch.from_numpy(std))
 
     def forward(self, features):
-        away = (features.mean(dim=(2, 3))[:, None] - self.mean) / self.std
-        likelihood = -(away.square() / 2 + self.std.log()).mean(dim=2)
+        distance = (features.mean(dim=(2, 3))[:, None] - self.mean) / self.std
+        likelihood = -(distance.square() / 2 + self.std.log()).mean(dim=2)
         return likelihood.amax(dim=1), likelihood

@@ -1,0 +1,292 @@
+"""Readers: each layout is recognised by its file names alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from gliaflow_plugins.cohorts.case_folders import PATIENT_FOLDERS, REMBRANDT, UCSF, Brats
+from gliaflow_plugins.cohorts.layouts import SHIPPED, Bids, Csv, Kaggle, Msd
+from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
+from gliaflow_plugins.contracts import Case, Cohort, Reader
+
+MAPPING = "Grade,BraTS_2017_subject_ID,BraTS_2020_subject_ID\nHGG,A,BraTS20_Training_001\nLGG,NA,BraTS20_Training_355\n"
+KAGGLE = "TCGA_CS_4938_19970222/TCGA_CS_4938_19970222"
+
+# reader: the tree, and each case as "id patient grade scan mask"
+LAYOUTS: dict[str, tuple[dict[str, str], list[str]]] = {
+    "brats": (
+        dict.fromkeys(
+            ["HGG/A/A_flair.nii.gz", "HGG/A/A_t1.nii.gz", "HGG/A/A_seg.nii.gz", "LGG/B/B_flair.nii", "LGG/notes.txt"],
+            "",
+        ),
+        ["A A HGG HGG/A/A_flair.nii.gz HGG/A/A_seg.nii.gz", "B B LGG LGG/B/B_flair.nii None"],
+    ),
+    "brats2020": (
+        {
+            "BraTS20_Training_001/BraTS20_Training_001_flair.nii": "",
+            "BraTS20_Training_001/BraTS20_Training_001_seg.nii": "",
+            "BraTS20_Training_355/BraTS20_Training_355_flair.nii": "",
+            "BraTS20_Training_355/W39_1998.09.19_Segm.nii": "",
+            "name_mapping.csv": MAPPING,
+        },
+        [
+            "BraTS20_Training_001 BraTS20_Training_001 HGG"
+            " BraTS20_Training_001/BraTS20_Training_001_flair.nii BraTS20_Training_001/BraTS20_Training_001_seg.nii",
+            "BraTS20_Training_355 BraTS20_Training_355 LGG"
+            " BraTS20_Training_355/BraTS20_Training_355_flair.nii BraTS20_Training_355/W39_1998.09.19_Segm.nii",
+        ],
+    ),
+    "brats2021": (
+        {
+            "BraTS2021_00030/BraTS2021_00030_flair.nii.gz": "",
+            "BraTS2021_00030/BraTS2021_00030_seg.nii.gz": "",
+        },
+        [
+            "BraTS2021_00030 BraTS2021_00030 None"
+            " BraTS2021_00030/BraTS2021_00030_flair.nii.gz BraTS2021_00030/BraTS2021_00030_seg.nii.gz"
+        ],
+    ),
+    "brats2023": (
+        {
+            "BraTS-GLI-00005-101/BraTS-GLI-00005-101-t2f.nii.gz": "",
+            "BraTS-GLI-00005-101/BraTS-GLI-00005-101-t2w.nii.gz": "",
+            "BraTS-GLI-00005-101/BraTS-GLI-00005-101-seg.nii.gz": "",
+        },
+        [
+            "BraTS-GLI-00005-101 BraTS-GLI-00005 None"
+            " BraTS-GLI-00005-101/BraTS-GLI-00005-101-t2f.nii.gz BraTS-GLI-00005-101/BraTS-GLI-00005-101-seg.nii.gz"
+        ],
+    ),
+    "msd": (
+        {
+            "imagesTr/BRATS_306.nii.gz": "",
+            "imagesTr/._BRATS_306.nii.gz": "",
+            "imagesTs/BRATS_485.nii.gz": "",
+            "labelsTr/BRATS_306.nii.gz": "",
+            "dataset.json": '{"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}}',
+        },
+        ["BRATS_306 BRATS_306 None imagesTr/BRATS_306.nii.gz labelsTr/BRATS_306.nii.gz"],
+    ),
+    "rembrandt": (
+        dict.fromkeys(
+            [
+                "900-00-1961_2005.07.05/900-00-1961_2005.07.05_flair_LPS_rSRI.nii.gz",
+                "900-00-1961_2005.07.05/900-00-1961_2005.07.05_t2_LPS_rSRI.nii.gz",
+                "900-00-1961_2005.07.05/900-00-1961_2005.07.05_GlistrBoost_out.nii.gz",
+                "HF0855_2001.01.01/HF0855_2001.01.01_flair_LPS_rSRI.nii.gz",
+            ],
+            "",
+        ),
+        [
+            "900-00-1961_2005.07.05 900-00-1961 None"
+            " 900-00-1961_2005.07.05/900-00-1961_2005.07.05_flair_LPS_rSRI.nii.gz"
+            " 900-00-1961_2005.07.05/900-00-1961_2005.07.05_GlistrBoost_out.nii.gz",
+            "HF0855_2001.01.01 HF0855 None HF0855_2001.01.01/HF0855_2001.01.01_flair_LPS_rSRI.nii.gz None",
+        ],
+    ),
+    "ucsf": (
+        {
+            "UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_FLAIR.nii.gz": "",
+            "UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_FLAIR_bias.nii.gz": "",
+            "UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_tumor_segmentation.nii.gz": "",
+            "UCSF-PDGM-metadata.csv": "ID,Sex,WHO CNS Grade\nUCSF-PDGM-004,M,4\n",
+        },
+        [
+            "UCSF-PDGM-0004 UCSF-PDGM-0004 IV UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_FLAIR.nii.gz"
+            " UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_tumor_segmentation.nii.gz"
+        ],
+    ),
+    "kaggle": (
+        {f"{KAGGLE}_{number}{kind}.tif": "" for number in (1, 2, 10) for kind in ("", "_mask")}
+        | {"data.csv": "Patient,age,neoplasm_histologic_grade\nTCGA_CS_4938,44,1\n"},
+        [f"TCGA_CS_4938_19970222 TCGA_CS_4938 II {KAGGLE}_1.tif+2 {KAGGLE}_1_mask.tif+2"],
+    ),
+    "bids": (
+        {
+            "participants.tsv": "participant_id\tage\twho_grade\nsub-01\t50\t3\nsub-02\t60\tn/a\n",
+            "sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz": "",
+            "sub-01/ses-2/anat/sub-01_ses-2_FLAIR.nii.gz": "",
+            "sub-02/anat/sub-02_FLAIR.nii.gz": "",
+            "sub-02/anat/sub-02_T1w.nii.gz": "",
+            "derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz": "",
+            "derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_space-MNI152_label-lesion_mask.nii.gz": "",
+            "derivatives/fmriprep/sub-01/ses-1/anat/sub-01_ses-1_desc-brain_mask.nii.gz": "",
+            "derivatives/fmriprep/sub-01/ses-1/anat/sub-01_ses-1_dseg.nii.gz": "",
+            "derivatives/manual/sub-02/sub-02_seg.nii.gz": "",
+        },
+        [
+            "sub-01_ses-1 sub-01 III sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz"
+            " derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_label-lesion_mask.nii.gz",
+            "sub-01_ses-2 sub-01 III sub-01/ses-2/anat/sub-01_ses-2_FLAIR.nii.gz None",
+            "sub-02 sub-02 None sub-02/anat/sub-02_FLAIR.nii.gz derivatives/manual/sub-02/sub-02_seg.nii.gz",
+        ],
+    ),
+    "folders": (
+        {
+            "participants.tsv": "participant_id\tgrade\na\tII\n",
+            "a/a_flair.nii.gz": "",
+            "a/a_seg.nii.gz": "",
+        },
+        ["a a II a/a_flair.nii.gz a/a_seg.nii.gz"],
+    ),
+    "csv": (
+        {
+            "cohort.csv": "scan,mask,patient,grade\nx/1.nii,x/m.nii,p,2\nx/2.nii.gz,,p,2\n",
+            "x/1.nii": "",
+            "x/m.nii": "",
+            "x/2.nii.gz": "",
+        },
+        ["1 p 2 x/1.nii x/m.nii", "2 p 2 x/2.nii.gz None"],
+    ),
+    "dicom": (
+        {
+            "P1/2001/FLAIR/1-01.dcm": "",
+            "P1/P1_seg.nii.gz": "",
+            "P2/IM0001": "\0" * 128 + "DICM",
+        },
+        ["P1 P1 None P1 P1/P1_seg.nii.gz", "P2 P2 None P2 None"],
+    ),
+}
+
+
+def write(folder: Path, files: dict[str, str] | list[str]) -> Path:
+    """Write files with these texts, or empty files: readers open no images."""
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files[name] if isinstance(files, dict) else "")
+    return folder
+
+
+def read(reader: Reader, folder: Path) -> Cohort:
+    cohort = reader.read(folder)
+    assert cohort is not None
+    return cohort
+
+
+def line(case: Case, folder: Path) -> str:
+    def where(volume: object) -> str:
+        if isinstance(volume, TiffStack):
+            return f"{volume.paths[0].relative_to(folder)}+{len(volume.paths) - 1}"
+        if isinstance(volume, NiftiFile | DicomSeries):
+            return os.path.relpath(str(volume), folder)
+        return str(volume)
+
+    return f"{case.id} {case.patient} {case.grade} {where(case.scan)} {where(case.mask)}"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_is_recognised_by_its_file_names(tmp_path: Path, name: str) -> None:
+    files, expected = LAYOUTS[name]
+    write(tmp_path, files)
+    first = next(reader for reader in SHIPPED if reader.read(tmp_path) is not None)
+    assert first.name == name
+    assert [line(case, tmp_path) for case in read(first, tmp_path).cases] == expected
+
+
+def test_every_shipped_reader_is_tested_and_leaves_other_folders_alone(tmp_path: Path) -> None:
+    assert {reader.name for reader in SHIPPED} == set(LAYOUTS), "a layout without a test"
+
+    write(tmp_path / "notes", ["readme.txt", "photos/1.jpg"])
+    for reader in SHIPPED:
+        for folder in (tmp_path, tmp_path / "notes", tmp_path / "notes/readme.txt", tmp_path / "gone"):
+            assert not (cohort := reader.read(folder)) or not cohort.cases
+
+
+def test_a_case_without_flair_is_a_problem_and_hides_no_other_case(tmp_path: Path) -> None:
+    write(tmp_path, ["HGG/A/A_flair.nii", "HGG/B/B_t1.nii", "LGG/.hidden/x", "old/C/C_flair.nii"])
+    cohort = read(Brats(), tmp_path)
+    assert [case.id for case in cohort.cases] == ["A"]
+    assert cohort.problems == ["HGG/B: no B_flair.nii.gz or .nii", "old: beside HGG and LGG; ignored"]
+    assert Brats().read(tmp_path / "HGG") is None
+
+
+def test_a_folder_with_another_name_is_a_problem(tmp_path: Path) -> None:
+    write(tmp_path, ["HF1_2001.01.01/HF1_2001.01.01_flair_LPS_rSRI.nii.gz", "HF2/HF2_flair_LPS_rSRI.nii.gz"])
+    assert read(REMBRANDT, tmp_path).problems == ["HF2: not named as a case of this layout; ignored"]
+
+
+def test_a_folder_name_with_wildcard_characters_is_taken_literally(tmp_path: Path) -> None:
+    write(tmp_path, ["a[b]*/a[b]*_flair.nii", "c/a[b]*_flair.nii"])
+    assert [case.id for case in read(PATIENT_FOLDERS, tmp_path).cases] == ["a[b]*"]
+
+
+def test_a_second_scan_of_ucsf_has_the_same_patient_and_two_tables_are_a_problem(tmp_path: Path) -> None:
+    write(tmp_path, ["UCSF-PDGM-0429_FU003d_nifti/UCSF-PDGM-0429_FU003d_FLAIR.nii.gz", "a.csv", "b.csv"])
+    cohort = read(UCSF, tmp_path)
+    assert (cohort.cases[0].id, cohort.cases[0].patient) == ("UCSF-PDGM-0429_FU003d", "UCSF-PDGM-0429")
+    assert cohort.problems == ["several tables (a.csv, b.csv): name one with --grades"]
+
+
+def test_the_decathlons_dataset_json_names_the_flair_volume(tmp_path: Path) -> None:
+    write(tmp_path, ["imagesTr/B_1.nii.gz"])
+    (tmp_path / "dataset.json").write_text('{"modality": {"0": "T1w", "1": "FLAIR"}}')
+    assert read(Msd(), tmp_path).cases[0].channel == "1"
+    for text in ("{", "[" * 100_000, "[]", '{"modality": {"0": "MRI"}}', '{"modality": {"x": "FLAIR"}}'):
+        (tmp_path / "dataset.json").write_text(text)
+        cohort = read(Msd(), tmp_path)
+        assert cohort.cases == []
+        assert cohort.problems[0].startswith("dataset.json: ")
+
+
+def test_nnunets_copy_of_the_decathlon_has_one_file_for_each_volume(tmp_path: Path) -> None:
+    write(tmp_path, [f"imagesTr/B_001_000{n}.nii.gz" for n in range(4)] + ["labelsTr/B_001.nii.gz"])
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "3": "FLAIR"}}))
+    [case] = read(Msd(), tmp_path).cases
+    assert (line(case, tmp_path), case.channel) == (
+        "B_001 B_001 None imagesTr/B_001_0003.nii.gz labelsTr/B_001.nii.gz",
+        None,
+    )
+
+
+def test_slices_are_ordered_by_number_and_gaps_are_problems(tmp_path: Path) -> None:
+    write(tmp_path, [f"{KAGGLE}_{n}.tif" for n in (1, 2, 4, 10)] + [f"{KAGGLE}_{n}_mask.tif" for n in (1, 2, 4)])
+    cohort = read(Kaggle(), tmp_path)
+    scan = cohort.cases[0].scan
+    assert isinstance(scan, TiffStack)
+    assert [path.name.rpartition("_")[2] for path in scan.paths] == ["1.tif", "2.tif", "4.tif", "10.tif"]
+    assert cohort.cases[0].mask is None
+    assert cohort.problems[:2] == [
+        "TCGA_CS_4938_19970222: no slice 3, 5, 6, 7, 8, 9",
+        "TCGA_CS_4938_19970222: slice 10 without a mask",
+    ]
+    assert cohort.problems[2].startswith("no grades: "), "data.csv does not exist"
+
+
+def test_of_two_possible_masks_bids_takes_the_tumours_or_none(tmp_path: Path) -> None:
+    raters = [f"derivatives/rater{n}/sub-brain1/anat/sub-brain1_mask.nii.gz" for n in (1, 2)]
+    write(tmp_path, ["sub-brain1/anat/sub-brain1_FLAIR.nii.gz", *raters])
+    cohort = read(Bids(), tmp_path)
+    assert cohort.cases[0].mask is None
+    assert cohort.problems == [f"sub-brain1: several files may be its mask: {', '.join(raters)}"]
+    tumour = write(tmp_path, ["derivatives/tumour/sub-brain1/sub-brain1_dseg.nii.gz"]) / "derivatives/tumour/sub-brain1"
+    assert read(Bids(), tmp_path).cases[0].mask == NiftiFile(tumour / "sub-brain1_dseg.nii.gz")
+
+
+def test_a_csv_may_leave_its_folder_only_by_an_absolute_path(tmp_path: Path) -> None:
+    outside = write(tmp_path, ["secret.nii"]) / "secret.nii"
+    folder = write(tmp_path / "set", ["in.nii"])
+    (folder / "link.nii").symlink_to(outside)
+    rows = ["scan,patient", "../secret.nii,a", "link.nii,b", "gone.nii,c", ",d", "in.nii,", "in.nii,e", f"{outside},f"]
+    (folder / "my.csv").write_text("\n".join(rows))
+    cohort = read(Csv(), folder / "my.csv")
+    assert [case.patient for case in cohort.cases] == ["e", "f"]
+    assert [problem.split(";")[0] for problem in cohort.problems] == [
+        "my.csv line 2: scan ../secret.nii is outside the table's folder",
+        "my.csv line 3: scan link.nii is outside the table's folder",
+        "my.csv line 4: scan gone.nii does not exist",
+        "my.csv line 5: scan is missing",
+        "my.csv line 6: no patient",
+    ]
+
+
+def test_a_csv_without_patients_has_a_problem_and_one_without_scans_has_no_cases(tmp_path: Path) -> None:
+    write(tmp_path, {"1.nii": "", "cohort.csv": "Scan;Grade\n1.nii;IV\n"})
+    cohort = read(Csv(), tmp_path)
+    assert [line(case, tmp_path) for case in cohort.cases] == ["1 1 IV 1.nii None"]
+    assert "no column 'patient'" in cohort.problems[0]
+    write(tmp_path, {"cohort.csv": "image,grade\n1.nii,IV\n"})
+    assert read(Csv(), tmp_path).problems == ["cohort.csv: no column 'scan'; there is: image, grade"]
