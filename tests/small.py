@@ -1,4 +1,4 @@
-"""A cohort, networks and a generator that are as small as can be: a whole training takes seconds."""
+"""The smallest useful cohort, networks and generator: a whole training takes seconds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from gliaflow_plugins.classifiers import CNN, Pooled
-from gliaflow_plugins.cohorts.read import read_cohort
-from gliaflow_plugins.contracts import Cohort, FeatureSource, Fitted, Options
+from gliaflow_plugins.cohorts.read import CohortRequest
+from gliaflow_plugins.contracts import Cohort, FeatureSource, FitContext, Fitted, Options
 from gliaflow_plugins.registry import Registry, load_registry
 from gliaflow_runtime.bundle.manifest import InputSpec
 from gliaflow_trainer.profiles import Profile
@@ -34,19 +34,19 @@ PROFILE = Profile(
 
 
 def head(grade: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scan and mask, 5 × 5 × 6 mm: an ellipsoid with a bright ball in it, which is brighter in HGG."""
+    """A scan and its mask, 5 × 5 × 6 mm: an ellipsoid with a bright ball, which is brighter in HGG."""
     rng = np.random.default_rng(seed)
     i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
     scan = (i**2 + j**2 + k**2 < 0.8) * rng.normal(300, 10, SHAPE)
     centre = rng.uniform(-0.3, 0.3, 3)
-    away = np.sqrt((i - centre[0]) ** 2 + (j - centre[1]) ** 2 + (k - centre[2]) ** 2)
-    mask = away < 0.45
+    distance = np.sqrt((i - centre[0]) ** 2 + (j - centre[1]) ** 2 + (k - centre[2]) ** 2)
+    mask = distance < 0.45
     scan[mask] += 600 if grade == "HGG" else 250
     return scan.astype(np.int16), (4 * mask).astype(np.uint8)
 
 
 def write_cohort(folder: Path, hgg: int, lgg: int) -> Path:
-    """In the BraTS 2018 layout: ``HGG|LGG/<ID>/<ID>_{flair,seg}.nii.gz``; ids are H0, H1, … and L0, L1, …"""
+    """Write a cohort in the BraTS 2018 layout, ``HGG|LGG/<ID>/<ID>_{flair,seg}.nii.gz``, with ids H0, … and L0, …"""
     for grade, count in (("HGG", hgg), ("LGG", lgg)):
         for number in range(count):
             name = f"{grade[0]}{number}"
@@ -58,7 +58,7 @@ def write_cohort(folder: Path, hgg: int, lgg: int) -> Path:
 
 
 def cohort(folder: Path) -> Cohort:
-    return read_cohort(folder, load_registry())
+    return CohortRequest(folder).read(load_registry())
 
 
 class LevelsOptions(Options):
@@ -66,17 +66,17 @@ class LevelsOptions(Options):
 
 
 class Levels:
-    """A generator that is fitted at once: each class's mean map, times a random level."""
+    """A generator that needs no training: each class's mean map, times a random level."""
 
     name = "levels"
     options = LevelsOptions
 
-    def fit(self, features: FeatureSource, options: Any, *, seed: int, **_: Any) -> Fitted:
+    def fit(self, features: FeatureSource, options: Any, context: FitContext) -> Fitted:
         import torch
         from torch import Tensor, nn
 
-        every = features.batch(np.arange(len(features)))
-        means = torch.from_numpy(np.stack([every[features.labels == label].mean(axis=0) for label in (0, 1)]))
+        all_maps = features.batch(np.arange(len(features)))
+        means = torch.from_numpy(np.stack([all_maps[features.labels == label].mean(axis=0) for label in (0, 1)]))
 
         class Generator(nn.Module):
             def __init__(self) -> None:
@@ -93,8 +93,8 @@ class Levels:
                 self.register_buffer("means", means)
 
             def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-                away = -(features[:, None] - self.means).square().mean(dim=(2, 3, 4))  # type: ignore[operator]
-                return away.amax(dim=1), away
+                closeness = -(features[:, None] - self.means).square().mean(dim=(2, 3, 4))  # type: ignore[operator]
+                return closeness.amax(dim=1), closeness
 
         return Fitted(1, Generator().eval(), Critic().eval(), [{"loss": 0.0}])
 

@@ -1,4 +1,4 @@
-"""The head of a phantom patient: the voxels, the shapes, and what each tissue looks like on FLAIR without a tumour."""
+"""The head of a phantom patient without a tumour: voxels, shapes, and the brightness of each tissue on FLAIR."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Coordinates = tuple[Field, Field, Field]
 
 @dataclass(frozen=True)
 class Grid:
-    """The voxels that are painted (a box around the head), and the matrix they are set into when stored."""
+    """The voxels that are painted (a box around the head), and the matrix of the stored scan."""
 
-    axes: tuple[Field, Field, Field]  # voxel centres in mm, RAS, the middle of the brain about 0
+    axes: tuple[Field, Field, Field]  # voxel centres in mm, RAS, with 0 near the middle of the brain
     matrix: tuple[int, int]
     spacing: tuple[float, float, float]
 
@@ -30,7 +30,7 @@ class Grid:
         pixel = max(rng.uniform(0.85, 1.2), 205 / matrix)
         thick = float(rng.choice([rng.uniform(4, 6.5), rng.uniform(2.5, 4), rng.uniform(1, 2.5)], p=[0.65, 0.25, 0.1]))
         top = rng.uniform(62, 88)
-        # From the skull base or the jaw to the vertex; thin slices cover less, to be quick.
+        # From the skull base or the jaw to the vertex. Thin slices cover less, to save time.
         slices = min(int((top + rng.uniform(50, 105)) / thick), 56)
         size = [min(int(mm / pixel), matrix) for mm in (188, 234)]
         x, y = [((np.arange(n) - (n - 1) / 2) * pixel).astype(np.float32) for n in size]
@@ -46,10 +46,10 @@ class Grid:
         return float(np.prod(self.spacing)) / 1000
 
     def field(self, spacing: float, rng: np.random.Generator) -> Field:
-        """A smooth random field of mean 0 and deviation 1: a cubic B-spline with knots ``spacing`` mm apart."""
+        """A smooth random field with mean 0 and deviation 1: a cubic B-spline with knots ``spacing`` mm apart."""
         bases = [_spline_basis(axis, spacing, rng.uniform()) for axis in self.axes]
         field: Field = rng.standard_normal([basis.shape[1] for basis in bases], dtype=np.float32)
-        for basis in bases:  # each turn contracts the first axis and appends it, so that the order is kept
+        for basis in bases:  # each step contracts the first axis and appends the new one: the order stays
             field = np.tensordot(field, basis, axes=(0, 1))
         field -= field.mean()
         field /= field.std() + np.float32(1e-6)
@@ -57,7 +57,7 @@ class Grid:
 
 
 class Head:
-    """Where each tissue is. ``p``: the voxels in the head's own coordinates (mm, RAS), bent and tilted."""
+    """The place of each tissue. ``p``: the voxels in the head's own coordinates (mm, RAS), bent and tilted."""
 
     ventricle: Field
     grey: Field
@@ -84,7 +84,7 @@ class Head:
         self.cerebellum = smooth_min(cerebellum, stem, 4)
         self.brain = np.minimum(self.cerebrum, self.cerebellum)
         self.intracranial = smooth_min(self.cerebrum, self.cerebellum, 14) - np.float32(rng.uniform(0.5, 4.5))
-        # Sulci are the zero set of a random field; |field| times its correlation length is about the distance to it.
+        # Sulci are the zero set of a random field; |field| times its correlation length approximates the distance.
         knots = rng.uniform(7, 13)
         self.sulcus = np.abs(grid.field(knots, rng)) * np.float32(0.55 * knots)
         self.texture = grid.field(rng.uniform(3, 7), rng)
@@ -105,9 +105,9 @@ class Head:
         return reduce(np.minimum, shapes)
 
     def paint_brain(self, p: Coordinates, swelling: Field) -> Field:
-        """Brain and CSF without the lesion, white matter about 1. ``swelling`` 0–1 presses the sulci shut."""
+        """Brain and CSF without the lesion; white matter is about 1. ``swelling`` (0–1) closes the sulci."""
         rng, grid = self.rng, self.grid
-        contrast = rng.uniform(1.0, 1.4)  # grey over white; on FLAIR grey is the brighter
+        contrast = rng.uniform(1.0, 1.4)  # grey over white matter: on FLAIR, grey is brighter
         csf, depth = rng.uniform(0.1, 0.5), rng.uniform(14, 30)
         sulcus = self.sulcus + np.maximum(-self.brain - np.float32(depth), 0)
         cortex = np.minimum(-self.brain, sulcus)
@@ -120,7 +120,7 @@ class Head:
         grey = np.where(self.cerebellum < 0, np.float32(rng.uniform(0, 0.9)), grey)
         image *= 1 + np.float32(contrast - 1) * grey
         ventricles = self.ventricles(p)
-        # Caps and bands along the ventricles, and a few spots in the white matter: bright, and no tumour.
+        # Caps and bands along the ventricles, and a few spots in the white matter, are bright without being tumour.
         if rng.random() < 0.7:
             caps = np.exp(-(((m[0] - 12) / 9) ** 2) - ((np.abs(p[1] + 6) - 42) / 9) ** 2) + np.float32(
                 rng.uniform(0, 0.5)
@@ -130,7 +130,7 @@ class Head:
         if rng.random() < 0.4:
             spots = grid.field(rng.uniform(5, 9), rng) > rng.uniform(2.4, 3.2)
             image += np.float32(rng.uniform(0.2, 0.8)) * (spots & (cortex > 8))
-        # Broad and faint on both sides alike: the white matter behind the trigones, the insulae, the septum.
+        # Broad, faint and symmetric: the white matter behind the trigones, the insulae, the septum.
         behind = np.exp(-(((m[0] - 26) / 10) ** 2) - ((p[1] + 38) / 18) ** 2 - ((p[2] - 14) / 14) ** 2)
         insula = np.exp(-(((m[0] - 40) / 4) ** 2) - ((p[1] - 2) / 16) ** 2 - ((p[2] - 4) / 12) ** 2)
         septum = np.exp(-((m[0] / 3) ** 2) - ((p[1] + 4) / 30) ** 2 - ((p[2] - 15) / 9) ** 2)
@@ -147,8 +147,8 @@ class Head:
         rng, grid, p = self.rng, self.grid, self.p
         skull = np.float32(rng.uniform(3, 8)) + np.float32(rng.uniform(0.5, 1.5)) * grid.field(40, rng)
         scalp = np.maximum(np.float32(rng.uniform(3, 9)) + np.float32(rng.uniform(0.5, 2.5)) * grid.field(35, rng), 1.5)
-        # Towards the vertex a thick slice cuts scalp and skull lengthwise: they merge into a broad ring, grey as often
-        # as white, that must not be taken for a tumour.
+        # Towards the vertex, a thick slice cuts scalp and skull lengthwise. They merge into a broad grey or white ring,
+        # which must not be mistaken for a tumour.
         vertex = np.float32(rng.uniform(0, 1)) * ((p[2] - 42) / 35).clip(0, 1)
         scalp = scalp * (1 + np.float32(rng.uniform(0, 1.5)) * vertex)
         m = (np.abs(p[0]), p[1], p[2])
@@ -173,7 +173,7 @@ class Head:
 
 
 def _spline_basis(axis: Field, spacing: float, phase: float) -> Field:
-    """Cubic B-splines at the points of ``axis``: [points, knots], each row four weights that add up to 1."""
+    """Cubic B-splines at the points of ``axis``: [points, knots]. Each row has four weights, of sum 1."""
     first = float(axis[0]) - spacing * phase
     at = (axis.astype(np.float64) - first) / spacing
     knots = np.arange(-3, int(at[-1]) + 6, dtype=np.float64)
@@ -181,7 +181,7 @@ def _spline_basis(axis: Field, spacing: float, phase: float) -> Field:
 
 
 def ellipsoid(p: Coordinates, centre: Sequence[float], radii: Sequence[float]) -> Field:
-    """About the signed distance to an ellipsoid (exact on its surface; Quilez, "ellipsoid - distance")."""
+    """An approximate signed distance to an ellipsoid (exact on its surface; Quilez, "ellipsoid - distance")."""
     q = [(axis - np.float32(c)) * np.float32(1 / r) for axis, c, r in zip(p, centre, radii, strict=True)]
     k0 = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
     for axis, r in zip(q, radii, strict=True):
@@ -201,7 +201,7 @@ def capsule(p: Coordinates, start: Sequence[float], end: Sequence[float], radius
 
 
 def smooth_min(a: Field, b: Field, k: float) -> Field:
-    """The smaller, rounded where the two are within ``k`` mm (polynomial smooth minimum)."""
+    """The smaller of two distances, smoothed where they differ by less than ``k`` mm (polynomial smooth minimum)."""
     h = np.maximum(np.float32(k) - np.abs(a - b), 0) * np.float32(1 / k)
     return np.asarray(np.minimum(a, b) - h * h * np.float32(k / 4), dtype=np.float32)
 
@@ -211,7 +211,7 @@ def smooth_max(a: Field, b: Field, k: float) -> Field:
 
 
 def inside(distance: Any, width: float) -> Field:
-    """How much of a voxel lies inside: 1 within, 0 without, over ``width`` mm either side of the surface."""
+    """The share of a voxel inside a surface: 1 inside, 0 outside, linear within ``width`` mm of the surface."""
     return np.asarray(np.clip(0.5 - distance * np.float32(0.5 / width), 0, 1), dtype=np.float32)
 
 

@@ -1,11 +1,11 @@
-"""Phantom patients: drawings of FLAIR scans with gliomas, whose masks and grades are known because we drew them.
+"""Phantom patients: drawings of FLAIR scans with gliomas, whose masks and grades are known by construction.
 
-The head is painted from signed distances (mm, negative inside) to simple shapes, bent by smooth random fields; the
-tumour is a level set of a random field, cut at the level that gives the volume asked for. What tells the grades
-apart is drawn from one hidden number, the aggressiveness; what should not (volume, place, contrast, scanner) is
-drawn without it. Tissue contrast, skull, noise, slice thickness and storage order vary far more than in one
-hospital, so that a network trained on phantoms alone meets a real scan as one more variation (domain randomisation;
-Billot et al. 2023, SynthSeg). A phantom is no patient: scores on phantoms say nothing clinical.
+The head is painted from signed distances (mm, negative inside) to simple shapes, which smooth random fields bend. The
+tumour is a level set of a random field, at the level that gives the drawn volume. The grade decides one hidden number,
+the aggressiveness, and this number the looks; volume, place, contrast and scanner are drawn without it. Tissue
+contrast, skull, noise, slice thickness and storage order vary far more than in one hospital: to a network that is
+trained on phantoms, a real scan is one more variation (domain randomisation; Billot et al. 2023, SynthSeg). A phantom
+is not a patient: scores on phantoms have no clinical meaning.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from gliaflow_proto import CLASSES
+from gliaflow_runtime.files import whole_file, write_whole
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from gliaflow_phantoms.anatomy import Coordinates, Field, Grid, Head, inside, mix
 
-GRADES = ("HGG", "LGG")
 COHORT_FILE = "phantoms.json"  # how a cohort was made
-AMBIGUOUS = 0.15  # share of patients whose looks say nothing of their grade
+AMBIGUOUS = 0.15  # share of patients whose looks do not depend on their grade
 STRIPPED = 0.3  # share of skull-stripped scans
 MEDIAN_ML, SPREAD = 55.0, 0.85  # log-normal tumour volume, the same for both grades
 FAR = np.float32(9)  # a level that no tumour reaches
@@ -50,24 +51,22 @@ def write_cohort(
     seed: int,
     hgg_share: float = 0.6,
     progress: Callable[[int, int], None] | None = None,
-    workers: int | None = None,
 ) -> None:
     """Write ``patients`` phantoms in the BraTS 2018 layout: ``HGG|LGG/<ID>/<ID>_{flair,seg}.nii.gz``.
 
-    Patient k of a seed is the same however many are written. Files appear whole, and those that are there already
-    are left alone, so that an interrupted run goes on where it stopped.
+    Patient k of a seed is the same whatever the number of patients. Each file is written whole, and files that are
+    there already are not changed, so an interrupted run resumes.
 
     Parameters
     ----------
     progress: called with (patients done, patients).
-    workers: threads; all cores by default.
     """
     if not 0 <= hgg_share <= 1:
-        raise ValueError(f"hgg_share must lie in 0–1: {hgg_share}")
+        raise ValueError(f"hgg_share must be from 0 to 1: {hgg_share}")
     out.mkdir(parents=True, exist_ok=True)
-    made_by = {"made_by": "gliaflow phantom", "patients": patients, "seed": seed, "hgg_share": hgg_share}
-    (out / COHORT_FILE).write_text(json.dumps(made_by) + "\n", encoding="utf-8")
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    origin = {"made_by": "gliaflow phantom", "patients": patients, "seed": seed, "hgg_share": hgg_share}
+    write_whole(out / COHORT_FILE, json.dumps(origin) + "\n")
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         jobs = [pool.submit(_write_patient, out, k, seed, _grade(k, hgg_share)) for k in range(patients)]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
@@ -79,9 +78,18 @@ def write_cohort(
             raise
 
 
+def made_by(folder: Path) -> dict[str, Any]:
+    """How ``gliaflow phantom`` made the cohort in ``folder``; empty for any other folder."""
+    try:
+        made = json.loads((folder / COHORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {"made_by": made} if isinstance(made, dict) else {}
+
+
 def _grade(k: int, hgg_share: float) -> str:
-    # Patient by patient as near the share as can be, so that a smaller cohort is the beginning of a larger one.
-    return GRADES[0] if int((k + 1) * hgg_share + 1e-9) > int(k * hgg_share + 1e-9) else GRADES[1]
+    # The first k patients, for any k, have as nearly as possible this share: a small cohort begins a larger one.
+    return CLASSES[0] if int((k + 1) * hgg_share + 1e-9) > int(k * hgg_share + 1e-9) else CLASSES[1]
 
 
 def _write_patient(out: Path, k: int, seed: int, grade: str) -> None:
@@ -93,15 +101,14 @@ def _write_patient(out: Path, k: int, seed: int, grade: str) -> None:
     phantom = make_patient(grade, np.random.default_rng([seed, k]))
     folder.mkdir(parents=True, exist_ok=True)
     for file, voxels in zip(files, (phantom.flair, phantom.mask), strict=True):
-        part = folder / f".part-{file.name}"
-        nib.save(nib.Nifti1Image(voxels, phantom.affine), part)
-        part.replace(file)
+        with whole_file(file, ending=".part.nii.gz") as part:
+            nib.save(nib.Nifti1Image(voxels, phantom.affine), part)
 
 
 def make_patient(grade: str, rng: np.random.Generator) -> Phantom:
-    """One phantom patient, anatomy, tumour and scanner all drawn from ``rng``. About half a second on one core."""
-    if grade not in GRADES:
-        raise ValueError(f"grade must be one of {GRADES}: {grade!r}")
+    """One phantom patient: ``rng`` draws anatomy, tumour and scanner. Takes about half a second on one core."""
+    if grade not in CLASSES:
+        raise ValueError(f"grade must be one of {', '.join(CLASSES)}: {grade!r}")
     grid = Grid.draw(rng)
     stripped = bool(rng.random() < STRIPPED)
     head = Head(grid, rng)
@@ -116,7 +123,7 @@ def make_patient(grade: str, rng: np.random.Generator) -> Phantom:
 
 
 class _Tumour:
-    """The glioma. Volume, place and contrast are drawn alike in both grades; its texture from the aggressiveness."""
+    """The glioma. Volume, place and contrast do not depend on the grade; the texture depends on the aggressiveness."""
 
     labels: NDArray[np.uint8]
 
@@ -139,8 +146,8 @@ class _Tumour:
         rho = np.sqrt(squares) / np.float32(radius)
         rho += np.float32(0.12 + 0.10 * a) * grid.field(max(14, radius * 0.8), rng)
         rho += np.float32(rng.uniform(0.02, 0.08) + 0.12 * a) * grid.field(9, rng)
-        # Oedema follows white matter and stops at the cortex (fingers); a quiet tumour may sit in the cortex itself.
-        # The midline stops all but in the callosum.
+        # Oedema follows white matter and stops at the cortex (fingers); a slow tumour may be in the cortex itself. No
+        # tumour crosses the midline except through the callosum.
         cortex = np.minimum(-head.brain, head.sulcus + np.maximum(-head.brain - 22, 0)).clip(0)
         rho += np.float32(rng.uniform(-0.6, 0.1) + 0.4 * a) * np.exp(-cortex / 3)
         callosum = (np.abs(head.p[1]) < 35) & (np.abs(head.p[2] - 22) < 8)
@@ -150,7 +157,7 @@ class _Tumour:
         self.push = (1 + rng.uniform(0, 2) + 6 * a) * min(1.0, radius / 20)
 
     def _place(self, rng: np.random.Generator, radius: float) -> tuple[float, float, float]:
-        """A point deep enough in a hemisphere and far enough from the ends of the scan to be seen."""
+        """A point deep enough in a hemisphere, and far enough from the ends of the scan."""
         head = self.head
         z = head.grid.axes[2]
         depth = -head.cerebrum
@@ -165,7 +172,7 @@ class _Tumour:
         return float(head.grid.axes[0][i]), float(head.grid.axes[1][j]), float(z[k])
 
     def displaced(self, p: Coordinates) -> Coordinates:
-        """Mass effect: anatomy is read from nearer the tumour's centre, so it appears pushed away."""
+        """Mass effect: anatomy is sampled nearer to the tumour's centre, so that it appears pushed away."""
         x, y, z = self.offset
         r2 = x**2 + y**2 + z**2
         factor = np.float32(self.push) * np.exp(-r2 / np.float32(2 * (1.3 * self.radius) ** 2)) / np.sqrt(r2 + 25)
@@ -178,7 +185,7 @@ class _Tumour:
         )
 
     def paint(self, image: Field) -> Field:
-        """Draw the tumour into ``image`` and set ``labels``: 2 oedema or tumour of one kind, 4 rim, 1 within it."""
+        """Draw the tumour into ``image`` and set ``labels``: 2 oedema or uniform tumour, 4 rim, 1 core inside it."""
         rng, a, grid, radius = self.rng, self.aggressive, self.head.grid, np.float32(self.radius)
         rho = np.where(self.head.ventricle < 0.5, FAR, self.rho)
         voxels = max(8, int(self.volume / grid.voxel_ml))
@@ -189,13 +196,13 @@ class _Tumour:
         bright = np.float32(rng.uniform(1.0, 1.25) * (1 + self.contrast))
         pattern = grid.field(rng.uniform(5, 14), rng)
         lesion = bright * (1 + np.float32(0.02 + rng.uniform(0, 0.06) + 0.22 * a * rng.uniform(0.5, 1.2)) * pattern)
-        # In any grade a part may be hardly brighter than the brain around it, in broad patches or towards the edge.
+        # In both grades, a part may be hardly brighter than the brain around it, in broad patches or towards the edge.
         faint = np.float32(rng.uniform(0, 0.7)) * np.clip(grid.field(max(12, self.radius * 0.7), rng), 0, 1)
         faint = np.maximum(faint, np.float32(rng.uniform(0, 0.6)) * np.clip(1 + distance / (0.5 * radius), 0, 1))
         lesion -= faint * (lesion - 1)
         self.labels = np.where(mask, 2, 0).astype(np.uint8)
-        # The core lies off the middle, with a ragged outline of its own. In most of the aggressive it is dark within
-        # a thick rim; a few of the quiet have a smooth cyst.
+        # The core is off the middle and has a ragged outline. Most aggressive tumours have a dark core inside a thick
+        # rim; a few slow ones have a smooth cyst.
         necrotic = bool(rng.random() < 1 / (1 + np.exp(-10 * (a - 0.5))))
         if necrotic or rng.random() < 0.08:
             x, y, z = (
@@ -218,7 +225,7 @@ class _Tumour:
 
 
 def _scan(image: Field, grid: Grid, p: Coordinates, rng: np.random.Generator, stripped: bool) -> Field:
-    """What the scanner adds: partial volume and blur, bias field, contrast, Rician noise. Knows nothing of grades."""
+    """The scanner: partial volume and blur, bias field, contrast, Rician noise, drawn without regard to the grade."""
     image = ndimage.gaussian_filter(image, [rng.uniform(0.2, 0.9), rng.uniform(0.2, 0.9), rng.uniform(0.35, 0.8)])
     bias = np.float32(rng.uniform(0.02, 0.12)) * grid.field(110, rng)
     if rng.random() < 0.5:  # surface coils: brighter near the scalp
@@ -232,7 +239,7 @@ def _scan(image: Field, grid: Grid, p: Coordinates, rng: np.random.Generator, st
 
 
 def _store(image: Field, labels: NDArray[np.uint8], grid: Grid, grade: str, rng: np.random.Generator) -> Phantom:
-    """Into the full matrix, the head a little off its middle, in some scanner's storage order and units."""
+    """Put the head into the full matrix, a little off its middle, in a random storage order and random units."""
     low = [
         int(np.clip((m - n) // 2 + rng.integers(-6, 7), 0, m - n))
         for m, n in zip(grid.matrix, grid.shape[:2], strict=True)
@@ -242,7 +249,7 @@ def _store(image: Field, labels: NDArray[np.uint8], grid: Grid, grade: str, rng:
     mask = np.zeros(full.shape, np.uint8)
     full[inner], mask[inner] = image, labels
     air = float(np.median(image[:3]))
-    if air > 0:  # the air around the box is as noisy as the air in it; a Rayleigh's median is 1.18 σ
+    if air > 0:  # the air outside the box is as noisy as the air in it; the median of a Rayleigh variable is 1.18 σ
         outside = np.ones(grid.matrix, bool)
         outside[inner] = False
         full[outside] = rng.rayleigh(air / 1.18, (int(outside.sum()), grid.shape[2]))

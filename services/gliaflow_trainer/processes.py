@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that ends."""
+"""Processes that end with their parent, even if the parent is killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Called first in a child. Ctrl-C, which a terminal sends to it too, is the parent's to answer."""
+    """The first call in a child. Ctrl-C, which a terminal also sends to the child, is left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

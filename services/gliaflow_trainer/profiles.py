@@ -1,4 +1,4 @@
-"""The three sizes of a training."""
+"""The profiles of a training: demo, small, paper."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from gliaflow_runtime.bundle.manifest import InputSpec
 
 @dataclass(frozen=True)
 class Profile:
-    """A size of slices and networks, and the options with which each network is fitted.
+    """The size of slices and networks, and the options with which each network is fitted.
 
-    ``unet`` and ``fine_tune`` (over ``unet``, with ``--init``) are arguments of ``fit_unet``; ``generators`` and
-    ``classifiers`` have options by variant, over the variant's defaults.
+    ``unet`` has values for ``UNetOptions``; with ``--init``, ``fine_tune`` overrides them. ``generators`` and
+    ``classifiers`` have options by variant, which override the variant's defaults.
     """
 
-    width: int  # of the U-Net's first block; 64 in the paper
-    norm: bool  # batch normalisation in the U-Net; the paper has none
+    width: int  # channels of the U-Net's first block; 64 in the paper
+    norm: bool  # batch normalisation in the U-Net; none in the paper
     input: InputSpec
     unet: Mapping[str, Any]
     fine_tune: Mapping[str, Any]
-    tap: str = "dec3"  # where features are read: the paper's 120×120×128, for which it had no memory
-    cropped: bool = True  # to the mask: the paper's last suggestion
-    classifier: str = "pooled"  # the paper's is "cnn"
+    tap: str = "dec3"  # the tap that features are read from: the paper's 120×120×128, for which it lacked the memory
+    cropped: bool = True  # crop features to the mask: the paper's last suggestion
+    classifier: str = "pooled"  # "cnn" in the paper
     augmentations: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     mirror: bool = False  # the mask is the mean of the slice's and its mirror image's: twice the work, about +0.01 Dice
     generators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     classifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-# 192 mm about the middle of the head, at the pixels that two cores can train on
+# 192 mm around the middle of the head, in as many pixels as two cores can train on
 SMALL_INPUT = InputSpec(size=(128, 128), spacing=(1.5, 1.5))
 GANS = ("infogan", "acgan", "sngan-projection", "reacgan", "adcgan", "wgan-gp", "acgan-image")
-# ``randomise`` moves whole batches, in a fraction of the time of the paper's augmentations
+# ``randomise`` changes whole batches, in a fraction of the time of the paper's augmentations
 QUICK = {"batch": 16, "cosine": True, "loss": "dice+bce", "randomise": True, "regions": 1.0}
 
 PROFILES = {

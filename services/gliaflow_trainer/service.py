@@ -1,7 +1,12 @@
-"""The trainer: what the recorder has stored becomes a new bundle, each time that there is more of it.
+"""The trainer service: labelled scans that pass through the pipeline become a new bundle.
 
-It fits in a process of its own. So recording goes on meanwhile, the memory goes back afterwards, and SIGTERM ends a
-fit at once; the next start goes on with it.
+The way of a scan's features, in the order of this file:
+
+1. The ``Recorder`` (``gliaflow_store``), a stage in this process, writes them to the feature store.
+2. ``Trainer.poll`` sees that the store has changed and is quiet again, and starts a fit if it has enough patients.
+3. ``_fit_process`` runs the fit in a process of its own: recording continues meanwhile, the memory is free afterwards,
+   and SIGTERM ends a fit at once. The next start resumes it.
+4. ``fit_store`` fits generators and classifier on the store and publishes them, with the base's U-Net, in ``bundles``.
 """
 
 from __future__ import annotations
@@ -15,10 +20,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import structlog
@@ -34,23 +37,33 @@ from gliaflow_trainer.processes import end_with_parent
 from gliaflow_trainer.profiles import PROFILES
 from gliaflow_trainer.variants import choose
 
-LEAST = 4  # patients of a class: one to choose with, one to measure on, two to learn from
+MIN_PATIENTS = 4  # of a class: one to choose with, one to measure on, two to learn from
 
 log = structlog.get_logger()
 
 
+def require_own(base: Bundle, store: Path) -> None:
+    """Raise BundleError if the store holds features of another bundle or tap: they cannot be mixed."""
+    origin = origin_of(store)
+    if origin is not None and (origin.bundle, origin.tap) != (base.id, base.tap):
+        raise BundleError(
+            f"{store} holds {origin}, but this is tap {base.tap} of {base.id}; give extractor and trainer the same "
+            "bundle, or name another store"
+        )
+
+
 class Trainer:
-    """Looks at the store and fits where there is something new to learn from. ``look`` never waits.
+    """Starts a fit whenever the store has something new to learn from.
 
     Parameters
     ----------
-    base: what the extractor serves; a new bundle has its U-Net.
+    base: the bundle that the extractor serves. A new bundle has its U-Net.
     settings: ``store``, ``bundles``, ``seed``, ``device``, ``threads`` and those that begin with ``train_``.
 
     Raises
     ------
     PluginError: the profile, the variant or one of its options is not known.
-    OSError: no bundle could be written.
+    OSError: ``bundles`` cannot be written.
     """
 
     def __init__(self, base: Bundle, settings: Settings) -> None:
@@ -61,37 +74,37 @@ class Trainer:
         if not os.access(settings.bundles, os.W_OK):
             raise PermissionError(f"{settings.bundles}: new bundles could not be written here")
         self._base, self._settings = base, settings
-        self._seen = 0.0  # when the store had been written to at the last look
+        self._seen = 0.0  # the store's time of change when it was last read
         self._fit: BaseProcess | None = None
-        self._began = 0.0  # when the fit was started
+        self._started = 0.0  # when the fit was started
 
-    def look(self) -> None:
-        """Start a fit if one is due; say what became of the last. To be called again and again."""
+    def poll(self) -> None:
+        """Log how the last fit ended, and start a fit if one is due. Called again and again; it never waits."""
+        settings = self._settings
         if self._fit is not None:
-            if self._fit.is_alive() and time.monotonic() - self._began <= self._settings.train_deadline_s:
-                return
             if self._fit.is_alive():
-                log.error("fit ended", reason=f"longer than train_deadline_s, {self._settings.train_deadline_s} s")
-                self.abandon()
+                if time.monotonic() - self._started > settings.train_deadline_s:
+                    log.error("fit ended", reason=f"longer than train_deadline_s, {settings.train_deadline_s} s")
+                    self.abandon()
                 return
             if self._fit.exitcode == -signal.SIGKILL:
                 log.error("fit killed", reason="most likely it took more memory than there is")
-            if self._fit.exitcode:  # it has said why, unless it was killed
+            if self._fit.exitcode:  # unless it was killed, the process has logged the reason
                 log.warning("no bundle until the store changes", exitcode=self._fit.exitcode)
             self._fit = None
-        written = self._settings.store.stat().st_mtime  # every part that is recorded is a new name in the folder
-        if written == self._seen or time.time() - written < self._settings.train_after_s:
+        written = settings.store.stat().st_mtime  # each part that is recorded is a new name in the folder
+        if written == self._seen or time.time() - written < settings.train_after_s:
             return
         self._seen = written
         if missing := self._missing():
             log.info("waiting", missing=missing)
             return
-        self._fit = multiprocessing.get_context("spawn").Process(target=_fit, args=[self._settings], daemon=True)
+        self._fit = multiprocessing.get_context("spawn").Process(target=_fit_process, args=[settings], daemon=True)
         self._fit.start()
-        self._began = time.monotonic()
+        self._started = time.monotonic()
 
     def abandon(self) -> None:
-        """End a fit that is under way. What it has done so far stays for the next."""
+        """End a fit that is running. Its work so far stays for the next one."""
         if self._fit is not None and self._fit.is_alive():
             log.info("fit abandoned")
             self._fit.terminate()
@@ -101,145 +114,31 @@ class Trainer:
         self._fit = None
 
     def _missing(self) -> str | None:
-        """What there must be before a fit makes sense; None: all is there."""
+        """What the store lacks for a fit; None: nothing."""
         try:
-            store = open_store(self._settings.store, self._base)
-        except StoreError as error:
+            store = _open_store(self._settings.store, self._base)
+        except (StoreError, BundleError) as error:
             return str(error)
+        samples = _of_one_class(store)
         for problem in store.problems:
             log.warning("not learnt from", problem=problem)
-        samples = of_one_class(store)
-        patients = _patients(samples)
+        patients = _count_patients(samples)
         log.info("recorded", scans=len(np.unique(store.scans)), slices=len(store), patients=patients)
-        few = [f"{LEAST - count} more patients of {label}" for label, count in patients.items() if count < LEAST]
+        few = [f"{MIN_PATIENTS - n} more patients of {label}" for label, n in patients.items() if n < MIN_PATIENTS]
         if few:
             return ", ".join(few)
-        last, _ = _last(self._settings.bundles, self._base)
-        if last is not None and last.manifest.training.get("store", {}).get("digest") == self._digest(samples):
+        last, _ = _last_bundle(self._settings.bundles, self._base)
+        if last is not None and last.manifest.training.get("store", {}).get("digest") == _digest(
+            samples, self._base, self._settings
+        ):
             return f"scans that {last.id} has not seen, or another profile or generator"
         return None
 
-    def _digest(self, samples: Samples) -> str:
-        settings = self._settings
-        return digest(samples, self._base, settings.train_profile, settings.train_generator, settings.train_options)
 
-
-def require_own(base: Bundle, store: Path) -> None:
-    """Raise BundleError where the store holds features of another bundle or tap: they do not mix."""
-    origin = origin_of(store)
-    if origin is not None and (origin.bundle, origin.tap) != (base.id, base.tap):
-        raise BundleError(f"{store} holds {origin}, but this is tap {base.tap} of {base.id}; name another store")
-
-
-def open_store(folder: Path, base: Bundle) -> FeatureStore:
-    """The store of features of this bundle. Raises StoreError: it has none, or they are of another bundle or tap."""
-    store = FeatureStore(folder, base.manifest.classes)
-    if (store.bundle, store.tap) != (base.id, base.tap):
-        raise StoreError(
-            f"{folder}: features of tap {store.tap} of {store.bundle}, but this is tap {base.tap} of {base.id}; "
-            "give extractor and trainer the same bundle, and the trainer a new store"
-        )
-    return store
-
-
-def of_one_class(store: FeatureStore) -> Samples:
-    """The samples of patients with one label: who has two is left out, and named in ``store.problems``."""
-    labels = Counter(patient for patient, _ in {*zip(store.patients.tolist(), store.labels.tolist(), strict=True)})
-    odd = [patient for patient, count in labels.items() if count > 1]
-    if odd:
-        store.problems.append(f"{store.folder}: {len(odd)} patients with scans of both classes")
-    return store.select(~np.isin(store.patients, odd))
-
-
-def digest(samples: Samples, base: Bundle, profile: str, generators: str, options: Mapping[str, Any]) -> str:
-    """Stands for a fit: of these scans with these labels, seen by this bundle, by these variants."""
-    known = {*zip(samples.scans.tolist(), samples.patients.tolist(), samples.labels.tolist(), strict=True)}
-    how = [profile, generators, json.dumps(options, sort_keys=True)]
-    text = "\n".join([base.id, base.tap, *how, *("\x1f".join(map(str, each)) for each in sorted(known))])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def fit_store(
-    folder: Path,
-    base: Bundle,
-    out: Path,
-    profile: str,
-    generators: str,
-    options: Mapping[str, Any],
-    *,
-    seed: int,
-    device: str,
-) -> Bundle:
-    """Fit generator and classifier on a store and write them, with the base's U-Net, as the bundle ``out``.
-
-    Called again after it was cut off, it goes on, as long as the store is the same.
-
-    Parameters
-    ----------
-    base: what the features in ``folder`` come from.
-    profile, generators, options: as for ``gliaflow train``.
-
-    Raises
-    ------
-    StoreError: the features are of another bundle, or there are none.
-    PluginError: the profile, variant or option is not known, or a class has too few patients.
-    """
-    from rich.progress import Progress
-
-    from gliaflow_trainer.steps import same_run
-    from gliaflow_trainer.train import NOTICE, SHARES, fit_graders, split_patients
-
-    variants = choose(load_registry(), generators, PROFILES[profile], options)
-    samples = of_one_class(open_store(folder, base))
-    classes = base.manifest.classes
-    label_of = {p: classes[label] for p, label in zip(samples.patients.tolist(), samples.labels.tolist(), strict=True)}
-    split = split_patients(sorted(label_of.items()), seed)
-    run = {
-        "store": digest(samples, base, profile, generators, options),
-        "profile": profile,
-        "seed": seed,
-    }
-    work = out.with_name(f".{out.name}.work")
-    try:
-        same_run(work, run)
-    except PluginError:  # there are other scans now: what was begun is of no use
-        shutil.rmtree(work)
-        same_run(work, run)
-    scans = len(np.unique(samples.scans))
-    log.info("fitting", bundle=out.name, scans=scans, patients=_patients(samples), generators=generators)
-    counts = {
-        which: {label: sum(split[p] == which and label_of[p] == label for p in split) for label in classes}
-        for which in SHARES
-    }
-    manifest = base.manifest.model_dump(mode="json", exclude={"schema_", "files"})
-    history = base.manifest.training.get("history", {})
-    manifest |= {
-        "name": out.name,
-        "notice": f"Grader and generator of {len(split)} patients, on the U-Net of {base.id}. {NOTICE}",
-        "tap": base.tap,
-        "training": {
-            "base": base.id,
-            "store": {"digest": run["store"], "scans": scans, "patients": counts},
-            "profile": profile,
-            "seed": seed,
-            "device": device,
-            "history": {"unet": history["unet"]} if "unet" in history else {},
-        },
-        # of the U-Net, which is the same
-        "metrics": {
-            key: base.manifest.metrics[key] for key in ("unet", "segmentation") if key in base.manifest.metrics
-        },
-    }
-    with Progress(disable=True) as bar:
-        bundle = fit_graders(samples, split, base, work, out, manifest, variants, seed, device, bar)
-    shutil.rmtree(work)
-    return bundle
-
-
-def _fit(settings: Settings) -> None:
-    """A fit, in a process that ends when it is done, is told to, or its parent is no more."""
-    end_with_parent()  # two that write the same bundle would be one too many
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: stages compute beside us
+def _fit_process(settings: Settings) -> None:
+    """One fit. The process ends when the fit ends, on SIGTERM, or with its parent."""
+    end_with_parent()  # or two processes might write the same bundle
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: the stages need the cores too
     configure_logging(settings.log_level, settings.log_format)
     try:
         if settings.threads:
@@ -247,18 +146,9 @@ def _fit(settings: Settings) -> None:
 
             torch.set_num_threads(settings.threads)
         base = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state)
-        _, number = _last(settings.bundles, base)
+        _, number = _last_bundle(settings.bundles, base)
         out = settings.bundles / f"{base.manifest.name[:56]}-{number + 1}"
-        bundle = fit_store(
-            settings.store,
-            base,
-            out,
-            settings.train_profile,
-            settings.train_generator,
-            settings.train_options,
-            seed=settings.seed,
-            device=settings.device,
-        )
+        bundle = fit_store(settings, base, out)
     except (PluginError, StoreError, BundleError) as error:
         log.error("fit failed", reason=str(error))
         sys.exit(1)
@@ -269,19 +159,107 @@ def _fit(settings: Settings) -> None:
     log.info("bundle written", bundle=bundle.id, path=str(out), **metrics)
 
 
-def _patients(samples: Samples) -> dict[str, int]:
-    """How many patients of each class."""
+def fit_store(settings: Settings, base: Bundle, out: Path) -> Bundle:
+    """Fit generators and classifier on ``settings.store`` and write them, with the base's U-Net, as the bundle ``out``.
+
+    Called again after an interruption, it resumes if the store is the same.
+
+    Parameters
+    ----------
+    base: the bundle that the stored features come from.
+
+    Raises
+    ------
+    StoreError, BundleError: the store has no features, or those of another bundle.
+    PluginError: the profile, variant or option is not known, or a class has too few patients.
+    """
+    from rich.progress import Progress
+
+    from gliaflow_trainer.graders import NOTICE, SplitFeatures, fit_graders
+    from gliaflow_trainer.run_context import RunContext
+    from gliaflow_trainer.run_folder import same_run
+    from gliaflow_trainer.train import patients_by_part, split_patients
+
+    variants = choose(
+        load_registry(), settings.train_generator, PROFILES[settings.train_profile], settings.train_options
+    )
+    samples = _of_one_class(_open_store(settings.store, base))
+    labels = zip(samples.patients.tolist(), samples.labels.tolist(), strict=True)
+    label_of = {patient: samples.classes[label] for patient, label in labels}
+    split = split_patients(sorted(label_of.items()), settings.seed)
+    digest = _digest(samples, base, settings)
+    run = {"store": digest, "profile": settings.train_profile, "seed": settings.seed}
+    work = out.with_name(f".{out.name}.work")
+    try:
+        same_run(work, run)
+    except PluginError:  # it was begun on other scans
+        shutil.rmtree(work)
+        same_run(work, run)
+    scans, patients = len(np.unique(samples.scans)), _count_patients(samples)
+    log.info("fitting", bundle=out.name, scans=scans, patients=patients, generators=settings.train_generator)
+    history = base.manifest.training.get("history", {})
+    manifest = base.manifest.model_dump(mode="json", exclude={"schema_", "files"})
+    manifest |= {
+        "name": out.name,
+        "notice": f"Grader and generator of {len(split)} patients, on the U-Net of {base.id}. {NOTICE}",
+        "tap": base.tap,
+        "training": {
+            "base": base.id,
+            "store": {"digest": digest, "scans": scans, "patients": patients_by_part(split, label_of)},
+            "profile": settings.train_profile,
+            "seed": settings.seed,
+            "device": settings.device,
+            "history": {"unet": history["unet"]} if "unet" in history else {},
+        },
+        # the scores of the U-Net, which is the same
+        "metrics": {
+            key: base.manifest.metrics[key] for key in ("unet", "segmentation") if key in base.manifest.metrics
+        },
+    }
+    with Progress(disable=True) as bar:
+        context = RunContext(settings.seed, settings.device, bar)
+        bundle = fit_graders(SplitFeatures(samples, split, base), variants, manifest, work, out, context)
+    shutil.rmtree(work)
+    return bundle
+
+
+def _open_store(folder: Path, base: Bundle) -> FeatureStore:
+    """The store of this bundle's features. Raises BundleError as ``require_own``; StoreError: it has no features."""
+    require_own(base, folder)
+    return FeatureStore(folder, base.manifest.classes)
+
+
+def _of_one_class(store: FeatureStore) -> Samples:
+    """The samples of patients whose scans have one label. The others are left out; ``store.problems`` says how many."""
+    labels = Counter(patient for patient, _ in {*zip(store.patients.tolist(), store.labels.tolist(), strict=True)})
+    of_both = [patient for patient, count in labels.items() if count > 1]
+    if of_both:
+        store.problems.append(f"{store.folder}: {len(of_both)} patients with scans of both classes")
+    return store.select(~np.isin(store.patients, of_both))
+
+
+def _digest(samples: Samples, base: Bundle, settings: Settings) -> str:
+    """Identifies a fit: the scans with their labels, the bundle that extracted them, and the settings of the fit."""
+    known = {*zip(samples.scans.tolist(), samples.patients.tolist(), samples.labels.tolist(), strict=True)}
+    options = json.dumps(settings.train_options, sort_keys=True)
+    fit = [base.id, base.tap, settings.train_profile, settings.train_generator, options]
+    text = "\n".join([*fit, *("\x1f".join(map(str, each)) for each in sorted(known))])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _count_patients(samples: Samples) -> dict[str, int]:
+    """How many patients each class has."""
     return {
         name: len(np.unique(samples.patients[samples.labels == label])) for label, name in enumerate(samples.classes)
     }
 
 
-def _last(bundles: Path, base: Bundle) -> tuple[Bundle | None, int]:
-    """The newest of the bundles that were fitted on this one, and its number."""
+def _last_bundle(bundles: Path, base: Bundle) -> tuple[Bundle | None, int]:
+    """The newest bundle that was fitted on ``base``, and its number; None: there is none, or it cannot be read."""
     prefix = f"{base.manifest.name[:56]}-"
     names = [path.name.removeprefix(prefix) for path in bundles.glob(f"{prefix}*")]
     number = max((int(name) for name in names if name.isdecimal()), default=0)
     try:
         return Bundle(bundles / f"{prefix}{number}"), number
-    except BundleError:  # there is none yet, or it is not whole: then it is not counted on
+    except BundleError:
         return None, number

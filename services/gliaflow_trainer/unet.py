@@ -1,17 +1,18 @@
-"""The paper's U-Net (section 3.2) and the measures it is trained and judged by (Eq. 3–5)."""
+"""The paper's U-Net (section 3.2) and the loss that it is fitted with (Eq. 3)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+from gliaflow_runtime.bundle.manifest import TAPS
 from torch import Tensor, nn
 
 SMOOTH = 1e-5
 
 
 class UNetOutput(NamedTuple):
-    """What the network gives: ``mask`` [n, 1, H, W], the probability of tumour, and the taps features are read from.
+    """``mask`` [n, 1, H, W], the probability of tumour, and the taps, from which features are read.
 
     With width w: ``enc5`` [n, 16w, H/16, W/16] (the paper's 15×15×1024), ``enc4`` [n, 8w, H/8, W/8], ``dec1`` [n, 8w,
     H/8, W/8] (30×30×512), ``dec2`` [n, 4w, H/4, W/4], ``dec3`` [n, 2w, H/2, W/2] (120×120×128). All taps are ≥ 0.
@@ -25,7 +26,7 @@ class UNetOutput(NamedTuple):
     dec3: Tensor
 
 
-TAPS = UNetOutput._fields[1:]
+assert UNetOutput._fields == ("mask", *TAPS)
 
 
 class UNet(nn.Module):
@@ -36,8 +37,8 @@ class UNet(nn.Module):
     width: channels of the first block; 64 in the paper (34.5 M parameters), doubled at each of four poolings.
     norm: batch normalisation after each convolution. The paper has none; narrow networks trained in minutes need it.
         The ONNX export folds it into the convolutions, so it costs nothing in serving.
-    mean, std: of a pixel in the training patients (paper section 3.5). They are part of the network: slices are the
-        same for every network, so a fold's statistics never ask for its scans to be cut again.
+    mean, std: of a pixel in the training patients (paper section 3.5). They are part of the network, so that all
+        networks, those of every fold too, take the same slices.
     """
 
     mean: Tensor
@@ -51,7 +52,7 @@ class UNet(nn.Module):
         w = [width * 2**level for level in range(5)]
         self.encoder = nn.ModuleList(_block(a, b, norm) for a, b in zip([1, *w], w, strict=False))
         self.pool = nn.MaxPool2d(2)
-        # Each doubles the resolution and halves the channels; its block then sees them beside the encoder's.
+        # Each doubles the resolution and halves the channels. Its block takes its output and the encoder's.
         up = [(w[level], w[level - 1]) for level in (4, 3, 2, 1)]
         self.upsample = nn.ModuleList(nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1) for a, b in up)
         self.decoder = nn.ModuleList(_block(2 * b, b, norm) for _, b in up)
@@ -63,19 +64,11 @@ class UNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> UNetOutput:
-        logit, taps = self._run(image)
+        logit, taps = self.logit_and_taps(image)
         return UNetOutput(torch.sigmoid(logit), *taps)
 
-    def logits(self, image: Tensor) -> Tensor:
-        """The mask before the sigmoid [n, 1, H, W], for losses that are stable there."""
-        return self._run(image)[0]
-
-    def logits_and_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The mask before the sigmoid, and the tap ``enc5``."""
-        logit, taps = self._run(image)
-        return logit, taps[0]
-
-    def _run(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def logit_and_taps(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The mask before the sigmoid [n, 1, H, W], from which a loss is numerically stable, and the taps."""
         x, skips = (image - self.mean) / self.std, []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else self.pool(x))
@@ -100,22 +93,10 @@ def _block(channels_in: int, channels_out: int, norm: bool) -> nn.Sequential:
 
 
 def soft_dice_loss(probability: Tensor, mask: Tensor, smooth: float = SMOOTH) -> Tensor:
-    """1 − the Sørensen–Dice coefficient (Eq. 3) of probabilities and a 0/1 mask of one shape, over the whole batch.
+    """1 − the Sørensen–Dice coefficient (Eq. 3) of probabilities and a 0/1 mask of the same shape.
 
-    Over the batch, as in TensorLayer's ``dice_coe``: a slice without tumour alone would give no gradient. The
-    denominator is plain, not squared.
+    The sums run over the whole batch, as in TensorLayer's ``dice_coe``: a slice without tumour has no gradient of its
+    own. The terms of the denominator are not squared.
     """
     overlap = (probability * mask).sum()
     return 1 - (2 * overlap + smooth) / (probability.sum() + mask.sum() + smooth)
-
-
-def hard_dice(probability: Tensor, mask: Tensor, threshold: float = 0.5, smooth: float = SMOOTH) -> Tensor:
-    """The Dice coefficient (Eq. 4) after thresholding, over the whole batch: a scalar, 1 where both are empty."""
-    found, truth = probability > threshold, mask > 0
-    return (2 * (found & truth).sum() + smooth) / (found.sum() + truth.sum() + smooth)
-
-
-def iou(probability: Tensor, mask: Tensor, threshold: float = 0.5, smooth: float = SMOOTH) -> Tensor:
-    """Intersection over union (Eq. 5) after thresholding, over the whole batch: a scalar, 1 where both are empty."""
-    found, truth = probability > threshold, mask > 0
-    return ((found & truth).sum() + smooth) / ((found | truth).sum() + smooth)

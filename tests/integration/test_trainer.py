@@ -1,4 +1,4 @@
-"""Labelled scans go in at the preprocessor, land in the feature store, and come back as a new bundle."""
+"""Labelled scans pass through the pipeline into the feature store, and the trainer makes a new bundle of them."""
 
 import csv
 import dataclasses
@@ -10,23 +10,24 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from broken import good_scan
-from gliaflow.scans import cohort_inputs
-from gliaflow.submission import Input
-from gliaflow_cli.client.table import submit
+from gliaflow.flow import Flow
+from gliaflow.scans import Input, cohort_inputs
 from gliaflow_cli.main import app
 from gliaflow_phantoms.phantom import write_cohort
-from gliaflow_plugins.cohorts.read import read_cohort
+from gliaflow_plugins.cohorts.read import CohortRequest
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Case, Cohort, PluginError
 from gliaflow_plugins.registry import load_registry
-from gliaflow_runner.pipeline import SERVICES, TRAINER, Pipeline, open_broker
+from gliaflow_runner.broker import open_broker
+from gliaflow_runner.running import RunningStages
+from gliaflow_runner.services import PIPELINE, SERVICES, TRAINER
 from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.settings import Settings
 from gliaflow_store.feature_store import FeatureStore
 from gliaflow_trainer.service import Trainer
+from sample_scans import good_scan
 from typer.testing import CliRunner
 
 TINY = {"steps": 20, "ngf": 8, "ndf": 8}
@@ -35,7 +36,7 @@ SCANS = 8
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four phantoms of each class, of each the slices with most tumour."""
+    """Four phantoms of each class, cut to the six slices around the one with most tumour."""
     folder = tmp_path_factory.mktemp("trainer") / "cohort"
     write_cohort(folder, SCANS, seed=5, hgg_share=0.5)
     for path in folder.glob("*/*/*_flair.nii.gz"):
@@ -49,7 +50,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Made:
-    """A scan that is no NIfTI file, as .tif slices and DICOM series are not."""
+    """A scan that is not a NIfTI file, like .tif slices or a DICOM series."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,9 +62,9 @@ class Made:
         return NiftiFile(self.path).read()
 
 
-def wait_for(what, step=lambda: None, seconds=120):
+def wait_for(condition, step=lambda: None, seconds=120):
     until = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert time.monotonic() < until
         step()
         time.sleep(0.05)
@@ -86,67 +87,68 @@ def test_labelled_scans_become_a_bundle(cohort, tmp_path, gliaflow):
         train_after_s=0.5,
         train_options=TINY,
     )
-    inputs = cohort_inputs(read_cohort(cohort, load_registry()), "phantoms")
+    inputs = cohort_inputs(CohortRequest(cohort).read(load_registry()), "phantoms")
     inputs[0] = dataclasses.replace(inputs[0], volume=Made(inputs[0].path))
     unlabelled = Input(good_scan(tmp_path / "unlabelled.nii.gz"), "unlabelled", "somebody")
     bad = dataclasses.replace(inputs[1], name="bad", path=Path("a series"), volume=Made(tmp_path / "missing.nii"))
     written = settings.bundles / "gliaflow-demo-1"
-    with Pipeline([*SERVICES, TRAINER], settings) as pipeline, open_broker(settings) as broker:
+    with RunningStages(list(SERVICES), settings) as running, open_broker(settings) as broker:
 
         def send(*items):
-            return submit(items, tmp_path / "out", broker, by_uri=True, timeout_s=60, alive=pipeline.check)
+            answers = {answer.scan: answer for answer in Flow(broker, stages=running, timeout=60).submit_all(items)}
+            return [answers[item.name] for item in items]
 
-        *rows, failed = send(unlabelled, *inputs, bad)
-        assert [row.status for row in rows] == ["ok"] * (1 + SCANS)
-        assert (failed.status, "no such file" in failed.error) == ("failed", True)
+        *answers, failed = send(unlabelled, *inputs, bad)
+        assert [answer.status for answer in answers] == ["ok"] * (1 + SCANS)
+        assert (failed.status, "no such file" in failed.reason) == ("failed", True)
 
-        trainer = Trainer(pipeline.bundle, settings)
+        trainer = Trainer(running.bundle, settings)
         work = settings.bundles / ".gliaflow-demo-1.work" / "run.json"
-        wait_for(work.exists, trainer.look)
+        wait_for(work.exists, trainer.poll)
         begun = work.stat().st_mtime_ns
         trainer.abandon()
         assert not written.exists()
-        assert work.stat().st_mtime_ns == begun, "what was begun is there for the next"
+        assert work.stat().st_mtime_ns == begun, "the next fit resumes this work"
 
-        trainer = Trainer(pipeline.bundle, settings)
-        wait_for(written.exists, trainer.look)
-        send(*inputs)  # once more: the store has each scan once, so there is nothing new to learn from
+        trainer = Trainer(running.bundle, settings)
+        wait_for(written.exists, trainer.poll)
+        send(*inputs)  # again: the store keeps one copy of each scan, so there is nothing new to learn from
         until = time.monotonic() + 1.5
-        wait_for(lambda: time.monotonic() > until, trainer.look)
+        wait_for(lambda: time.monotonic() > until, trainer.poll)
         trainer.abandon()
     assert [path.name for path in settings.bundles.iterdir()] == [written.name]
 
     store = FeatureStore(settings.store)
-    assert {*store.patients} == {item.patient for item in inputs}, "who has no label is not recorded"
+    assert {*store.patients} == {item.patient for item in inputs}, "a scan without a label is not recorded"
     assert len({*store.scans}) == SCANS
     assert {*store.cohorts} == {"phantoms"}
-    assert store.bundle == pipeline.bundle.id
+    assert store.bundle == running.bundle.id
 
     manifest = load_bundle(written).manifest
-    assert (manifest.tap, manifest.cropped) == (pipeline.bundle.manifest.tap, pipeline.bundle.manifest.cropped)
+    assert (manifest.tap, manifest.cropped) == (running.bundle.manifest.tap, running.bundle.manifest.cropped)
     assert manifest.generators["infogan"].options["ngf"] == 8
-    assert manifest.training["base"] == pipeline.bundle.id
+    assert manifest.training["base"] == running.bundle.id
     assert manifest.training["store"]["scans"] == SCANS
     assert manifest.training["store"]["patients"]["test"] == {"HGG": 1, "LGG": 1}
     assert "phantom_5" not in json.dumps(manifest.model_dump(mode="json")), "no patient's name"
     assert grades(gliaflow, written, tmp_path)
 
     with pytest.raises(BundleError, match="name another store"):
-        Pipeline([TRAINER], settings.model_copy(update={"bundle": written}))
+        RunningStages([TRAINER], settings.model_copy(update={"bundle": written}))
 
 
 @pytest.mark.rabbitmq
-def test_the_trainer_on_rabbitmq_is_stopped_in_mid_fit_and_goes_on(gliaflow, stages, cohort, tmp_path):
+def test_on_rabbitmq_sigterm_ends_a_fit_and_the_next_trainer_resumes_it(gliaflow, stages, cohort, tmp_path):
     learn = {"train_after_s": 1, "train_options": json.dumps(TINY), "bundles": tmp_path / "bundles"}
-    stages(*SERVICES)
+    stages(*PIPELINE)
     (trainer,) = stages(TRAINER, **learn)
     gliaflow("submit", cohort, "--labelled", "--out", "out", broker=trainer.broker)
     wait_for((tmp_path / "bundles" / ".gliaflow-demo-1.work" / "run.json").exists)
     started = time.monotonic()
     assert trainer.stop(signal.SIGTERM) == 0
     assert time.monotonic() - started < 10
-    told = [json.loads(line)["event"] for line in trainer.log.read_text().splitlines()]
-    assert told[-2:] == ["fit abandoned", "drained"]
+    events = [json.loads(line)["event"] for line in trainer.log.read_text().splitlines()]
+    assert events[-2:] == ["fit abandoned", "drained"]
     assert not (tmp_path / "bundles" / "gliaflow-demo-1").exists()
 
     (trainer,) = stages(TRAINER, **learn)
@@ -157,37 +159,39 @@ def test_the_trainer_on_rabbitmq_is_stopped_in_mid_fit_and_goes_on(gliaflow, sta
     assert trainer.stop() == 0
 
 
-def test_too_few_patients_are_waited_for(cohort, tmp_path, capsys):
+def test_the_trainer_waits_for_enough_patients(cohort, tmp_path, capsys):
     settings = Settings(broker="memory://few", state=tmp_path, roots=[str(cohort)], threads=1, train_after_s=0.2)
-    inputs = cohort_inputs(read_cohort(cohort, load_registry()), "phantoms")[:2]
-    with Pipeline([*SERVICES, TRAINER], settings) as pipeline, open_broker(settings) as broker:
-        submit(inputs, tmp_path / "out", broker, by_uri=True, timeout_s=60, alive=pipeline.check)
-        trainer = Trainer(pipeline.bundle, settings)
-        said = ""
+    inputs = cohort_inputs(CohortRequest(cohort).read(load_registry()), "phantoms")[:2]
+    with RunningStages(list(SERVICES), settings) as running, open_broker(settings) as broker:
+        list(Flow(broker, stages=running, timeout=60).submit_all(inputs))
+        trainer = Trainer(running.bundle, settings)
+        logged = ""
 
-        def look():
-            nonlocal said
-            trainer.look()
-            said += "".join(capsys.readouterr())
+        def poll():
+            nonlocal logged
+            trainer.poll()
+            logged += "".join(capsys.readouterr())
 
-        wait_for(lambda: "3 more patients of HGG, 3 more patients of LGG" in said or "4 more patients" in said, look)
+        wait_for(
+            lambda: "3 more patients of HGG, 3 more patients of LGG" in logged or "4 more patients" in logged, poll
+        )
     assert not list(settings.bundles.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"train_profile": "huge"}, "train_profile: 'huge' is not one of demo"),
         ({"train_generator": "nobody"}, "nobody"),
         ({"train_options": {"epoch": 1}}, "epoch"),
     ],
 )
-def test_what_cannot_be_fitted_is_said_at_the_start(tmp_path, setting, said):
-    with pytest.raises(PluginError, match=said):
+def test_an_unknown_profile_generator_or_option_is_an_error_at_the_start(tmp_path, setting, message):
+    with pytest.raises(PluginError, match=message):
         Trainer(load_bundle(None), Settings(state=tmp_path, **setting))
 
 
-def test_a_cohort_is_sent_with_what_is_known_of_it(tmp_path):
+def test_a_cohort_is_sent_with_its_patients_and_labels(tmp_path):
     files = [NiftiFile(tmp_path / "a.nii"), Made(tmp_path / "b.nii")]
     cases = [Case("x/1", files[0], None, "p", "IV", label="HGG"), Case("x_1", files[1], None, "q", None, "2")]
     first, second = cohort_inputs(Cohort("some", cases), "mine", channel="0")
@@ -197,7 +201,7 @@ def test_a_cohort_is_sent_with_what_is_known_of_it(tmp_path):
         cohort_inputs(Cohort("some", cases[1:]), "mine")
 
 
-def test_how_a_cohort_is_read_goes_with_labelled():
+def test_the_flags_that_read_a_cohort_need_labelled():
     for arguments in (("a", "--high", "IV"), ("a", "b", "--labelled"), ("a", "--labelled", "--grade", "HGG")):
         done = CliRunner().invoke(app, ["submit", *arguments, "--out", "x"])
         assert done.exit_code == 2

@@ -1,17 +1,16 @@
-"""The serving stages run for training: what comes out is recorded, what fails is named, nothing waits for ever."""
+"""A serving stage run for training: its results are recorded in order, and failures are named."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from gliaflow_proto import FeaturesMessage, Geometry, Message, ProtocolError, Scan, SlicesMessage, expect
-from gliaflow_proto.routing import EXTRACTOR, RECORDER
-from gliaflow_runtime.broker.interface import BrokerError, Delivery
+from gliaflow_proto.routing import EXTRACTOR
+from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
-from gliaflow_trainer.stream import AHEAD, stream
+from gliaflow_trainer.stream import stream
 
 GEOMETRY = Geometry(
     affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
@@ -40,23 +39,22 @@ def scan(name: str, parts: int = 1) -> list[SlicesMessage]:
 
 
 class Copier(Stage):
-    """``slices`` → ``features``. Fails on ``bad`` (scan, part); does to itself what ``dies`` says."""
+    """``slices`` → ``features``. Refuses the ``bad`` (scan, part); raises ``error`` for every message."""
 
     name = "copier"
     queue = EXTRACTOR
-    max_attempts = 1
 
-    def __init__(self, bad: set[tuple[str, int]] | None = None, dies: BaseException | None = None) -> None:
-        self.bad, self.dies = bad or set(), dies
+    def __init__(self, bad: set[tuple[str, int]] | None = None, error: BaseException | None = None) -> None:
+        self.bad, self.error = bad or set(), error
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         slices = expect(message, SlicesMessage)
-        if self.dies is not None:
-            raise self.dies
+        if self.error is not None:
+            raise self.error
         if (slices.scan.id, slices.part[0]) in self.bad:
             raise InvalidInput("it is bad")
-        if slices.scan.id == "odd":
-            raise ProtocolError("it is odd")
+        if slices.scan.id == "invalid":
+            raise ProtocolError("it is invalid")
         features, mask = np.zeros((1, 2, 4, 4), np.float16), np.zeros((1, 8, 8), np.uint8)
         return Outcome(
             [
@@ -68,78 +66,77 @@ class Copier(Stage):
         )  # fmt: skip
 
 
-class Keeper(Stage):
-    """Keeps (scan, part); refuses ``bad`` scans. What it publishes goes nowhere."""
+class Kept:
+    """Records (scan, part) of each result; refuses the scan ``bad``."""
 
-    name = "keeper"
-    queue = RECORDER
-
-    def __init__(self, *bad: str) -> None:
-        self.kept: list[tuple[str, int]] = []
+    def __init__(self, bad: str = "") -> None:
+        self.parts: list[tuple[str, int]] = []
         self.bad = bad
-        self.threads: set[str] = set()
 
-    def handle(self, message: Message, delivery: Delivery) -> Outcome:
-        if message.scan.id in self.bad:
-            raise InvalidInput("not for me")
-        self.kept.append((message.scan.id, message.part[0]))
-        self.threads.add(threading.current_thread().name)
-        return Outcome([message])
+    def __call__(self, results: list[Message]) -> None:
+        for result in results:
+            if result.scan.id == self.bad:
+                raise InvalidInput("it cannot be recorded")
+            self.parts.append((result.scan.id, result.part[0]))
 
 
-def run(messages: list[SlicesMessage], stage: Stage, keeper: Keeper) -> list[tuple[str, str | None]]:
-    told: list[tuple[str, str | None]] = []
-    stream(messages, [lambda broker: stage], keeper, lambda name, reason: told.append((name, reason)))
-    return told
+def run(messages: list[SlicesMessage], stage: Stage, kept: Kept) -> list[tuple[str, str | None]]:
+    answers: list[tuple[str, str | None]] = []
+    stream(messages, stage, kept, lambda name, reason: answers.append((name, reason)))
+    return answers
 
 
-def test_every_part_is_recorded_in_order_by_the_calling_thread() -> None:
-    keeper = Keeper()
-    told = run(scan("a") + scan("b", 3) + scan("c"), Copier(), keeper)
-    assert keeper.kept == [("a", 0), ("b", 0), ("b", 1), ("b", 2), ("c", 0)]
-    assert told == [("a", None), ("b", None), ("c", None)]
-    assert keeper.threads == {threading.current_thread().name}
+def test_every_part_is_recorded_in_order() -> None:
+    kept = Kept()
+    answers = run(scan("a") + scan("b", 3) + scan("c"), Copier(), kept)
+    assert kept.parts == [("a", 0), ("b", 0), ("b", 1), ("b", 2), ("c", 0)]
+    assert answers == [("a", None), ("b", None), ("c", None)]
 
 
-def test_nothing_to_send_is_nothing_to_do() -> None:
-    assert run([], Copier(), Keeper()) == []
+def test_no_messages_give_no_answers() -> None:
+    assert run([], Copier(), Kept()) == []
 
 
-def test_what_a_stage_or_the_recorder_refuses_is_told_and_the_rest_goes_on() -> None:
-    keeper = Keeper("refused")
-    messages = scan("a") + scan("bad") + scan("odd") + scan("refused") + scan("z")
-    told = run(messages, Copier({("bad", 0)}), keeper)
-    reasons = {"a": None, "bad": "it is bad", "odd": "it is odd", "refused": "not for me", "z": None}
-    assert dict(told) == reasons
-    assert [name for name, _ in keeper.kept] == ["a", "z"]
+def test_a_scan_that_is_refused_is_named_and_the_others_are_recorded() -> None:
+    kept = Kept("refused")
+    messages = scan("a") + scan("bad") + scan("invalid") + scan("refused") + scan("z")
+    answers = run(messages, Copier({("bad", 0)}), kept)
+    reasons = {"a": None, "bad": "it is bad", "invalid": "it is invalid", "refused": "it cannot be recorded", "z": None}
+    assert dict(answers) == reasons
+    assert [name for name, _ in kept.parts] == ["a", "z"]
 
 
 @pytest.mark.parametrize("part", [0, 1, 19])
 def test_a_scan_of_many_parts_fails_once_whichever_part_is_bad(part: int) -> None:
-    """Its other parts may be on their way, or not sent yet."""
-    for stage, keeper in ((Copier({("long", part)}), Keeper()), (Copier(), Keeper("long"))):
-        told = run(scan("a") + scan("b") + scan("c") + scan("long", 20) + scan("z"), stage, keeper)
-        assert sorted(name for name, _ in told) == ["a", "b", "c", "long", "z"]
-        assert [name for name, reason in told if reason] == ["long"]
+    for stage, kept in ((Copier({("long", part)}), Kept()), (Copier(), Kept("long"))):
+        answers = run(scan("a") + scan("b") + scan("c") + scan("long", 20) + scan("z"), stage, kept)
+        assert [name for name, _ in answers] == ["a", "b", "c", "long", "z"]
+        assert [name for name, reason in answers if reason] == ["long"]
 
 
-@pytest.mark.parametrize("dies", [BrokerError("the line is cut"), KeyboardInterrupt("enough")])
-def test_a_stage_that_ends_ends_the_stream(dies: BaseException) -> None:
-    with pytest.raises(type(dies), match=str(dies)):
-        run(scan("a"), Copier(dies=dies), Keeper())
+def test_an_unexpected_error_of_the_stage_is_named_with_its_place() -> None:
+    ((name, reason),) = run(scan("a"), Copier(error=ZeroDivisionError("of this scan")), Kept())
+    assert name == "a"
+    assert reason is not None
+    assert "unexpected ZeroDivisionError" in reason
+    assert "test_stream.py" in reason
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("enough"), SystemExit("it ends")])
+def test_a_stage_that_ends_the_process_ends_the_stream(error: BaseException) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        run(scan("a"), Copier(error=error), Kept())
 
 
 def test_an_error_of_the_recorder_ends_the_stream() -> None:
-    class Full(Keeper):
-        def handle(self, message: Message, delivery: Delivery) -> Outcome:
-            raise OSError("no space left")
+    def full(results: list[Message]) -> None:
+        raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space"):
-        run(scan("a"), Copier(), Full())
-    assert not [thread for thread in threading.enumerate() if thread.name == "copier"]
+        stream(scan("a") + scan("b"), Copier(), full, lambda *_: None)
 
 
-def test_few_scans_are_on_their_way_at_a_time() -> None:
+def test_scans_are_read_one_by_one() -> None:
     """A cohort need not fit into memory."""
     drawn = done = most = 0
 
@@ -154,6 +151,6 @@ def test_few_scans_are_on_their_way_at_a_time() -> None:
         nonlocal done
         done += 1
 
-    stream(messages(), [lambda broker: Copier()], Keeper(), answered)
+    stream(messages(), Copier(), Kept(), answered)
     assert done == 20
-    assert most <= AHEAD + 1, "one more than that is drawn, and held"
+    assert most <= 2, "the next scan ends the one before"

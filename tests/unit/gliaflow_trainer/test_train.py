@@ -1,10 +1,10 @@
-"""``gliaflow train`` on a handful of small heads: all of it, from folders to a bundle that serves."""
+"""``gliaflow train`` on a few small heads, from their folders to a bundle that serves."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,29 @@ from gliaflow_plugins.contracts import PluginError
 torch = pytest.importorskip("torch")
 
 import small  # noqa: E402
-from gliaflow_extractor.extractor import UNet  # noqa: E402
+from gliaflow_extractor.extractor import UNetSession  # noqa: E402
 from gliaflow_extractor.extractor import crop as served_crop  # noqa: E402
 from gliaflow_generator.synthesis import Synthesizer  # noqa: E402
-from gliaflow_plugins.contracts import Cohort  # noqa: E402
+from gliaflow_plugins.contracts import Cohort, FitContext  # noqa: E402
 from gliaflow_plugins.features import ArrayFeatures  # noqa: E402
 from gliaflow_plugins.generators.acgan_image import ACGANImage  # noqa: E402
 from gliaflow_plugins.networks.image_gan import crop  # noqa: E402
+from gliaflow_plugins.registry import Registry  # noqa: E402
 from gliaflow_runtime.bundle.load import Bundle  # noqa: E402
 from gliaflow_runtime.bundle.manifest import BundleError  # noqa: E402
 from gliaflow_runtime.inference import Network  # noqa: E402
 from gliaflow_store.feature_store import FeatureStore  # noqa: E402
-from gliaflow_trainer import train as module  # noqa: E402
-from gliaflow_trainer.slice_features import Imaged  # noqa: E402
-from gliaflow_trainer.steps import initial, synthetic  # noqa: E402
+from gliaflow_trainer.features import FeaturesWithSlices  # noqa: E402
+from gliaflow_trainer.graders import SplitFeatures, fit_graders  # noqa: E402
+from gliaflow_trainer.profiles import Profile  # noqa: E402
+from gliaflow_trainer.request import TrainRequest  # noqa: E402
+from gliaflow_trainer.run_context import RunContext  # noqa: E402
 from gliaflow_trainer.train import split_patients, train  # noqa: E402
+from gliaflow_trainer.unet_bundle import unet_to_fine_tune  # noqa: E402
 from gliaflow_trainer.variants import choose  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
+pytestmark = pytest.mark.slow
 PATIENTS = [(f"p{n}", "HGG" if n % 3 else "LGG") for n in range(40)]
 
 
@@ -50,17 +55,17 @@ def test_patients_are_split_once_by_grade() -> None:
     assert split != split_patients(PATIENTS, seed=2)
 
 
-def test_patients_of_no_known_grade_are_split_too() -> None:
+def test_without_any_grade_all_patients_are_split() -> None:
     parts = list(split_patients([(patient, "not known") for patient, _ in PATIENTS], seed=0).values())
     assert [parts.count(part) for part in ("train", "validation", "test")] == [28, 6, 6]
 
 
-def test_patients_without_a_grade_are_learnt_from_where_others_have_one() -> None:
+def test_patients_without_a_grade_are_training_patients_if_others_have_one() -> None:
     split = split_patients([*PATIENTS, ("ungraded", "not known")], seed=1)
     assert split == split_patients(PATIENTS, seed=1) | {"ungraded": "train"}
 
 
-def test_too_few_patients_of_a_grade_is_said() -> None:
+def test_too_few_patients_of_a_grade_are_an_error() -> None:
     with pytest.raises(PluginError, match="3 patients of grade LGG"):
         split_patients(PATIENTS[:8], seed=0)
 
@@ -75,11 +80,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit(folder: Path, out: str, cohort: Cohort | None = None, **options: Any) -> Bundle:
-    options = {"profile": small.PROFILE, "registry": small.REGISTRY, "generators": "levels", "seed": 3} | options
+def fit(
+    folder: Path,
+    out: str,
+    cohort: Cohort | None = None,
+    profile: Profile = small.PROFILE,
+    registry: Registry = small.REGISTRY,
+    generators: str = "levels",
+    options: dict[str, Any] | None = None,
+    **request: Any,
+) -> Bundle:
     with Progress(disable=True) as bar:
-        cases = cohort or small.cohort(folder / "cohort")
-        return train(cases, folder / "cohort", folder / out, name="tiny", bar=bar, **options)
+        bundle = train(
+            TrainRequest(
+                cohort=cohort or small.cohort(folder / "cohort"),
+                folder=folder / "cohort",
+                out=folder / out,
+                name="tiny",
+                profile=profile,
+                variants=choose(registry, generators, profile, options),
+                **{"seed": 3} | request,
+            ),
+            bar,
+        )
+    assert bundle is not None
+    return bundle
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +112,16 @@ def bundle(folder: Path) -> Bundle:
     return fit(folder, "bundle", options={"spread": "0.3"})
 
 
+def start_with_work_of(bundle: Bundle, out: str) -> None:
+    """Give the bundle ``out`` the cut scans, the U-Net and the features of another one, which saves their time."""
+    work = bundle.folder.with_name(f"{bundle.folder.name}.work")
+    shutil.copytree(work, bundle.folder.with_name(f"{out}.work"), ignore=shutil.ignore_patterns("bundle"))
+
+
 def test_the_bundle_serves(bundle: Bundle) -> None:
     assert bundle.tap == "dec3"
     assert bundle.tap_shape == (8, 12, 12)
-    features, masks = UNet(bundle)(np.zeros((3, 1, 48, 48), np.float32))
+    features, masks = UNetSession(bundle)(np.zeros((3, 1, 48, 48), np.float32))
     assert features.shape == (3, 8, 12, 12)
     assert masks.shape == (3, 48, 48)
     (logit,) = Network(bundle, "classifier", ["logit"])(features=features.astype(np.float32))
@@ -98,14 +129,14 @@ def test_the_bundle_serves(bundle: Bundle) -> None:
     assert Synthesizer(bundle).classes == ("HGG", "LGG")
 
 
-def test_it_segments_and_grades_patients_it_has_not_seen(bundle: Bundle) -> None:
+def test_the_bundle_segments_and_grades_patients_that_it_has_not_seen(bundle: Bundle) -> None:
     assert bundle.manifest.metrics["segmentation"]["dice_mean"] > 0.5
     assert bundle.manifest.metrics["grading"]["auc"] == 1
     assert bundle.manifest.metrics["unet"].keys() == {"train", "validation", "test"}
     assert bundle.manifest.metrics["synthetic"]["levels"]["critic_accuracy"] > 0.7
 
 
-def test_the_manifest_says_how_it_was_made_and_names_no_patient(bundle: Bundle) -> None:
+def test_the_manifest_says_how_the_bundle_was_made_and_names_no_patient(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert manifest.training["seed"] == 3
     assert manifest.training["cohort"]["made_by"]["seed"] == 3
@@ -114,7 +145,7 @@ def test_the_manifest_says_how_it_was_made_and_names_no_patient(bundle: Bundle) 
         part: {"HGG": n, "LGG": m} for part, n, m in (("train", 3, 2), ("validation", 1, 1), ("test", 1, 1))
     }
     assert manifest.training["history"].keys() == {"unet", "generator", "classifier"}
-    assert manifest.generators["levels"].options == {"spread": 0.3}, "an option goes over the profile's"
+    assert manifest.generators["levels"].options == {"spread": 0.3}, "an option overrides the profile's"
     assert manifest.cropped, "as the classifier was fitted"
     assert manifest.metrics["segmentation"]["patients"] == 2
     assert {"torch", "onnxruntime", "gliaflow"} <= manifest.versions.keys()
@@ -124,13 +155,13 @@ def test_the_manifest_says_how_it_was_made_and_names_no_patient(bundle: Bundle) 
     assert "9 phantoms" in manifest.notice
 
 
-def test_called_again_it_does_nothing_anew_and_with_other_settings_it_says_so(
+def test_a_second_run_fits_nothing_again_and_refuses_other_settings(
     folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the U-Net was fitted again")
 
-    monkeypatch.setattr("gliaflow_trainer.steps.fit_unet", never)
+    monkeypatch.setattr("gliaflow_trainer.unet_bundle.fit_unet", never)
     weights = bundle.read("unet.onnx"), bundle.read("classifier.onnx")
     again = fit(folder, "bundle", options={"spread": "0.3"})
     assert (again.read("unet.onnx"), again.read("classifier.onnx")) == weights
@@ -138,10 +169,10 @@ def test_called_again_it_does_nothing_anew_and_with_other_settings_it_says_so(
         fit(folder, "bundle", options={"spread": "0.3"}, seed=4)
 
 
-def test_a_folder_that_is_no_bundle_is_left_alone(folder: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_not_overwritten(folder: Path) -> None:
     (folder / "mine").mkdir()
     (folder / "mine/thesis.txt").touch()
-    with pytest.raises(PluginError, match="mine: is there already and is no bundle"):
+    with pytest.raises(PluginError, match="mine: exists and is not a bundle"):
         fit(folder, "mine")
     assert (folder / "mine/thesis.txt").exists()
 
@@ -149,45 +180,32 @@ def test_a_folder_that_is_no_bundle_is_left_alone(folder: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"generators": "nobody"}, {"options": {"colour": "red"}}, {"augmentations": [("none", {})]}]
 )
-def test_what_is_not_known_is_said_before_anything_is_done(folder: Path, wrong: dict[str, Any]) -> None:
+def test_an_unknown_variant_option_or_augmentation_is_an_error_before_any_work(
+    folder: Path, wrong: dict[str, Any]
+) -> None:
     with pytest.raises(PluginError):
         fit(folder, "wrong", **wrong)
     assert not (folder / "wrong.work").exists()
 
 
-def test_without_grades_it_segments_alone_and_is_fine_tuned_from(folder: Path) -> None:
+def test_a_cohort_without_grades_gives_a_unet_that_can_be_fine_tuned(folder: Path) -> None:
     known = small.cohort(folder / "cohort")
     cases = [dataclasses.replace(case, label=None) for case in known.cases]
     quick = dataclasses.replace(small.PROFILE, unet={**small.PROFILE.unet, "epochs": 1})
     start = fit(folder, "start", dataclasses.replace(known, cases=cases), profile=quick)
     assert set(start.manifest.files) == {"unet.onnx", "unet.safetensors"}
     assert start.manifest.generator == ""
-    net = initial(start.folder, quick)
+    net = unet_to_fine_tune(start.folder, quick)
     assert (net.width, net.norm) == (4, True)
     tuned = fit(folder, "tuned", dataclasses.replace(known, cases=cases), profile=quick, init=start.folder)
     assert tuned.manifest.training["init"] == start.id
     assert len(tuned.manifest.training["history"]["unet"]) == small.PROFILE.fine_tune["epochs"]
-    with pytest.raises(BundleError, match="width 4 and batch norm, the profile asks for 8"):
-        initial(start.folder, dataclasses.replace(quick, width=8))
+    with pytest.raises(BundleError, match="width 4 and batch norm, the profile needs 8"):
+        unet_to_fine_tune(start.folder, dataclasses.replace(quick, width=8))
 
 
-def test_several_processes_share_an_epoch_and_one_of_them_talks(tmp_path: Path) -> None:
-    cohort = small.write_cohort(tmp_path / "cohort", 4, 0)
-    scans = [path.relative_to(cohort) for path in sorted(cohort.glob("*/*/*_flair.nii.gz"))]
-    rows = [f"{scan},{str(scan).replace('flair', 'seg')},{scan.parent.name}" for scan in scans]
-    (cohort / "cohort.csv").write_text("\n".join(["scan,mask,patient", *rows]), encoding="utf-8")
-    options = ["--out", str(tmp_path / "made"), "--profile", "demo", "--epochs", "1"]
-    command = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "gliaflow_cli", "train", str(cohort), *options]
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("U-Net 1/1:") == 1
-    made = Bundle(tmp_path / "made")
-    assert made.manifest.metrics["unet"]["train"]["hard_dice"] > 0.3
-    assert len(made.manifest.training["history"]["unet"]) == 1
-
-
-def test_the_cnn_may_grade_instead(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
-    """Fitted on what lies in the store, as the trainer service does it."""
+def test_the_cnn_can_be_the_classifier(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """Fitted on the store alone, without slices, as the trainer service does it."""
     profile = dataclasses.replace(small.PROFILE, classifier="cnn", classifiers={"cnn": {"epochs": 2}})
     store = FeatureStore(folder / "bundle.work/features")
     split = split_patients(
@@ -195,40 +213,12 @@ def test_the_cnn_may_grade_instead(folder: Path, bundle: Bundle, tmp_path: Path)
     )
     manifest = bundle.manifest.model_dump(mode="json", exclude={"schema_", "files"})
     with Progress(disable=True) as bar:
-        made = module.fit_graders(
-            store, split, bundle, tmp_path / "work", tmp_path / "out", manifest,
-            choose(small.REGISTRY, "levels", profile), 3, "cpu", bar,
+        made = fit_graders(
+            SplitFeatures(store, split, bundle), choose(small.REGISTRY, "levels", profile), manifest,
+            tmp_path / "work", tmp_path / "out", RunContext(3, "cpu", bar),
         )  # fmt: skip
     assert len(made.manifest.training["history"]["classifier"]) == 2
     assert 0 <= made.manifest.metrics["grading"]["auc"] <= 1
-
-
-def test_synthetic_features_are_those_that_the_critic_accepts() -> None:
-    class Generator(torch.nn.Module):
-        def forward(self, z: Any, label: Any) -> Any:
-            return z[:, :1, None, None].expand(-1, 2, 3, 3)
-
-    class Critic(torch.nn.Module):
-        def forward(self, features: Any) -> Any:
-            level = features.mean(dim=(1, 2, 3))
-            return level, torch.stack([level - 1, 1 - level], dim=1)  # class 0 only where the level is over 1
-
-    fitted = small.Fitted(1, Generator(), Critic())
-    features, share = synthetic(fitted, 0, 50, seed=0)
-    assert features.shape == (50, 2, 3, 3)
-    assert (features > 1).all()
-    assert share == pytest.approx(0.16, abs=0.08)
-    assert np.array_equal(features, synthetic(fitted, 0, 50, seed=0)[0])
-    none, share = synthetic(small.Fitted(1, Generator(), Never()), 0, 10, seed=0)
-    assert none.shape == (0, 2, 3, 3)
-    assert share == 0
-
-
-class Never(torch.nn.Module):
-    """A critic that takes all for class 1."""
-
-    def forward(self, features: Any) -> Any:
-        return features[:, 0, 0, 0], torch.tensor([[0.0, 1.0]]).expand(len(features), 2)
 
 
 class Broken(small.Levels):
@@ -237,8 +227,8 @@ class Broken(small.Levels):
     def __init__(self, name: str, fitted: Any) -> None:
         self.name, self.fitted = name, fitted
 
-    def fit(self, features: Any, options: Any, **_: Any) -> Any:
-        return self.fitted(small.Levels().fit(features, options, seed=0))
+    def fit(self, features: Any, options: Any, context: FitContext) -> Any:
+        return self.fitted(small.Levels().fit(features, options, context))
 
 
 def broken(name: str) -> Any:
@@ -250,47 +240,57 @@ def broken(name: str) -> Any:
     return Broken(name, how[name])
 
 
+@pytest.fixture(scope="module")
+def unfinished(bundle: Bundle) -> str:
+    """The name of a bundle whose generator and classifier are not fitted yet."""
+    start_with_work_of(bundle, "unfinished")
+    return "unfinished"
+
+
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("raises", r"'raises' could not be fitted: ZeroDivisionError: division by zero \(.*test_train.py:\d+\)"),
         ("exits", r"'exits' could not be fitted: SystemExit: 0 \(.*test_train.py:\d+\)"),
         ("returns", "'returns': fit returned NoneType, not Fitted"),
-        ("nan", "'nan': its generator made NaN"),
+        ("nan", "'nan': its generator returned NaN"),
     ],
 )
-def test_a_broken_generator_is_told_by_name_and_line(folder: Path, name: str, told: str) -> None:
+def test_an_error_in_a_generator_names_the_generator_and_the_line(
+    folder: Path, unfinished: str, name: str, message: str
+) -> None:
     registry = dataclasses.replace(small.REGISTRY, generators={"levels": small.Levels(), name: broken(name)})
-    with pytest.raises(PluginError, match=told):
-        fit(folder, "broken", registry=registry, generators=f"levels,{name}")
-    assert not (folder / "broken").exists()
+    with pytest.raises(PluginError, match=message):
+        fit(folder, unfinished, registry=registry, generators=f"levels,{name}")
+    assert not (folder / unfinished).exists()
 
 
-def test_a_bundle_of_several_generators_serves_each(folder: Path) -> None:
+def test_a_bundle_with_several_generators_serves_each(folder: Path, bundle: Bundle) -> None:
+    start_with_work_of(bundle, "several")
     second = Broken("second", lambda fitted: fitted)
     registry = dataclasses.replace(small.REGISTRY, generators={"levels": small.Levels(), "second": second})
-    bundle = fit(
+    several = fit(
         folder, "several", registry=registry, generators="second,levels", options={"levels.spread": 0.3, "spread": 2}
     )
-    assert bundle.manifest.generator == "second"
-    assert {name: spec.options for name, spec in bundle.manifest.generators.items()} == {
+    assert several.manifest.generator == "second"
+    assert {name: spec.options for name, spec in several.manifest.generators.items()} == {
         "second": {"spread": 2.0},
         "levels": {"spread": 0.3},
     }
     rng = np.random.default_rng(0)
-    assert Synthesizer(bundle).generator == "second"
-    assert Synthesizer(bundle, "levels").draw("HGG", 3, rng).shape == (3, *bundle.tap_shape)
+    assert Synthesizer(several).generator == "second"
+    assert Synthesizer(several, "levels").draw("HGG", 3, rng).shape == (3, *several.tap_shape)
     with pytest.raises(BundleError, match="has no 'acgan'; there is: second, levels"):
-        Synthesizer(bundle, "acgan")
+        Synthesizer(several, "acgan")
     with pytest.raises(PluginError, match=r"third\.spread: 'third' is not one of"):
         fit(folder, "none", registry=registry, generators="second", options={"third.spread": 1})
 
 
-def test_slices_go_through_the_extractor_in_torch_as_in_serving(folder: Path, bundle: Bundle) -> None:
-    """What ``acgan-image`` is fitted on and through: the features of the store come out, cropped or not."""
+def test_the_extractor_in_torch_gives_the_features_of_the_one_that_serves(folder: Path, bundle: Bundle) -> None:
+    """``acgan-image`` is fitted through it."""
     store = FeatureStore(folder / "bundle.work/features")
     base = Bundle(folder / "bundle.work/unet")
-    known = Imaged(store, folder / "bundle.work/slices", base, cropped=True)
+    known = FeaturesWithSlices(store, folder / "bundle.work/slices", base, cropped=True)
     some = np.arange(0, len(store), 7)
     slices = known.slices
     assert slices.images.shape == (1, 48, 48)
@@ -309,14 +309,15 @@ def test_slices_go_through_the_extractor_in_torch_as_in_serving(folder: Path, bu
     )
 
 
-def test_synthetic_slices_become_a_generator_of_features(folder: Path) -> None:
+def test_synthetic_slices_become_a_generator_of_features(folder: Path, bundle: Bundle) -> None:
+    start_with_work_of(bundle, "imaged")
     registry = dataclasses.replace(small.REGISTRY, generators={"acgan-image": ACGANImage()})
     options = {"steps": 3, "ngf": 4, "ndf": 4}
-    bundle = fit(folder, "imaged", registry=registry, generators="acgan-image", options=options)
-    synthesizer = Network(bundle, "generator-acgan-image", ["features"])
-    noise = np.zeros((2, bundle.manifest.generators["acgan-image"].noise), np.float32)
+    imaged = fit(folder, "imaged", registry=registry, generators="acgan-image", options=options)
+    synthesizer = Network(imaged, "generator-acgan-image", ["features"])
+    noise = np.zeros((2, imaged.manifest.generators["acgan-image"].noise), np.float32)
     (features,) = synthesizer(z=noise, label=np.array([0, 1]))
-    assert features.shape == (2, *bundle.tap_shape)
+    assert features.shape == (2, *imaged.tap_shape)
     source = ArrayFeatures(np.ones((8, 4, 6, 6), np.float32), np.arange(8) % 2, ("HGG", "LGG"))
     with pytest.raises(ValueError, match="without their slices"):
-        ACGANImage().fit(source, ACGANImage.options(), seed=0)
+        ACGANImage().fit(source, ACGANImage.options(), FitContext(0))

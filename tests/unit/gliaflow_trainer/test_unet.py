@@ -1,17 +1,19 @@
-"""The U-Net has the paper's shapes, its losses mean what Eq. 3–5 say, and it learns."""
+"""The U-Net has the paper's shapes, its loss and scores are Eq. 3–5, and it learns."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from gliaflow_trainer.unet import TAPS, UNet, hard_dice, iou, soft_dice_loss  # noqa: E402
-from gliaflow_trainer.unet_fit import fit_unet, probabilities, randomised  # noqa: E402
+from gliaflow_plugins.contracts import FitContext  # noqa: E402
+from gliaflow_runtime.bundle.manifest import TAPS  # noqa: E402
+from gliaflow_trainer.unet import UNet, soft_dice_loss  # noqa: E402
+from gliaflow_trainer.unet_fit import UNetOptions, dice_by_patient, fit_unet, measure, probabilities, randomised  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -22,17 +24,22 @@ def seeded() -> None:
 ALL, NONE = np.arange(24), np.zeros(0, np.int64)
 
 
-def discs(n: int = 24, side: int = 48) -> tuple[np.ndarray, np.ndarray]:
+class Planes(NamedTuple):
+    images: np.ndarray
+    masks: np.ndarray
+
+
+def discs(n: int = 24, side: int = 48) -> Planes:
     """Bright discs on noise."""
     rng = np.random.default_rng(0)
     rows, columns = np.indices((side, side))
     centres = rng.integers(14, side - 14, (n, 2))
     masks = np.stack([(rows - r) ** 2 + (columns - c) ** 2 < 81 for r, c in centres]).astype(np.uint8)
     images = (rng.normal(0, 0.2, masks.shape) + 2 * masks).astype(np.float32)
-    return images, masks
+    return Planes(images, masks)
 
 
-def test_at_width_64_it_is_the_papers_network() -> None:
+def test_width_64_is_the_papers_network() -> None:
     net = UNet(64)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(34.5e6, rel=0.002)
     with torch.device("meta"):
@@ -68,7 +75,7 @@ def test_soft_dice_is_equation_3_over_the_batch() -> None:
     assert float(soft_dice_loss(half, mask)) == pytest.approx(1 - 8 / 24, abs=1e-5)
 
 
-def test_soft_dice_pulls_up_within_the_mask_and_down_without() -> None:
+def test_soft_dice_raises_probabilities_inside_the_mask_and_lowers_them_outside() -> None:
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., :2] = 1
     probability = torch.full_like(mask, 0.5, requires_grad=True)
@@ -77,66 +84,77 @@ def test_soft_dice_pulls_up_within_the_mask_and_down_without() -> None:
     assert (slope[mask == 0] > 0).all()
 
 
-def test_hard_dice_and_iou_count_pixels() -> None:
-    probability = torch.tensor([0.9, 0.6, 0.4, 0.1])
-    mask = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    assert float(hard_dice(probability, mask)) == pytest.approx(1 / 2, abs=1e-4)
-    assert float(iou(probability, mask)) == pytest.approx(1 / 3, abs=1e-4)
-    nothing = torch.zeros(4)
-    assert float(hard_dice(nothing, nothing)) == float(iou(nothing, nothing)) == 1
+class Copy(torch.nn.Module):
+    """The slice itself is the logit of its mask."""
+
+    def logit_and_taps(self, image: Any) -> tuple[Any, list[Any]]:
+        return image, []
 
 
-def test_it_learns_the_discs_and_keeps_the_best_epoch() -> None:
-    images, masks = discs()
+def test_hard_dice_and_iou_count_pixels_over_all_slices() -> None:
+    probability = np.array([[[0.9, 0.6]], [[0.4, 0.1]]], np.float32)
+    mask = np.array([[[3, 0]], [[1, 0]]], np.uint8)
+    scores = measure(Copy(), Planes(np.log(probability / (1 - probability)), mask), np.arange(2))
+    assert scores["hard_dice"] == pytest.approx(1 / 2, abs=1e-4)
+    assert scores["iou"] == pytest.approx(1 / 3, abs=1e-4)
+    assert scores["soft_dice_loss"] == pytest.approx(1 - 2 * (0.9 + 0.4) / (2 + 2), abs=1e-4)
+    empty = measure(Copy(), Planes(np.full((1, 2, 2), -9, np.float32), np.zeros((1, 2, 2), np.uint8)), np.arange(1))
+    assert empty["hard_dice"] == empty["iou"] == 1
+
+
+def test_dice_by_patient_counts_all_scans_of_a_patient() -> None:
+    half, full, none = np.array([True, False]), np.array([True, True]), np.array([False, False])
+    dice = dice_by_patient([("a", half, full), ("b", none, none), ("a", full, full)])
+    assert dice == {"a": 2 * 3 / (3 + 4), "b": 0}
+
+
+def test_a_fit_learns_the_discs_and_keeps_the_best_epoch() -> None:
+    slices = discs()
     seen: list[dict[str, float]] = []
-    net, history = fit_unet(
-        images, masks, ALL[4:], ALL[:4], seed=0, width=4, norm=True, epochs=16, batch=4, learning_rate=1e-2,
-        cosine=True, loss="dice+bce", regions=1.0, progress=lambda epoch, epochs, figures: seen.append(dict(figures)),
-    )  # fmt: skip
+    context = FitContext(0, progress=lambda epoch, epochs, figures: seen.append(dict(figures)))
+    options = UNetOptions(
+        4, norm=True, epochs=16, batch=4, learning_rate=1e-2, cosine=True, loss="dice+bce", regions=1.0
+    )
+    net, history = fit_unet(slices, ALL[4:], ALL[:4], options, context)
     assert len(seen) == len(history) == 16
     assert seen[0]["left_seconds"] > seen[-1]["left_seconds"] == 0
-    guess = torch.from_numpy(probabilities(net, images[:4]))
-    truth = torch.from_numpy(masks[:4])
-    assert float(iou(guess, truth)) == pytest.approx(max(h["val_iou"] for h in history), abs=1e-3)
-    assert float(hard_dice(guess, truth)) > 0.8
+    guess, truth = probabilities(net, slices.images[:4]) > 0.5, slices.masks[:4] > 0
+    iou = (guess & truth).sum() / (guess | truth).sum()
+    assert iou == pytest.approx(max(figures["val_iou"] for figures in history), abs=1e-3)
+    assert 2 * (guess & truth).sum() / (guess.sum() + truth.sum()) > 0.8
 
 
-def test_the_same_seed_fits_the_same_network_and_leaves_torchs_generator_alone() -> None:
-    images, masks = discs(8)
+def test_the_same_seed_fits_the_same_network_and_does_not_change_torchs_random_state() -> None:
     before = torch.get_rng_state()
-    nets = [
-        fit_unet(images, masks, ALL[:8], NONE, seed=seed, width=2, epochs=1, batch=4, randomise=True)[0]
-        for seed in (1, 1, 2)
-    ]
+    options = UNetOptions(2, epochs=1, batch=4, randomise=True)
+    nets = [fit_unet(discs(8), ALL[:8], NONE, options, FitContext(seed))[0] for seed in (1, 1, 2)]
     assert torch.equal(before, torch.get_rng_state())
     first, again, other = (net.state_dict()["head.weight"] for net in nets)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_validation_slices_are_not_learnt_from_nor_normalised_by() -> None:
+def test_validation_slices_change_neither_the_weights_nor_the_normalisation() -> None:
     images, masks = discs(8)
     spoilt = images.copy()
     spoilt[:2] = 100
+    options = UNetOptions(2, epochs=1, batch=4)
     fits = [
-        fit_unet(x, masks, ALL[2:8], ALL[:2], seed=0, width=2, epochs=1, batch=4, augment=lambda i, m, rng: (i, m))[0]
+        fit_unet(Planes(x, masks), ALL[2:8], ALL[:2], options, FitContext(0), augment=lambda i, m, rng: (i, m))[0]
         for x in (images, spoilt)
     ]
     assert float(fits[0].mean) == pytest.approx(images[2:].mean(), rel=1e-5)
     for a, b in zip(fits[0].parameters(), fits[1].parameters(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match="no training slice"):
-        fit_unet(images, masks, NONE, ALL[:8], seed=0, width=2)
+        fit_unet(Planes(images, masks), NONE, ALL[:8], options, FitContext(0))
 
 
-def test_it_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path: Path) -> None:
-    images, masks = discs(8)
+def test_a_resumed_fit_gives_the_same_network_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    options = UNetOptions(2, norm=True, epochs=3, batch=4, learning_rate=1e-3, cosine=True, randomise=True)
 
-    def fit(**options: Any) -> UNet:
-        return fit_unet(
-            images, masks, ALL[2:8], ALL[:2], seed=3, width=2, norm=True, epochs=3, batch=4, learning_rate=1e-3,
-            cosine=True, randomise=True, **options,
-        )[0]  # fmt: skip
+    def fit(**context: Any) -> UNet:
+        return fit_unet(discs(8), ALL[2:8], ALL[:2], options, FitContext(3, **context))[0]
 
     def killed(epoch: int, epochs: int, figures: object) -> None:
         if epoch == 2:
@@ -149,11 +167,11 @@ def test_it_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path: Path) -> No
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_randomisation_moves_the_mask_with_the_image_and_leaves_air_alone() -> None:
+def test_randomisation_moves_the_mask_with_the_image_and_keeps_air_at_0() -> None:
     masks = discs(6, 64)[1]
     truth = torch.from_numpy(masks)[:, None].float()
     moved, mask = randomised(2 * truth, 4 * truth, torch.Generator().manual_seed(0))
     assert set(mask.flatten().tolist()) == {0.0, 4.0}, "regions keep their numbers"
     assert float(moved.min()) == 0
-    for each, its in zip(moved, mask, strict=True):
-        assert float(each[its > 0].mean()) > 1 > float(each[its == 0].mean())
+    for image, its_mask in zip(moved, mask, strict=True):
+        assert float(image[its_mask > 0].mean()) > 1 > float(image[its_mask == 0].mean())

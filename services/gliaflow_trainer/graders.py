@@ -1,0 +1,193 @@
+"""From features to a bundle that grades: fit generators and classifier, measure them, and publish the bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gliaflow_plugins.contracts import FitSamples, Fitted, FittedClassifier, PluginError
+from gliaflow_plugins.networks.cnn import patient_scores, slice_logits
+from gliaflow_plugins.networks.export import export, export_generator
+from gliaflow_proto import CLASSES, message_id
+from gliaflow_runtime.bundle.load import Bundle, write_manifest
+from gliaflow_runtime.bundle.manifest import MANIFEST
+from gliaflow_store.feature_store import Samples
+from torch import nn
+
+from gliaflow_trainer.features import FeaturesWithSlices
+from gliaflow_trainer.run_context import RunContext
+from gliaflow_trainer.run_folder import versions
+from gliaflow_trainer.synthetic import synthetic
+from gliaflow_trainer.unet_bundle import WEIGHTS
+from gliaflow_trainer.variants import Variants, fit_classifier, fit_generator
+
+NOTICE = "Not a clinical model: it must not be used to diagnose or treat anybody."
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """Features of slices, and each patient's part: ``train``, ``validation`` or ``test``.
+
+    Parameters
+    ----------
+    base: the bundle of the U-Net that the features come from.
+    slices: the folder of the slices that the features come from; None: they are not known.
+    """
+
+    samples: Samples
+    split: Mapping[str, str]
+    base: Bundle
+    slices: Path | None = None
+
+    def of(self, *parts: str) -> Samples:
+        """The samples of these parts in which the U-Net found tumour: serving grades by no others."""
+        part = np.array([self.split[patient] for patient in self.samples.patients])
+        return self.samples.select(np.isin(part, parts) & (self.samples.tumour > 0))
+
+
+def fit_graders(
+    features: SplitFeatures, variants: Variants, manifest: dict[str, Any], work: Path, out: Path, context: RunContext
+) -> Bundle:
+    """Fit generators and classifier, and publish them with the base's U-Net as the bundle ``out``.
+
+    Parameters
+    ----------
+    manifest: the base's, with what is known of the training so far.
+    work: keeps the networks and the checkpoints.
+
+    Raises
+    ------
+    PluginError: a fit or an export fails, or the U-Net found tumour in one class of training patients only.
+    """
+    base, tested = features.base, features.of("test")
+    work.mkdir(parents=True, exist_ok=True)
+    if len(set(features.of("train").labels)) < len(CLASSES):
+        raise PluginError(
+            "the U-Net found tumour in one class of training patients only, so there is nothing to grade by: "
+            "give it more --epochs, or start from another bundle's by --init"
+        )
+    for left in work.glob("*.onnx"):  # of a run with other generators
+        left.unlink()
+    fitted = _fit_generators(features, variants, work, context)
+    graded = _fit_classifier(features, variants, work, context)
+    for file in ("unet.onnx", WEIGHTS):
+        if file in base.manifest.files:  # older bundles have no weights to fine-tune
+            (work / file).write_bytes(base.read(file))
+    manifest |= {
+        "generator": next(iter(variants.generators)),
+        "generators": {
+            name: {"options": options.model_dump(mode="json"), "noise": fitted[name].nz}
+            for name, options in variants.generators.items()
+        },
+        "versions": versions(),
+    }
+    manifest["training"]["classifier"] = {
+        "name": variants.classifier,
+        "options": variants.classifier_options.model_dump(mode="json"),
+    }
+    manifest["training"].setdefault("history", {}).update(
+        generator={name: each.history for name, each in fitted.items()}, classifier=graded.history
+    )
+    manifest["metrics"] |= {
+        "grading": _grading(graded.module, tested),
+        "synthetic": {name: _accuracies(each, graded.module, context.seed) for name, each in fitted.items()},
+    }
+    return publish(work, out, manifest)
+
+
+def _fit_generators(features: SplitFeatures, variants: Variants, work: Path, context: RunContext) -> dict[str, Fitted]:
+    """Fit each generator on the training patients and export it with its critic."""
+    train, base, registry = features.of("train"), features.base, variants.registry
+    source = (
+        train if features.slices is None else FeaturesWithSlices(train, features.slices, base, base.manifest.cropped)
+    )
+    fitted = {}
+    for name, options in variants.generators.items():
+        same_fit = message_id(options.model_dump_json(), registry.code_of("generator", name))
+        with context.fit(f"generator {name}", checkpoint=work / f"{name}-{same_fit[:12]}.checkpoint") as fit:
+            fitted[name] = fit_generator(registry.generator(name), source, options, fit)
+        with _exporting("generator", name):
+            export_generator(fitted[name], work, train.shape, name)
+    return fitted
+
+
+def _fit_classifier(features: SplitFeatures, variants: Variants, work: Path, context: RunContext) -> FittedClassifier:
+    """Fit the classifier on the training patients and export it. A plugin never gets the features of test patients."""
+    name, samples = variants.classifier, features.of("train", "validation")
+    part = np.array([features.split[patient] for patient in samples.patients])
+    learn, choose = np.flatnonzero(part == "train"), np.flatnonzero(part == "validation")
+    split = FitSamples(learn, choose, samples.patients.tolist(), "balanced")
+    with context.fit(f"classifier {name}") as fit:
+        variant = variants.registry.classifier(name)
+        graded = fit_classifier(variant, samples, variants.classifier_options, split, fit)
+    example = torch.from_numpy(samples.batch(learn[:5]))
+    with _exporting("classifier", name):
+        export(graded.module, [example], work / "classifier.onnx", ["features"], ["logit"])
+    return graded
+
+
+def publish(work: Path, out: Path, manifest: Mapping[str, Any]) -> Bundle:
+    """Complete the bundle in ``work`` and copy it to ``out``: a reader finds the old bundle or the new one."""
+    bundle = write_manifest(work, {key: value for key, value in manifest.items() if key not in ("schema", "files")})
+    new, old = (out.with_name(f".{which}-{out.name}") for which in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for name in (MANIFEST, *bundle.manifest.files):
+        shutil.copyfile(work / name, new / name)
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.replace(old)
+    new.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return Bundle(out)
+
+
+@contextmanager
+def _exporting(kind: str, name: str) -> Iterator[None]:
+    """Raises PluginError if a plugin's network cannot be exported, for example because ONNX lacks an operation."""
+    try:
+        yield
+    except Exception as error:
+        raise PluginError(f"{kind} {name!r} cannot be exported: {' '.join(str(error).split())[:500]}") from error
+
+
+def _grading(classifier: nn.Module, tested: Samples) -> dict[str, Any]:
+    """Scores by test patient: the mean logit of the slices with tumour. A patient without any has no score."""
+    logits = slice_logits(classifier, tested, np.arange(len(tested)))
+    scores = patient_scores(logits, tested.labels, [str(patient) for patient in tested.patients])
+    return {
+        "auc": rounded(scores.auc),
+        "balanced_accuracy": rounded(scores.balanced_accuracy),
+        "patients": len(scores.patients),
+    }
+
+
+def _accuracies(fitted: Fitted, classifier: nn.Module, seed: int) -> dict[str, Any]:
+    """The shares of synthetic features that the critic, and the classifier, put into the right class.
+
+    The classifier never saw a synthetic feature. It gets those that the critic accepts, as serving publishes them.
+    """
+    accepted, right, samples = [], [], 0
+    for label in range(len(CLASSES)):
+        features, share = synthetic(fitted, label, 128, seed + label)
+        accepted.append(share)
+        samples += len(features)
+        with torch.inference_mode():
+            graded = (classifier(torch.from_numpy(features)) < 0).long() == label
+        right.append(float(graded.float().mean()) if len(features) else 0.0)
+    return {
+        "critic_accuracy": rounded(np.mean(accepted)),
+        "classifier_accuracy": rounded(np.mean(right)),
+        "samples": samples,
+    }
+
+
+def rounded(value: Any) -> float | None:
+    """Four digits; None for NaN, which JSON does not have."""
+    return round(float(value), 4) if np.isfinite(value) else None

@@ -1,0 +1,42 @@
+"""The request of ``gliaflow train``: the command builds it, and ``train`` takes it whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gliaflow_plugins.contracts import Cohort
+
+from gliaflow_trainer.profiles import Profile
+from gliaflow_trainer.variants import Variants
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A training of all networks of a bundle on one cohort.
+
+    Parameters
+    ----------
+    cohort, folder: the scans, and the folder that they were read from.
+    out: the folder of the new bundle. ``<out>.work`` keeps the work so far.
+    name: the bundle's name.
+    profile: sizes of slices and networks, and the options of each fit.
+    variants: generators and classifier with their options (``choose``).
+    augmentations: names and options, in place of the profile's.
+    init: a bundle whose U-Net is fine-tuned (the paper pre-trains on BraTS and fine-tunes on REMBRANDT).
+    high: the grades that count as HGG; they are noted in the bundle.
+    """
+
+    cohort: Cohort
+    folder: Path
+    out: Path
+    name: str
+    profile: Profile
+    variants: Variants
+    augmentations: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    init: Path | None = None
+    high: Sequence[str] = ()
+    seed: int = 0
+    device: str = "cpu"

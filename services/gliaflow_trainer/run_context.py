@@ -1,0 +1,35 @@
+"""What every step of a run shares: its seed, its device, and the bar that shows its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gliaflow_plugins.contracts import FitContext
+from rich.progress import Progress
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Passed whole from step to step. With a ``bar`` of ``Progress(disable=True)``, nothing is shown or printed."""
+
+    seed: int
+    device: str
+    bar: Progress
+
+    @contextmanager
+    def fit(self, title: str, epochs: int | None = None, checkpoint: Path | None = None) -> Iterator[FitContext]:
+        """A row of the bar for one fit, and what the fit is passed. Without a terminal, each epoch prints a line."""
+        bar = self.bar
+        row = bar.add_task(title, total=epochs)
+
+        def show(epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
+            bar.update(row, completed=epoch, total=epochs)
+            if not bar.console.is_terminal and not bar.disable:
+                values = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+                bar.console.print(f"{title} {epoch}/{epochs}: {values}", soft_wrap=True)
+
+        yield FitContext(self.seed, self.device, show, checkpoint)
+        bar.remove_task(row)

@@ -1,0 +1,45 @@
+"""``gliaflow train`` under torchrun: several processes fit one U-Net."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+from gliaflow_runtime.bundle.load import Bundle
+
+pytest.importorskip("torch")
+
+# The command with a smaller "demo" profile.
+SMALL_TRAIN = """
+from dataclasses import replace
+import small
+from gliaflow_cli.main import main
+from gliaflow_trainer.profiles import PROFILES
+PROFILES["demo"] = replace(small.PROFILE, unet={**small.PROFILE.unet, "epoch_slices": 400})
+main()
+"""
+
+
+def test_several_processes_share_an_epoch_and_only_the_first_prints(tmp_path: Path) -> None:
+    cohort = small.write_cohort(tmp_path / "cohort", 4, 0)
+    scans = [path.relative_to(cohort) for path in sorted(cohort.glob("*/*/*_flair.nii.gz"))]
+    rows = [f"{scan},{str(scan).replace('flair', 'seg')},{scan.parent.name}" for scan in scans]
+    (cohort / "cohort.csv").write_text("\n".join(["scan,mask,patient", *rows]), encoding="utf-8")
+    script = tmp_path / "small_train.py"
+    script.write_text(SMALL_TRAIN)
+    command = ["torch.distributed.run", "--nproc-per-node", "2", str(script), "train", str(cohort)]
+    command += ["--out", str(tmp_path / "made"), "--profile", "demo", "--epochs", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(small.__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("U-Net 1/1:") == 1
+    assert done.stdout.count("bundle made@") == 1
+    made = Bundle(tmp_path / "made")
+    assert made.manifest.metrics["unet"]["train"]["hard_dice"] > 0.3
+    assert len(made.manifest.training["history"]["unet"]) == 1
