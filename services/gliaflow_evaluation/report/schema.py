@@ -1,78 +1,69 @@
-"""``metrics.json``, what ``gliaflow evaluate`` measured: the one definition of its keys.
+"""``metrics.json``, the figures of ``gliaflow evaluate``: the one definition of its keys.
 
-It is checked before it is written and after it is read. The tables in docs/evaluation.md are printed from here:
-``python -m gliaflow_evaluation.report.schema``.
+The measures in it are those of the tables MEASURES (grading), DISTANCES and JUDGEMENTS (generators). The file is
+checked before it is written and after it is read. ``python -m gliaflow_evaluation.report.schema`` prints the tables
+in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from inspect import cleandoc, get_annotations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from gliaflow_runtime.files import write_whole
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-SCHEMA: Literal["gliaflow-evaluation/1"] = "gliaflow-evaluation/1"
+from gliaflow_evaluation.generator_quality import DISTANCES, Distance
+from gliaflow_evaluation.judges import JUDGEMENTS
+from gliaflow_evaluation.measures import DIFFERENCES, MEASURES, OVER_SLICES, OVER_UNITS, Measure
+from gliaflow_evaluation.score import Part, Score
+
+SCHEMA: Literal["gliaflow-evaluation/2"] = "gliaflow-evaluation/2"
 
 
 class MetricsError(ValueError):
     """A ``metrics.json`` that cannot be used. The text names the file and the field."""
 
 
-class Part(BaseModel):
-    """Base of every part. Numbers may be numpy's; NaN, which JSON has not, becomes null: it could not be measured."""
+def _keys(names: Iterable[str]) -> AfterValidator:
+    """Check that a dict has exactly these keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    def check(values: dict[str, Any]) -> dict[str, Any]:
+        if unknown := sorted(values.keys() ^ set(names)):
+            raise ValueError(f"{', '.join(unknown)}: expected {', '.join(names)}, and nothing else")
+        return values
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, data: Any) -> Any:
-        return _plain(data)
+    return AfterValidator(check)
 
 
-class Score(Part):
-    """A measure with what is known of its error."""
-
-    mean: float | None = Field(description="null: it could not be measured")
-    ci95: tuple[float, float] | None = Field(description="95 % interval by bootstrap over patients: low, high")
-    n: int = Field(ge=0, description="patients, or slices in the task `tumour`; slices or samples where said")
-
-    @field_validator("ci95", mode="before")
-    @classmethod
-    def _whole(cls, ends: Any) -> Any:
-        return None if ends is not None and None in ends else ends
-
-    @field_validator("ci95")
-    @classmethod
-    def _in_order(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
-        if ends is not None and ends[0] > ends[1]:
-            raise ValueError(f"the interval ends before it begins: {ends}")
-        return ends
+UnitScores = Annotated[dict[str, Score], _keys(OVER_UNITS)]
+SliceScores = Annotated[dict[str, Score], _keys(OVER_SLICES)]
+Differences = Annotated[dict[str, Score], _keys(DIFFERENCES)]
+Judgements = Annotated[dict[str, Score], _keys(JUDGEMENTS)]
 
 
 class CohortMade(Part):
     """The patients."""
 
     folder: str = Field(description="name of the folder, without its path")
-    layout: str = Field(description="the reader that knew it, and how")
-    patients: dict[str, int] = Field(description="of each class: how many could be used")
+    layout: str = Field(description="the reader that recognised it, and how")
+    patients: dict[str, int] = Field(description="usable patients of each class")
     slices: int = Field(ge=0, description="slices of all patients")
     high: list[str | int] = Field(description="the grades that count as HGG; empty where the folder says HGG or LGG")
-    phantoms: bool = Field(default=False, description="they are drawings, made by `gliaflow phantom`")
+    phantoms: bool = Field(default=False, description="the scans are drawings, made by `gliaflow phantom`")
 
 
-class Protocol(Part):
+class ProtocolMade(Part):
     """How patients were split."""
 
     name: Literal["grouped", "paper"] = Field(
         description="`grouped`: folds by patient, stratified by class; `paper`: the paper's one split"
     )
     folds: int = Field(ge=1, description="folds of each repeat; 1 is one split")
-    repeats: int = Field(ge=1, description="how often the patients were dealt anew")
-    seeds: list[int] = Field(description="of all that is drawn")
+    repeats: int = Field(ge=1, description="how often the patients were split anew")
+    seeds: list[int] = Field(description="the seeds of the random draws")
 
 
 class Made(Part):
@@ -80,23 +71,23 @@ class Made(Part):
 
     command: str = Field(description="the exact command")
     date: str = Field(description="ISO 8601")
-    seconds: float = Field(ge=0, description="that it took")
+    seconds: float = Field(ge=0, description="the run's duration")
     versions: dict[str, str] = Field(description="of python and of each library")
     profile: dict[str, Any] = Field(description="sizes and settings of the networks")
     device: str = Field(description="`cpu` or `cuda`, with the model's name")
     cohort: CohortMade = Field(description="the patients")
-    protocol: Protocol = Field(description="how they were split")
+    protocol: ProtocolMade = Field(description="how patients were split")
     task: Literal["grade", "tumour"] = Field(
         description="`grade`: HGG or LGG; `tumour`: slices with tumour or without, for cohorts of one grade"
     )
-    classes: tuple[str, str] = Field(description="their names; the first is the positive one")
+    classes: tuple[str, str] = Field(description="names of the classes; the first is the positive one")
     tap: str = Field(description="where in the U-Net features are read")
     shape: tuple[int, int, int] = Field(description="of a feature: C, H, W")
     generators: list[str] = Field(description="the variants")
-    failed: dict[str, str] = Field(default={}, description="variants that raised, with what they said; not compared")
+    failed: dict[str, str] = Field(default={}, description="variants that failed, with the reason; not compared")
     counts: list[int] = Field(description="synthetic samples added to the real ones; the rare class first")
-    init: str | None = Field(description="the bundle that the U-Net started from; null: from nothing")
-    unet: str | None = Field(default=None, description="the bundle whose U-Net was used as it is; null: it was fitted")
+    init: str | None = Field(description="the bundle that the U-Net started from; null: random weights")
+    unet: str | None = Field(default=None, description="the bundle whose U-Net was used unchanged; null: it was fitted")
 
 
 class SegmentationScores(Part):
@@ -108,15 +99,15 @@ class SegmentationScores(Part):
 
 
 class PatientDice(Part):
-    """One test patient."""
+    """The Dice of one test patient."""
 
-    patient: str = Field(description="its name in the cohort")
-    fold: int = Field(ge=0, description="in which it was tested")
-    dice: float = Field(ge=0, le=1, description="over all its slices")
+    patient: str = Field(description="name in the cohort")
+    fold: int = Field(ge=0, description="in which the patient was tested")
+    dice: float = Field(ge=0, le=1, description="over all the patient's slices")
 
 
 class PatientsDice(Part):
-    """Dice by test patient."""
+    """The Dice of the test patients."""
 
     dice: Score = Field(description="mean")
     dice_median: float | None = Field(description="median")
@@ -124,153 +115,128 @@ class PatientsDice(Part):
 
 
 class Table2(Part):
-    """Segmentation, as the paper's Table 2, and what it lacks: patients never seen."""
+    """Segmentation, as the paper's Table 2, and on patients that the U-Net never saw, which the paper lacks."""
 
     train: SegmentationScores = Field(description="patients that the U-Net was fitted on")
     validation: SegmentationScores = Field(description="patients that chose its epoch")
-    test: SegmentationScores = Field(description="patients that it was not shown")
+    test: SegmentationScores = Field(description="patients that it never saw")
     test_patients: PatientsDice = Field(description="the same patients, one by one")
 
 
-class Row(Part):
-    """What one arm reached on the test patients."""
+class SeriesArm(Part):
+    """An arm in a series."""
 
-    arm: str = Field(description="its name")
-    slices: dict[str, Score] = Field(
-        description="accuracy over slices, of each class and `total`, as in the paper; `n` counts slices; "
-        "empty for an arm that grades no slices"
+    scores: UnitScores = Field(description="by measure, on the test patients")
+    difference: Differences | None = Field(default=None, description="this arm − `real` of the same series")
+
+
+class Row(SeriesArm):
+    """An arm on the test patients. `difference` is null for `real` itself."""
+
+    arm: str = Field(description="name")
+    slices: SliceScores | None = Field(
+        description="by measure, over slices as in the paper's Table 3; `n` counts slices; null: grades patients only"
     )
-    balanced_accuracy: Score = Field(description="mean recall of the classes; 0.5 is chance")
-    auc: Score = Field(description="area under the ROC curve; 0.5 is chance")
-    recall: dict[str, Score] = Field(description="of each class")
-    brier: Score | None = Field(description="mean squared error of the probability; lower is better")
 
 
-class Difference(Part):
-    """A difference of two arms, paired by patient."""
+class CountArm(SeriesArm):
+    """An arm with a given number of synthetic samples."""
 
-    balanced_accuracy: Score = Field(description="above 0: the first arm is better")
-    auc: Score = Field(description="above 0: the first arm is better")
-    brier: Score | None = Field(default=None, description="below 0: the first arm is better")
+    count: int = Field(ge=0, description="synthetic samples")
 
 
 class Table3(Part):
     """Grading with and without synthetic features, as the paper's Table 3, and what to judge by."""
 
     baseline: Row = Field(description="real features alone")
-    augmented: Row | None = Field(description="with synthetic features; null: no generator was asked for")
-    difference: Difference | None = Field(description="augmented − baseline")
-    beyond_line: Difference | None = Field(
-        description="augmented − `threshold`: what samples do that a line moved by the same rule does not"
+    augmented: Row | None = Field(description="with synthetic features; null: without a generator")
+    beyond_threshold: Differences | None = Field(
+        description="augmented − `threshold`: the samples' effect beyond that of a threshold moved by the same rule"
     )
-
-
-class Comparator(Row):
-    """An arm beside its difference from the arm `real`."""
-
-    difference: Difference | None = Field(default=None, description="this arm − `real`; null for `real` itself")
-
-
-class Measured(Part):
-    """An arm in a series."""
-
-    balanced_accuracy: Score = Field(description="as in Row")
-    auc: Score = Field(description="as in Row")
-    difference: Difference | None = Field(default=None, description="this arm − `real` of the same series")
-
-
-class Count(Measured):
-    """An arm with so many synthetic samples."""
-
-    count: int = Field(ge=0, description="synthetic samples")
 
 
 class Scarce(Part):
-    """All of it again, with fewer patients of the rare class to fit on."""
+    """The same comparison with fewer patients of the rare class to fit on."""
 
-    rare_patients: int = Field(ge=1, description="patients of the rare class that were left to fit on")
-    arms: dict[str, Measured] = Field(description="by arm")
+    rare_patients: int = Field(ge=1, description="patients of the rare class left to fit on")
+    arms: dict[str, SeriesArm] = Field(description="by arm")
     augmented_arm: str | None = Field(description="as in Metrics")
     best_comparator: str | None = Field(description="as in Metrics")
-    augmented_minus_best: Difference | None = Field(description="as in Metrics")
+    augmented_minus_best: Differences | None = Field(description="as in Metrics")
 
 
 class Against(Part):
-    """A measure of synthetic features beside its floor: what real features of held-out patients reach."""
+    """A distance measure of synthetic features beside its floor: the value for real features of held-out patients."""
 
-    synthetic: float | None = Field(description="synthetic features against those the generator was fitted on")
+    synthetic: float | None = Field(description="synthetic features against those that the generator was fitted on")
     floor: float | None = Field(description="real features of held-out patients against the same")
 
 
-class Nearest(Part):
-    """Median distance to the nearest feature that the generator was fitted on."""
-
-    synthetic_to_train: float | None = Field(description="far below the other: the generator copies")
-    held_out_to_train: float | None = Field(description="the same for real features of held-out patients")
+Distances = Annotated[dict[str, Against], _keys(DISTANCES)]
 
 
-class ClassQuality(Part):
-    """Synthetic features of one class, pooled and projected on the principal components of the real ones."""
+class GeneratorQuality(Part):
+    """How good one generator's features are.
 
-    frechet: Against = Field(description="Fréchet distance; lower is better")
-    kid: Against = Field(description="kernel distance (KID); lower is better")
-    precision: Against = Field(description="share of synthetic features that lie among the real ones")
-    recall: Against = Field(description="share of real features that lie among the synthetic ones")
-    density: Against = Field(description="how densely real features lie about the synthetic ones")
-    coverage: Against = Field(description="share of real features with a synthetic one close by")
-    nearest: Nearest = Field(description="whether the generator copies")
-
-
-class Cas(Part):
-    """A classifier fitted on synthetic features alone (CAS) on the real features of the test patients."""
-
-    balanced_accuracy: Score = Field(description="as in Row")
-    auc: Score = Field(description="as in Row")
-
-
-class GanQuality(Part):
-    """What one generator's features are worth.
-
-    `accuracy_…`: the mean of both classes; `ci95` is where 95 % of the fits (folds and seeds) lie, `n` counts samples.
+    In `judgements`, a score is the mean of both classes, `ci95` holds 95 % of the fits (folds and seeds), and `n`
+    counts samples.
     """
 
     options: dict[str, Any] = Field(description="of the generator")
-    accuracy_critic: Score = Field(description="share that its own critic puts into the right class (paper 4.2.3)")
-    accuracy_unseen: Score = Field(
-        description="the same by a classifier that never saw a synthetic feature but the same patients: arm `weights`"
+    judgements: Judgements = Field(description="shares of features put into the right class")
+    distances: dict[str, Distances] = Field(description="by class and measure")
+    cas: UnitScores | None = Field(
+        description="real test patients, by a classifier fitted on synthetic features alone (CAS); null: not measured"
     )
-    accuracy_unseen_real: Score = Field(description="share of real test slices that this classifier puts right")
-    accuracy_others: Score = Field(
-        description="the same by a classifier fitted on the other patients, whom the generator never saw either"
-    )
-    accuracy_others_real: Score = Field(
-        description="share of the real slices that the generator learnt from, by this classifier: what to compare with"
-    )
-    per_class: dict[str, ClassQuality] = Field(description="by class")
-    cas: Cas | None = Field(description="null: not measured")
     history: list[list[dict[str, float | None]]] = Field(description="for each fold each epoch's figures (Fig. 11)")
 
 
 class Control(Part):
-    """Labels dealt at random: what is fitted on them must be at chance on them, or something leaks.
+    """Shuffled labels: an arm fitted on them must be at chance on them, or information leaks.
 
-    Among patients of both classes alike; in the task `tumour` among all slices, which cannot show a patient on both
-    sides.
+    Labels are shuffled among patients, the same share of each class; in the task `tumour` among all slices, which
+    cannot reveal a patient on both sides.
     """
 
-    shuffled_labels: Literal[True] = Field(description="what was done")
-    balanced_accuracy: Score = Field(description="of the arm `real`")
-    auc: Score = Field(description="of the arm `real`")
-    arms: dict[str, Measured] = Field(description="of each generator with the most samples, the first seed alone")
-    chance_inside: bool = Field(description="0.5 lies in all these intervals")
+    shuffled_labels: Literal[True] = Field(description="always true")
+    scores: UnitScores = Field(description="of the arm `real`")
+    arms: dict[str, UnitScores] = Field(description="of each generator with the most samples, the first seed alone")
+    chance_inside: bool = Field(
+        description="each of these intervals includes chance, by each measure that has a chance level"
+    )
 
 
 class CalibrationBin(Part):
-    """Patients of like probability."""
+    """Patients of similar probability."""
 
     predicted: float = Field(ge=0, le=1, description="mean probability of the first class")
-    observed: float = Field(ge=0, le=1, description="share of them that are of it")
+    observed: float = Field(ge=0, le=1, description="share of these patients that are of the first class")
     n: int = Field(ge=1, description="patients")
+
+
+class RocPoint(Part):
+    """A point of a mean ROC curve. Curves are drawn within a fold and averaged at equal false positive rates."""
+
+    false_positive_rate: float = Field(ge=0, le=1, description="share of the second class graded as the first")
+    true_positive_rate: float = Field(ge=0, le=1, description="share of the first class graded as the first")
+
+
+class PatientAnswer(Part):
+    """One arm's answer to a patient, the mean over seeds. Both are null where the U-Net found no tumour."""
+
+    logit: float | None = Field(description="mean logit of the patient's slices; above 0 is the first class")
+    probability: float | None = Field(ge=0, le=1, description="of the first class")
+
+
+class PatientScore(Part):
+    """One test patient of the task `grade`."""
+
+    patient: str = Field(description="name in the cohort")
+    fold: int = Field(ge=0, description="in which the patient was tested")
+    label: str = Field(description="the true class")
+    answers: dict[str, PatientAnswer] = Field(
+        description="by arm: `real`, the best comparator and the judged arm with synthetic features"
+    )
 
 
 class Learning(Part):
@@ -284,33 +250,41 @@ class Learning(Part):
 class Metrics(Part):
     """The file. A part that is null or empty was not measured."""
 
-    schema_: Literal["gliaflow-evaluation/1"] = Field(
+    schema_: Literal["gliaflow-evaluation/2"] = Field(
         alias="schema", description="this version; a reader refuses any other"
     )
     made: Made = Field(description="how the figures were made")
     table2: Table2 | None = Field(description="segmentation")
     table3: Table3 | None = Field(description="grading with and without synthetic features")
-    comparators: dict[str, Comparator] = Field(
-        description="every arm by its name; with synthetic features: `NAME@COUNT`, and `NAME` where the count was "
-        "chosen on validation patients"
+    comparators: dict[str, Row] = Field(
+        description="every arm by name; with synthetic features: `NAME@COUNT`, and `NAME` where validation patients "
+        "chose the count"
     )
     best_comparator: str | None = Field(
         description="the arm without synthetic features of the highest balanced accuracy on the test patients"
     )
     augmented_arm: str | None = Field(description="the arm with synthetic features that is judged")
     augmented_chosen_on: Literal["given", "validation", "test"] = Field(
-        description="by what it was chosen; `test` flatters it, and the report says so"
+        description="which patients chose it; `test` flatters it, and the report says so"
     )
-    augmented_minus_best: Difference | None = Field(description="augmented_arm − best_comparator: the verdict")
-    counts: dict[str, list[Count]] = Field(description="by generator: the score against the number of samples")
+    augmented_minus_best: Differences | None = Field(description="augmented_arm − best_comparator: the verdict")
+    counts: dict[str, list[CountArm]] = Field(description="by generator: the score against the number of samples")
     scarce: list[Scarce] | None = Field(description="with fewer patients of the rare class")
-    gan: dict[str, GanQuality] = Field(description="by generator")
+    gan: dict[str, GeneratorQuality] = Field(description="by generator")
     control: Control | None = Field(description="shuffled labels")
     calibration: dict[str, list[CalibrationBin]] = Field(description="by arm")
+    patients: list[PatientScore] = Field(description="each test patient's answers; empty in the task `tumour`")
+    roc: dict[str, list[RocPoint]] = Field(
+        description="mean ROC curves, of the arms in `patients`; the area under each is its AUC, but for rounding"
+    )
+    confusion: dict[str, dict[str, dict[str, float]]] = Field(
+        description="by arm, true class and predicted class: patients (slices in the task `tumour`) at a logit of 0, "
+        "mean over seeds; one that was not graded counts half in each class"
+    )
     learning: Learning | None = Field(description="learning curves")
 
     @model_validator(mode="after")
-    def _arms_are_there(self) -> Metrics:
+    def _arms_exist(self) -> Metrics:
         for name in ("best_comparator", "augmented_arm"):
             arm = getattr(self, name)
             if arm is not None and arm not in self.comparators:
@@ -322,18 +296,17 @@ class Metrics(Part):
         return arm.partition("@")[0] in self.made.generators
 
 
-def write_metrics(metrics: Metrics, path: Path) -> None:
-    """Check ``metrics`` as a reader will, then write it whole to ``path`` and rename it into place.
+def write_metrics(metrics: Metrics, path: Path) -> Metrics:
+    """Write the file whole. Returns what a reader gets.
 
     Raises
     ------
     MetricsError: a field does not follow the schema; nothing is written.
     """
     text = metrics.model_dump_json(by_alias=True, indent=1) + "\n"
-    _parse(text, path)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    read = _parse(text, path)
+    write_whole(path, text)
+    return read
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -341,8 +314,8 @@ def read_metrics(path: Path) -> Metrics:
 
     Raises
     ------
-    MetricsError: it is no JSON, of another schema, or a field does not follow it.
-    OSError: it cannot be read.
+    MetricsError: not JSON, another version of the schema, or a field does not follow it.
+    OSError: the file cannot be read.
     """
     return _parse(path.read_text(encoding="utf-8"), path)
 
@@ -353,18 +326,34 @@ def json_schema() -> dict[str, Any]:
 
 
 def tables() -> str:
-    """Markdown: a heading and a table for each part, the file first."""
+    """Markdown: a heading and a table for each part of the file, the file first; then for each table of measures."""
     names = sorted(json_schema()["$defs"], key=list(globals()).index)
-    return "\n".join(_table(globals()[name]) for name in ("Metrics", *names))
+    parts = [_part(globals()[name]) for name in ("Metrics", *names)]
+    for title, keys in (("UnitScores", OVER_UNITS), ("SliceScores", OVER_SLICES), ("Differences", DIFFERENCES)):
+        parts.append(_markdown(title, "A Score by measure.", [_better(MEASURES[key]) for key in keys]))
+    parts.append(_markdown("Distances", "An Against by measure.", map(_better, DISTANCES.values())))
+    shares = [(name, "share", each.description) for name, each in JUDGEMENTS.items()]
+    return "\n".join([*parts, _markdown("Judgements", "A Score by judge and features.", shares)])
 
 
-def _table(model: type[Part]) -> str:
-    lines = [f"### {model.__name__}", "", cleandoc(str(model.__doc__)), "", "| key | type | |", "|---|---|---|"]
+def _part(model: type[Part]) -> str:
+    rows = []
     for name, field in model.model_fields.items():
         written = next(types[name] for base in model.__mro__ if name in (types := get_annotations(base)))
         type_ = written.replace(" | None", " or null").replace(" | ", " or ")
-        lines.append(f"| `{field.alias or name}` | {type_} | {field.description} |")
-    return "\n".join(lines) + "\n"
+        rows.append((field.alias or name, type_, str(field.description)))
+    return _markdown(model.__name__, cleandoc(str(model.__doc__)), rows)
+
+
+def _better(measure: Measure | Distance) -> tuple[str, str, str]:
+    better = {True: "higher is better", False: "lower is better", None: ""}[measure.higher_is_better]
+    chance = f"; {measure.chance} is chance" if isinstance(measure, Measure) and measure.chance is not None else ""
+    return measure.name, better + chance, measure.description
+
+
+def _markdown(title: str, about: str, rows: Iterable[tuple[str, str, str]]) -> str:
+    lines = [f"### {title}", "", about, "", "| key | type | |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| `{key}` | {type_} | {text} |" for key, type_, text in rows)]) + "\n"
 
 
 def _parse(text: str, path: Path) -> Metrics:
@@ -372,20 +361,13 @@ def _parse(text: str, path: Path) -> Metrics:
         return Metrics.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
-        raise MetricsError(f"{path}: {field}: {first['msg']}") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value
+    field = ".".join(map(str, first["loc"])) or "the file"
+    if field == "schema":
+        raise MetricsError(
+            f"{path}: schema: {first['input']!r}, but this version reads {SCHEMA!r} only; run the same `gliaflow "
+            "evaluate` again (fitted U-Nets in OUT/work are kept)"
+        )
+    raise MetricsError(f"{path}: {field}: {first['msg']}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""HTML pages from templates, and the pictures on them: what every report shares."""
