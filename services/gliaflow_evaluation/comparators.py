@@ -1,50 +1,144 @@
-"""What synthetic features must beat: plain ways to the same end, and controls that must not grade well.
+"""The arms without synthetic features: what a generator must beat, and controls that must not grade well.
 
-``oversampled`` repeats training samples. PLAIN are generators (``gliaflow_plugins.generators.baselines``); as comparators
-they make the classes alike in number, and their critic has no say.
-
-``real``, ``weights`` (the classifier's ``weights="balanced"``) and ``threshold`` train on no more samples.
-``threshold``, these four and the generators' arms are shifted by ``balanced_offset`` of the training and validation
-patients: more samples of a class move the line between the classes, and that is no merit of the samples.
-``linear_grader`` is the paper's linear model (section 4.2, where it always said HGG); ``number_grader`` grades
-a patient by one number, the tumour's size or how many slices there are: what those already tell, no feature adds.
+COMPARATORS is the one table of them: the folds fit its entries; summary, verdict, report and the check of generators'
+names read it. A new comparator is a function with ``@Comparator``. It gives the logits of the test samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from gliaflow_plugins.generators.baselines import SMOTE, Gaussian, Mixup
+from gliaflow_plugins.generators.baselines import SMOTE, Baseline, Gaussian, Mixup
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from gliaflow_evaluation.generator_quality import pool
+from gliaflow_evaluation.measures import Floats
+from gliaflow_evaluation.tables import Entry
 
-Floats = NDArray[np.float64]
-Features = NDArray[Any]
+if TYPE_CHECKING:
+    from gliaflow_evaluation.arms import Arms
+
 Labels = NDArray[np.int64]
+Kind = Literal["real", "remedy", "linear", "shortcut"]
 
-PLAIN = (SMOTE(), Gaussian(), Mixup())
+KINDS: dict[Kind, str] = {
+    "real": "Real features",
+    "remedy": "Other remedies for too few samples",
+    "linear": "Simpler classifiers",
+    "shortcut": "Shortcuts that look at no feature",
+}
+LINEAR_SAMPLES = 2000  # the most training samples of the linear model, which holds all of them in memory
+
+
+@dataclass
+class Comparator(Entry[Callable[["Arms"], Floats]]):
+    """An arm without synthetic features.
+
+    ``real`` and remedies are also fitted on fewer patients, ``real`` also on shuffled labels. A shortcut looks at no
+    feature, grades patients only, and is never the best comparator.
+    """
+
+    kind: Kind
+    version: int = 1  # counts up when the arm comes to mean something else, so that earlier answers are not used
+    plain_generator: bool = False  # a generator of this name, if requested, takes the comparator's place
+    table: ClassVar[dict[str, Comparator]] = {}
+
+
+@Comparator("real features alone", "real")
+def real(arms: Arms) -> Floats:
+    """The classifier of all arms, on real features alone."""
+    return arms.real.logits("test")
+
+
+@Comparator("class weights", "remedy")
+def weights(arms: Arms) -> Floats:
+    """``real``, where a sample of the rare class weighs more in the loss."""
+    return arms.weighted.logits("test")
+
+
+@Comparator("real features, threshold moved", "remedy")
+def threshold(arms: Arms) -> Floats:
+    """``real`` with its threshold moved, as in all arms with more samples. A gain over it comes from the samples."""
+    return arms.real.shifted
+
+
+@Comparator("oversampling", "remedy")
+def oversample(arms: Arms) -> Floats:
+    """Samples of the rare class are repeated."""
+    return arms.fit(arms.train.select(oversampled(arms.train.labels, arms.setting.seed))).shifted
+
+
+@Comparator("SMOTE", "remedy", plain_generator=True)
+def smote(arms: Arms) -> Floats:
+    """Samples of the rare class are made by SMOTE."""
+    return _made_by(SMOTE(), arms)
+
+
+@Comparator("class-conditional Gaussian", "remedy", plain_generator=True)
+def gaussian(arms: Arms) -> Floats:
+    """Samples of the rare class are drawn from its Gaussian."""
+    return _made_by(Gaussian(), arms)
+
+
+@Comparator("mixup of features", "remedy", plain_generator=True)
+def mixup(arms: Arms) -> Floats:
+    """Samples of the rare class are mixed of two patients' samples."""
+    return _made_by(Mixup(), arms)
+
+
+@Comparator("linear model", "linear")
+def linear(arms: Arms) -> Floats:
+    """The paper's linear model on pooled features, unweighted (section 4.2, where it always said HGG)."""
+    some = np.sort(np.random.default_rng(arms.setting.seed).permutation(len(arms.train))[:LINEAR_SAMPLES])
+    pooled = pool(arms.train.batch(some).astype(np.float16))
+    grade = logistic(pooled, arms.train.labels[some] == 0)
+    return grade(pool(arms.test.batch(np.arange(len(arms.test)))))
+
+
+@Comparator("tumour size alone", "shortcut")
+def size(arms: Arms) -> Floats:
+    """The number of pixels that the U-Net marks in all slices of a patient."""
+    _, of = np.unique(arms.samples.patients, return_inverse=True)
+    return _by_number(arms, np.log1p(np.bincount(of, arms.samples.tumour.astype(np.float64))))
+
+
+@Comparator("number of slices alone", "shortcut")
+def slices(arms: Arms) -> Floats:
+    """The number of slices of a patient's scans."""
+    names = np.unique(arms.samples.patients)
+    return _by_number(arms, np.array([arms.setting.slices[name] for name in names], dtype=np.float64))
+
+
+COMPARATORS = Comparator.table
+
+
+def comparators(*kinds: Kind) -> list[str]:
+    """The names of the comparators of these kinds."""
+    return [name for name, comparator in COMPARATORS.items() if comparator.kind in kinds]
 
 
 def oversampled(labels: Labels, seed: int) -> Labels:
-    """Which samples [m] to repeat so that each class is as large as the largest, each as often as the others of it."""
+    """Which samples [m] to repeat so that all classes are as large as the largest; each equally often, or once more."""
     rng = np.random.default_rng(seed)
     have = np.bincount(labels)
-    more = [_repeated(np.flatnonzero(labels == label), have.max() - have[label], rng) for label in np.unique(labels)]
+    more = []
+    for label in np.unique(labels):
+        index, count = np.flatnonzero(labels == label), have.max() - have[label]
+        rounds = [rng.permutation(index) for _ in range(-(-count // len(index)))]
+        more.append(np.concatenate([index[:0], *rounds])[:count])
     return np.concatenate(more)
 
 
 def balanced_offset(logits: ArrayLike, positive: ArrayLike) -> float:
     """What to add to logits so that their log-loss is least where both classes count alike; at most 30 either way.
 
-    0 where there is one class only. NaN, not graded, is passed over.
+    More samples of a class move the threshold between the classes, which is no merit of the samples: so one rule places
+    it in all arms with added samples. 0 where there is one class only. NaN, not graded, is left out.
     """
     scores, kind = np.asarray(logits, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
     kind, scores = kind[~np.isnan(scores)], scores[~np.isnan(scores)]
@@ -58,68 +152,35 @@ def balanced_offset(logits: ArrayLike, positive: ArrayLike) -> float:
     return float(brentq(slope, -30, 30)) if slope(-30) > 0 > slope(30) else 30.0 * np.sign(slope(0))
 
 
-def linear_grader(features: Features, labels: Labels) -> Callable[[Features], Floats]:
-    """The paper's linear model: logistic regression on pooled features, standardised; unweighted, as there.
-
-    Parameters
-    ----------
-    features, labels: the training samples [n, C, H, W] and [n]; class 0 is the positive one.
-
-    Returns
-    -------
-    A function from features [m, C, H, W] to logits [m].
+def logistic(
+    values: NDArray[Any], positive: NDArray[np.bool_], weights: Literal["balanced"] | None = None
+) -> Callable[[NDArray[Any]], Floats]:
+    """Logistic regression on standardised values [n, d]: a function from values [m, d] to logits [m].
 
     Raises
     ------
-    ValueError: the training samples are all of one class.
+    ValueError: all are of one class.
     """
-    grade = _logistic(pool(features), labels == 0, balanced=False)
-    return lambda others: grade(pool(others))
+    from sklearn.linear_model import LogisticRegression  # here: readers of metrics.json need no scikit-learn
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-
-def number_grader(values: ArrayLike, positive: ArrayLike) -> Callable[[ArrayLike], Floats]:
-    """Logistic regression on one number of each patient, or a few of them.
-
-    Parameters
-    ----------
-    values: of the training patients [P] or [P, k].
-    positive: whether they are of the first class [P].
-
-    Returns
-    -------
-    A function from values [Q] or [Q, k] to logits [Q].
-
-    Raises
-    ------
-    ValueError: the training patients are all of one class.
-    """
-
-    def columns(numbers: ArrayLike) -> Floats:
-        table = np.asarray(numbers, dtype=np.float64)
-        return table[:, None] if table.ndim == 1 else table
-
-    grade = _logistic(columns(values), np.asarray(positive, dtype=np.bool_), balanced=True)
-    return lambda others: grade(columns(others))
-
-
-def _repeated(index: Labels, count: int, rng: np.random.Generator) -> Labels:
-    """``count`` of ``index``, each as often as any other, or once more."""
-    rounds = [rng.permutation(index) for _ in range(-(-count // len(index)))]
-    return np.concatenate([index[:0], *rounds])[:count]
-
-
-def _logistic(values: NDArray[Any], positive: NDArray[np.bool_], balanced: bool) -> Callable[[NDArray[Any]], Floats]:
     if len(np.unique(positive)) < 2:
         raise ValueError("the training samples are all of one class")
-    model = make_pipeline(
-        StandardScaler(), LogisticRegression(class_weight="balanced" if balanced else None, max_iter=5000)
-    )
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight=weights, max_iter=5000))
     model.fit(values.astype(np.float64), positive)
+    return lambda others: model.decision_function(others.astype(np.float64)) if len(others) else np.zeros(0)
 
-    def grade(others: NDArray[Any]) -> Floats:
-        if not len(others):
-            return np.zeros(0)
-        logits: Floats = model.decision_function(others.astype(np.float64))
-        return logits
 
-    return grade
+def _made_by(variant: Baseline, arms: Arms) -> Floats:
+    """A plain generator makes the classes equal in number. Its critic does not judge."""
+    fitted = variant.fit(arms.train, variant.options(), arms.setting.context)
+    return arms.fit(arms.draw(fitted, arms.missing(), judged=False)).shifted
+
+
+def _by_number(arms: Arms, number: Floats) -> Floats:
+    """Grade by one number of each patient, in the order of their names: what it shows already, no feature adds."""
+    _, first, of = np.unique(arms.samples.patients, return_index=True, return_inverse=True)
+    learnt = np.unique(of[arms.index["train"]])
+    grade = logistic(number[learnt, None], arms.samples.labels[first[learnt]] == 0, "balanced")
+    return grade(number[:, None])[of[arms.index["test"]]]

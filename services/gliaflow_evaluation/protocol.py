@@ -1,4 +1,4 @@
-"""What an evaluation asks, and which patient is on which side."""
+"""What an evaluation compares, and which patients each fold learns from, chooses with and measures on."""
 
 from __future__ import annotations
 
@@ -10,122 +10,142 @@ from typing import Any, Literal
 
 import numpy as np
 from gliaflow_plugins.contracts import PluginError
+from gliaflow_proto import CLASSES
 from gliaflow_trainer.profiles import Profile
+from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 Task = Literal["grade", "tumour"]
-CLASSES: dict[Task, tuple[str, str]] = {"grade": ("HGG", "LGG"), "tumour": ("tumour", "none")}
+ProtocolName = Literal["grouped", "paper"]
+
+TASK_CLASSES: dict[Task, tuple[str, str]] = {"grade": CLASSES, "tumour": ("tumour", "none")}
+PAPER_SHARE = {"HGG": 7 / 61, "LGG": 4 / 40}  # of the patients that the paper tested on
+VALIDATION = 0.15  # of a fold's training patients
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is compared."""
+
+    protocol: ProtocolName = "grouped"  # folds by patient, stratified; "paper": one split with the paper's shares
+    task: Task = "grade"  # HGG or LGG, by patient; "tumour": slices with tumour or without, whatever the grade
+    folds: int = 5  # of the protocol "grouped"
+    seeds: int = 5  # how often all but the U-Net is fitted, from ``seed`` on
+    seed: int = 0
+    counts: tuple[int, ...] = (100, 400)  # numbers of synthetic samples to add
+    scarce: tuple[int, ...] = ()  # numbers of patients of the rare class to learn from, a series each
+    shuffle: bool = True  # also compare on shuffled labels, which must give chance
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """The names of the classes; the first is the positive one."""
+        return TASK_CLASSES[self.task]
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds of the fits."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+@dataclass(frozen=True)
+class PlannedVariant:
+    """A generator or classifier variant."""
+
+    name: str
+    options: Mapping[str, Any]  # all of them, defaults too
+    code: str = ""  # a digest of its code: answers of other code are not used
+    third_party: bool = False  # fitted in a process of its own, so a crash there does not affect ours
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation asks of every fold.
-
-    ``unet``: a bundle whose U-Net is used as it is; it must not have seen this cohort. ``rare`` is the class that
-    ``scarce`` thins, to as many patients as each of its numbers says. ``generators`` and ``classifier`` have all their
-    options, defaults too, and ``code`` a digest of each one's code (the classifier's: ""): answers that were found with
-    others are not taken for theirs. Generators in ``apart`` are fitted in a process of their own, for ``deadline_s`` at
-    most: what a stranger's code does to its process, it does to none of ours.
-    """
+    """What every fold does. It is sent to the processes of the folds, so it has names and options, not plugins."""
 
     work: Path
     profile: Profile
-    task: Task
-    rare: int
-    tap: str
-    generators: tuple[tuple[str, Mapping[str, Any]], ...]
-    classifier: tuple[str, Mapping[str, Any]]
-    code: Mapping[str, str]
-    apart: tuple[str, ...]
-    deadline_s: float
-    counts: tuple[int, ...]
-    scarce: tuple[int, ...]
-    shuffle: bool
-    seed: int
-    device: str
-    threads: int
-    init: Path | None = None
-    unet: Path | None = None
+    design: Design
+    rare: int  # the class that ``scarce`` thins
+    generators: tuple[PlannedVariant, ...]
+    classifier: PlannedVariant
+    init: Path | None = None  # a bundle whose U-Net every fold's starts from
+    unet: Path | None = None  # a bundle whose U-Net is used unchanged
+    device: str = "cpu"
+    threads: int = 1
+    deadline_s: float = 86400  # the longest fit of a third-party generator
+
+    @property
+    def slices(self) -> Path:
+        """The folder of the cohort's slices."""
+        return self.work / "slices"
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Which patient is learnt from, chosen with, or measured on (``train``, ``validation``, ``test``)."""
+    """Which part each patient is in: ``train`` (learn from), ``validation`` (choose with) or ``test`` (measure on)."""
 
     number: int
     split: Mapping[str, str]
 
+    def folder(self, plan: Plan) -> Path:
+        """The folder of this fold's work."""
+        return plan.work / f"fold-{self.number}"
 
-def folder_of(plan: Plan, fold: Fold) -> Path:
-    return plan.work / f"fold-{fold.number}"
+    def unet(self, plan: Plan) -> Path:
+        """The bundle with this fold's U-Net."""
+        return plan.unet if plan.unet is not None else self.folder(plan) / "unet"
 
-
-def features_of(plan: Plan, fold: Fold) -> Path:
-    """Where the fold's features lie: those of a U-Net from elsewhere are the same in all folds."""
-    name = f"features-{plan.tap}{'-cropped' if plan.profile.cropped else ''}"
-    return plan.work / name if plan.unet is not None else folder_of(plan, fold) / name
-
-
-ProtocolName = Literal["grouped", "paper"]
-
-
-PAPER_SHARE = {"HGG": 7 / 61, "LGG": 4 / 40}  # of the patients that the paper tested on
+    def features(self, plan: Plan) -> Path:
+        """The folder of this fold's features. A U-Net that is used unchanged gives all folds the same features."""
+        name = f"features-{plan.profile.tap}{'-cropped' if plan.profile.cropped else ''}"
+        return plan.work / name if plan.unet is not None else self.folder(plan) / name
 
 
-VALIDATION = 0.15  # of a fold's training patients
+def split_into_folds(label_of: Mapping[str, str], design: Design) -> list[Fold]:
+    """Split patients into folds, by class. Of the patients not tested, a share chooses and the rest is learnt from.
 
-
-def deal(label_of: Mapping[str, str], protocol: ProtocolName, folds: int, seed: int) -> list[Fold]:
-    """Patients to folds, by their class; of the patients not tested, a share chooses and the rest is learnt from.
+    In the task ``tumour`` grades do not matter.
 
     Raises
     ------
     PluginError: a class has fewer patients than folds, or than the split needs.
     """
     patients = np.array(sorted(label_of))
-    labels = np.array([label_of[patient] for patient in patients])
-    fewest, needed = min(np.unique(labels, return_counts=True)[1]), max(4, folds if protocol == "grouped" else 0)
+    labels = np.array([label_of[patient] if design.task == "grade" else "any" for patient in patients])
+    fewest = min(np.unique(labels, return_counts=True)[1])
+    needed = max(4, design.folds if design.protocol == "grouped" else 0)
     if fewest < needed:
         raise PluginError(f"{fewest} patients of a class have scan and mask; {needed} are needed for this protocol")
-    if protocol == "grouped":
-        tests = [test for _, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(patients, labels)]
-    else:
-        rng = np.random.default_rng(seed)
-        tests = [
-            np.concatenate(
-                [
-                    rng.permutation(np.flatnonzero(labels == label))[
-                        : max(1, round(PAPER_SHARE.get(label, 0.1) * int((labels == label).sum())))
-                    ]
-                    for label in np.unique(labels)
-                ]
-            )
-        ]
-    dealt = []
-    for number, test in enumerate(tests):
+    folds = []
+    for number, test in enumerate(_test_patients(labels, design)):
         rest = np.setdiff1d(np.arange(len(patients)), test)
+        least = ceil(len(rest) / np.unique(labels[rest], return_counts=True)[1].min())  # one patient of each class
         train, validation = train_test_split(
             rest,
-            # so many that each class has one
-            test_size=max(
-                ceil(VALIDATION * len(rest)), ceil(len(rest) / np.unique(labels[rest], return_counts=True)[1].min())
-            ),
+            test_size=max(ceil(VALIDATION * len(rest)), least),
             stratify=labels[rest],
-            random_state=seed * 1000 + number,
+            random_state=design.seed * 1000 + number,
         )
         parts = {"train": train, "validation": validation, "test": test}
-        dealt.append(Fold(number, {str(patients[i]): part for part, of in parts.items() for i in sorted(of)}))
-    return dealt
+        folds.append(Fold(number, {str(patients[i]): part for part, of in parts.items() for i in sorted(of)}))
+    return folds
 
 
-def classes_to_split_by(label_of: Mapping[str, str], task: Task) -> Mapping[str, str]:
-    """By what patients are dealt: slices are told apart whatever the grade."""
-    return label_of if task == "grade" else dict.fromkeys(label_of, "any")
+def _test_patients(labels: NDArray[np.str_], design: Design) -> list[NDArray[np.int64]]:
+    """The indices of each fold's test patients."""
+    if design.protocol == "grouped":
+        folds = StratifiedKFold(design.folds, shuffle=True, random_state=design.seed)
+        return [test for _, test in folds.split(labels, labels)]
+    rng = np.random.default_rng(design.seed)
+    tested = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        tested.append(rng.permutation(members)[: max(1, round(PAPER_SHARE.get(label, 0.1) * len(members)))])
+    return [np.concatenate(tested)]
 
 
 def rare_class(label_of: Mapping[str, str], task: Task) -> int:
-    """Which class has fewer patients; of slices, those with tumour."""
+    """The class with fewer patients; in the task ``tumour``, slices with tumour."""
     if task == "tumour":
         return 0
     labels = list(label_of.values())
-    return min((0, 1), key=lambda label: labels.count(CLASSES["grade"][label]))
+    return min((0, 1), key=lambda label: labels.count(CLASSES[label]))

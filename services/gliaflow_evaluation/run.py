@@ -1,7 +1,8 @@
-"""``gliaflow evaluate``: do synthetic features help to grade this cohort? Asked of patients that nothing was fitted on.
+"""``gliaflow evaluate``: do synthetic features help to grade the patients of a cohort that nothing was fitted on?
 
-The folds (``folds``) run beside each other in processes; here patients are dealt to them, and their answers
-(``summary``) become ``metrics.json`` (``metrics_schema``) and ``report.html``.
+Patients are split into folds (``protocol``). In each fold a U-Net is fitted (``segmentation``), then classifiers and
+generators with each seed (``fold``). Their answers (``summary``) become ``metrics.json``, ``figures.npz`` and
+``report.html`` (``report``).
 """
 
 from __future__ import annotations
@@ -18,211 +19,206 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gliaflow_plugins.contracts import Cohort, PluginError
-from gliaflow_plugins.registry import Registry
+from gliaflow_phantoms.phantom import made_by
+from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_proto import message_id
 from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.files import whole_file
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import available_cores
 from gliaflow_trainer.processes import end_with_parent
-from gliaflow_trainer.profiles import Profile
-from gliaflow_trainer.steps import initial, same_run, versions
-from gliaflow_trainer.train import cut_cohort, made_by
-from gliaflow_trainer.variants import choose
+from gliaflow_trainer.run_folder import same_run, versions
+from gliaflow_trainer.slices import CutScan, cut_cohort
+from gliaflow_trainer.unet_bundle import unet_to_fine_tune
 from rich.progress import Progress
 
-from gliaflow_evaluation.comparators import PLAIN
-from gliaflow_evaluation.fold import fit_segmentation, grade_fold
-from gliaflow_evaluation.protocol import CLASSES, Fold, Plan, ProtocolName, Task, classes_to_split_by, deal, rare_class
-from gliaflow_evaluation.report.page import write_report
+from gliaflow_evaluation.comparators import COMPARATORS
+from gliaflow_evaluation.fold import grade_fold
+from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant, rare_class, split_into_folds
+from gliaflow_evaluation.report.page import FIGURES_FILE, METRICS_FILE, REPORT_FILE, write_report
 from gliaflow_evaluation.report.schema import SCHEMA, Metrics, write_metrics
-from gliaflow_evaluation.report.verdict import ARMS
+from gliaflow_evaluation.request import EvaluateRequest
+from gliaflow_evaluation.segmentation import fit_segmentation
 from gliaflow_evaluation.summary import summarise
 
-LATER = ("tap", "cropped", "classifier", "generators", "classifiers")  # of a profile: the U-Net does not depend on it
+AFTER_THE_UNET = ("tap", "cropped", "classifier", "generators", "classifiers")  # of a profile
 
 
-def evaluate(
-    cohort: Cohort,
-    folder: Path,
-    out: Path,
-    profile: Profile,
-    registry: Registry,
-    *,
-    protocol: ProtocolName = "grouped",
-    task: Task = "grade",
-    folds: int = 5,
-    seeds: int = 5,
-    seed: int = 0,
-    generators: str = "infogan",
-    options: Mapping[str, Any] | None = None,
-    counts: Sequence[int] = (100, 400),
-    scarce: Sequence[int] = (),
-    shuffle: bool = True,
-    init: Path | None = None,
-    unet: Path | None = None,
-    high: Sequence[str] = (),
-    device: str = "cpu",
-    jobs: int = 0,
-    deadline_s: float = 86400,
-    bar: Progress,
-) -> Metrics:
-    """Run the whole protocol and write ``metrics.json``, ``figures.npz`` and ``report.html`` to ``out``.
+def evaluate(request: EvaluateRequest, bar: Progress) -> Metrics:
+    """Run the whole protocol and write ``metrics.json``, ``figures.npz`` and ``report.html`` to ``request.out``.
 
-    ``out/work`` keeps what was fitted: called again, with the same cohort, profile and folds, only what is new is
-    done; after a kill it goes on.
-
-    Parameters
-    ----------
-    protocol: ``grouped``: stratified folds by patient; ``paper``: one split with the paper's shares of test patients.
-    task: ``grade``: HGG or LGG, by patient; ``tumour``: slices with tumour or without, whatever the grade.
-    seeds: how often all but the U-Net is fitted anew.
-    generators, options: the variants and their options, as ``choose`` reads them.
-    counts: how many synthetic samples to add.
-    scarce: patients of the rare class to learn from, in a series of its own each.
-    shuffle: also run on shuffled labels, which must give chance.
-    init: a bundle whose U-Net every fold's starts from. unet: a bundle whose U-Net is used as it is, in all folds;
-        neither may have seen this cohort.
-    jobs: processes; 0: one a core.
-    deadline_s: a fit of a generator that does not ship is ended after so long, and the rest goes on without it.
+    ``out/work`` keeps what was fitted: called again with the same cohort, profile and folds, it does only what is new,
+    and after a kill it resumes.
 
     Raises
     ------
-    PluginError: too few patients of a class, an unknown generator, or ``out/work`` is of another run.
+    PluginError: too few patients of a class, a generator with an arm's name, or ``out/work`` is of another run.
+    BundleError: ``init`` or ``unet`` cannot be used.
     """
-    variants = choose(registry, generators, profile, options)
-    if taken := sorted(set(variants.generators) & (ARMS.keys() - {plain.name for plain in PLAIN})):
-        raise PluginError(f"generator {taken[0]!r}: an arm without a generator has this name; give yours another")
-    if variants.generators and not any(counts):
-        raise PluginError("counts: with a generator, say how many synthetic samples to add (--counts 100,400)")
-    if unet is not None:
-        profile = replace(profile, input=Bundle(unet).manifest.input)
-    cases = {case.id: case for case in cohort.cases if case.mask is not None and case.label}
-    if not cases:
-        raise PluginError(f"{folder}: no scan has a mask and a grade")
-    # what can be told before anything is done
-    deal(classes_to_split_by({case.patient: str(case.label) for case in cases.values()}, task), protocol, folds, seed)
-    if init is not None:
-        initial(init, profile)
     began = time.monotonic()
-    work = out / "work"
-    same_run(
-        work,
-        {
-            "cohort": str(folder.resolve()),
-            "cases": message_id(*sorted(f"{c.id} {c.patient} {c.label}" for c in cohort.cases)),
-            "profile": {key: value for key, value in asdict(profile).items() if key not in LATER},
-            "protocol": [protocol, task, folds, seed],
-            "init": init and Bundle(init).id,
-            "unet": unet and Bundle(unet).id,
-            "high": list(high),
-        },
-    )
-    scans = cut_cohort(cases.values(), profile, work, bar)
+    if request.unet is not None:
+        request = replace(request, profile=replace(request.profile, input=Bundle(request.unet).manifest.input))
+    cases = check(request)
+    work = request.out / "work"
+    same_run(work, _identity(request))
+    scans = cut_cohort(cases.values(), request.profile, work, bar)
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
-    dealt = deal(classes_to_split_by(label_of, task), protocol, folds, seed)
-    jobs = 1 if device != "cpu" else jobs or min(available_cores(), len(dealt))
-    plan = Plan(
-        work=work,
-        profile=profile,
-        task=task,
-        rare=rare_class(label_of, task),
-        tap=profile.tap,
-        generators=tuple((name, each.model_dump(mode="json")) for name, each in variants.generators.items()),
-        classifier=(variants.classifier, variants.classifier_options.model_dump(mode="json")),
-        code={name: registry.code_of("generator", name) for name in variants.generators}
-        | {"": registry.code_of("classifier", variants.classifier)},
-        apart=tuple(name for name in variants.generators if not registry.ships("generator", name)),
-        deadline_s=deadline_s,
-        counts=tuple(counts),
-        scarce=tuple(scarce),
-        shuffle=shuffle,
-        seed=seed,
-        device=device,
-        threads=max(1, available_cores() // jobs),
-        init=init,
-        unet=unet,
+    folds = split_into_folds(label_of, request.design)
+    jobs = 1 if request.device != "cpu" else request.jobs or min(available_cores(), len(folds))
+    plan = _plan(request, rare_class(label_of, request.design.task), jobs)
+    files = _run_folds(plan, folds, cases, jobs, bar)
+    figures, pictures = summarise(plan, folds, files, scans)
+    made = _made(request, len(folds), label_of, scans) | figures["made"]
+    made["seconds"] = round(time.monotonic() - began, 1)
+    metrics = write_metrics(
+        Metrics.model_validate({**figures, "schema": SCHEMA, "made": made}), request.out / METRICS_FILE
     )
-    answers = _run(plan, dealt, cases, range(seed, seed + seeds), jobs, bar)
-    table, figures = summarise(plan, dealt, answers, scans)
-    made = {
-        "command": " ".join(["gliaflow", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - began, 1),
-        "versions": versions(),
-        "profile": asdict(profile),
-        "device": device,
-        "cohort": {
-            "folder": folder.resolve().name,
-            "layout": cohort.layout,
-            "patients": {label: list(label_of.values()).count(label) for label in sorted(set(label_of.values()))},
-            "slices": sum(len(scan.image) for scan in scans),
-            "high": list(high),
-            "phantoms": bool(made_by(folder)),
-        },
-        "protocol": {"name": protocol, "folds": len(dealt), "repeats": 1, "seeds": list(range(seed, seed + seeds))},
-        "task": task,
-        "classes": CLASSES[task],
-        "counts": list(counts),
-        "init": Bundle(init).id if init is not None else None,
-        "unet": Bundle(unet).id if unet is not None else None,
-    }
-    metrics = Metrics.model_validate({"schema": SCHEMA, **table, "made": {**table.pop("made"), **made}})
-    write_metrics(metrics, out / "metrics.json")
-    np.savez_compressed(out / "figures.npz", **figures)  # type: ignore[arg-type]  # its stub takes them for flags
-    write_report(metrics, figures, out / "report.html")
+    with whole_file(request.out / FIGURES_FILE, ending=".npz") as part:
+        np.savez_compressed(part, **pictures)  # type: ignore[arg-type]  # its stub takes them for flags
+    write_report(metrics, pictures, request.out / REPORT_FILE)
     return metrics
 
 
-def _run(
-    plan: Plan, dealt: Sequence[Fold], cases: Mapping[str, Any], seeds: Sequence[int], jobs: int, bar: Progress
+def check(request: EvaluateRequest) -> dict[str, Case]:
+    """Find mistakes in the request before any work is done. Returns the cases that can be used, by id.
+
+    Raises
+    ------
+    PluginError, BundleError: see ``evaluate``.
+    """
+    generators = request.variants.generators
+    taken = [name for name in generators if name in COMPARATORS and not COMPARATORS[name].plain_generator]
+    if taken:
+        raise PluginError(f"generator {taken[0]!r}: an arm without a generator has this name; rename the generator")
+    if generators and not any(request.design.counts):
+        raise PluginError("counts: a generator needs numbers of synthetic samples to add (--counts 100,400)")
+    cases = {case.id: case for case in request.cohort.cases if case.mask is not None and case.label}
+    if not cases:
+        raise PluginError(f"{request.folder}: no scan has a mask and a grade")
+    split_into_folds({case.patient: str(case.label) for case in cases.values()}, request.design)
+    if request.init is not None:
+        unet_to_fine_tune(request.init, request.profile)
+    return cases
+
+
+def _identity(request: EvaluateRequest) -> dict[str, Any]:
+    """What the U-Nets depend on: a work folder belongs to one such run."""
+    design = request.design
+    cases = sorted(f"{case.id} {case.patient} {case.label}" for case in request.cohort.cases)
+    return {
+        "cohort": str(request.folder.resolve()),
+        "cases": message_id(*cases),
+        "profile": {key: value for key, value in asdict(request.profile).items() if key not in AFTER_THE_UNET},
+        "protocol": [design.protocol, design.task, design.folds, design.seed],
+        "init": request.init and Bundle(request.init).id,
+        "unet": request.unet and Bundle(request.unet).id,
+        "high": list(request.high),
+    }
+
+
+def _plan(request: EvaluateRequest, rare: int, jobs: int) -> Plan:
+    variants, registry = request.variants, request.variants.registry
+    return Plan(
+        work=request.out / "work",
+        profile=request.profile,
+        design=request.design,
+        rare=rare,
+        generators=tuple(
+            PlannedVariant(
+                name,
+                options.model_dump(mode="json"),
+                registry.code_of("generator", name),
+                third_party=not registry.ships("generator", name),
+            )
+            for name, options in variants.generators.items()
+        ),
+        classifier=PlannedVariant(
+            variants.classifier,
+            variants.classifier_options.model_dump(mode="json"),
+            registry.code_of("classifier", variants.classifier),
+        ),
+        init=request.init,
+        unet=request.unet,
+        device=request.device,
+        threads=max(1, available_cores() // jobs),
+        deadline_s=request.deadline_s,
+    )
+
+
+def _run_folds(
+    plan: Plan, folds: Sequence[Fold], cases: Mapping[str, Case], jobs: int, bar: Progress
 ) -> dict[tuple[int, int], list[Path]]:
-    """Every fold's U-Net, and every fold with every seed; in processes, which leave their results as files."""
-    task = bar.add_task("folds and seeds", total=len(dealt) * (1 + len(seeds)))
-    answers: dict[tuple[int, int], list[Path]] = {}
+    """Every fold's U-Net, then every fold with every seed; in processes. The files of answers by fold and seed."""
+    seeds = plan.design.all_seeds
+    row = bar.add_task("folds and seeds", total=len(folds) * (1 + len(seeds)))
+    files: dict[tuple[int, int], list[Path]] = {}
     if jobs == 1:
-        for fold in dealt:
-            fit_segmentation(plan, fold, cases, min(seeds))
-            bar.advance(task)
+        for fold in folds:
+            fit_segmentation(plan, fold, cases, seeds[0])
+            bar.advance(row)
             for seed in seeds:
-                answers[fold.number, seed] = grade_fold(plan, fold, seed)
-                bar.advance(task)
-        return answers
-    spawn = multiprocessing.get_context("spawn")
+                files[fold.number, seed] = grade_fold(plan, fold, seed)
+                bar.advance(row)
+        return files
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(jobs, spawn, _worker) as pool:
-        # a U-Net from elsewhere: one extraction for all
-        first = list(dealt[:1] if plan.unet is not None else dealt)
-        pending: dict[Future[Any], tuple[Fold, int | None]] = {
-            pool.submit(fit_segmentation, plan, fold, cases, min(seeds)): (fold, None) for fold in first
-        }
-        later = [fold for fold in dealt if fold not in first]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker) as pool:
+
+        def segment(some: Sequence[Fold]) -> dict[Future[Any], tuple[Fold, int | None]]:
+            return {pool.submit(fit_segmentation, plan, fold, cases, seeds[0]): (fold, None) for fold in some}
+
+        # a U-Net of another run: one extraction serves all folds, so the first fold comes first
+        later = list(folds[1:]) if plan.unet is not None else []
+        pending = segment(folds[: len(folds) - len(later)])
         try:
             while pending:
                 for done in wait(pending, return_when=FIRST_COMPLETED).done:
-                    fold, finished = pending.pop(done)
+                    fold, graded_with = pending.pop(done)
                     result = done.result()
-                    bar.advance(task)
-                    if finished is not None:
-                        answers[fold.number, finished] = result
+                    bar.advance(row)
+                    if graded_with is not None:
+                        files[fold.number, graded_with] = result
                         continue
-                    for each in seeds:
-                        pending[pool.submit(grade_fold, plan, fold, each)] = (fold, each)
-                    for other in later:
-                        pending[pool.submit(fit_segmentation, plan, other, cases, min(seeds))] = (other, None)
+                    pending |= {pool.submit(grade_fold, plan, fold, seed): (fold, seed) for seed in seeds}
+                    pending |= segment(later)
                     later = []
-        except BaseException as error:  # what is being fitted is not waited for: it is kept to the epoch
+        except BaseException as error:  # do not wait for running fits: their epochs are kept
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
-                told = "a process was killed, most likely for want of memory; go on with the same command and --jobs 1"
-                raise PluginError(told) from None
+                reason = "a process was killed, most likely for lack of memory; run the same command with --jobs 1"
+                raise PluginError(reason) from None
             raise
-    return answers
+    return files
 
 
-def _worker() -> None:
-    """Prepares a process of the pool."""
+def _start_worker() -> None:
     configure_logging("error", "auto")
     end_with_parent()
+
+
+def _made(
+    request: EvaluateRequest, folds: int, label_of: Mapping[str, str], scans: Sequence[CutScan]
+) -> dict[str, Any]:
+    design, labels = request.design, sorted(label_of.values())
+    return {
+        "command": " ".join(["gliaflow", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "profile": asdict(request.profile),
+        "device": request.device,
+        "cohort": {
+            "folder": request.folder.resolve().name,
+            "layout": request.cohort.layout,
+            "patients": {label: labels.count(label) for label in dict.fromkeys(labels)},
+            "slices": sum(len(scan.image) for scan in scans),
+            "high": list(request.high),
+            "phantoms": bool(made_by(request.folder)),
+        },
+        "protocol": {"name": design.protocol, "folds": folds, "repeats": 1, "seeds": list(design.all_seeds)},
+        "task": design.task,
+        "classes": design.classes,
+        "counts": design.counts,
+        "init": Bundle(request.init).id if request.init is not None else None,
+        "unet": Bundle(request.unet).id if request.unet is not None else None,
+    }

@@ -1,327 +1,295 @@
-"""The answers of all folds and seeds as one table (``metrics_schema``), and the figures for the report."""
+"""The figures of the report, from the answers of all folds and seeds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_proto import CLASSES
 from gliaflow_store.feature_store import FeatureStore
-from gliaflow_trainer.slices import CutScan, kept_scans
+from gliaflow_trainer.slices import CutScan
 from numpy.typing import NDArray
+from scipy.special import expit
 
-from gliaflow_evaluation.fold import samples_of, shuffled
-from gliaflow_evaluation.generator_quality import MEASURES as GAN_MEASURES
+from gliaflow_evaluation.answers import load_answers
+from gliaflow_evaluation.comparators import COMPARATORS, comparators
+from gliaflow_evaluation.generator_quality import DISTANCES
+from gliaflow_evaluation.judges import JUDGEMENTS
 from gliaflow_evaluation.measures import (
-    Draws,
+    AGAINST_CHANCE,
+    MEASURES,
+    OVER_SLICES,
+    Floats,
     Measured,
     Units,
+    bootstrap,
     calibration,
     chance_inside,
+    confusion,
     mean_by_patient,
     measure,
-    row,
+    roc_curve,
 )
-from gliaflow_evaluation.protocol import CLASSES, Fold, Plan, features_of, folder_of
+from gliaflow_evaluation.protocol import Fold, Plan
+from gliaflow_evaluation.report import schema
+from gliaflow_evaluation.samples import Indices, samples_of, shuffled_labels
+from gliaflow_evaluation.score import NOT_MEASURED, Score
+from gliaflow_evaluation.segmentation import learning_curves, overlays, table2
 
-COMPARATORS = ("real", "weights", "threshold", "oversample", "smote", "gaussian", "mixup", "linear")
-CONTROLS = ("size", "slices")  # they say what needs no feature
-EQUATIONS = ("soft_dice_loss", "hard_dice", "iou")  # Eq. 3–5
+Files = Mapping[tuple[int, int], Sequence[Path]]
+"""The files of answers by fold and seed."""
 
 
 def summarise(
-    plan: Plan, dealt: Sequence[Fold], answers: Mapping[tuple[int, int], Sequence[Path]], scans: Sequence[CutScan]
+    plan: Plan, folds: Sequence[Fold], files: Files, scans: Sequence[CutScan]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The folds' answers as one table (``Metrics``, but for who made it how) and the figures for the report."""
-    stores = {fold.number: FeatureStore(features_of(plan, fold)) for fold in dealt}
-    seeds = sorted({seed for _, seed in answers})
-    found: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
-    about: dict[tuple[int, int], dict[str, Any]] = {}
-    for key, paths in answers.items():
-        of_paths = [dict(np.load(path, allow_pickle=False)) for path in paths]
-        abouts = [json.loads(str(values.pop("about"))) for values in of_paths]
-        found[key] = {name: logits for values in of_paths for name, logits in values.items()}
-        about[key] = {
-            part: {name: said for each in abouts for name, said in each.get(part, {}).items()}
-            for part in ("gan", "chosen", "failed")
-        }
-    failed = {name: why for key in sorted(about, reverse=True) for name, why in about[key]["failed"].items()}
-    table = _Table(plan, dealt, stores, found, seeds)
-    names = [key.removeprefix("arm/") for key in found[dealt[0].number, seeds[0]] if key.startswith("arm/")]
-    names = [name for name in names if name.partition("@")[0] not in failed]
-    arms = {name: table.measured(f"arm/{name}") for name in names if not name.endswith(" alone")}
-    generators = [name for name, _ in plan.generators if name not in failed]
+    """The fields of ``Metrics``, ``made`` with what the folds know of it, and the pictures of the report."""
+    results = Results(plan, folds, files, scans)
+    generators = results.generators
+    arms = {name: results.measured(f"arm/{name}") for name in results.names()}
+    rows = {
+        name: schema.Row(
+            arm=name,
+            slices=None if name in comparators("shortcut") else results.slice_scores(name),
+            **_series(name, arms),
+        )
+        for name in arms
+    }
     augmented, best = _judged(arms, generators)
-    first = stores[dealt[0].number]
-    figures: dict[str, NDArray[Any]] = {
+    shown = list(dict.fromkeys(name for name in ("real", best, augmented) if name is not None))
+    store = FeatureStore(folds[0].features(plan))
+    pictures = {
         key.removeprefix("figures/"): maps
-        for key, maps in found[dealt[0].number, seeds[0]].items()
+        for key, maps in results.arrays[folds[0].number, results.seeds[0]].items()
         if key.startswith("figures/")
     }
-    figures |= _overlays(dealt[0], scans, first)
     return {
-        "made": {"tap": first.tap, "shape": first.shape, "generators": generators, "failed": failed},
-        "table2": _table2(plan, dealt, scans),
-        "table3": {
-            "baseline": table.row("real"),
-            "augmented": table.row(augmented) if augmented else None,
-            "difference": _difference(arms[augmented], arms["real"]) if augmented else None,
-            "beyond_line": _difference(arms[augmented], arms["threshold"]) if augmented else None,
-        },
-        "comparators": {
-            name: {**table.row(name), "difference": None if name == "real" else _difference(arm, arms["real"])}
-            for name, arm in arms.items()
-        },
+        "made": {"tap": store.tap, "shape": store.shape, "generators": generators, "failed": results.failed},
+        "table2": table2(plan, folds, scans),
+        "table3": schema.Table3(
+            baseline=rows["real"],
+            augmented=rows[augmented] if augmented else None,
+            beyond_threshold=arms[augmented].minus(arms["threshold"]) if augmented else None,
+        ),
+        "comparators": rows,
         "best_comparator": best,
         "augmented_arm": augmented,
-        # the number of samples is chosen on validation patients, the one of several generators is not
+        # validation patients chose the number of samples, but test patients the one of several generators
         "augmented_chosen_on": "validation" if len(generators) < 2 else "test",
-        "augmented_minus_best": _difference(arms[augmented], arms[best]) if augmented else None,
+        "augmented_minus_best": arms[augmented].minus(arms[best]) if augmented else None,
         "counts": {
             name: [
-                {"count": count, **_measured(arm), "difference": _difference(arm, arms["real"])}
-                for count in sorted(plan.counts)
-                if (arm := arms.get(f"{name}@{count}")) is not None
+                schema.CountArm(count=count, **_series(f"{name}@{count}", arms))
+                for count in sorted(plan.design.counts)
+                if f"{name}@{count}" in arms
             ]
             for name in generators
         },
-        "scarce": [entry for few in plan.scarce if (entry := _scarce(table, few, names, generators))] or None,
-        "gan": {name: _gan(name, dealt, seeds, about, table) for name in generators},
-        "control": _control(table, generators) if plan.shuffle else None,
-        "calibration": {
-            name: calibration(table.units_of(f"arm/{name}")[1], table.units_of(f"arm/{name}")[0].positive)
-            for name in dict.fromkeys(["real", best, *([augmented] if augmented else [])])
-        },
-        "learning": _learning(plan, dealt),
-    }, figures
-
-
-class _Table:
-    """Logits of all folds and seeds laid side by side."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        dealt: Sequence[Fold],
-        stores: Mapping[int, FeatureStore],
-        found: Mapping[tuple[int, int], Mapping[str, NDArray[Any]]],
-        seeds: Sequence[int],
-    ) -> None:
-        self.plan, self.found, self.seeds, self.folds = plan, found, seeds, [fold.number for fold in dealt]
-        self.tested = sorted({p for fold in dealt for p, part in fold.split.items() if part == "test"})
-        place = {patient: n for n, patient in enumerate(self.tested)}
-        labels, control, patients, folds = [], [], [], []
-        label_of: dict[str, int] = {}
-        control_of: dict[str, int] = {}
-        for fold in dealt:
-            samples, index = samples_of(plan, stores[fold.number])
-            dealt_anew = shuffled(samples, plan.task)
-            mine = np.searchsorted(index, found[fold.number, seeds[0]]["index"])
-            labels.append(samples.labels[mine])
-            control.append(dealt_anew[mine])
-            patients.append(np.array([place[name] for name in samples.patients[mine]], dtype=np.int64))
-            folds.append(np.full(len(mine), fold.number))
-            label_of |= {str(p): int(label) for p, label in zip(samples.patients, samples.labels, strict=True)}
-            control_of |= {str(p): int(label) for p, label in zip(samples.patients, dealt_anew, strict=True)}
-        self.labels, self.control = np.concatenate(labels), np.concatenate(control)
-        self.patients, self.fold = np.concatenate(patients), np.concatenate(folds)
-        fold_of = {p: fold.number for fold in dealt for p, part in fold.split.items() if part == "test"}
-        self.by_patient = plan.task == "grade"
-        # a patient in whom no tumour was found has no sample: its label comes with the scan
-        known = {scan.patient: scan.label for scan in kept_scans(plan.work / "slices")}
-        if self.by_patient:
-            for patient in self.tested:
-                label_of.setdefault(patient, CLASSES["grade"].index(str(known[patient])))
-                control_of.setdefault(patient, label_of[patient])
-        self.fold_of = np.array([fold_of[p] for p in self.tested])
-        self.label_of = np.array([label_of.get(p, 0) for p in self.tested])
-        self.control_of = np.array([control_of.get(p, 0) for p in self.tested])
-        strata = self.label_of if self.by_patient else np.zeros(len(self.tested))
-        self.draws = Draws.of(strata)
-        self.control_draws = Draws.of(self.control_of if self.by_patient else strata)
-
-    def logits(self, key: str) -> NDArray[np.float64]:
-        """Of all test slices, by seed [S, N]; a seed that could not fit the arm in some fold is left out."""
-        rows = [
-            np.concatenate([self.found[fold, seed][key] for fold in self.folds])
-            for seed in self.seeds
-            if all(key in self.found[fold, seed] for fold in self.folds)
-        ]
-        return np.stack(rows) if rows else np.zeros((0, len(self.labels)))
-
-    def units_of(self, key: str) -> tuple[Units, NDArray[np.float64]]:
-        """What is judged (patients, or slices) and its logits."""
-        labels, by = (self.control, self.control_of) if key.startswith("control/") else (self.labels, self.label_of)
-        if not self.by_patient:
-            return Units(labels == 0, self.patients, self.fold), self.logits(key)
-        units = Units(by == 0, np.arange(len(self.tested)), self.fold_of)
-        return units, mean_by_patient(self.logits(key), self.patients, len(self.tested))
-
-    def measured(self, key: str) -> Measured:
-        units, logits = self.units_of(key)
-        return measure(logits, units, self.control_draws if key.startswith("control/") else self.draws)
-
-    def row(self, name: str) -> dict[str, Any]:
-        slices = measure(self.logits(f"arm/{name}"), Units(self.labels == 0, self.patients, self.fold), self.draws)
-        told = row(name, self.measured(f"arm/{name}"), slices, CLASSES[self.plan.task])
-        return told if name not in CONTROLS else {**told, "slices": {}}
-
-
-def _table2(plan: Plan, dealt: Sequence[Fold], scans: Sequence[CutScan]) -> dict[str, Any]:
-    """Over folds: the mean of each part's measures, with an interval over folds only for the test patients' Dice."""
-    dice = {
-        (patient, fold.number): value
-        for fold in dealt
-        for patient, value in json.loads((folder_of(plan, fold) / "dice.json").read_text()).items()
-    }
-    values = np.array(list(dice.values()))
-    rng = np.random.default_rng(0)
-    drawn = values[rng.integers(0, len(values), (2000, len(values)))].mean(axis=1)
-    per_patient = [{"patient": p, "fold": f, "dice": round(value, 4)} for (p, f), value in sorted(dice.items())]
-    test = {
-        "dice": {"mean": values.mean(), "ci95": np.percentile(drawn, [2.5, 97.5]).tolist(), "n": len(values)},
-        "dice_median": float(np.median(values)),
-        "per_patient": per_patient,
-    }
-    parts = ("train", "validation", "test")
-    if plan.unet is not None:  # fitted elsewhere: it has no training slices here
-        nothing = {name: {"mean": None, "ci95": None, "n": 0} for name in EQUATIONS}
-        return {**dict.fromkeys(parts, nothing), "test_patients": test}
-    found = [Bundle(folder_of(plan, fold) / "unet").manifest.metrics["unet"] for fold in dealt]
-    slices: dict[str, int] = {}
-    for scan in scans:
-        for fold in dealt:
-            part = fold.split[scan.patient]
-            slices[part] = slices.get(part, 0) + len(scan.image)
-    return {
-        part: {
-            name: {"mean": float(np.mean([each[part][name] for each in found])), "ci95": None, "n": slices[part]}
-            for name in EQUATIONS
-        }
-        for part in parts
-    } | {"test_patients": test}
-
-
-def _learning(plan: Plan, dealt: Sequence[Fold]) -> dict[str, Any] | None:
-    if plan.unet is not None:
-        return None
-    histories = [Bundle(folder_of(plan, fold) / "unet").manifest.training["history"]["unet"] for fold in dealt]
-    shown = ("loss", "val_dice", "val_iou")
-    return {"unet": [[{name: e[name] for name in shown if name in e} for e in history] for history in histories]}
-
-
-def _measured(arm: Measured) -> dict[str, Any]:
-    return {name: arm[name] for name in ("balanced_accuracy", "auc")}
-
-
-def _difference(arm: Measured, other: Measured) -> dict[str, Any]:
-    found = arm.minus(other)
-    return {name: found[name] for name in ("balanced_accuracy", "auc", "brier")}
-
-
-def _accuracy(arm: Measured) -> float:
-    return float(arm.values["balanced_accuracy"][0])
+        "scarce": [each for few in plan.design.scarce if (each := _scarce(results, few)) is not None] or None,
+        "gan": {name: _quality(results, name) for name in generators},
+        "control": _control(results) if plan.design.shuffle else None,
+        "patients": _patients(results, shown) if plan.design.task == "grade" else [],
+        **_curves(results, shown),
+        "learning": learning_curves(plan, folds),
+    }, pictures | overlays(folds[0], scans, store)
 
 
 def _judged(arms: Mapping[str, Measured], generators: Sequence[str]) -> tuple[str | None, str]:
-    """The generator that is judged and the comparator beside it: of each, that with the highest balanced accuracy.
+    """The generator that is judged, and the comparator beside it: of each, the highest balanced accuracy.
 
-    On the test patients, so it is chosen in its own favour. A plain generator is judged where there is no other.
+    On the test patients, which flatters it. A plain generator is judged only where there is no other.
     """
 
-    def first(names: Sequence[str]) -> str:
-        return max(names, key=lambda name: _accuracy(arms[name]))
+    def first(names: Iterable[str]) -> str:
+        return max(names, key=lambda name: float(arms[name].values["balanced_accuracy"][0]))
 
-    learnt = [name for name in generators if name not in COMPARATORS] or list(generators)
+    learnt = [name for name in generators if name not in COMPARATORS] or generators
     augmented = first(learnt) if learnt else None
-    return augmented, first([name for name in COMPARATORS if name in arms and name != augmented])
+    rivals = comparators("real", "remedy", "linear")
+    return augmented, first(name for name in rivals if name in arms and name != augmented)
 
 
-def _scarce(table: _Table, few: int, names: Sequence[str], generators: Sequence[str]) -> dict[str, Any] | None:
+def _series(name: str, arms: Mapping[str, Measured]) -> dict[str, Any]:
+    """An arm's scores, and its difference to real features alone."""
+    return {"scores": arms[name].scores(), "difference": None if name == "real" else arms[name].minus(arms["real"])}
+
+
+def _scarce(results: Results, few: int) -> schema.Scarce | None:
+    """None where no seed could be thinned in all folds."""
     prefix = f"scarce/{few}/"
-    arms = {name: table.measured(prefix + name) for name in names if len(table.logits(prefix + name))}
-    if not arms:
+    names = [name for name in results.names() if len(results.logits(prefix + name))]
+    if not names:
         return None
-    augmented, best = _judged(arms, generators)
-    return {
-        "rare_patients": few,
-        "arms": {
-            name: {**_measured(arm), "difference": None if name == "real" else _difference(arm, arms["real"])}
-            for name, arm in arms.items()
-        },
-        "augmented_arm": augmented,
-        "best_comparator": best,
-        "augmented_minus_best": _difference(arms[augmented], arms[best]) if augmented else None,
-    }
+    arms = {name: results.measured(prefix + name) for name in names}
+    augmented, best = _judged(arms, results.generators)
+    return schema.Scarce(
+        rare_patients=few,
+        arms={name: schema.SeriesArm(**_series(name, arms)) for name in arms},
+        augmented_arm=augmented,
+        best_comparator=best,
+        augmented_minus_best=arms[augmented].minus(arms[best]) if augmented else None,
+    )
 
 
-def _gan(
-    name: str,
-    dealt: Sequence[Fold],
-    seeds: Sequence[int],
-    about: Mapping[tuple[int, int], Mapping[str, Any]],
-    table: _Table,
-) -> dict[str, Any]:
-    """Over folds and seeds: the mean of each measure, and as its interval that in which 95 % of the fits lie."""
-    every = [about[fold.number, seed]["gan"][name] for fold in dealt for seed in seeds]
+def _quality(results: Results, name: str) -> schema.GeneratorQuality:
+    """Over folds and seeds: the mean of each measure; of judgements, also the interval that holds 95 % of the fits."""
+    fits = [results.about[fold, seed][name]["quality"] for fold in results.folds for seed in results.seeds]
 
-    def over_fits(key: str, of: str = "samples") -> dict[str, Any]:
-        values = np.array([np.mean(each[key]) for each in every])
-        values = values[~np.isnan(values)]  # no real sample of a class to ask about
+    def judgement(key: str) -> Score:
+        values = np.array([np.mean(fit["judgements"][key]) for fit in fits])
+        values = values[~np.isnan(values)]  # no real sample of a class to judge by
         if not len(values):
-            return {"mean": None, "ci95": None, "n": 0}
+            return NOT_MEASURED
         interval = np.percentile(values, [2.5, 97.5]).tolist() if len(values) > 1 else None
-        return {"mean": float(values.mean()), "ci95": interval, "n": sum(each[of] for each in every)}
+        return Score(mean=float(values.mean()), ci95=interval, n=sum(fit["n"][JUDGEMENTS[key].of] for fit in fits))
 
-    def mean_of(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
+    def against(kind: str, key: str) -> schema.Against:
+        pairs = [fit["distances"][kind][key] for fit in fits]
+        known = {side: [pair[side] for pair in pairs if pair[side] is not None] for side in ("synthetic", "floor")}
+        return schema.Against(**{side: float(np.mean(values)) if values else None for side, values in known.items()})
 
-    per_class: dict[str, Any] = {}
-    for kind in CLASSES[table.plan.task]:
-        of_kind = [each["per_class"][kind] for each in every]
-        per_class[kind] = {
-            measure_: {side: mean_of([each[measure_][side] for each in of_kind]) for side in sides}
-            for measure_, sides in [
-                *((m, ("synthetic", "floor")) for m in GAN_MEASURES),
-                ("nearest", ("synthetic_to_train", "held_out_to_train")),
-            ]
-        }
+    return schema.GeneratorQuality(
+        options=fits[0]["options"],
+        judgements={key: judgement(key) for key in JUDGEMENTS},
+        distances={kind: {key: against(kind, key) for key in DISTANCES} for kind in results.plan.design.classes},
+        cas=results.measured(f"arm/{name} alone").scores(),
+        history=[results.about[fold, results.seeds[0]][name]["quality"]["history"] for fold in results.folds],
+    )
+
+
+def _control(results: Results) -> schema.Control:
+    arms = {name: results.measured(f"control/{name}").scores() for name in ("real", *results.generators)}
+    return schema.Control(
+        shuffled_labels=True,
+        scores=arms["real"],
+        arms={name: arms[name] for name in results.generators},
+        chance_inside=all(
+            chance_inside(scores[name], MEASURES[name].chance) for scores in arms.values() for name in AGAINST_CHANCE
+        ),
+    )
+
+
+def _curves(results: Results, names: Sequence[str]) -> dict[str, Any]:
+    """Calibration, ROC curve and confusion matrix of these arms."""
+    units, classes = results.true.units, results.plan.design.classes
+    logits = {name: results.unit_logits(f"arm/{name}") for name in names}
+    counts = {name: confusion(each, units).tolist() for name, each in logits.items()}
     return {
-        "options": every[0]["options"],
-        "accuracy_critic": over_fits("accuracy_critic"),
-        "accuracy_unseen": over_fits("accuracy_unseen"),
-        "accuracy_unseen_real": over_fits("accuracy_unseen_real", "tested"),
-        "accuracy_others": over_fits("accuracy_others"),
-        "accuracy_others_real": over_fits("accuracy_others_real", "learnt"),
-        "per_class": per_class,
-        "cas": _measured(table.measured(f"arm/{name} alone")),
-        "history": [about[fold.number, seeds[0]]["gan"][name]["history"] for fold in dealt],
+        "calibration": {name: calibration(each, units.positive) for name, each in logits.items()},
+        "roc": {name: roc_curve(each, units) for name, each in logits.items()},
+        "confusion": {
+            name: {true: dict(zip(classes, row, strict=True)) for true, row in zip(classes, rows, strict=True)}
+            for name, rows in counts.items()
+        },
     }
 
 
-def _control(table: _Table, generators: Sequence[str]) -> dict[str, Any]:
-    arms = {name: _measured(table.measured(f"control/{name}")) for name in ("real", *generators)}
-    return {
-        "shuffled_labels": True,
-        **arms["real"],
-        "arms": {name: arms[name] for name in generators},
-        "chance_inside": all(chance_inside(score) for scores in arms.values() for score in scores.values()),
-    }
+def _patients(results: Results, names: Sequence[str]) -> list[schema.PatientScore]:
+    logits = {name: results.unit_logits(f"arm/{name}") for name in names}
+    means = {name: (each.mean(axis=0), expit(each).mean(axis=0)) for name, each in logits.items()}
+    labels = np.where(results.true.units.positive, *results.plan.design.classes)
+    return [
+        schema.PatientScore(
+            patient=patient,
+            fold=results.patient_fold[number],
+            label=labels[number],
+            answers={
+                name: schema.PatientAnswer(logit=logit[number], probability=probability[number])
+                for name, (logit, probability) in means.items()
+            },
+        )
+        for number, patient in enumerate(results.patients)
+    ]
 
 
-def _overlays(fold: Fold, scans: Sequence[CutScan], store: FeatureStore, count: int = 6) -> dict[str, NDArray[Any]]:
-    """The slice with the most tumour of some test patients: image, true mask, found mask."""
-    tested = [scan for scan in scans if fold.split[scan.patient] == "test"]
-    image, truth, found, names = [], [], [], []
-    for scan in tested[:: max(1, len(tested) // count)][:count]:
-        largest = int(np.argmax([np.count_nonzero(plane) for plane in scan.mask]))
-        here = np.flatnonzero((store.scans == scan.id) & (store.slices == scan.geometry.slices[largest]))
-        image.append(np.asarray(scan.image[largest], np.float32))
-        truth.append((np.asarray(scan.mask[largest]) > 0).astype(np.uint8))
-        found.append(store.masks(here)[0])
-        names.append(scan.patient)
-    return {"image": np.stack(image), "truth": np.stack(truth), "found": np.stack(found), "names": np.array(names)}
+@dataclass(frozen=True, eq=False)
+class Labelling:
+    """The test samples, and what is graded (patients, or these samples), with true or with shuffled labels."""
+
+    samples: Units
+    units: Units
+    draws: Floats
+
+
+class Results:
+    """What all folds answered.
+
+    ``patients`` [P] are the test patients, and ``patient_fold`` [P] says in which fold each was tested. ``failed`` has
+    the generators that failed in some fold, with the reason: they are not compared.
+    """
+
+    def __init__(self, plan: Plan, folds: Sequence[Fold], files: Files, scans: Sequence[CutScan]) -> None:
+        self.plan, self.folds = plan, [fold.number for fold in folds]
+        self.seeds = sorted({seed for _, seed in files})
+        loaded = {key: [load_answers(path) for path in paths] for key, paths in files.items()}
+        self.arrays = {key: {k: v for arrays, _ in each for k, v in arrays.items()} for key, each in loaded.items()}
+        self.about = {key: {k: v for _, about in each for k, v in about.items()} for key, each in loaded.items()}
+        self.failed: dict[str, str] = {}
+        for key in sorted(self.about, reverse=True):  # the reason in the first fold stays
+            self.failed |= {name: about["failed"] for name, about in self.about[key].items() if "failed" in about}
+        self.generators = [each.name for each in plan.generators if each.name not in self.failed]
+        tested_in = {p: fold.number for fold in folds for p, part in fold.split.items() if part == "test"}
+        self.patients = sorted(tested_in)
+        self.patient_fold = np.array([tested_in[patient] for patient in self.patients])
+        self._label(folds, {scan.patient: str(scan.label) for scan in scans})
+
+    def _label(self, folds: Sequence[Fold], grade_of: Mapping[str, str]) -> None:
+        """Lay the folds' test samples side by side, with true and with shuffled labels."""
+        task = self.plan.design.task
+        of_fold = [samples_of(self.plan, FeatureStore(fold.features(self.plan))) for fold in folds]
+        tested = [
+            np.searchsorted(index, self.arrays[fold, self.seeds[0]]["index"])
+            for fold, (_, index) in zip(self.folds, of_fold, strict=True)
+        ]
+        names = np.concatenate([samples.patients[some] for (samples, _), some in zip(of_fold, tested, strict=True)])
+        self.patient_of = np.searchsorted(self.patients, names)
+        fold_of = np.repeat(self.folds, list(map(len, tested)))
+
+        def labelling(labels: Sequence[Indices]) -> Labelling:
+            of_sample = np.concatenate([every[some] for every, some in zip(labels, tested, strict=True)])
+            samples = Units(of_sample == 0, self.patient_of, fold_of)
+            if task == "tumour":
+                return Labelling(samples, samples, bootstrap(np.zeros(len(self.patients))))
+            # a patient in whom no tumour was found has no sample: the scan has the grade
+            label_of = {name: CLASSES.index(grade_of[name]) for name in self.patients}
+            for (fold_samples, _), every in zip(of_fold, labels, strict=True):
+                label_of |= dict(zip(map(str, fold_samples.patients), map(int, every), strict=True))
+            of_patient = np.array([label_of[name] for name in self.patients])
+            patients = Units(of_patient == 0, np.arange(len(of_patient)), self.patient_fold)
+            return Labelling(samples, patients, bootstrap(of_patient))
+
+        self.true = labelling([samples.labels for samples, _ in of_fold])
+        self.shuffled = labelling([shuffled_labels(samples, task) for samples, _ in of_fold])
+
+    def names(self) -> list[str]:
+        """The arms, without the generators that failed."""
+        first = self.arrays[self.folds[0], self.seeds[0]]
+        names = [key.removeprefix("arm/") for key in first if key.startswith("arm/")]
+        return [name for name in names if name.partition("@")[0] not in self.failed and not name.endswith(" alone")]
+
+    def logits(self, key: str) -> Floats:
+        """Of the test samples of all folds by seed [S, N]; a seed is left out if one of its folds lacks the arm."""
+        rows = [
+            np.concatenate([self.arrays[fold, seed][key] for fold in self.folds])
+            for seed in self.seeds
+            if all(key in self.arrays[fold, seed] for fold in self.folds)
+        ]
+        return np.stack(rows) if rows else np.zeros((0, len(self.patient_of)))
+
+    def unit_logits(self, key: str) -> Floats:
+        """Of the units that are graded by seed [S, U]."""
+        logits = self.logits(key)
+        by_patient = self.plan.design.task == "grade"
+        return mean_by_patient(logits, self.patient_of, len(self.patients)) if by_patient else logits
+
+    def measured(self, key: str) -> Measured:
+        """The measures of an arm."""
+        labelling = self.shuffled if key.startswith("control/") else self.true
+        return measure(self.unit_logits(key), labelling.units, labelling.draws)
+
+    def slice_scores(self, arm: str) -> dict[str, Score]:
+        """The scores of an arm over the test samples, as in the paper."""
+        return measure(self.logits(f"arm/{arm}"), self.true.samples, self.true.draws).scores(OVER_SLICES)

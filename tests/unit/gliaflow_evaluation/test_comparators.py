@@ -1,11 +1,12 @@
-"""Comparators: what each makes is what its name says, of training samples only."""
+"""Comparators: each does what its name says, with training samples only."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
 
-from gliaflow_evaluation.comparators import balanced_offset, linear_grader, number_grader, oversampled
+from gliaflow_evaluation.comparators import COMPARATORS, Comparator, balanced_offset, comparators, logistic, oversampled
+from gliaflow_evaluation.generator_quality import pool
 
 Sample = tuple[np.ndarray, np.ndarray, list[str]]
 
@@ -27,7 +28,7 @@ def test_oversampling_repeats_each_rare_sample_equally_often() -> None:
     assert np.array_equal(repeated, oversampled(labels, seed=0))
 
 
-def test_an_offset_puts_the_line_between_the_classes_however_few_one_has() -> None:
+def test_an_offset_puts_the_threshold_between_the_classes_however_few_one_has() -> None:
     rng = np.random.default_rng(0)
     positive = np.arange(400) < 380
     logits = 3.0 + np.where(positive, 1.0, -1.0) + 0.5 * rng.standard_normal(400)
@@ -39,21 +40,41 @@ def test_an_offset_puts_the_line_between_the_classes_however_few_one_has() -> No
 
 def test_the_linear_model_grades_and_unweighted_leans_to_the_common_class() -> None:
     features, labels, _ = sample(n=80, rare=8)
-    assert ((linear_grader(features, labels)(features) > 0) == (labels == 0)).all()
-    noise = np.random.default_rng(1).random((60, 1, 1, 1))  # nothing to learn
-    assert (linear_grader(noise, (np.arange(60) % 6 == 0) * 1)(noise) > 0).all()
-    assert linear_grader(features, labels)(features[:0]).shape == (0,)
+    pooled = pool(features)
+    assert ((logistic(pooled, labels == 0)(pooled) > 0) == (labels == 0)).all()
+    noise = np.random.default_rng(1).random((60, 1))  # there is nothing to learn
+    assert (logistic(noise, np.arange(60) % 6 > 0)(noise) > 0).all()
+    assert logistic(pooled, labels == 0)(pooled[:0]).shape == (0,)
     with pytest.raises(ValueError, match="one class"):
-        linear_grader(features, np.zeros_like(labels))
+        logistic(pooled, np.ones(80, dtype=bool))
 
 
-def test_a_number_that_leaks_the_grade_is_found_out() -> None:
+def test_a_number_that_reveals_the_grade_is_found_out() -> None:
     rng = np.random.default_rng(2)
     positive = np.arange(60) < 40
-    size = np.where(positive, 5000, 2000) + 500 * rng.standard_normal(60)
-    logits = number_grader(size[::2], positive[::2])(size[1::2])
+    size = (np.where(positive, 5000, 2000) + 500 * rng.standard_normal(60))[:, None]
+    logits = logistic(size[::2], positive[::2], "balanced")(size[1::2])
     assert ((logits > 0) == positive[1::2]).mean() > 0.9
-    both = np.stack([size, rng.standard_normal(60)], axis=1)
-    assert number_grader(both, positive)(both).shape == (60,)
-    with pytest.raises(ValueError, match="one class"):
-        number_grader(size[:5], positive[:5])
+
+
+def test_the_table_has_every_comparator_with_a_title_and_a_description() -> None:
+    assert comparators("real") == ["real"]
+    assert comparators("shortcut") == ["size", "slices"]
+    assert [name for name, each in COMPARATORS.items() if each.plain_generator] == ["smote", "gaussian", "mixup"]
+    assert all(each.title and each.description for each in COMPARATORS.values())
+
+
+def test_a_new_comparator_is_one_function() -> None:
+    before = dict(COMPARATORS)
+
+    @Comparator("always the first class", "linear")
+    def always(arms: object) -> np.ndarray:
+        """The first class, whatever the patient."""
+        return np.ones(3)
+
+    try:
+        assert comparators("linear") == ["linear", "always"]
+        assert COMPARATORS["always"].description == "The first class, whatever the patient"
+    finally:
+        COMPARATORS.clear()
+        COMPARATORS.update(before)

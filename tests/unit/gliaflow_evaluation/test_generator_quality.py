@@ -1,4 +1,4 @@
-"""Measures of synthetic features: known answers, a floor to stand beside, and reasons where there is no answer."""
+"""Measures of synthetic features: known values, a floor to compare with, and null where they cannot be measured."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 pytest.importorskip("sklearn")
 
-from gliaflow_evaluation.generator_quality import MEASURES, frechet, gan_measures, kid, nearest, pool, prdc, principal
+from gliaflow_evaluation.generator_quality import DISTANCES, Pair, distances, frechet, kid, nearest, pool, principal
 from scipy.linalg import sqrtm
 
 CLASSES = ("HGG", "LGG")
@@ -28,15 +28,15 @@ def test_frechet_distance_of_two_gaussians() -> None:
     s1, s2 = a @ a.T + np.eye(5), b @ b.T + np.eye(5)
     expected = np.square(m1 - m2).sum() + np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real)
     x, y = with_moments(m1, s1, 40, 1), with_moments(m2, s2, 90, 2)
-    assert frechet(x, y) == pytest.approx(expected)
-    assert frechet(x, x) == pytest.approx(0, abs=1e-9)
-    assert frechet(x, x + 3) == pytest.approx(5 * 9)
+    assert frechet(Pair(x, y)) == pytest.approx(expected)
+    assert frechet(Pair(x, x)) == pytest.approx(0, abs=1e-9)
+    assert frechet(Pair(x, x + 3)) == pytest.approx(5 * 9)
 
 
 def test_frechet_distance_with_fewer_samples_than_dimensions() -> None:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((6, 20))
-    assert frechet(x, 2 * x - x.mean(axis=0)) == pytest.approx(np.square(x - x.mean(axis=0)).sum() / 5)
+    assert frechet(Pair(x, 2 * x - x.mean(axis=0))) == pytest.approx(np.square(x - x.mean(axis=0)).sum() / 5)
 
 
 def test_kid_is_the_unbiased_mmd() -> None:
@@ -49,13 +49,21 @@ def test_kid_is_the_unbiased_mmd() -> None:
     xx = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
     yy = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
     xy = np.mean([kernel(a, b) for a in x for b in y])
-    assert kid(x, y) == pytest.approx(xx + yy - 2 * xy)
+    assert kid(Pair(x, y)) == pytest.approx(xx + yy - 2 * xy)
 
 
 def test_kid_of_one_distribution_is_about_nothing() -> None:
     rng = np.random.default_rng(5)
     x, y = rng.standard_normal((2, 400, 8))
-    assert abs(kid(x, y)) < 0.02 < 0.5 < kid(x, y + 1)
+    assert abs(kid(Pair(x, y))) < 0.02 < 0.5 < kid(Pair(x, y + 1))
+
+
+BALLS = ("precision", "recall", "density", "coverage")
+
+
+def prdc(real: np.ndarray, other: np.ndarray, k: int) -> dict[str, float]:
+    pair = Pair(real, other, k=k)
+    return {name: DISTANCES[name].compute(pair) for name in BALLS}
 
 
 def test_precision_recall_density_coverage_of_sets_laid_out_by_hand() -> None:
@@ -72,20 +80,17 @@ def test_precision_recall_density_coverage_of_sets_laid_out_by_hand() -> None:
     assert mixed["coverage"] == pytest.approx(0.5)
 
 
-def test_too_few_for_balls_is_refused() -> None:
+def test_too_few_samples_for_balls_are_refused() -> None:
     with pytest.raises(ValueError, match="more than 5"):
-        prdc(np.zeros((5, 2)), np.zeros((9, 2)))
+        DISTANCES["precision"].compute(Pair(np.zeros((5, 2)), np.zeros((9, 2))))
 
 
-def test_repeating_the_training_samples_shows() -> None:
+def test_copies_of_training_samples_are_much_nearer_to_them_than_other_samples() -> None:
     rng = np.random.default_rng(6)
     train, held_out, honest = rng.standard_normal((3, 200, 6))
-    repeated = nearest(train, held_out, train + 1e-3 * rng.standard_normal(train.shape))
-    assert repeated["ratio"] < 0.01
-    assert repeated["closer_share"] > 0.99
-    fresh = nearest(train, held_out, honest)
-    assert fresh["ratio"] == pytest.approx(1, abs=0.15)
-    assert fresh["closer_share"] < 0.05
+    floor = nearest(Pair(train, held_out))
+    assert nearest(Pair(train, train + 1e-3 * rng.standard_normal(train.shape))) < 0.01 * floor
+    assert nearest(Pair(train, honest)) == pytest.approx(floor, rel=0.15)
 
 
 @given(arrays.arrays(np.float32, (3, 2, 6, 9), elements=st.floats(0, 100, width=32)))
@@ -127,41 +132,43 @@ def sample(n: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarra
 
 
 def test_synthetic_features_as_good_as_real_ones_are_at_the_floor() -> None:
-    of_class = gan_measures(sample(300, 1), sample(150, 2), sample(600, 3), CLASSES)
-    assert [of_class[name]["n"] for name in CLASSES] == [100, 50]
+    by_class = distances(sample(300, 1), sample(150, 2), sample(600, 3), CLASSES)
     for name in CLASSES:
         for measure in ("frechet", "precision", "recall", "density", "coverage"):
-            pair = of_class[name][measure]
+            pair = by_class[name][measure]
             assert pair["synthetic"] == pytest.approx(pair["floor"], rel=0.25), (name, measure)
-        assert abs(of_class[name]["kid"]["synthetic"] - of_class[name]["kid"]["floor"]) < 0.1
-        assert of_class[name]["nearest"]["ratio"] == pytest.approx(1, abs=0.1)
+        kid_pair = by_class[name]["kid"]
+        assert kid_pair["synthetic"] == pytest.approx(kid_pair["floor"], abs=0.1)
+        assert by_class[name]["nearest"]["synthetic"] == pytest.approx(by_class[name]["nearest"]["floor"], rel=0.1)
 
 
 def test_bad_synthetic_features_are_far_from_the_floor() -> None:
-    of_class = gan_measures(sample(300, 1), sample(150, 2), sample(300, 3, shift=2), CLASSES)["HGG"]
-    assert of_class["frechet"]["synthetic"] > 2 * of_class["frechet"]["floor"]
-    assert of_class["kid"]["synthetic"] > 10 * abs(of_class["kid"]["floor"])
-    assert of_class["coverage"]["synthetic"] < of_class["coverage"]["floor"] / 2
+    pairs = distances(sample(300, 1), sample(150, 2), sample(300, 3, shift=2), CLASSES)["HGG"]
+    values = {name: (pairs[name]["synthetic"] or 0, pairs[name]["floor"] or 0) for name in DISTANCES}
+    assert values["frechet"][0] > 2 * values["frechet"][1]
+    assert values["kid"][0] > 10 * abs(values["kid"][1])
+    assert values["coverage"][0] < values["coverage"][1] / 2
 
 
-def test_it_says_why_there_is_no_answer() -> None:
+def test_too_few_samples_and_values_that_are_not_finite_give_null() -> None:
+    nothing = {"synthetic": None, "floor": None}
     train, held_out, made = sample(90, 1), sample(9, 2), sample(90, 3)
-    few = gan_measures(train, held_out, made, CLASSES)
-    assert few["LGG"]["precision"] == {"synthetic": None, "floor": None, "reason": "only 3 held-out samples"}
+    few = distances(train, held_out, made, CLASSES)
+    assert few["LGG"]["precision"] == nothing, "3 held-out samples"
     assert few["LGG"]["frechet"]["floor"] is not None
     assert few["HGG"]["precision"]["floor"] is not None
 
-    only_hgg = tuple(side[made[1] == 0] for side in made)
-    missing = gan_measures(train, held_out, only_hgg, CLASSES)["LGG"]  # type: ignore[arg-type]
-    assert missing["frechet"]["reason"] == missing["nearest"]["reason"] == "only 0 synthetic samples"
+    only_hgg = made[0][made[1] == 0], made[1][made[1] == 0]
+    missing = distances(train, held_out, only_hgg, CLASSES)["LGG"]
+    assert all(missing[name] == nothing for name in DISTANCES)
 
-    blown = gan_measures(train, held_out, (np.full_like(made[0], np.inf), made[1]), CLASSES)["HGG"]
-    assert blown["kid"] == {"synthetic": None, "floor": None, "reason": "synthetic features are not finite"}
+    infinite = distances(train, held_out, (np.full_like(made[0], np.inf), made[1]), CLASSES)
+    assert infinite["HGG"]["kid"] == nothing
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 20])
-def test_nothing_fails_on_few_or_on_equal_samples(n: int) -> None:
+def test_few_and_equal_samples_do_not_raise(n: int) -> None:
     for side in (sample(n, 1), (np.ones((n, 30), np.float32), sample(n, 1)[1])):
-        of_class = gan_measures(side, side, side, CLASSES)
+        by_class = distances(side, side, side, CLASSES)
         for name in CLASSES:
-            assert set(MEASURES) | {"n", "nearest"} == set(of_class[name])
+            assert by_class[name].keys() == DISTANCES.keys()

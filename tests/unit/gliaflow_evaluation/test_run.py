@@ -1,4 +1,4 @@
-"""``gliaflow evaluate`` on a dozen small heads: all of it, from folders to metrics.json and report.html."""
+"""``gliaflow evaluate`` on a dozen small heads, from their folders to metrics.json and report.html."""
 
 from __future__ import annotations
 
@@ -17,31 +17,28 @@ import pytest
 pytest.importorskip("torch")
 
 import small
-from gliaflow_evaluation import arms, summary
 from gliaflow_evaluation import fold as folds
 from gliaflow_evaluation import run as module
+from gliaflow_evaluation.comparators import COMPARATORS, comparators
+from gliaflow_evaluation.protocol import Design
 from gliaflow_evaluation.report.schema import Metrics, read_metrics
+from gliaflow_evaluation.request import EvaluateRequest
 from gliaflow_evaluation.run import evaluate
 from gliaflow_plugins.contracts import Cohort, PluginError
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_trainer.slices import kept_scans
+from gliaflow_trainer.variants import choose
 from rich.progress import Progress
 
-SETTINGS: dict[str, Any] = {
-    "folds": 2,
-    "seeds": 1,
-    "generators": "levels",
-    "counts": [5, 10],
-    "jobs": 1,
-}
+DESIGN = Design(folds=2, seeds=1, counts=(5, 10))
 
 
 @pytest.fixture(scope="module")
 def small_registry() -> Iterator[None]:
-    """Folds load the registry themselves, as they run in other processes. Small networks want one thread."""
+    """Folds load the registry themselves, as they run in other processes. Small networks are fastest on one thread."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arms, "load_registry", lambda: small.REGISTRY)
+        patch.setattr(folds, "load_registry", lambda: small.REGISTRY)
         patch.setattr(module, "available_cores", lambda: 1)
         yield
 
@@ -53,18 +50,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, out: str, cohort: Cohort | None = None, **settings: Any) -> Metrics:
-    chosen = {"profile": small.PROFILE, "registry": small.REGISTRY, **SETTINGS, **settings}
+def run(
+    folder: Path,
+    out: str,
+    cohort: Cohort | None = None,
+    generators: str = "levels",
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Metrics:
+    """Evaluate; ``settings`` are of the request or of its design."""
+    design = {name: settings.pop(name) for name in list(settings) if name in Design.__dataclass_fields__}
+    request = EvaluateRequest(
+        cohort=cohort or small.cohort(folder / "cohort"),
+        folder=folder / "cohort",
+        out=folder / out,
+        profile=small.PROFILE,
+        variants=choose(small.REGISTRY, generators, small.PROFILE, options),
+        design=dataclasses.replace(DESIGN, **design),
+        jobs=1,
+        **settings,
+    )
     with Progress(disable=True) as bar:
-        return evaluate(cohort or small.cohort(folder / "cohort"), folder / "cohort", folder / out, bar=bar, **chosen)
+        return evaluate(request, bar)
 
 
 @pytest.fixture(scope="module")
 def metrics(folder: Path, small_registry: None) -> Metrics:
-    return run(folder, "report", scarce=[2])
+    return run(folder, "report", scarce=(2,))
 
 
-def test_it_writes_what_a_reader_accepts(folder: Path, metrics: Metrics) -> None:
+def test_it_writes_files_that_a_reader_accepts(folder: Path, metrics: Metrics) -> None:
     assert read_metrics(folder / "report/metrics.json").model_dump_json() == metrics.model_dump_json()
     assert "</html>" in (folder / "report/report.html").read_text()
     assert str(folder.parent) not in (folder / "report/metrics.json").read_text(), "no path of this machine"
@@ -85,27 +100,26 @@ def test_every_patient_is_tested_once_by_a_network_that_never_saw_it(folder: Pat
     assert sorted(tested) == [*(f"H{n}" for n in range(8)), *(f"L{n}" for n in range(6))]
     assert metrics.table2.test_patients.dice.n == 14
     assert metrics.table3 is not None
-    assert metrics.table3.baseline.auc.n == 14
+    assert metrics.table3.baseline.scores["auc"].n == 14
 
 
-def test_it_finds_what_is_there_to_be_found(metrics: Metrics) -> None:
-    """Brightness tells the grades of these heads apart; shuffled labels must not."""
-    assert metrics.comparators["real"].auc.mean is not None
-    assert metrics.comparators["real"].auc.mean > 0.85
-    assert metrics.comparators["slices"].auc.mean is not None
-    assert metrics.control is not None
-    assert metrics.control.auc.mean is not None
-    assert metrics.control.auc.mean < 0.85
+def test_real_features_grade_and_shuffled_labels_do_not(metrics: Metrics) -> None:
+    """The grades of these heads differ in brightness; shuffled labels do not."""
+    real, control = metrics.comparators["real"].scores["auc"].mean, metrics.control
+    assert real is not None
+    assert real > 0.85
+    assert metrics.comparators["slices"].scores["auc"].mean is not None
+    assert control is not None
+    assert control.scores["auc"].mean is not None
+    assert control.scores["auc"].mean < 0.85
 
 
 def test_every_arm_is_compared_with_real_features_alone(metrics: Metrics) -> None:
-    assert set(metrics.comparators) == {
-        *summary.COMPARATORS, *summary.CONTROLS, "levels", "levels@5", "levels@10",
-    }  # fmt: skip
+    assert set(metrics.comparators) == {*COMPARATORS, "levels", "levels@5", "levels@10"}
     assert all((arm.difference is None) == (name == "real") for name, arm in metrics.comparators.items())
     assert metrics.augmented_arm == "levels"
     assert metrics.augmented_chosen_on == "validation"
-    assert metrics.best_comparator in summary.COMPARATORS
+    assert metrics.best_comparator in comparators("real", "remedy", "linear")
     assert [each.count for each in metrics.counts["levels"]] == [5, 10]
     assert metrics.gan["levels"].options == {"spread": 0.5}
     assert metrics.scarce is not None
@@ -113,21 +127,51 @@ def test_every_arm_is_compared_with_real_features_alone(metrics: Metrics) -> Non
     assert {"real", "levels"} <= metrics.scarce[0].arms.keys()
 
 
-def test_run_again_it_fits_nothing_and_says_the_same(
+def test_each_patients_answers_are_listed_and_agree_with_the_scores(metrics: Metrics) -> None:
+    arms = {"real", "levels", str(metrics.best_comparator)}
+    assert [each.patient for each in metrics.patients] == [*(f"H{n}" for n in range(8)), *(f"L{n}" for n in range(6))]
+    assert all(each.answers.keys() == arms == metrics.roc.keys() for each in metrics.patients)
+    for arm in arms:
+        recalls = [metrics.comparators[arm].scores[f"recall_{side}"] for side in ("positive", "negative")]
+        for label, recall in zip(("HGG", "LGG"), recalls, strict=True):
+            answers = [each.answers[arm] for each in metrics.patients if each.label == label]
+            high = sum(0.5 if answer.logit is None else answer.logit > 0 for answer in answers)
+            assert metrics.confusion[arm][label] == {"HGG": high, "LGG": len(answers) - high}
+            assert recall.mean == pytest.approx(metrics.confusion[arm][label][label] / len(answers))
+            assert all(a.probability is None or (a.probability > 0.5) == ((a.logit or 0) > 0) for a in answers)
+        assert metrics.roc[arm][0].true_positive_rate == 0
+        assert metrics.roc[arm][-1].true_positive_rate == pytest.approx(1)
+
+
+def test_a_generator_cannot_have_the_name_of_an_arm(folder: Path) -> None:
+    registry = dataclasses.replace(small.REGISTRY, generators={"weights": small.Levels(), "smote": small.Levels()})
+    for name, refused in (("weights", True), ("smote", False)):
+        variants = choose(registry, name, small.PROFILE, None)
+        request = EvaluateRequest(
+            small.cohort(folder / "cohort"), folder / "cohort", folder / "named", small.PROFILE, variants, DESIGN
+        )
+        if refused:
+            with pytest.raises(PluginError, match="'weights': an arm without a generator has this name"):
+                module.check(request)
+        else:
+            assert len(module.check(request)) == 14
+
+
+def test_a_second_run_fits_nothing_and_gives_the_same_figures(
     folder: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something was fitted again")
 
-    monkeypatch.setattr("gliaflow_trainer.steps.fit_unet", never)
-    monkeypatch.setattr("gliaflow_trainer.steps.stream", never)
+    monkeypatch.setattr("gliaflow_trainer.unet_bundle.fit_unet", never)
+    monkeypatch.setattr("gliaflow_trainer.features.stream", never)
     monkeypatch.setattr(folds, "Arms", never)
-    again = run(folder, "report", scarce=[2])
+    again = run(folder, "report", scarce=(2,))
     assert again.model_copy(update={"made": metrics.made}) == metrics
 
 
 def test_a_run_of_other_settings_needs_another_folder(folder: Path, metrics: Metrics) -> None:
-    with pytest.raises(PluginError, match=r"differs in protocol; remove it, or take another"):
+    with pytest.raises(PluginError, match=r"differs in protocol; remove it, or name another"):
         run(folder, "report", folds=3)
 
 
@@ -135,8 +179,8 @@ def test_other_counts_use_the_same_networks(folder: Path, metrics: Metrics, monk
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a U-Net was fitted again")
 
-    monkeypatch.setattr("gliaflow_trainer.steps.fit_unet", never)
-    other = run(folder, "report", counts=[3], generators="levels", shuffle=False)
+    monkeypatch.setattr("gliaflow_trainer.unet_bundle.fit_unet", never)
+    other = run(folder, "report", counts=(3,), generators="levels", shuffle=False)
     assert {"levels", "levels@3"} <= other.comparators.keys()
     assert other.control is None
     assert other.comparators["real"] == metrics.comparators["real"]
@@ -144,7 +188,7 @@ def test_other_counts_use_the_same_networks(folder: Path, metrics: Metrics, monk
 
 def test_a_unet_from_elsewhere_is_used_as_it_is(folder: Path, metrics: Metrics) -> None:
     unet = folder / "report/work/fold-0/unet"
-    found = run(folder, "elsewhere", unet=unet, generators="", counts=[], shuffle=False)
+    found = run(folder, "elsewhere", unet=unet, generators="", counts=(), shuffle=False)
     assert found.made.unet == Bundle(unet).id
     assert found.table2 is not None
     assert found.table2.train.hard_dice.mean is None, "it has no training patients here"
@@ -159,14 +203,19 @@ def test_slices_with_tumour_or_without(folder: Path, metrics: Metrics) -> None:
     known = small.cohort(folder / "cohort")
     cases = [case for case in known.cases if case.label == "HGG" or case.id == "L0"]
     unet, out = folder / "report/work/fold-0/unet", "tumour"
-    found = run(folder, out, dataclasses.replace(known, cases=cases), task="tumour", unet=unet, counts=[5])
+    found = run(folder, out, dataclasses.replace(known, cases=cases), task="tumour", unet=unet, counts=(5,))
     assert found.made.classes == ("tumour", "none")
     truth = [bool(plane.any()) for scan in kept_scans(folder / out / "work/slices") for plane in np.asarray(scan.mask)]
     real = found.comparators["real"]
-    assert (real.recall["tumour"].n, real.recall["none"].n) == (truth.count(True), truth.count(False))
-    assert real.auc.mean is not None
-    assert real.auc.mean > 0.7
+    assert (real.scores["recall_positive"].n, real.scores["recall_negative"].n) == (
+        truth.count(True),
+        truth.count(False),
+    )
+    assert real.scores["auc"].mean is not None
+    assert real.scores["auc"].mean > 0.7
     assert "size" not in found.comparators
+    assert found.patients == []
+    assert sum(found.confusion["real"]["tumour"].values()) == pytest.approx(truth.count(True))
 
 
 def test_scans_without_a_class_are_left_out(folder: Path) -> None:
@@ -177,17 +226,19 @@ def test_scans_without_a_class_are_left_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"generators": "nobody"}, "nobody"),
         ({"options": {"colour": "red"}}, "colour"),
-        ({"counts": [0]}, "counts"),
+        ({"counts": (0,)}, "counts"),
         ({"folds": 9}, "9 are needed"),
         ({"init": demo_bundle()}, "width"),
     ],
 )
-def test_what_is_not_known_is_said_before_anything_is_done(folder: Path, wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises((PluginError, BundleError), match=said):
+def test_mistakes_in_a_request_are_found_before_any_work_is_done(
+    folder: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((PluginError, BundleError), match=message):
         run(folder, "wrong", **wrong)
     assert not (folder / "wrong").exists()
 
@@ -195,10 +246,10 @@ def test_what_is_not_known_is_said_before_anything_is_done(folder: Path, wrong: 
 WITH_A_WORKER = """
 import multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
-from gliaflow_evaluation.run import _worker
+from gliaflow_evaluation.run import _start_worker
 
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _worker)
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker)
     busy = pool.submit(time.sleep, 60)
     while not busy.running():
         time.sleep(0.01)
@@ -207,18 +258,18 @@ if __name__ == "__main__":
 """
 
 
-def test_processes_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
-    """Not even SIGKILL leaves folds behind that go on fitting for nobody."""
+def test_processes_end_when_the_run_is_killed(tmp_path: Path) -> None:
+    """Not even SIGKILL leaves folds behind that continue to fit."""
     script = tmp_path / "script.py"
     script.write_text(WITH_A_WORKER)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
-        time.sleep(0.5)  # it says that it runs before its process has begun
+        time.sleep(0.5)  # a future runs before its process has begun
         parent.kill()
     deadline = time.monotonic() + 30
     while _lives(worker):
-        assert time.monotonic() < deadline, "it went on"
+        assert time.monotonic() < deadline, "it continued"
         time.sleep(0.1)
 
 

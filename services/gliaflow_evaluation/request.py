@@ -1,0 +1,31 @@
+"""What ``gliaflow evaluate`` is to do: the command builds an ``EvaluateRequest``, and ``evaluate`` takes it whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gliaflow_plugins.contracts import Cohort
+from gliaflow_trainer.profiles import Profile
+from gliaflow_trainer.variants import Variants
+
+from gliaflow_evaluation.protocol import Design
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """An evaluation of generators on one cohort."""
+
+    cohort: Cohort
+    folder: Path  # that the cohort was read from
+    out: Path  # of the report; ``out/work`` keeps the work so far
+    profile: Profile  # sizes of slices and networks, and the options of each fit
+    variants: Variants  # generators and classifier with their options (``choose``)
+    design: Design = field(default_factory=Design)
+    init: Path | None = None  # a bundle whose U-Net every fold's starts from
+    unet: Path | None = None  # a bundle whose U-Net is used unchanged; neither may have seen this cohort
+    high: Sequence[str] = ()  # the grades that count as HGG; they are noted in the report
+    device: str = "cpu"
+    jobs: int = 0  # processes; 0: one a core
+    deadline_s: float = 86400  # a longer fit of a third-party generator is ended, and the others continue

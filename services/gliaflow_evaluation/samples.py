@@ -1,0 +1,84 @@
+"""The samples a fold learns from: those of the task, with shuffled labels, or with fewer patients of the rare class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from gliaflow_store.feature_store import FeatureStore, Samples
+from gliaflow_trainer.slices import kept_scans
+from numpy.typing import NDArray
+
+from gliaflow_evaluation.protocol import TASK_CLASSES, Fold, Plan, Task
+
+Indices = NDArray[np.int64]
+Parts = Mapping[str, Indices]
+"""Indices of the samples of ``train``, ``validation`` and ``test``."""
+
+
+def samples_of(plan: Plan, store: FeatureStore) -> tuple[Samples, Indices]:
+    """The samples of the task, and their numbers in the store.
+
+    ``grade``: as in serving, slices in which the U-Net found tumour. ``tumour``: all slices, by the true mask.
+    """
+    if plan.design.task == "grade":
+        index = np.flatnonzero(store.tumour > 0)
+        return store.select(index), index
+    truth = {
+        (scan.id, z): bool(np.any(mask))
+        for scan in kept_scans(plan.slices)
+        for z, mask in zip(scan.geometry.slices, scan.mask, strict=True)
+    }
+    labels = np.array([0 if truth[scan, int(z)] else 1 for scan, z in zip(store.scans, store.slices, strict=True)])
+    return store.with_labels(labels, TASK_CLASSES["tumour"]), np.arange(len(store))
+
+
+def parts_of(samples: Samples, fold: Fold) -> Parts:
+    """The fold's split, by sample."""
+    part = np.array([fold.split.get(patient, "") for patient in samples.patients])
+    return {which: np.flatnonzero(part == which) for which in ("train", "validation", "test")}
+
+
+def shuffled_labels(samples: Samples, task: Task) -> Indices:
+    """Shuffled labels, the same for all folds and seeds: among patients (grade), or among all slices (tumour).
+
+    Among patients, each old class gets the same share of the new labels: a shuffle that resembles the truth by chance
+    would show its signal. (Slices are not shuffled within their patient: the other patients' labels would show how
+    many of them have tumour.)
+    """
+    rng = np.random.default_rng(20_26)
+    if task == "tumour":
+        return rng.permutation(samples.labels)
+    names, first = np.unique(samples.patients, return_index=True)
+    old = samples.labels[first]
+    new = old.copy()
+    share = float((old == 0).mean())
+    for label in np.unique(old):
+        members = rng.permutation(np.flatnonzero(old == label))
+        new[members] = (np.arange(len(members)) >= round(share * len(members))).astype(np.int64)
+    return new[np.searchsorted(names, samples.patients)]
+
+
+def thinned(samples: Samples, parts: Parts, rare: int, few: int, seed: int) -> Parts | None:
+    """Parts that learn from and choose with ``few`` patients of the rare class only; None where there are no more.
+
+    A chosen patient's samples go to one part, those of the other class too (task ``tumour``). Samples of the other
+    class of patients who were not chosen stay in their part.
+    """
+    of_rare = samples.labels == rare
+    learnt = np.concatenate([parts["train"], parts["validation"]])
+    patients = np.unique(samples.patients[learnt[of_rare[learnt]]])
+    if len(patients) <= few or few < 2:
+        return None
+    chosen = np.random.default_rng([seed, few]).permutation(patients)[:few]
+    to_choose = max(1, round(few / 5))
+
+    def kept(which: str, members: NDArray[np.str_]) -> Indices:
+        others = parts[which][~of_rare[parts[which]] & ~np.isin(samples.patients[parts[which]], chosen)]
+        return np.sort(np.concatenate([others, learnt[np.isin(samples.patients[learnt], members)]]))
+
+    return {
+        "train": kept("train", chosen[to_choose:]),
+        "validation": kept("validation", chosen[:to_choose]),
+        "test": parts["test"],
+    }
