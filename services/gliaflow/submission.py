@@ -1,4 +1,4 @@
-"""A submission: scans sent into the pipeline, and the answers to them as they come."""
+"""A client's exchange with the stages: scans and requests go out, answers come back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import io
 import os
 import time
 import uuid
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from gliaflow_plugins.contracts import Volume
 from gliaflow_preprocessor.sources import MAX_FILE_BYTES
 from gliaflow_proto import (
     FailureMessage,
@@ -33,39 +31,17 @@ from gliaflow_proto import (
     upload_queue,
 )
 from gliaflow_runtime import tracing
-from gliaflow_runtime.broker.interface import Broker, Refused, Unroutable
-from gliaflow_runtime.files import open_ordinary
+from gliaflow_runtime.broker.interface import Broker, BrokerError, Refused, Unroutable
+from gliaflow_runtime.files import open_regular
 
-BY_VALUE_BYTES = 6 * 2**20  # a larger scan travels through an upload queue, in chunks of this size
-ROUTE_WAIT_S = 60.0  # how long stages may take to come up
+from gliaflow.scans import Input
 
-
-class NoStage(Exception):
-    """No stage listens: the message has nowhere to go."""
+BY_VALUE_BYTES = 6 * 2**20  # a larger scan is sent through an upload queue, in chunks of this size
+ROUTE_WAIT_S = 60.0  # how long stages may take to start
 
 
-@dataclass(frozen=True)
-class Input:
-    """One scan to submit. ``name`` is unique within the submission.
-
-    A scan with a ``uri`` is read by the preprocessor; ``path`` then is its place in the store.
-    ``volume`` gives its bytes where ``path`` is no NIfTI file. A scan of a ``cohort`` has the same id whenever it is
-    sent, so that a feature store keeps it once.
-    """
-
-    path: Path
-    name: str
-    patient: str
-    grade: str | None = None
-    channel: str | None = None
-    cohort: str = ""
-    volume: Volume | None = None
-    uri: str = ""
-
-    @property
-    def where(self) -> str:
-        """Its URI or path, for people."""
-        return self.uri or str(self.path)
+class NoStage(BrokerError):
+    """No stage takes the message: none has run on this broker, or they are too busy or stopped."""
 
 
 class Submission:
@@ -73,8 +49,8 @@ class Submission:
 
     Parameters
     ----------
-    broker: a connection, not shared with a worker.
-    by_uri: send paths instead of bytes: for stages in this process, which see the same files.
+    broker: a connection that no worker uses.
+    by_uri: send paths instead of bytes. For stages in this process, which see the same files.
     patience_s: how long to wait for room in a full queue.
     """
 
@@ -82,11 +58,10 @@ class Submission:
         self.id = uuid.uuid4().hex
         self._broker, self._by_uri, self._patience_s = broker, by_uri, patience_s
         self._uploads: dict[str, list[str]] = {}  # by scan
-        self.unreadable = ""  # why the last answer was passed over that could not be read
-        queue = submission_queue(self.id)
-        broker.declare(queue)
-        self._queue = queue
-        self._consumer = broker.consume(queue, prefetch=4)
+        self.unreadable = ""  # why the last message that could not be read was skipped
+        self._queue = submission_queue(self.id)
+        broker.declare(self._queue)
+        self._consumer = broker.consume(self._queue, prefetch=4)
 
     def __enter__(self) -> Self:
         return self
@@ -98,11 +73,11 @@ class Submission:
             self._forget_uploads(scan)
 
     def submit(self, item: Input, attempt: int = 0) -> str:
-        """Send a scan; returns its id. A higher ``attempt`` takes the place of those before it.
+        """Send a scan and return its id. A higher ``attempt`` replaces the earlier ones.
 
         Raises
         ------
-        OSError, ValueError: the file cannot be read, or is no scan.
+        OSError, ValueError: the file cannot be read, or is not a scan.
         NoStage: no preprocessor has declared its queue.
         """
         scan_id = message_id(f"cohort {item.cohort}" if item.cohort else self.id, item.name)
@@ -116,32 +91,22 @@ class Submission:
             sent=time.time(),
             attempt=attempt,
         )
-        if item.uri:
-            source = Source(uri=item.uri)
-        elif item.volume is not None:
-            data = item.volume.read()
-            source = self._by_value(io.BytesIO(data), len(data), scan_id)
-        elif self._by_uri:
-            source = self._by_reference(item.path)
-        else:
-            with open_ordinary(item.path) as file:
-                source = self._by_value(file, os.fstat(file.fileno()).st_size, scan_id)
+        source = self._source(item, scan_id)
         self._publish(
             ScanMessage(id=message_id(self.id, scan_id, "scan"), scan=scan, source=source, channel=item.channel)
         )
         return scan_id
 
     def generate(self, label: str, count: int, seed: int, generator: str = "") -> str:
-        """Ask for synthetic features, of one generator or whichever is served; returns the id under which they come.
+        """Request synthetic features, of the named generator or of the one that is served; returns the answers' id.
 
         Raises NoStage as ``submit`` does.
         """
         scan_id = message_id(self.id, label, count, seed)
-        scan = Scan(id=scan_id, submission=self.id)
         self._publish(
             GenerateMessage(
                 id=message_id(scan_id, "generate"),
-                scan=scan,
+                scan=Scan(id=scan_id, submission=self.id),
                 label=label,
                 count=count,
                 seed=seed,
@@ -151,7 +116,7 @@ class Submission:
         return scan_id
 
     def answer(self, timeout: float) -> PredictionMessage | SyntheticMessage | FailureMessage | None:
-        """The next answer, or None when ``timeout`` seconds brought none that can be read.
+        """The next answer, or None if no readable one came within ``timeout`` seconds.
 
         The same answer may come twice.
         """
@@ -161,8 +126,8 @@ class Submission:
             try:
                 message = decode(delivery.body)
                 if not isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage):
-                    raise ProtocolError(f"kind: a {message.kind} message is no answer")
-            except ProtocolError as error:  # of a stage of another version, or of whoever else may publish
+                    raise ProtocolError(f"kind: a {message.kind} message is not an answer")
+            except ProtocolError as error:  # from a stage of another version, or from an untrusted client
                 self.unreadable = str(error)
                 continue
             with tracing.span("answer", message):
@@ -175,9 +140,16 @@ class Submission:
         for queue in self._uploads.pop(scan_id, ()):
             self._broker.delete(queue)
 
-    def _by_reference(self, path: Path) -> Source:
-        with open_ordinary(path):
-            return Source(uri=path.resolve().as_uri())
+    def _source(self, item: Input, scan_id: str) -> Source:
+        if item.uri:
+            return Source(uri=item.uri)
+        if item.volume is not None:
+            data = item.volume.read()
+            return self._by_value(io.BytesIO(data), len(data), scan_id)
+        with open_regular(item.path) as file:
+            if self._by_uri:
+                return Source(uri=item.path.resolve().as_uri())
+            return self._by_value(file, os.fstat(file.fileno()).st_size, scan_id)
 
     def _by_value(self, file: BinaryIO, size: int, scan_id: str) -> Source:
         if size > MAX_FILE_BYTES:
@@ -186,7 +158,7 @@ class Submission:
         rest = file.read(1)
         if not rest:
             return Source(data=data)
-        queue = upload_queue(uuid.uuid4().hex)  # its own: another may be sending the same scan, or we again
+        queue = upload_queue(uuid.uuid4().hex)  # its own: another client, or a retry, may send the same scan
         self._broker.declare(queue)
         self._uploads.setdefault(scan_id, []).append(queue.name)
         chunks = 0
@@ -211,7 +183,7 @@ class Submission:
             try:
                 self._broker.publish(key, body, message_id=message.id)
                 return
-            except Refused:  # the queue is full: the stages are busy with what is in it
+            except Refused:  # the queue is full: the stages are behind
                 if time.monotonic() - started > self._patience_s:
                     raise NoStage(
                         f"the queue for {message.kind!r} messages has been full for {self._patience_s:g} s: "
@@ -220,7 +192,7 @@ class Submission:
             except Unroutable:
                 if time.monotonic() - started > ROUTE_WAIT_S:
                     raise NoStage(
-                        f"nobody takes {message.kind!r} messages: no stage that does has run on this broker yet "
+                        f"no stage takes {message.kind!r} messages: none that does has run on this broker yet "
                         "(start the stages: gliaflow serve STAGE, or docker compose up)"
                     ) from None
             time.sleep(pause)

@@ -1,4 +1,4 @@
-"""RabbitMQ's management API: what AMQP does not tell, such as policies, rates and who is connected."""
+"""RabbitMQ's management API: policies, rates and connections, which AMQP does not report."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-WINDOW_S = 30  # that rates are a mean of; RabbitMQ counts every 5 seconds
+WINDOW_S = 30  # rates are means over this window; RabbitMQ counts every 5 seconds
 
 
 class ManagementError(Exception):
-    """The management API cannot be had. The text says why and what to do."""
+    """The management API is not available. The text says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """A process of ours that reads a queue, as its connection tells."""
+    """A gliaflow process that reads a queue, described by its connection."""
 
     queue: str
     version: str
@@ -35,13 +35,13 @@ class Management:
 
     Parameters
     ----------
-    broker: its AMQP URL, which gives user, password, virtual host and, by default, the host.
-    url: ``http://host:port``, where it is not port 15672 (TLS: 15671) of that host; with a user, where that is another.
-    password_file: holds the password, where neither URL has one.
+    broker: the broker's AMQP URL, with user, password, virtual host and host.
+    url: ``http://host:port``, if it is not port 15672 (TLS: 15671) of that host; with a user, if that is another one.
+    password_file: has the password, if neither URL has one.
 
     Raises
     ------
-    OSError: that file cannot be read.
+    OSError: the password file cannot be read.
     """
 
     def __init__(self, broker: str, url: str = "", password_file: Path | None = None) -> None:
@@ -55,20 +55,20 @@ class Management:
         self._key = base64.b64encode(f"{user}:{password}".encode()).decode()
         self.url = f"{http.scheme}://{http.netloc.rpartition('@')[2]}{http.path.rstrip('/')}"
         self._vhost = quote(unquote(amqp.path[1:]) or "/", safe="")
-        self.clock: float | None = None  # what the last answer's Date says, seconds since 1970
+        self.clock: float | None = None  # the Date of the last answer, in seconds since 1970
 
     def queues(self) -> dict[str, dict[str, Any]]:
         """Every queue of the virtual host, by name.
 
         Raises
         ------
-        ManagementError: there is no answer that can be used; as for all methods.
+        ManagementError: there is no usable answer. All methods raise it.
         """
         rates = f"msg_rates_age={WINDOW_S}&msg_rates_incr=5"
         return {queue["name"]: queue for queue in self._get(f"queues/{self._vhost}?{rates}")}
 
     def policy(self, queue: str) -> dict[str, Any] | None:
-        """The one policy that a queue has: of those that match, the one of highest priority."""
+        """The policy that applies to a queue: of those that match, the one with the highest priority."""
         found = [
             policy
             for policy in self._get(f"policies/{self._vhost}")
@@ -77,24 +77,29 @@ class Management:
         return max(found, key=lambda policy: int(policy["priority"]), default=None)
 
     def clients(self) -> list[Client]:
-        """Who reads the queues, of those that say they are gliaflow; needs the user tag ``monitoring``."""
+        """The consumers whose connection names gliaflow as its product. Needs the user tag ``monitoring``."""
         about = {c["name"]: c.get("client_properties", {}) for c in self._get("connections") if "name" in c}
         found = []
         for consumer in self._get(f"consumers/{self._vhost}"):
             channel = consumer.get("channel_details") or {}
-            said = about.get(channel.get("connection_name"), {})
-            if said.get("product") == "gliaflow":
+            properties = about.get(channel.get("connection_name"), {})
+            if properties.get("product") == "gliaflow":
                 address = f"{channel.get('peer_host')}:{channel.get('peer_port')}"
                 found.append(
-                    Client(consumer["queue"]["name"], said.get("version", ""), said.get("bundle", ""), address)
+                    Client(
+                        consumer["queue"]["name"],
+                        properties.get("version", ""),
+                        properties.get("bundle", ""),
+                        address,
+                    )
                 )
         return found
 
     def alarms(self) -> list[str]:
-        """What blocks every publisher: the nodes that are short of memory or disk."""
-        words = {"mem_alarm": "memory", "disk_free_alarm": "disk"}
+        """The alarms, which block all publishers: nodes that are short of memory or disk."""
+        kinds = {"mem_alarm": "memory", "disk_free_alarm": "disk"}
         return [
-            f"{node['name']}: {what}" for node in self._get("nodes") for key, what in words.items() if node.get(key)
+            f"{node['name']}: {kind}" for node in self._get("nodes") for key, kind in kinds.items() if node.get(key)
         ]
 
     def _get(self, path: str) -> Any:
@@ -112,5 +117,5 @@ class Management:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ManagementError(
                 f"no management API at {self.url} ({getattr(error, 'reason', error)}): "
-                "rabbitmq-plugins enable rabbitmq_management, or name it by GLIAFLOW_MANAGEMENT"
+                "rabbitmq-plugins enable rabbitmq_management, or set GLIAFLOW_MANAGEMENT to its address"
             ) from None

@@ -1,49 +1,60 @@
-"""``gliaflow augment``: a picture of what augmentations do to a slice, cut as for the profile ``paper``."""
+"""``gliaflow augment``: a picture of augmented slices, cut as for the profile ``paper``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
-from gliaflow_plugins.augmentations.pipeline import (
-    PAPER_AUGMENTATIONS,
-    AugmentationPipeline,
-    parse_named,
-    read_augmentations,
-)
-from gliaflow_plugins.registry import load_registry
-from gliaflow_preprocessor.nifti import NiftiError, read_nifti
-from gliaflow_preprocessor.slices import UnusableScan, prepare, prepare_mask
-from gliaflow_runtime.bundle.manifest import InputSpec
-from gliaflow_runtime.errors import UsageError
-from rich.console import Console
+import typer
+
+from gliaflow_cli import flags
+from gliaflow_cli.terminal import console
 
 COLUMNS = 4
 INCHES = 2.4  # of a slice
 
 
-def draw_augmented(
-    scan: Path,
-    out: Path,
-    augmentations: Sequence[str],
-    pipeline: Path | None,
-    mask: Path | None,
-    channel: str | None,
-    slice_number: int | None,
-    count: int,
-    seed: int,
-    console: Console,
+def augment(
+    scan: Annotated[Path, typer.Argument(help="A scan (NIfTI).")],
+    out: Annotated[Path, typer.Option("--out", help="A PNG: the original slice, and the slice after each draw.")],
+    augmentation: Annotated[
+        list[str] | None, typer.Option("--augmentation", help="Name, or name:option=value,…; repeatable, in order.")
+    ] = None,
+    pipeline: Annotated[Path | None, typer.Option("--pipeline", help="A TOML file of augmentations.")] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="Its mask: the outline is drawn too.")] = None,
+    channel: flags.Channel = None,
+    slice_number: Annotated[
+        int | None, typer.Option("--slice", help="Which slice; default: the one with most tumour, or most head.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", help="Number of draws.", min=1, max=64)] = 7,
+    seed: flags.Seed = 0,
 ) -> None:
-    """``gliaflow augment``. Raises UsageError: a file cannot be used, or matplotlib is missing."""
+    """Draw augmented slices of a scan. Without --augmentation and --pipeline: the paper's Table 1.
+
+    Pictures follow the radiological convention: the patient's left (L) is at the right.
+    """
+    import numpy as np
+    from gliaflow_pages.slices import mark_sides, upright
+    from gliaflow_plugins.augmentations.pipeline import (
+        PAPER_AUGMENTATIONS,
+        AugmentationPipeline,
+        parse_named,
+        read_augmentations,
+    )
+    from gliaflow_plugins.registry import load_registry
+    from gliaflow_preprocessor.nifti import NiftiError, read_nifti
+    from gliaflow_preprocessor.slices import UnusableScan, prepare, prepare_mask
+    from gliaflow_runtime.bundle.manifest import InputSpec
+    from gliaflow_runtime.errors import UsageError
+
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise UsageError("this needs matplotlib: pip install 'gliaflow[report]'") from None
     if out.suffix != ".png":
-        raise UsageError(f"--out: {out} is no .png")
-    steps = [*(read_augmentations(pipeline) if pipeline else []), *map(parse_named, augmentations)]
-    augment = AugmentationPipeline(load_registry(), steps or PAPER_AUGMENTATIONS)
+        raise UsageError(f"--out: {out} is not a .png")
+    steps = [*(read_augmentations(pipeline) if pipeline else []), *map(parse_named, augmentation or [])]
+    apply = AugmentationPipeline(load_registry(), steps or PAPER_AUGMENTATIONS)
     try:
         prepared = prepare(*read_nifti(scan.read_bytes(), channel), InputSpec())
         truth = np.zeros(prepared.image.shape, np.uint8)
@@ -57,16 +68,17 @@ def draw_augmented(
     fullest = int(np.argmax(truth.sum(axis=(1, 2)) if truth.any() else (prepared.image > 0).sum(axis=(1, 2))))
     place = fullest if slice_number is None else numbers.index(slice_number)
     image, tumour = prepared.image[place], truth[place]
-    draws = [augment(image, tumour, np.random.default_rng([seed, number])) for number in range(count)]
-    shown = [("as it is", image, tumour), *((f"draw {number}", *draw) for number, draw in enumerate(draws, 1))]
+    draws = [apply(image, tumour, np.random.default_rng([seed, number])) for number in range(count)]
+    shown = [("original", image, tumour), *((f"draw {number}", *draw) for number, draw in enumerate(draws, 1))]
     rows = -(-len(shown) // COLUMNS)
     figure = Figure(figsize=(INCHES * COLUMNS, (INCHES + 0.25) * rows), facecolor="white", layout="constrained")
     figure.suptitle(", ".join(name for name, _ in steps or PAPER_AUGMENTATIONS), fontsize=9)
     for axes, (title, pixels, outline) in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, shown, strict=False):
-        axes.imshow(pixels.T, cmap="gray", origin="lower", vmin=0, vmax=float(np.percentile(image, 99.8)))
+        axes.imshow(upright(pixels), cmap="gray", vmin=0, vmax=float(np.percentile(image, 99.8)))
         if outline.any():
-            axes.contour(outline.T > 0, [0.5], colors="#D55E00", linewidths=1)
+            axes.contour(upright(outline) > 0, [0.5], colors="#D55E00", linewidths=1)
         axes.set_title(title, fontsize=8)
+    mark_sides(figure.axes[0])  # of the original alone: a draw may be mirrored or turned
     for axes in figure.axes:
         axes.set_axis_off()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which scans are meant by the paths that a person names."""
+"""The scans that files, folders and globs stand for."""
 
 import json
 
@@ -32,15 +32,15 @@ def names(paths, **options):
     return [item.name for item in find_inputs([str(p) for p in paths], **options)]
 
 
-def test_of_a_folder_masks_and_other_sequences_are_passed_over(folder):
+def test_masks_and_other_sequences_in_a_folder_are_skipped(folder):
     assert names([folder]) == ["p1_flair", "p2_FLAIR", "BraTS-GLI-00001-000-t2f", "broken", "plain"]
 
 
-def test_a_file_that_is_named_is_meant_whatever_it_is(folder):
+def test_a_file_given_by_name_is_always_submitted(folder):
     assert names([folder / "a/p1_seg.nii.gz", folder / "c/notes.txt"]) == ["p1_seg", "notes.txt"]
 
 
-def test_globs_and_repeats(folder):
+def test_a_scan_given_twice_is_submitted_once(folder):
     assert names([folder / "*/*flair*", folder / "a/p1_flair.nii.gz"]) == ["p1_flair"]
 
 
@@ -48,7 +48,7 @@ def test_the_patient_is_read_from_the_name(folder):
     assert [i.patient for i in find_inputs([str(folder / "a"), str(folder / "c")])][:2] == ["p1", "BraTS-GLI-00001-000"]
 
 
-def test_scans_of_one_name_are_told_apart(tmp_path):
+def test_scans_with_the_same_file_name_get_different_names(tmp_path):
     for place in ("x/flair.nii.gz", "y/flair.nii.gz", "y/flair.nii"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).touch()
@@ -69,7 +69,7 @@ def test_every_name_is_unique_short_and_utf8(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["nowhere.nii", "*.nothing", "empty"])
-def test_nothing_found_is_said(tmp_path, monkeypatch, missing):
+def test_a_path_without_a_scan_is_an_error(tmp_path, monkeypatch, missing):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=missing.replace("*", r"\*")):

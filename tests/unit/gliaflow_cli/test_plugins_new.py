@@ -1,4 +1,4 @@
-"""``gliaflow plugins new``: what it writes keeps to the contract as it is."""
+"""``gliaflow plugins new`` writes a plugin that passes the contract's tests unchanged."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gliaflow_plugins.testing import checks
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_passes_as_it_is(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_plugin_passes_the_contract_unchanged(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "new"
     project, code = write_plugin(f"my-{kind}", kind, folder)
-    told = tomllib.loads(project.read_text())
-    assert told["project"]["name"] == f"gliaflow-my-{kind}"
-    assert told["project"]["entry-points"]["gliaflow"] == {f"my-{kind}": code.stem}
-    assert len(code.read_text().splitlines()) < 75, "short enough to be read before it is changed"
+    config = tomllib.loads(project.read_text())
+    assert config["project"]["name"] == f"gliaflow-my-{kind}"
+    assert config["project"]["entry-points"]["gliaflow"] == {f"my-{kind}": code.stem}
+    assert len(code.read_text().splitlines()) < 75, "short enough to read before changing it"
     monkeypatch.syspath_prepend(str(folder))
     done = 0
     for name, check in checks(code.stem, {"steps": "100", "ngf": "16", "ndf": "16"}):
@@ -32,16 +32,16 @@ def test_what_is_written_passes_as_it_is(kind: str, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["", "My", "a--b", "-a", "a_b", "../up", "1a"])
-def test_a_name_that_cannot_be_one_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_invalid_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lower-case"):
         write_plugin(name, "step", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is there already"):
+def test_an_existing_folder_and_an_unknown_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exists already"):
         write_plugin("mine", "step", tmp_path)
-    with pytest.raises(UsageError, match="--kind: 'gan' is not one of generator"):
+    with pytest.raises(UsageError, match="--kind: 'gan' is not one of augmentation, generator"):
         write_plugin("mine", "gan", tmp_path / "new")
 
 
@@ -52,7 +52,7 @@ def test_a_name_that_is_taken_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["none", "class", "cohort"])
-def test_a_name_that_python_or_gliaflow_uses_too_will_do(name: str, tmp_path: Path) -> None:
+def test_a_name_may_be_a_word_of_python_or_gliaflow(name: str, tmp_path: Path) -> None:
     _, code = write_plugin(name, "reader", tmp_path / "new")
     compile(code.read_text(), "code", "exec")
     assert f"class {name.capitalize()}Reader:" in code.read_text()

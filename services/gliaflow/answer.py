@@ -1,0 +1,105 @@
+"""The answer to one scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from gliaflow_proto import PredictionMessage
+from gliaflow_runtime.files import whole_file
+
+from gliaflow.scans import Input
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one scan, or the reason why there is none. A notebook shows a picture of its mask.
+
+    Parameters
+    ----------
+    scan: the scan's name, from the file's name; unique within the submission.
+    patient: the patient, from the file's name or the cohort.
+    source: the scan's path or URI.
+    status: ``ok``, or ``failed`` with a ``reason``; then the fields below are None.
+    grade: HGG or LGG.
+    p_hgg: the probability of HGG.
+    tumour_ml: the mask's volume.
+    slices, tumour_slices: the slices that went through the U-Net, and those in which it found tumour.
+    bundle: the model bundle that answered.
+    seconds: from sending the scan to its answer.
+    reason: why there is no answer.
+    warnings: doubts about the answer.
+    """
+
+    scan: str
+    patient: str
+    source: str
+    status: Literal["ok", "failed"]
+    grade: str | None = None
+    p_hgg: float | None = None
+    tumour_ml: float | None = None
+    slices: int | None = None
+    tumour_slices: int | None = None
+    bundle: str | None = None
+    seconds: float | None = None
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    _input: Input | None = field(default=None, repr=False, compare=False)
+    _prediction: PredictionMessage | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of_prediction(cls, item: Input, message: PredictionMessage, seconds: float) -> Answer:
+        """The answer that a prediction message gives."""
+        return cls(
+            scan=item.name,
+            patient=item.patient,
+            source=item.source,
+            status="ok",
+            grade=message.grade,
+            p_hgg=message.p_hgg,
+            tumour_ml=message.tumour_ml,
+            slices=message.slices,
+            tumour_slices=message.tumour_slices,
+            bundle=message.bundle,
+            seconds=seconds,
+            _input=item,
+            _prediction=message,
+        )
+
+    @classmethod
+    def failed(cls, item: Input, reason: str, seconds: float | None = None) -> Answer:
+        """The answer of a scan that could not be worked on."""
+        return cls(item.name, item.patient, item.source, "failed", seconds=seconds, reason=reason, _input=item)
+
+    @cached_property
+    def mask(self) -> Any:
+        """The tumour mask on the scan's own grid: a nibabel image, uint8, 1 in the tumour. None if the scan failed."""
+        return mask_image(self._prediction) if self._prediction else None
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: a picture. None, so that the text is shown, if the scan failed or matplotlib is missing."""
+        if self.mask is None:
+            return None
+        try:
+            from gliaflow.picture import draw
+
+            return draw(self)
+        except ModuleNotFoundError:
+            return None
+
+
+def mask_image(prediction: PredictionMessage) -> Any:
+    """A prediction's mask as a nibabel image, on the scan's own grid."""
+    image = nib.Nifti1Image(prediction.mask, np.reshape(prediction.affine, (4, 4)))
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def write_image(path: Path, image: Any) -> None:
+    """Write a nibabel image as ``.nii.gz``, whole or not at all."""
+    with whole_file(path, ending=".part.nii.gz") as part:
+        nib.save(image, part)

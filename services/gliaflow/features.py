@@ -1,0 +1,102 @@
+"""The deep features of a scan, computed in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gliaflow_plugins.contracts import PluginError
+from gliaflow_proto import FeaturesMessage, Scan, ScanMessage, Source, expect
+from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.broker.memory import MemoryBroker
+from gliaflow_runtime.bundle.load import load_bundle
+from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.settings import load_settings
+from gliaflow_runtime.stage import InvalidInput, TemporarilyUnavailable
+from numpy.typing import NDArray
+
+from gliaflow.scans import find_one
+
+
+@dataclass(frozen=True)
+class ScanFeatures:
+    """The deep features of a scan, slice by slice.
+
+    Parameters
+    ----------
+    features: float32 [n, C, H, W], a sample for each slice that holds some of the head.
+    slices: the slices' numbers [n], from 0 at the feet.
+    tumour: whether the U-Net found tumour in the slice: bool [n].
+    tap, bundle: where in the network they were read, and which bundle's network it is.
+    """
+
+    features: NDArray[np.float32]
+    slices: NDArray[np.int64]
+    tumour: NDArray[np.bool_]
+    tap: str
+    bundle: str
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """``np.asarray(found)`` is the features."""
+        return np.array(self.features, dtype=dtype, copy=copy)
+
+
+def extract(
+    scan: str | PathLike[str],
+    tap: str | None = None,
+    *,
+    bundle: str | Path | None = None,
+    channel: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> ScanFeatures:
+    """The features of a scan's slices, as the extractor computes them for the pipeline (so rounded to fp16).
+
+    Preprocessor and extractor run in this process, without a broker. An argument that is not given comes from
+    ``GLIAFLOW_*`` in the environment, as for the command.
+
+    Parameters
+    ----------
+    scan: the path or URL of a FLAIR scan (NIfTI).
+    tap: a tap of the bundle: ``enc5`` (the paper's), ``enc4``, ``dec1``, ``dec2`` or ``dec3``. Default: the tap that
+        the bundle grades by.
+    channel: of a 4-D file, the number of the FLAIR volume, from 0.
+    bundle, device, threads: as for ``gliaflow.open``.
+
+    Raises
+    ------
+    UsageError: there is no such file, it is not a usable scan, or bundle, tap or device cannot be used.
+    """
+    from gliaflow_extractor.extractor import Extractor, UNetSession
+    from gliaflow_preprocessor.preprocessor import Preprocessor
+
+    item = find_one(scan, channel=channel)
+    settings = load_settings({"tap": tap, "bundle": bundle and str(bundle), "device": device, "threads": threads})
+    served = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state)
+    source = Source(uri=item.uri or item.path.resolve().as_uri())
+    message = ScanMessage(id="scan", scan=Scan(id="scan"), source=source, channel=item.channel)
+    delivery = Delivery("", "", b"")
+    try:
+        preprocessor = Preprocessor(served, MemoryBroker(), [item.root])
+        unet = UNetSession(served, batch=settings.batch, device=settings.device, threads=settings.threads)
+        extractor = Extractor(served, unet)
+        parts = [
+            expect(features, FeaturesMessage)
+            for slices in preprocessor.handle(message, delivery).publish
+            for features in extractor.handle(slices, delivery).publish
+        ]
+    except (PluginError, InvalidInput, TemporarilyUnavailable) as error:
+        raise UsageError(f"{item.source}: {error}") from None
+    return ScanFeatures(
+        np.concatenate([part.features for part in parts]).astype(np.float32),
+        np.array([z for part in parts for z in part.geometry.slices]),
+        np.concatenate([part.mask.any(axis=(1, 2)) for part in parts]),
+        served.tap,
+        served.id,
+    )

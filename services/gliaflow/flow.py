@@ -1,0 +1,268 @@
+"""A pipeline as a Python object: scans and requests go in, answers and features come out."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+import numpy as np
+import structlog
+from gliaflow_plugins.contracts import PluginError
+from gliaflow_proto import FailureMessage, PredictionMessage, SyntheticMessage
+from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_runner.broker import open_broker
+from gliaflow_runtime import tracing
+from gliaflow_runtime.broker.interface import Broker
+from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.logs import configure_logging
+from gliaflow_runtime.settings import Settings, load_settings
+from numpy.typing import NDArray
+
+from gliaflow.answer import Answer
+from gliaflow.scans import Input, check_grade, find_inputs, find_one
+from gliaflow.submission import NoStage, Submission
+
+if TYPE_CHECKING:
+    from gliaflow_runner.running import RunningStages
+
+TIMEOUT_S = 1800.0
+RESEND = 6  # after 1/6 of the timeout without any answer, open scans are sent again; then after twice that
+IN_FLIGHT = 16  # scans sent and not yet answered: enough to keep all stages busy, and fair to other clients
+
+ScanPath = str | PathLike[str] | Input
+
+
+def open(
+    broker: str | None = None,
+    *,
+    bundle: str | Path | None = None,
+    generator: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    timeout: float = TIMEOUT_S,
+) -> Flow:
+    """Open a pipeline.
+
+    An argument that is not given comes from ``GLIAFLOW_*`` in the environment, then from ``gliaflow.toml``, as for
+    the command.
+
+    Parameters
+    ----------
+    broker: ``memory://`` (the default) runs the stages in this process. ``amqp://user:password@host/vhost`` connects
+        to a RabbitMQ on which stages run.
+    bundle: the model bundle for stages in this process: a folder or ``s3://bucket/path``. Default: the shipped
+        demonstration, which is trained on drawings of scans. Stages on RabbitMQ have a bundle of their own.
+    generator: the bundle's generator that ``generate`` uses. Default: the bundle's own choice.
+    device, threads: for stages in this process: ``cpu`` or ``cuda``, and onnxruntime's threads (0: one per core).
+    timeout: after so many seconds without any answer, open scans fail.
+
+    Raises
+    ------
+    UsageError: a setting is wrong, or bundle, generator or device cannot be used. The text says what to do.
+    BrokerError: the broker cannot be reached, or denies access.
+    """
+    flags = {"broker": broker, "bundle": bundle and str(bundle), "generator": generator}
+    return open_flow(load_settings({**flags, "device": device, "threads": threads}), timeout)
+
+
+def open_flow(settings: Settings, timeout: float = TIMEOUT_S) -> Flow:
+    """``open`` with settings that are loaded already."""
+    if not structlog.is_configured():
+        level = settings.log_level if "log_level" in settings.model_fields_set else "error"
+        configure_logging(level, settings.log_format)
+    tracing.start("client")
+    stages = None
+    embedded = settings.broker.startswith("memory:")
+    if embedded:  # a URL of its own, so that two flows in one process do not share their stages
+        settings = settings.model_copy(update={"broker": f"memory://{uuid4().hex}"})
+    with ExitStack() as resources:
+        connection = resources.enter_context(open_broker(settings))
+        if embedded:
+            from gliaflow_runner.running import RunningStages
+            from gliaflow_runner.services import PIPELINE
+
+            for queue in STAGE_QUEUES:  # after the stages have stopped; scans of a loop that was left may still wait
+                resources.callback(connection.delete, queue.name)
+            try:
+                stages = resources.enter_context(RunningStages(PIPELINE, settings))
+            except PluginError as error:
+                raise UsageError(str(error)) from error
+        flow = Flow(connection, stages=stages, generator=settings.generator, timeout=timeout)
+        flow._resources = resources.pop_all()
+        return flow
+
+
+class Flow:
+    """An open pipeline. ``gliaflow.open`` makes one. Use it from one thread, and close it: ``with`` does.
+
+    Parameters
+    ----------
+    broker: a connection that no worker uses.
+    stages: the stages, if they run in this process.
+    generator, timeout: as for ``open``.
+    """
+
+    def __init__(
+        self, broker: Broker, *, stages: RunningStages | None = None, generator: str = "", timeout: float = TIMEOUT_S
+    ) -> None:
+        self.broker = broker
+        self._stages, self._generator, self._timeout = stages, generator, timeout
+        self._running: weakref.WeakSet[Generator[Answer]] = weakref.WeakSet()
+        self._resources = ExitStack()
+
+    def submit(self, scan: ScanPath, *, grade: str | None = None, channel: str | None = None) -> Answer:
+        """Submit one scan and wait for its answer.
+
+        A scan that cannot be graded (a broken file, no answer in time) has an answer too: its ``status`` is
+        ``failed``, and its ``reason`` says why.
+
+        Parameters
+        ----------
+        scan: the path or URL of a FLAIR scan (NIfTI).
+        grade: its class, HGG or LGG, if known. It does not change the answer: stages that learn use it.
+        channel: of a 4-D file, the number of the FLAIR volume, from 0.
+
+        Raises
+        ------
+        UsageError: there is no such file, or it is a folder with several scans.
+        BrokerError: no stage takes the scan, or the broker is lost.
+        """
+        item = scan if isinstance(scan, Input) else find_one(scan, grade=grade, channel=channel)
+        (answer,) = self._answers([item])
+        return answer
+
+    def submit_all(
+        self, scans: ScanPath | Iterable[ScanPath], *, grade: str | None = None, channel: str | None = None
+    ) -> Iterator[Answer]:
+        """Submit scans and give each answer as it comes, in any order.
+
+        Parameters
+        ----------
+        scans: paths of files, folders and globs, or URLs of them. Masks and other sequences in a folder are skipped.
+        grade, channel: as for ``submit``, of all of them.
+
+        Raises
+        ------
+        UsageError: a path does not exist, or holds no scan.
+        BrokerError: no stage takes the scans, or the broker is lost.
+        """
+        answers = self._answers(_inputs(scans, grade, channel))
+        self._running.add(answers)
+        return answers
+
+    def generate(self, grade: str, count: int, *, seed: int = 0) -> NDArray[np.float32]:
+        """Synthetic features [count, C, H, W] of a class, HGG or LGG. The same seed gives the same features.
+
+        Raises
+        ------
+        UsageError: the generator cannot make them. The text says why.
+        BrokerError: no generator answers, or the broker is lost.
+        """
+        parts = self.generate_parts(grade, count, seed=seed)
+        return np.concatenate([part.features for part in parts]).astype(np.float32)
+
+    def generate_parts(
+        self, grade: str, count: int, *, seed: int = 0, progress: Callable[[int], None] = lambda done: None
+    ) -> list[SyntheticMessage]:
+        """As ``generate``, but gives the messages, in order: they name generator, bundle and tap."""
+        check_grade(grade)
+        if count < 1:
+            raise UsageError(f"count: {count} is below 1")
+        parts: dict[int, SyntheticMessage] = {}
+        done, waited = 0, 0.0
+        with Submission(self.broker, by_uri=False) as submission:
+            wanted = submission.generate(grade, count, seed, self._generator)
+            while done < count:
+                self._check()
+                answer = submission.answer(timeout=1.0)
+                if isinstance(answer, FailureMessage):
+                    raise UsageError(f"{answer.stage}: {answer.reason}")
+                if isinstance(answer, SyntheticMessage) and answer.scan.id == wanted:
+                    first = next(iter(parts.values()), answer)
+                    if answer.features.shape[1:] == first.features.shape[1:]:
+                        parts[answer.part[0]] = answer
+                    done, waited = sum(len(part.features) for part in parts.values()), 0.0
+                    progress(done)
+                elif (waited := waited + 1.0) >= self._timeout:
+                    why = submission.unreadable or "does a generator run on this broker?"
+                    raise NoStage(f"no answer within {self._timeout:g} s: {why}")
+        return [parts[index] for index in sorted(parts)]
+
+    def close(self) -> None:
+        """Stop the stages in this process, and leave the broker."""
+        for answers in list(self._running):
+            answers.close()
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _answers(self, inputs: Sequence[Input]) -> Generator[Answer]:
+        """Keep IN_FLIGHT scans in work, and send again those that seem to be lost."""
+        waiting = list(reversed(inputs))
+        sent: dict[str, tuple[Input, float]] = {}
+        quiet = since_sent = 0.0  # seconds of waiting: since the last answer, and since scans were last sent
+        patience, attempt = self._timeout / RESEND, 0
+        if self._stages:
+            self._stages.allow(item.root for item in inputs if item.volume is None)
+        with Submission(self.broker, by_uri=self._stages is not None, patience_s=self._timeout) as submission:
+            while waiting or sent:
+                while waiting and len(sent) < IN_FLIGHT:
+                    item = waiting.pop()
+                    try:
+                        sent[submission.submit(item)] = item, time.monotonic()
+                        since_sent = 0.0
+                    except (OSError, ValueError) as error:
+                        reason = str(getattr(error, "strerror", None) or error)
+                        yield Answer.failed(item, reason if item.source in reason else f"{item.source}: {reason}")
+                self._check()
+                if not sent:
+                    continue
+                started = time.monotonic()
+                message = submission.answer(timeout=1.0)
+                now = time.monotonic()
+                quiet, since_sent = quiet + now - started, since_sent + now - started
+                if isinstance(message, PredictionMessage | FailureMessage) and message.scan.id in sent:
+                    quiet = since_sent = 0.0
+                    patience = self._timeout / RESEND
+                    item, at = sent.pop(message.scan.id)
+                    seconds = round(now - at, 3)
+                    if isinstance(message, PredictionMessage):
+                        yield Answer.of_prediction(item, message, seconds)
+                    else:
+                        yield Answer.failed(item, f"{message.stage}: {message.reason}", seconds)
+                elif quiet > self._timeout:
+                    reason = f"no answer within {self._timeout:g} s: are all stages running? (gliaflow doctor)"
+                    if submission.unreadable:
+                        reason = f"no readable answer within {self._timeout:g} s: {submission.unreadable}"
+                    for item, at in sent.values():
+                        yield Answer.failed(item, reason, round(now - at, 3))
+                    sent.clear()
+                elif since_sent > patience:
+                    attempt += 1
+                    patience *= 2
+                    for item, _ in sent.values():
+                        with suppress(OSError, ValueError):  # the file is gone; the first message may still be answered
+                            submission.submit(item, attempt)
+                    since_sent = 0.0
+
+    def _check(self) -> None:
+        if self._stages:
+            self._stages.check()
+
+
+def _inputs(scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: str | None) -> list[Input]:
+    each: list[Any] = [scans] if isinstance(scans, str | PathLike | Input) else list(scans)
+    if all(isinstance(scan, Input) for scan in each):
+        return each
+    return find_inputs(each, grade=grade, channel=channel)

@@ -1,0 +1,107 @@
+"""Dead letters: messages that a stage could not work on, kept by the broker with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+
+import numpy as np
+from gliaflow_proto import Message, ProtocolError, Queue, decode, encode
+from gliaflow_proto.routing import ALL_QUEUES
+from gliaflow_runtime.broker.interface import DIED_AT, REASON, Broker, Consumer, Delivery
+from gliaflow_runtime.errors import UsageError
+
+AT_ONCE = 200  # each may weigh 8 MiB, and all are held while the command runs
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A dead letter of a queue, as its consumer holds it."""
+
+    queue: Queue
+    consumer: Consumer
+    delivery: Delivery
+
+    @property
+    def id(self) -> str:
+        """The message's id."""
+        return self.delivery.message_id
+
+    @property
+    def reason(self) -> str:
+        """Why it died: as the stage said, or as the broker did."""
+        headers = self.delivery.headers
+        return headers.get(REASON) or headers.get("x-first-death-reason") or "not known"
+
+    @property
+    def died(self) -> str:
+        """When it died, to the second."""
+        return self.delivery.headers.get(DIED_AT, "?")[:19]
+
+    @property
+    def message(self) -> Message | None:
+        """The message, or None if it cannot be read."""
+        try:
+            return decode(self.delivery.body)
+        except ProtocolError:
+            return None
+
+    def replay(self, broker: Broker) -> None:
+        """Send it back to its queue. A new attempt, so that the end of the last one does not count for it."""
+        message, body = self.message, self.delivery.body
+        if message is not None:
+            scan = replace(message.scan, attempt=message.scan.attempt + 1)
+            body = encode(replace(message, scan=scan), "lz4")
+        broker.send(self.queue.name, body, message_id=self.id)
+        self.consumer.ack(self.delivery)
+
+
+@contextmanager
+def dead_letters(broker: Broker) -> Iterator[list[DeadLetter]]:
+    """The first AT_ONCE dead letters. Those that are not acknowledged stay with the broker."""
+    letters: list[DeadLetter] = []
+    consumers = []
+    for queue in ALL_QUEUES:
+        room = min(broker.depth(queue.dead), AT_ONCE - len(letters))
+        if room <= 0:
+            continue
+        consumer = broker.consume(Queue(queue.dead), room)
+        consumers.append(consumer)
+        while room and (delivery := consumer.next(timeout=1.0)) is not None:
+            letters.append(DeadLetter(queue, consumer, delivery))
+            room -= 1
+    try:
+        yield letters
+    finally:
+        for consumer in consumers:
+            consumer.close()
+
+
+def count_waiting(broker: Broker) -> int:
+    """How many dead letters no consumer holds."""
+    return sum(broker.depth(queue.dead) for queue in ALL_QUEUES)
+
+
+def choose(letters: Sequence[DeadLetter], starts: Sequence[str]) -> list[DeadLetter]:
+    """The letters whose ids start with one of these. Raises UsageError if a start matches none."""
+    for start in starts:
+        if not any(letter.id.startswith(start) for letter in letters):
+            raise UsageError(f"no dead letter's id starts with {start!r} (see `gliaflow dead list`)")
+    return [letter for letter in letters if letter.id.startswith(tuple(starts))]
+
+
+def described(value: object, indent: str = "") -> str:
+    """A message as indented lines: tensors by dtype and shape, bytes by length."""
+    lines = []
+    for item in fields(value):  # type: ignore[arg-type]
+        content = getattr(value, item.name)
+        if is_dataclass(content):
+            lines += [f"{indent}{item.name}:", described(content, indent + "  ")]
+        elif isinstance(content, np.ndarray):
+            lines.append(f"{indent}{item.name}: {content.dtype} {list(content.shape)}")
+        elif isinstance(content, bytes):
+            lines.append(f"{indent}{item.name}: {len(content)} bytes")
+        else:
+            lines.append(f"{indent}{item.name}: {content}")
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""The state of the queues: messages, rates, time left, and the stages that read them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, CLASSIFIER, EXTRACTOR, PREPROCESSOR
+from gliaflow_runtime.broker.interface import Broker
+
+from gliaflow_cli.client.management import Client, Management, ManagementError
+
+SCAN_PATH = (PREPROCESSOR.name, EXTRACTOR.name, CLASSIFIER.name, ASSEMBLER.name)
+EMBEDDED = (
+    "a broker inside each gliaflow command, with stages that run as long as the command does: it cannot be seen from "
+    "outside; for a RabbitMQ, gliaflow status --broker amqp://user:password@host/"
+)
+INTERVAL_S = 3.0  # between two counts of the messages, where the management API gives no rates
+
+
+@dataclass(frozen=True)
+class QueueLine:
+    """A queue. Rates are messages a second; without the management API they are net. None: not known."""
+
+    queue: str
+    waiting: int
+    in_work: int | None
+    consumers: int
+    dead: int
+    rate_in: float
+    rate_out: float
+
+    @property
+    def on_scan_path(self) -> bool:
+        """Whether each scan passes through this queue."""
+        return f"gliaflow.{self.queue}" in SCAN_PATH
+
+    @property
+    def held(self) -> int:
+        """Messages still to be worked on. The assembler holds mostly news that it keeps (ADR 1): it does not count."""
+        return self.waiting + (0 if f"gliaflow.{self.queue}" == ASSEMBLER.name else self.in_work or 0)
+
+
+@dataclass(frozen=True)
+class StageGroup:
+    """The consumers of one queue that have the same version and bundle."""
+
+    queue: str
+    count: int
+    version: str
+    bundle: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """All queues and stages of a broker."""
+
+    broker: str
+    queues: list[QueueLine]
+    stages: list[StageGroup]
+    left_s: float | None  # None: not known, or nothing moves
+    missing: str = ""  # why some of it is not known
+
+
+def read_status(broker: Broker, management: Management | None, name: str) -> Status:
+    """Read the state of all queues. Without the management API, in_work is None, and two counts give net rates."""
+    if management is None:
+        dead = sum(broker.depth(queue.dead) for queue in ALL_QUEUES)
+        kept = f"; {dead} dead letters are kept (gliaflow dead list)" if dead else ""
+        return Status(name, [], [], None, EMBEDDED + kept)
+    details: dict[str, dict[str, Any]] = {}
+    clients: list[Client] = []
+    missing = ""
+    before: dict[str, int] = {}
+    try:
+        details, clients = management.queues(), management.clients()
+    except ManagementError as error:
+        missing = str(error)
+        before = {queue.name: broker.depth(queue.name) for queue in ALL_QUEUES}
+        time.sleep(INTERVAL_S)
+    names = {queue.name: queue.name.removeprefix("gliaflow.") for queue in ALL_QUEUES}
+    lines = []
+    for queue in ALL_QUEUES:
+        state = broker.queue_state(queue.name)
+        if state is None:
+            continue
+        detail = details.get(queue.name, {})
+        stats = detail.get("message_stats", {})
+        net = (state.waiting - before.get(queue.name, state.waiting)) / INTERVAL_S
+        lines.append(
+            QueueLine(
+                queue=names[queue.name],
+                waiting=state.waiting,
+                in_work=detail.get("messages_unacknowledged", 0) if details else None,
+                consumers=state.consumers,
+                dead=broker.depth(queue.dead),
+                rate_in=_rate(stats, "publish") if details else max(0.0, net),
+                rate_out=_rate(stats, "ack") if details else max(0.0, -net),
+            )
+        )
+    count = Counter((names[c.queue], c.version, c.bundle) for c in clients if c.queue in names)
+    stages = [StageGroup(queue, number, version, bundle) for (queue, version, bundle), number in sorted(count.items())]
+    return Status(name, lines, stages, time_left(lines), missing)
+
+
+def time_left(lines: list[QueueLine]) -> float | None:
+    """Seconds until the scans that are under way are answered; None if a queue holds some and none leaves it.
+
+    The last scan waits in each queue for the messages before it, which leave at the queue's rate.
+    """
+    left = 0.0
+    for line in lines:
+        if line.on_scan_path and line.held:
+            if not line.rate_out:
+                return None
+            left += line.held / line.rate_out
+    return left
+
+
+def as_text(status: Status) -> str:
+    """The status in columns, for a terminal and for a pipe."""
+    if not status.queues and status.missing:
+        return f"{status.broker}: {status.missing}"
+    if not status.queues:
+        return f"{status.broker}: no stage has run on this broker yet (gliaflow serve STAGE, or docker compose up)"
+    rows = [("queue", "waiting", "in work", "consumers", "dead", "in/s", "out/s")]
+    for line in status.queues:
+        in_work = "?" if line.in_work is None else str(line.in_work)
+        rates = f"{line.rate_in:.1f}", f"{line.rate_out:.1f}"
+        rows.append((line.queue, str(line.waiting), in_work, str(line.consumers), str(line.dead), *rates))
+    text = [f"{row[0]:13}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
+    text.append("")
+    if not any(line.held for line in status.queues if line.on_scan_path):
+        text.append("no message is waiting" if status.missing else "no scan is under way")
+    elif status.left_s is not None:
+        text.append(f"time left: about {_duration(status.left_s)}")
+    else:
+        text.append("time left: not known, as messages wait and none leaves (gliaflow doctor finds the reason)")
+    text += [f"{s.queue:13}{s.count} running, gliaflow {s.version}, {s.bundle or 'no bundle'}" for s in status.stages]
+    if len({(s.version, s.bundle) for s in status.stages}) > 1:
+        text.append("stages differ in version or bundle (gliaflow doctor)")
+    if status.missing:
+        text.append(f"rates are net, over {INTERVAL_S:g} s; work and versions are not known: {status.missing}")
+    return "\n".join(text)
+
+
+def _rate(stats: dict[str, Any], kind: str) -> float:
+    """The mean since the count began to move within the window; over the whole window it is too low after a start."""
+    samples = stats.get(f"{kind}_details", {}).get("samples") or [{"sample": 0, "timestamp": 0}]
+    newest, still = samples[0], next(s for s in samples if s["sample"] == samples[-1]["sample"])
+    moved = newest["sample"] - still["sample"]
+    return float(moved / (newest["timestamp"] - still["timestamp"]) * 1000) if moved > 0 else 0.0
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

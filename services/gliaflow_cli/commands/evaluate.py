@@ -1,0 +1,130 @@
+"""``gliaflow evaluate``: whether synthetic features help on a cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gliaflow_cli import flags
+from gliaflow_cli.terminal import console, print_problems, progress_bar
+
+
+def evaluate(
+    cohort: flags.Cohort,
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html and metrics.json.")],
+    profile: flags.Profile = "demo",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="grouped: folds by patient. paper: one split, with the paper's shares.")
+    ] = "grouped",
+    task: Annotated[
+        str, typer.Option("--task", help="grade: HGG or LGG. tumour: slices with tumour or without.")
+    ] = "grade",
+    folds: Annotated[int, typer.Option("--folds", help="Folds of the protocol grouped.", min=2)] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", help="How often everything but the U-Net is fitted.", min=1)] = 5,
+    generators: Annotated[
+        str, typer.Option("--generators", help='Variants to compare, separated by commas; "": comparators only.')
+    ] = "infogan",
+    option: flags.Options = None,
+    counts: Annotated[
+        str,
+        typer.Option("--counts", help="Numbers of synthetic samples, separated by commas; the rare class comes first."),
+    ] = "100,400",
+    scarce: Annotated[
+        str,
+        typer.Option(
+            "--scarce",
+            help="Patients of the rare class to learn from, separated by commas: one series for each number.",
+        ),
+    ] = "",
+    init: flags.Init = None,
+    unet: Annotated[
+        Path | None,
+        typer.Option("--unet", help="Use this bundle's U-Net unchanged; it must not have seen this cohort."),
+    ] = None,
+    tap: flags.Tap = None,
+    crop: flags.Crop = None,
+    classifier: flags.Classifier = None,
+    preprocess: flags.Preprocess = None,
+    shuffle_labels: Annotated[
+        bool, typer.Option("--shuffle-labels/--no-shuffle-labels", help="The control, which must give chance.")
+    ] = True,
+    seed: flags.Seed = 0,
+    device: flags.TorchDevice = "cpu",
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes; 0: one per core.", min=0)] = 0,
+    deadline: Annotated[
+        float, typer.Option("--deadline", help="Seconds after which the fit of an installed generator is ended.", min=1)
+    ] = 86400,
+    reader: flags.Reader = None,
+    high: flags.High = None,
+    grades: flags.Grades = None,
+    patient_column: flags.PatientColumn = None,
+    grade_column: flags.GradeColumn = None,
+) -> None:
+    """Find out whether synthetic features help to grade this cohort, on patients that nothing was fitted on.
+
+    OUT/work keeps the work so far: after an interruption, the same command resumes. Needs the extra "train".
+    """
+    from gliaflow_cli.learning import prepare, read_options, read_profile
+
+    prepare()
+    from gliaflow_evaluation.protocol import Design
+    from gliaflow_evaluation.report.verdict import verdict
+    from gliaflow_evaluation.request import EvaluateRequest
+    from gliaflow_evaluation.run import evaluate as evaluate_cohort
+    from gliaflow_plugins.cohorts.read import CohortRequest
+    from gliaflow_plugins.registry import load_registry
+    from gliaflow_runtime.errors import UsageError
+    from gliaflow_trainer.variants import choose
+
+    for flag, value, known in (("protocol", protocol, ("grouped", "paper")), ("task", task, ("grade", "tumour"))):
+        if value not in known:
+            raise UsageError(f"--{flag}: {value!r} is not one of {', '.join(known)}")
+    design = Design(
+        protocol=protocol,  # type: ignore[arg-type]  # checked above
+        task=task,  # type: ignore[arg-type]
+        folds=folds,
+        seeds=seeds,
+        seed=seed,
+        counts=_numbers("counts", counts),
+        scarce=_numbers("scarce", scarce),
+        shuffle=shuffle_labels,
+    )
+    registry = load_registry()
+    reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column)
+    chosen = read_profile(profile, tap, crop, classifier, preprocess)
+    with progress_bar() as bar:
+        cases = reading.read(registry)
+        print_problems(cases)
+        request = EvaluateRequest(
+            cohort=cases,
+            folder=cohort,
+            out=out,
+            profile=chosen,
+            variants=choose(registry, generators, chosen, read_options(option)),
+            design=design,
+            init=init,
+            unet=unet,
+            high=reading.high_grades,
+            device=device,
+            jobs=jobs,
+            deadline_s=deadline,
+        )
+        metrics = evaluate_cohort(request, bar)
+    found = verdict(metrics)
+    for sentence in (found.sentence, *found.more, *found.warnings):
+        console.print(sentence, soft_wrap=True)
+    console.print(f"{out / 'report.html'}", soft_wrap=True)
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    from gliaflow_runtime.errors import UsageError
+
+    try:
+        numbers = tuple(int(number) for number in text.split(",") if number.strip())
+    except ValueError:
+        raise UsageError(f"--{flag}: {text!r} is not a list of numbers separated by commas") from None
+    if any(number < 0 for number in numbers):
+        raise UsageError(f"--{flag}: {text!r} has a number below 0")
+    return numbers

@@ -1,0 +1,54 @@
+"""``gliaflow generate``: synthetic features of a class, in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gliaflow_cli import flags
+from gliaflow_cli.terminal import console, progress_bar
+
+TIMEOUT_S = 600.0  # no answer for so long means that no generator runs
+
+
+def generate(
+    grade: Annotated[str, typer.Option("--grade", help="Class of the features: HGG or LGG.")],
+    count: Annotated[int, typer.Option("--count", help="How many.", min=1)],
+    out: Annotated[Path, typer.Option("--out", help="A .safetensors file: features [N, C, H, W], label [N].")],
+    seed: flags.Seed = 0,
+    generator: flags.Served = None,
+    broker: flags.Broker = None,
+    bundle: flags.Bundle = None,
+) -> None:
+    """Draw synthetic features of one class, only those that the critic assigns to it."""
+    import numpy as np
+    from gliaflow.flow import open_flow
+    from gliaflow.scans import check_grade
+    from gliaflow_proto import CLASSES
+    from gliaflow_runtime.settings import load_settings
+    from safetensors.numpy import save_file
+
+    check_grade(grade)
+    settings = load_settings({"broker": broker, "bundle": bundle, "generator": generator})
+    with open_flow(settings, TIMEOUT_S) as flow, progress_bar() as bar:
+        task = bar.add_task(f"{grade} features", total=count)
+        parts = flow.generate_parts(grade, count, seed=seed, progress=lambda done: bar.update(task, completed=done))
+    first = parts[0]
+    features = np.concatenate([part.features for part in parts])
+    metadata = {
+        "class": grade,
+        "classes": ",".join(CLASSES),
+        "bundle": first.bundle,
+        "generator": first.generator,
+        "tap": first.tap,
+        "seed": str(seed),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    labels = np.full(len(features), CLASSES.index(grade), dtype=np.int64)
+    save_file({"features": features, "label": labels}, out, metadata)
+    console.print(
+        f"{len(features)} {grade} features {features.shape[1:]} by {first.generator} of {first.bundle}: {out}",
+        soft_wrap=True,
+    )

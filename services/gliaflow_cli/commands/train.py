@@ -1,0 +1,90 @@
+"""``gliaflow train``: a cohort becomes a model bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gliaflow_cli import flags
+from gliaflow_cli.terminal import console, print_problems, progress_bar
+
+
+def train(
+    cohort: flags.Cohort,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the new bundle.")],
+    profile: flags.Profile = "demo",
+    generator: Annotated[
+        str,
+        typer.Option(
+            "--generator",
+            help="Generator variants (see `gliaflow plugins`), separated by commas; the first is the bundle's own.",
+        ),
+    ] = "infogan",
+    option: flags.Options = None,
+    augmentation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--augmentation", help="Replaces the profile's: a name, name:option=value,… or a TOML file; repeatable."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Of the U-Net; default: the profile's.", min=1)] = None,
+    init: flags.Init = None,
+    tap: flags.Tap = None,
+    crop: flags.Crop = None,
+    classifier: flags.Classifier = None,
+    preprocess: flags.Preprocess = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the bundle; default: the folder's.")] = None,
+    seed: flags.Seed = 0,
+    device: flags.TorchDevice = "cpu",
+    reader: flags.Reader = None,
+    high: flags.High = None,
+    grades: flags.Grades = None,
+    patient_column: flags.PatientColumn = None,
+    grade_column: flags.GradeColumn = None,
+) -> None:
+    """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs the extra "train".
+
+    OUT.work keeps the work so far: after an interruption, the same command resumes.
+    """
+    from gliaflow_cli.learning import prepare, read_options, read_profile
+
+    prepare()
+    from gliaflow_plugins.augmentations.pipeline import parse_named, read_augmentations
+    from gliaflow_plugins.cohorts.read import CohortRequest
+    from gliaflow_plugins.registry import load_registry
+    from gliaflow_trainer.distributed import process_group
+    from gliaflow_trainer.request import TrainRequest
+    from gliaflow_trainer.train import train as train_bundle
+    from gliaflow_trainer.variants import choose
+
+    registry = load_registry()
+    reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column)
+    chosen = read_profile(profile, tap, crop, classifier, preprocess, epochs)
+    with progress_bar() as bar, process_group(device, console, bar.console):
+        cases = reading.read(registry)
+        print_problems(cases)
+        request = TrainRequest(
+            cohort=cases,
+            folder=cohort,
+            out=out,
+            name=name or out.resolve().name,
+            profile=chosen,
+            variants=choose(registry, generator, chosen, read_options(option)),
+            augmentations=[
+                step
+                for text in augmentation or []
+                for step in (read_augmentations(Path(text)) if text.endswith(".toml") else [parse_named(text)])
+            ],
+            init=init,
+            high=reading.high_grades,
+            seed=seed,
+            device=device,
+        )
+        bundle = train_bundle(request, bar)
+    if bundle is None:  # in the other processes of torchrun
+        return
+    console.print(f"bundle {bundle.id}: {out}", soft_wrap=True)
+    for key, value in bundle.manifest.metrics.items():
+        console.print(f"  {key}: {value}", soft_wrap=True)

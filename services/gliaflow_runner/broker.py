@@ -1,0 +1,35 @@
+"""A connection to the broker that the settings name."""
+
+from __future__ import annotations
+
+from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.interface import Broker
+from gliaflow_runtime.settings import Settings
+from gliaflow_runtime.version import VERSION
+
+
+def open_broker(settings: Settings, bundle: str = "", connect_timeout: float = 60) -> Broker:
+    """A connection to the broker of the settings.
+
+    Parameters
+    ----------
+    bundle: the id of the bundle that the client serves; the broker shows it beside the connection.
+
+    Raises
+    ------
+    ValueError, BrokerError: as ``connect`` does.
+    """
+    credentials = None
+    if not settings.broker.startswith("memory:"):
+        from gliaflow_runtime.broker.credentials import Credentials  # which loads pika
+
+        credentials = Credentials(
+            settings.broker_password_file, settings.broker_ca, settings.broker_cert, settings.broker_key
+        )
+    return connect(
+        settings.broker,
+        credentials=credentials,
+        connect_timeout=connect_timeout,
+        dead_letters=settings.state / "dead-letters",
+        about={"product": "gliaflow", "version": VERSION, "bundle": bundle},
+    )

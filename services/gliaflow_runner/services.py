@@ -1,0 +1,62 @@
+"""Which stages each service runs (ADR 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gliaflow_classifier.assembler import Assembler
+from gliaflow_classifier.grader import Grader
+from gliaflow_extractor.extractor import Extractor, UNetSession
+from gliaflow_generator.generator import Balancer, Generator
+from gliaflow_generator.synthesis import Synthesizer
+from gliaflow_preprocessor.preprocessor import Preprocessor
+from gliaflow_runtime.broker.interface import Broker
+from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.settings import Settings
+from gliaflow_runtime.stage import Stage
+from gliaflow_store.recorder import Recorder
+
+MakeStage = Callable[[Broker], Stage]  # the preprocessor reads uploads, so a stage gets the connection of its worker
+
+
+def _preprocessor(bundle: Bundle, settings: Settings) -> list[MakeStage]:
+    return [lambda broker: Preprocessor(bundle, broker, settings.roots)]
+
+
+def _extractor(bundle: Bundle, settings: Settings) -> list[MakeStage]:
+    unet = UNetSession(bundle, batch=settings.batch, device=settings.device, threads=settings.threads)
+    return [lambda _: Extractor(bundle, unet)]
+
+
+def _generator(bundle: Bundle, settings: Settings) -> list[MakeStage]:
+    synthesizer = Synthesizer(bundle, settings.generator, device=settings.device, threads=settings.threads)
+    stages: list[MakeStage] = [lambda _: Generator(bundle, synthesizer)]
+    if settings.balance_share:
+        stages.append(lambda _: Balancer(bundle, synthesizer, share=settings.balance_share, seed=settings.seed))
+    return stages
+
+
+def _classifier(bundle: Bundle, settings: Settings) -> list[MakeStage]:
+    grader = Grader(bundle, device=settings.device, threads=settings.threads)
+    return [lambda _: grader, lambda _: Assembler(bundle, timeout_s=settings.assembly_timeout_s)]
+
+
+def _trainer(bundle: Bundle, settings: Settings) -> list[MakeStage]:
+    from gliaflow_trainer.service import require_own  # the other services do not need the trainer's package
+
+    require_own(bundle, settings.store)
+    return [lambda _: Recorder(settings.store, bundle.manifest.classes)]
+
+
+TRAINER = "trainer"
+SERVICES: dict[str, Callable[[Bundle, Settings], list[MakeStage]]] = {
+    "preprocessor": _preprocessor,
+    "extractor": _extractor,
+    "generator": _generator,
+    "classifier": _classifier,
+    TRAINER: _trainer,
+}
+PIPELINE = tuple(name for name in SERVICES if name != TRAINER)
+"""The services that answer scans and requests. The trainer learns beside them."""
+RUN_PLUGINS = ("preprocessor", TRAINER)
+"""The services that run the code of plugins."""

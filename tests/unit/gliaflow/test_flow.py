@@ -1,0 +1,166 @@
+"""A flow sends scans, waits for their answers, sends lost scans again, and reports failures as answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from gliaflow.flow import RESEND, Flow
+from gliaflow.scans import Input
+from gliaflow_proto import Queue, ScanMessage, encode, submission_queue
+from gliaflow_runtime.broker.interface import Broker, BrokerError
+from gliaflow_runtime.errors import UsageError
+from sample_messages import ONE_OF_EACH, changed
+from stand_in import StandIn, fail
+
+PREDICTION = ONE_OF_EACH[4]
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> list[Input]:
+    paths = [tmp_path / f"s{number}.nii" for number in range(3)]
+    for path in paths:
+        path.write_bytes(b"a scan")
+    return [Input(path, path.stem, path.stem) for path in paths]
+
+
+def test_a_lost_scan_is_sent_again_when_no_more_answers_come(scans: list[Input]) -> None:
+    """A scan is lost if, for example, its queue is deleted."""
+
+    def forget_one(broker: Broker, message: ScanMessage) -> None:
+        if message.scan.name != "s1" or message.scan.attempt:
+            fail(broker, message)
+
+    with StandIn(forget_one) as stages:
+        answers = list(Flow(stages.broker.attach(), timeout=RESEND * 0.3).submit_all(scans))
+    assert {answer.scan: answer.reason for answer in answers} == dict.fromkeys(("s0", "s1", "s2"), "test: an answer")
+    assert [(m.scan.name, m.scan.attempt) for m in stages.seen] == [("s0", 0), ("s1", 0), ("s2", 0), ("s1", 1)]
+    first, again = (m for m in stages.seen if m.scan.name == "s1")
+    assert first.id == again.id
+
+
+def test_a_scan_too_large_for_a_message_is_uploaded_again(scans: list[Input], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gliaflow.submission.BY_VALUE_BYTES", 4)
+    uploads = []
+
+    def forget_the_first(broker: Broker, message: ScanMessage) -> None:
+        with broker.consume(Queue(str(message.source.upload)), 10) as chunks:
+            bodies = [chunks.next(1) for _ in range(message.source.chunks)]
+        uploads.append(b"".join(delivery.body for delivery in bodies if delivery))
+        if message.scan.attempt:
+            fail(broker, message)
+
+    with StandIn(forget_the_first) as stages:
+        Flow(stages.broker.attach(), timeout=RESEND * 0.3).submit(scans[0])
+        assert uploads == [b"a scan"] * 2
+        depths = [stages.broker.depth(str(m.source.upload)) for m in stages.seen]
+        assert depths == [0, 0], "both upload queues are deleted"
+
+
+def test_messages_that_are_not_answers_do_not_end_the_client(scans: list[Input]) -> None:
+    def poison(broker: Broker, message: ScanMessage) -> None:
+        for body in (b"garbage", encode(ScanMessage(id="x", scan=message.scan, source=message.source))):
+            broker.publish(f"prediction.{message.scan.submission}", body, mandatory=False)
+        fail(broker, message)
+
+    with StandIn(poison) as stages:
+        answers = list(Flow(stages.broker.attach(), timeout=30).submit_all(scans))
+    assert [answer.reason for answer in answers] == ["test: an answer"] * 3
+
+
+def test_a_scan_with_an_unreadable_answer_fails_with_the_reason(scans: list[Input]) -> None:
+    def answer(broker: Broker, message: ScanMessage) -> None:
+        key = f"prediction.{message.scan.submission}"
+        broker.publish(key, changed(PREDICTION, schema="gliaflow/2"), mandatory=False)
+
+    with StandIn(answer) as stages:
+        failed = Flow(stages.broker.attach(), timeout=1).submit(scans[0])
+    assert failed.status == "failed"
+    assert (
+        "no readable answer within 1 s: schema: 'gliaflow/2', but this gliaflow reads only 'gliaflow/1'"
+        in failed.reason
+    )
+
+
+def test_a_scan_without_an_answer_in_time_fails(scans: list[Input]) -> None:
+    with StandIn(lambda broker, message: None) as stages:
+        failed = Flow(stages.broker.attach(), timeout=0.5).submit(scans[0])
+    assert failed.reason == "no answer within 0.5 s: are all stages running? (gliaflow doctor)"
+    assert failed.seconds is not None
+    assert failed.seconds >= 0.5
+
+
+def test_time_that_the_caller_spends_between_answers_does_not_count(scans: list[Input]) -> None:
+    held: list[ScanMessage] = []
+
+    def hold_the_second(broker: Broker, message: ScanMessage) -> None:
+        held.append(message)
+        if len(held) != 2:
+            fail(broker, message)
+
+    with StandIn(hold_the_second) as stages:
+        answers = Flow(stages.broker.attach(), timeout=3).submit_all(scans[:2])
+        assert next(answers).reason == "test: an answer"
+        time.sleep(3.5)
+        fail(stages.broker, held[1])
+        assert next(answers).reason == "test: an answer"
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_among_the_scans_is_reported_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.nii")
+    with StandIn(fail) as stages:
+        failed = Flow(stages.broker.attach(), timeout=1).submit(tmp_path / "scan.nii")
+    assert failed.status == "failed"
+    assert "is not a regular file" in failed.reason
+
+
+def test_paths_that_do_not_exist_are_usage_errors(tmp_path: Path, scans: list[Input]) -> None:
+    with StandIn(fail) as stages:
+        flow = Flow(stages.broker.attach(), timeout=1)
+        with pytest.raises(UsageError, match="no such file"):
+            flow.submit(tmp_path / "none.nii")
+        with pytest.raises(UsageError, match="no such file"):
+            flow.submit_all([tmp_path / "none.nii"])
+        with pytest.raises(UsageError, match="3 scans, where one is expected"):
+            flow.submit(tmp_path)
+        with pytest.raises(UsageError, match="grade: 'IV' is not one of HGG, LGG"):
+            flow.submit(scans[0].path, grade="IV")
+    assert not stages.seen
+
+
+def test_submit_all_takes_a_folder_a_list_and_inputs(tmp_path: Path, scans: list[Input]) -> None:
+    with StandIn(fail) as stages:
+        flow = Flow(stages.broker.attach(), timeout=10)
+        for argument in (str(tmp_path), [scan.path for scan in scans], scans):
+            assert {answer.scan for answer in flow.submit_all(argument)} == {"s0", "s1", "s2"}
+        assert list(flow.submit_all([])) == []
+
+
+def test_a_stage_that_ends_in_this_process_ends_the_wait(scans: list[Input]) -> None:
+    class Ended:
+        def allow(self, roots: Iterable[str]) -> None: ...
+
+        def check(self) -> None:
+            raise BrokerError("a stage ended")
+
+    with StandIn(lambda broker, message: None) as stages:
+        flow = Flow(stages.broker.attach(), stages=Ended(), timeout=30)  # type: ignore[arg-type]
+        with pytest.raises(BrokerError, match="a stage ended"):
+            flow.submit(scans[0])
+        with pytest.raises(BrokerError, match="a stage ended"):
+            flow.submit_all(scans).__next__()
+
+
+def test_an_iteration_can_be_broken_off(scans: list[Input]) -> None:
+    with StandIn(fail) as stages, stages.broker.attach() as broker:
+        with Flow(broker, timeout=10) as flow:
+            answers = flow.submit_all(scans)
+            next(answers)
+            queue = submission_queue(stages.seen[0].scan.submission).name
+            assert stages.broker.queue_state(queue)
+        assert stages.broker.queue_state(queue) is None, "its queue is deleted"
+        assert list(answers) == []

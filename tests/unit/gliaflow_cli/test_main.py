@@ -1,0 +1,93 @@
+"""The command: all commands are registered, ``--help`` is fast, and errors have exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gliaflow_cli.commands
+import pytest
+from gliaflow.submission import NoStage
+from gliaflow_cli import main
+from gliaflow_cli.commands.serve import Service
+from gliaflow_plugins.contracts import PluginError
+from gliaflow_runner.services import SERVICES
+from gliaflow_runtime.broker.interface import BrokerError
+from gliaflow_runtime.bundle.manifest import BundleError
+from gliaflow_runtime.inference import DeviceError
+from gliaflow_runtime.settings import SettingsError
+from typer.main import get_command
+from typer.testing import CliRunner
+
+HELPERS = {"__init__", "demo_report", "plugins_new"}  # files in commands/ that are not commands
+FILES = {path.stem for path in Path(gliaflow_cli.commands.__path__[0]).glob("*.py")} - HELPERS
+
+
+def test_each_file_in_commands_is_a_command() -> None:
+    assert {*get_command(main.app).commands} == FILES  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_each_command_has_help(name: str) -> None:
+    done = CliRunner().invoke(main.app, [name, "--help"])
+    assert done.exit_code == 0
+    assert f"{name} [OPTIONS]" in done.output
+
+
+def test_help_imports_no_large_library() -> None:
+    code = """
+import sys
+import gliaflow_cli.main
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"numpy", "pydantic", "nibabel", "structlog", "matplotlib", "torch", "onnxruntime"}, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_serve_offers_the_services_that_exist() -> None:
+    assert [service.value for service in Service] == list(SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PluginError("x"), 2),
+        (SettingsError("x"), 2),
+        (BundleError("x"), 2),
+        (DeviceError("x"), 2),
+        (BrokerError("x"), 1),
+        (NoStage("x"), 1),
+        (OSError("x"), 1),
+    ],
+)
+def test_an_error_that_a_user_can_fix_is_one_line_and_an_exit_code(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == "gliaflow: x\n"
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def app() -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(main, "app", app)
+    with pytest.raises(KeyError):
+        main.main()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("a", "--high", "IV"), ("a", "b", "--labelled"), ("a", "--labelled", "--grade", "HGG")]
+)
+def test_flags_that_read_a_cohort_need_labelled(arguments: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(main.app, ["submit", *arguments, "--out", "x"])
+    assert done.exit_code == 2
+    assert "--labelled" in done.stderr
