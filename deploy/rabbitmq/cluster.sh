@@ -1,5 +1,5 @@
 #!/bin/sh
-# The command of each node of the cluster. Nodes know each other by the cookie in secrets/rabbitmq, which must be theirs alone.
+# The command of each node of the cluster. The cookie in secrets/rabbitmq authenticates nodes; no other process may read it.
 set -eu
 cookie=/var/lib/rabbitmq/.erlang.cookie
 rm -f "$cookie"

@@ -1,14 +1,14 @@
-"""The secrets of a deployment, as files: a password for each of the broker's users, and certificates with --tls.
+"""Write the secrets of a deployment: a password for each of the broker's users, and certificates with --tls.
 
-    FOLDER/<user>/password              all that a service sees; with --tls also ca.pem, cert.pem and key.pem
-    FOLDER/rabbitmq/definitions.json    what RabbitMQ starts with: policies, users by the hashes of their passwords, and
-                                        permissions; with --tls its certificate, too
-    FOLDER/rabbitmq/erlang.cookie       by which the nodes of a cluster know each other
-    FOLDER/ca/                          with --tls: a throwaway authority, of which only this program knows
+    FOLDER/<user>/password              the password of one service; with --tls also ca.pem, cert.pem and key.pem
+    FOLDER/rabbitmq/definitions.json    loaded by RabbitMQ when it starts: policies, permissions, and users with the
+                                        hashes of their passwords; with --tls also RabbitMQ's certificate
+    FOLDER/rabbitmq/erlang.cookie       the shared secret of the nodes of a cluster
+    FOLDER/ca/                          with --tls: a throwaway authority, used by this program only
 
-What is there is kept, so put yours there before, or let this make them. Who the users are, and what they may do, says
-users.json beside this file. FOLDER is closed to others; the files in it are readable, as Docker's own secrets are,
-since each container mounts its user's folder and runs as somebody else. Needs the standard library, and openssl for
+Existing files are kept, so you can put your own secrets there first. users.json beside this file names the users and
+their permissions. Only the owner can enter FOLDER. The files in it are readable to all, like Docker's own secrets,
+because each container mounts its user's folder and runs as another user. Needs the standard library, and openssl for
 --tls.
 """
 
@@ -55,16 +55,18 @@ def main() -> int:
     known = [SERVER, *(user["name"] for user in read(HERE / "users.json")["users"])]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--new", nargs="+", default=[], choices=known, metavar="USER", help=f"make anew: {known}")
-    parser.add_argument("--tls", action="store_true", help="certificates, too")
-    parser.add_argument("--host", action="append", default=[], help="--tls: another name of the broker; repeat")
-    asked = parser.parse_args()
-    make_secrets(asked.folder, asked.new, tls=asked.tls, hosts=asked.host)
+    parser.add_argument("--new", nargs="+", default=[], choices=known, metavar="USER", help=f"renew: {known}")
+    parser.add_argument("--tls", action="store_true", help="write certificates too")
+    parser.add_argument(
+        "--host", action="append", default=[], help="another name of the broker in its certificate; repeat"
+    )
+    options = parser.parse_args()
+    make_secrets(options.folder, options.new, tls=options.tls, hosts=options.host)
     return 0
 
 
 def make_secrets(folder: Path, new: list[str], *, tls: bool = False, hosts: list[str] | None = None) -> None:
-    """Make what is missing, and what is to be made anew."""
+    """Write the missing secrets, and new ones for the users in ``new``."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     definitions = read(HERE / "definitions.json") | read(HERE / "users.json")
@@ -89,49 +91,50 @@ def make_secrets(folder: Path, new: list[str], *, tls: bool = False, hosts: list
 
 
 def password_hash(password: str) -> str:
-    """As RabbitMQ keeps it: four bytes of salt, and the SHA-256 of salt and password."""
+    """The hash in RabbitMQ's format: four bytes of salt, then the SHA-256 of salt and password."""
     salt = secrets.token_bytes(4)
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def make_certificates(folder: Path, users: list[str], new: list[str], hosts: list[str], days: int = 397) -> None:
-    """A certificate for RabbitMQ and for each user, signed by a throwaway authority in ``folder/ca``."""
+    """Write certificates for RabbitMQ and for each user, signed by a throwaway authority in ``folder/ca``."""
     names = ", ".join([f"DNS:{host}" for host in (SERVER, "localhost", *hosts)] + ["IP:127.0.0.1"])
     with tempfile.NamedTemporaryFile("w", suffix=".cnf") as config:
         config.write(OPENSSL.format(names=names))
         config.flush()
-        authority, its_key = folder / "ca" / "ca.pem", folder / "ca" / "ca.key"
+        authority, authority_key = folder / "ca" / "ca.pem", folder / "ca" / "ca.key"
         first = not authority.exists()
         if first:
-            certificate(config.name, "ca", "gliaflow throwaway authority", authority, its_key, days)
-            its_key.chmod(0o400)
+            certificate(config.name, "ca", "gliaflow throwaway authority", authority, authority_key, days)
+            authority_key.chmod(0o400)
         for name in (SERVER, *users):
-            mine = folder / name
-            if first or not (mine / "cert.pem").exists() or name in new:
+            own = folder / name
+            if first or not (own / "cert.pem").exists() or name in new:
                 kind = "server" if name == SERVER else "client"
-                signed = ["-CA", str(authority), "-CAkey", str(its_key)]
-                certificate(config.name, kind, name, mine / "cert.pem", mine / "key.pem", days, signed)
-                write(mine / "ca.pem", authority.read_text())
+                signed = ["-CA", str(authority), "-CAkey", str(authority_key)]
+                certificate(config.name, kind, name, own / "cert.pem", own / "key.pem", days, signed)
+                write(own / "ca.pem", authority.read_text())
 
 
 def certificate(
     config: str, kind: str, name: str, cert: Path, key: Path, days: int, signed: list[str] | None = None
 ) -> None:
-    """A key and its certificate, replaced at once when both are made."""
-    folder_of(cert)
-    made = [path.with_name(f"{path.name}.part") for path in (key, cert)]
+    """Write a key and its certificate. The old ones are replaced when both new ones are complete."""
+    open_folder(cert)
+    parts = [path.with_name(f"{path.name}.part") for path in (key, cert)]
     command = f"openssl req -x509 -config {config} -extensions {kind} -days {days} -noenc".split()
     command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", f"/CN={name}", *(signed or [])]
-    command += ["-keyout", str(made[0]), "-out", str(made[1])]
+    command += ["-keyout", str(parts[0]), "-out", str(parts[1])]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    for part, path in zip(made, (key, cert), strict=True):
+    for part, path in zip(parts, (key, cert), strict=True):
         part.chmod(0o444)
         part.replace(path)
 
 
-def folder_of(file: Path) -> None:
+def open_folder(file: Path) -> None:
+    """Create the file's folder, readable to all whatever the umask. The folder above it is closed."""
     file.parent.mkdir(exist_ok=True)
-    file.parent.chmod(0o755)  # whatever our umask; the folder above is closed
+    file.parent.chmod(0o755)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -139,8 +142,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(file: Path, text: str, end: str = "\n") -> None:
-    """The file, whole: a reader never meets half of it."""
-    folder_of(file)
+    """Write the file whole: a reader never sees half of it."""
+    open_folder(file)
     part = file.with_name(f"{file.name}.part")
     part.write_text(text + end)
     part.chmod(0o444)
