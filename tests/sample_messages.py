@@ -1,5 +1,9 @@
 """A message of each kind, for the tests."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import msgpack
 import numpy as np
 from gliaflow_proto import (
@@ -8,6 +12,7 @@ from gliaflow_proto import (
     GenerateMessage,
     Geometry,
     GradedMessage,
+    Message,
     PredictionMessage,
     Scan,
     ScanMessage,
@@ -27,15 +32,9 @@ GEOMETRY = Geometry(
     size=[8, 8],
     slices=[1, 3],
 )
-
-
 SCAN = Scan(id="s1", submission="sub", name="brain", patient="p1", label="HGG")
-
-
-COMMON = {"id": "m1", "scan": SCAN, "part": [1, 3], "trace": new_trace()}
-
-
-ONE_OF_EACH = [
+COMMON: dict[str, Any] = {"id": "m1", "scan": SCAN, "part": [1, 3], "trace": new_trace()}
+ONE_OF_EACH: list[Message] = [
     ScanMessage(**COMMON, source=Source(uri="file:///a.nii.gz"), channel="0"),
     SlicesMessage(**COMMON, geometry=GEOMETRY, image=np.ones((2, 1, 8, 8), np.float16)),
     FeaturesMessage(
@@ -64,9 +63,11 @@ ONE_OF_EACH = [
     ),
     FailureMessage(**COMMON, stage="extractor", reason="because"),
 ]
+SCAN_MESSAGE, SLICES, FEATURES = ONE_OF_EACH[:3]
 
 
-def changed(message, **changes):
+def changed(message: Message, **changes: Any) -> bytes:
+    """The encoded message with other values: ``scan__name`` names a nested field, ``...`` deletes a field."""
     document = msgpack.unpackb(encode(message))
     for path, value in changes.items():
         *parents, last = path.split("__")
@@ -77,7 +78,4 @@ def changed(message, **changes):
             del place[last]
         else:
             place[last] = value
-    return msgpack.packb(document)
-
-
-SCAN_MESSAGE, SLICES, FEATURES = ONE_OF_EACH[:3]
+    return bytes(msgpack.packb(document))

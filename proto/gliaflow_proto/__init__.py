@@ -25,10 +25,11 @@ from gliaflow_proto.messages import (
     new_trace,
 )
 from gliaflow_proto.routing import Queue, is_announcement, routing_key, submission_queue, upload_queue
-from gliaflow_proto.tensors import pack_tensor, unpack_tensor
+from gliaflow_proto.tensors import FP16_MAX, pack_tensor, unpack_tensor
 
 __all__ = [
     "CLASSES",
+    "FP16_MAX",
     "KINDS",
     "MAX_MESSAGE_BYTES",
     "SCHEMA",

@@ -1,4 +1,4 @@
-"""Where network pixels lie in a scan, and how masks go back onto the scan's own grid."""
+"""The position of the network's pixels in a scan, and masks on the scan's own grid."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from gliaflow_proto.errors import ProtocolError
 
-MAX_SIDE = 2**15 - 1  # of a NIfTI-1 file, which holds a side in 16 bits
+MAX_SIDE = 2**15 - 1  # NIfTI-1 stores a side in 16 bits
 MAX_VOXELS = 2**28
-MAX_PLACE = 1e6  # mm or voxels: within a kilometre of the scanner, so that what is computed from it is finite
+MAX_PLACE = 1e6  # mm or voxels: within a kilometre of the scanner, so that results are finite
 MAX_STEP = 1e4
-MIN_VOLUME = 1e-9  # mm³ of a voxel
+MIN_VOLUME = 1e-9  # mm³, of a voxel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How network pixels lie in the scan, so that a mask can go back onto the scan's own grid.
+    """The position of the network's pixels in the scan, so that a mask can be mapped onto the scan's own grid.
 
-    Pixel (row, column) of slice n stands for the voxel (origin + step * (row, column), slices[n]) of the scan
-    after its axes were reordered to canonical RAS+ (right, anterior, superior).
+    Pixel (row, column) of slice n is the voxel (origin + step * (row, column), slices[n]) of the scan
+    after its axes are reordered to canonical RAS+ (right, anterior, superior).
     """
 
     affine: list[float]  # 16 numbers, row-major: stored voxel -> scanner mm (NIfTI-1)
@@ -35,13 +35,13 @@ class Geometry:
 
 
 def restore(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """Masks [n, rows, columns] of ``geometry.slices`` on the scan's own grid: uint8 ``geometry.shape``.
+    """Map masks [n, rows, columns] of ``geometry.slices`` onto the scan's own grid: uint8 ``geometry.shape``.
 
-    Nearest neighbour; voxels outside what the network saw are 0.
+    Nearest neighbour; voxels outside the network's input are 0.
     """
     stored_axis, mirrored = geometry.orientation[::2], geometry.orientation[1::2]
     stored = np.zeros(geometry.shape, dtype=np.uint8)
-    # the same voxels, seen along the canonical axes
+    # a view of the same voxels along the canonical axes
     canonical = np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)).transpose(
         np.argsort(stored_axis)
     )
@@ -63,7 +63,7 @@ def voxel_ml(geometry: Geometry) -> float:
 
 
 def check_geometry(geometry: Geometry) -> None:
-    """Raise ProtocolError where a geometry that was read makes no sense."""
+    """Raise ProtocolError if the values of a geometry are not possible."""
     check_affine(geometry.affine, "geometry.affine")
     lengths = {"shape": 3, "orientation": 6, "origin": 2, "step": 2, "size": 2}
     for name, length in lengths.items():
@@ -83,11 +83,11 @@ def check_geometry(geometry: Geometry) -> None:
     if not geometry.slices or not all(0 <= z < height for z in geometry.slices):
         raise ProtocolError(f"geometry.slices: expected slices from 0 to {height - 1}")
     if len(set(geometry.slices)) < len(geometry.slices):
-        raise ProtocolError("geometry.slices: a slice is there twice")
+        raise ProtocolError("geometry.slices: a slice is listed twice")
 
 
 def check_affine(affine: list[float], where: str) -> None:
-    """Raise ProtocolError where voxels would have no place or no volume."""
+    """Raise ProtocolError if the affine gives voxels no position or no volume."""
     if len(affine) != 16 or not all(abs(place) <= MAX_PLACE for place in affine):
         raise ProtocolError(f"{where}: expected 16 numbers within ±{MAX_PLACE:g}, got {len(affine)}")
     a, b, c, _, d, e, f, _, g, h, i, *_ = affine

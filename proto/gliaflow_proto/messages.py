@@ -1,7 +1,6 @@
-"""The messages that stages exchange: one msgpack map each, readable in any language (see ``proto/README.md``).
+"""The messages between stages: one msgpack map each, readable in any language (see ``proto/README.md``).
 
-Every kind of message is a dataclass here. ``encode`` and ``decode`` walk its fields, so the class is the schema:
-what a field may hold is said once, by its type.
+Each kind of message is a dataclass. The class is the schema: ``encode`` and ``decode`` use the types of its fields.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ MAX_MESSAGE_BYTES = 8 * 2**20  # RabbitMQ 4 refuses messages over 16 MiB
 MAX_DECODED_BYTES = 16 * 2**20
 MAX_TEXT = 4096
 SUBMISSION = re.compile(r"[A-Za-z0-9_-]{0,64}")
-MAX_LIST = 8192  # entries of one msgpack array or map ...
-MAX_CONTAINERS = 256  # ... and how many of those a message may hold: together they bound what decoding allocates
+MAX_LIST = 8192  # entries of a msgpack array or map
+MAX_CONTAINERS = 256  # arrays and maps in a message; together with MAX_LIST, this limits the memory for decoding
 
 MAX_ATTEMPTS = 2**31
 
 Tensor = NDArray[Any]
-MAPS = {"dtype": DTYPES["FP16"], "dimensions": 4}  # what the tensors of a field are
+MAPS = {"dtype": DTYPES["FP16"], "dimensions": 4}  # dtype and dimensions of a field's tensor
 MASKS = {"dtype": DTYPES["UINT8"], "dimensions": 3}
 LOGITS = {"dtype": DTYPES["FP64"], "dimensions": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Which scan a message belongs to. ``label`` and ``split`` are None where they are not known.
+    """The scan of a message. ``label`` and ``split`` are None if they are unknown.
 
-    ``id`` is unique within a ``submission``: a second scan of the same id is taken for a copy of the first.
-    ``attempt`` counts how often a person sent it back from the dead letters. ``sent`` is when it was first sent, in
-    seconds since 1970, where the sender says.
+    ``id`` is unique within a ``submission``: a second scan with the same id counts as a copy of the first.
+    ``attempt`` counts how often an operator replayed the scan from the dead letters. ``sent`` is when it was first
+    sent, in seconds since 1970, or None.
     """
 
     id: str
@@ -60,10 +59,10 @@ class Scan:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a scan's NIfTI bytes are: exactly one of the three.
+    """Where a scan's NIfTI bytes are. Exactly one of the three is set.
 
-    ``data``: here, as they stand in the file (gzipped or not). ``uri``: under a root that the preprocessor allows.
-    ``upload``: a queue that holds them in ``chunks`` messages, for scans too large for one message.
+    ``data``: the bytes of the file (gzipped or not). ``uri``: a file under a root that the preprocessor allows.
+    ``upload``: a queue with the bytes in ``chunks`` messages, for a scan that is too large for one message.
     """
 
     data: bytes | None = None
@@ -74,14 +73,14 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What all kinds share.
+    """The fields of all kinds.
 
-    ``id`` is deterministic (``message_id``): a redelivered message that is computed again has the same id.
+    ``id`` is deterministic (``message_id``), so that a result that is computed again has the same id.
     ``part`` is [index, count]; ``trace`` is a W3C traceparent.
     """
 
     kind: ClassVar[str]
-    max_tensor_bytes: ClassVar[int] = 64 * 2**20  # of all its tensors together, once unpacked
+    max_tensor_bytes: ClassVar[int] = 64 * 2**20  # of all its tensors together, unpacked
 
     id: str
     scan: Scan
@@ -91,7 +90,7 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanMessage(Message):
-    """A scan to work on. ``channel`` is the number of the FLAIR volume of a 4-D file, from 0."""
+    """A scan to process. ``channel`` is the number of the FLAIR volume in a 4-D file, from 0."""
 
     kind: ClassVar[str] = "scan"
 
@@ -101,7 +100,7 @@ class ScanMessage(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class SlicesMessage(Message):
-    """Slices ready for the U-Net: ``image`` FP16 [n, 1, rows, columns], normalised as ``bundle`` (or "") says."""
+    """Slices for the U-Net: ``image`` FP16 [n, 1, rows, columns], normalised for ``bundle`` (may be empty)."""
 
     kind: ClassVar[str] = "slices"
 
@@ -125,7 +124,7 @@ class FeaturesMessage(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class GradedMessage(Message):
-    """One part graded: ``logit`` FP64 [n] of the first class for each slice, masks as in ``features``."""
+    """The grades of one part: ``logit`` FP64 [n] of the first class for each slice; masks as in ``features``."""
 
     kind: ClassVar[str] = "graded"
 
@@ -139,7 +138,7 @@ class GradedMessage(Message):
 class PredictionMessage(Message):
     """The answer for one scan. ``mask`` UINT8 has the scan's own spatial shape.
 
-    ``slices`` counts the slices that passed through the U-Net, ``tumour_slices`` those whose mask holds tumour.
+    ``slices`` is the number of slices that the U-Net processed, ``tumour_slices`` of those with tumour in the mask.
     """
 
     kind: ClassVar[str] = "prediction"
@@ -159,7 +158,7 @@ class PredictionMessage(Message):
 class GenerateMessage(Message):
     """A request for ``count`` synthetic features of class ``label``; the answer goes to ``scan.submission``.
 
-    ``generator``: the one that is to make them; empty: whichever is served.
+    ``generator``: the name of the generator; empty: the one that is served.
     """
 
     kind: ClassVar[str] = "generate"
@@ -172,7 +171,7 @@ class GenerateMessage(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticMessage(Message):
-    """Synthetic features FP16 [n, C, H, W] of class ``label``, each of which the critic put into that class."""
+    """Synthetic features FP16 [n, C, H, W] that the critic assigned to class ``label``."""
 
     kind: ClassVar[str] = "synthetic"
 
@@ -186,7 +185,7 @@ class SyntheticMessage(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class FailureMessage(Message):
-    """A stage could not do its work on a scan: the message lies in the dead letters of ``stage``."""
+    """A stage could not process a scan. The message that it rejected is in the dead letters of ``stage``."""
 
     kind: ClassVar[str] = "failure"
 
@@ -194,24 +193,12 @@ class FailureMessage(Message):
     reason: str
 
 
-KINDS: dict[str, type[Message]] = {
-    cls.kind: cls
-    for cls in (
-        ScanMessage,
-        SlicesMessage,
-        FeaturesMessage,
-        GradedMessage,
-        PredictionMessage,
-        GenerateMessage,
-        SyntheticMessage,
-        FailureMessage,
-    )
-}
+KINDS: dict[str, type[Message]] = {cls.kind: cls for cls in Message.__subclasses__()}
 AnyKind = TypeVar("AnyKind", bound=Message)
 
 
 def message_id(*parts: object) -> str:
-    """The id for what these parts (scan, part, stage, model digest, ...) stand for: 32 hexadecimal digits."""
+    """A deterministic id from ``parts`` (scan, part, stage, bundle, ...): 32 hexadecimal digits."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
@@ -221,12 +208,7 @@ def new_trace() -> str:
 
 
 def encode(message: Message, encoding: Literal["raw", "lz4"] = "raw") -> bytes:
-    """The bytes of a message. Tensors travel in the given encoding.
-
-    Raises
-    ------
-    ProtocolError: a tensor has a dtype without a wire name.
-    """
+    """The bytes of a message. Raises ProtocolError if the dtype of a tensor is not allowed."""
     document: dict[str, Any] = {"schema": SCHEMA, "kind": message.kind}
     tensors: dict[str, Any] = {}
     for item in dataclasses.fields(message):
@@ -248,7 +230,7 @@ def decode(data: bytes) -> Message:
 
     Raises
     ------
-    ProtocolError: not msgpack, a newer schema, an unknown kind, or a field that is missing or wrong.
+    ProtocolError: not msgpack, another schema, an unknown kind, or a field that is missing or invalid.
     """
     if len(data) > MAX_DECODED_BYTES:
         raise ProtocolError(f"a message of {len(data)} bytes is over the limit of {MAX_DECODED_BYTES}")
@@ -266,7 +248,7 @@ def decode(data: bytes) -> Message:
             data,
             list_hook=counted,
             object_hook=counted,
-            max_array_len=min(MAX_LIST, len(data)),  # room is made for what an array says that it holds
+            max_array_len=min(MAX_LIST, len(data)),  # msgpack allocates as many entries as an array claims
             max_map_len=min(MAX_LIST, len(data)),
             max_str_len=64 * 2**10,
             max_ext_len=0,
@@ -279,8 +261,8 @@ def decode(data: bytes) -> Message:
     schema = document.get("schema")
     if schema != SCHEMA:
         raise ProtocolError(
-            f"schema: {shown(schema)}, but this reader knows {SCHEMA!r} only: the message is of another version of "
-            "gliaflow. It keeps: upgrade, then `gliaflow dead replay` (docs/upgrading.md)"
+            f"schema: {shown(schema)}, but this gliaflow reads only {SCHEMA!r}: the message is of another version. "
+            "Upgrade, then replay it with `gliaflow dead replay` (docs/upgrading.md)"
         )
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
@@ -292,12 +274,7 @@ def decode(data: bytes) -> Message:
 
 
 def expect(message: Message, kind: type[AnyKind]) -> AnyKind:
-    """The message as the kind that a stage takes.
-
-    Raises
-    ------
-    ProtocolError: it is of another kind.
-    """
+    """The message, if it is of ``kind``. Raises ProtocolError if not."""
     if not isinstance(message, kind):
         raise ProtocolError(f"kind: expected {kind.kind!r}, got {message.kind!r}")
     return message
@@ -307,20 +284,20 @@ Built = TypeVar("Built")
 
 
 def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], prefix: str) -> Built:
-    """Make ``cls`` from a map. Unknown keys are ignored, so that a field can be added within a schema."""
+    """Make ``cls`` from a map. Unknown keys are ignored, so that later versions can add fields."""
     values: dict[str, Any] = {}
     room = getattr(cls, "max_tensor_bytes", 0)
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]
         where = prefix + item.name
         if item.type == "Tensor":
-            found = unpack_tensor(tensors.get(item.name), f"tensors.{item.name}", room)
-            if (found.dtype, found.ndim) != (item.metadata["dtype"], item.metadata["dimensions"]):
+            tensor = unpack_tensor(tensors.get(item.name), f"tensors.{item.name}", room)
+            if (tensor.dtype, tensor.ndim) != (item.metadata["dtype"], item.metadata["dimensions"]):
                 raise ProtocolError(
-                    f"tensors.{item.name}: {found.dtype} {list(found.shape)}, but it is {item.metadata['dtype']} "
-                    f"of {item.metadata['dimensions']} dimensions"
+                    f"tensors.{item.name}: {tensor.dtype} {list(tensor.shape)}, expected {item.metadata['dtype']} "
+                    f"with {item.metadata['dimensions']} dimensions"
                 )
-            room -= found.nbytes
-            values[item.name] = found
+            room -= tensor.nbytes
+            values[item.name] = tensor
         elif item.name in document:
             values[item.name] = _check(document[item.name], str(item.type), where)
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
@@ -344,7 +321,7 @@ def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], 
 
 
 def _check(value: Any, kind: str, where: str) -> Any:
-    """The value, if it is what the annotation ``kind`` of its field says."""
+    """The value, if it has the type ``kind`` (the annotation of its field)."""
     if kind in ("Scan", "Geometry", "Source"):
         if not isinstance(value, dict):
             raise ProtocolError(f"{where}: expected a map, got {type(value).__name__}")
@@ -382,4 +359,4 @@ def _check_prediction(prediction: PredictionMessage) -> None:
     if not all(0 < side <= MAX_SIDE for side in sides):
         raise ProtocolError(f"tensors.mask: shape {list(sides)}, expected sizes from 1 to {MAX_SIDE}")
     if not 0 <= prediction.p_hgg <= 1:
-        raise ProtocolError(f"p_hgg: {prediction.p_hgg:g} is no probability")
+        raise ProtocolError(f"p_hgg: {prediction.p_hgg:g} is not a probability")

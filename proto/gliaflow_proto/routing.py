@@ -1,4 +1,4 @@
-"""Where messages go: one topic exchange, one queue a stage, and a queue of its own for each submission."""
+"""Exchange, queues and routing keys: one topic exchange, one queue per stage, and one per submission."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from gliaflow_proto.messages import (
 )
 
 EXCHANGE = "gliaflow"
-BALANCE = "balance"  # stands in a routing key where a submission would: synthetic features nobody asked for
+BALANCE = "balance"  # instead of a submission in the routing key of the balancer's synthetic features
 
 
 @dataclass(frozen=True)
 class Queue:
     """A queue and the routing keys that it is bound to.
 
-    ``single_active``: of several consumers only one gets messages, until it leaves (RabbitMQ "single active
-    consumer"). ``expires_s``: the queue goes once nobody has used it for so long; such a queue has no dead letters.
+    ``single_active``: only one of several consumers gets messages, until it leaves (RabbitMQ "single active
+    consumer"). ``expires_s``: the queue is deleted when it is unused for so long; such a queue has no dead letters.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Queue:
 
     @property
     def dead(self) -> str:
-        """The queue that keeps this one's dead letters."""
+        """The queue of this queue's dead letters."""
         return f"{self.name}.dead"
 
     @property
     def dead_key(self) -> str:
-        """The routing key of its dead letters."""
+        """The routing key of this queue's dead letters."""
         return f"dead.{self.name}"
 
 
@@ -52,24 +52,24 @@ GENERATOR = Queue("gliaflow.generator", ("generate",))
 BALANCER = Queue("gliaflow.balancer", ("features.labelled",))
 STAGE_QUEUES = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, ASSEMBLER, GENERATOR, BALANCER)  # of the services
 
-# Stands only while somebody records: with nobody to read it, it would fill up and hold the extractor back.
+# Declared only by a recorder: without a consumer it would fill up and block the extractor.
 RECORDER = Queue("gliaflow.recorder", ("features.labelled",))
 ALL_QUEUES = (*STAGE_QUEUES, RECORDER)
 
 
 def submission_queue(submission: str, expires_s: int = 3600) -> Queue:
-    """The queue on which one submission reads its answers."""
+    """The queue from which one submission reads its answers."""
     keys = tuple(f"{kind}.{submission}" for kind in ("prediction", "failure", "synthetic"))
     return Queue(f"gliaflow.submission.{submission}", keys, expires_s=expires_s)
 
 
 def upload_queue(upload: str, expires_s: int = 24 * 3600) -> Queue:
-    """The queue that holds the bytes of one scan that is too large for a message."""
+    """The queue for the bytes of one scan that is too large for a message."""
     return Queue(f"gliaflow.upload.{upload}", (f"upload.{upload}",), expires_s=expires_s)
 
 
 def routing_key(message: Message) -> str:
-    """The routing key under which a message is published."""
+    """The routing key of a message."""
     match message:
         case ScanMessage():
             return "scan"
@@ -91,5 +91,5 @@ def routing_key(message: Message) -> str:
 
 
 def is_announcement(message: Message) -> bool:
-    """Whether it is no error that nobody listens."""
+    """Whether the message may be published without any queue for it."""
     return isinstance(message, SyntheticMessage | PredictionMessage | FailureMessage)

@@ -1,8 +1,8 @@
 """Tensors on the wire: ``{dtype, shape, encoding, data}``, little-endian, row-major, unpadded.
 
 The dtype names are those of the KServe v2 inference protocol ("Tensor Data Types"). The byte length is checked
-against dtype and shape before anything is allocated, so a message cannot ask for more memory than
-``MAX_TENSOR_BYTES``, and there is no pickle anywhere.
+against dtype and shape before memory is allocated, so a message cannot take more than ``MAX_TENSOR_BYTES``. Pickle is
+never used.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ENCODINGS = ("raw", "lz4")
+FP16_MAX = float(np.finfo(np.float16).max)
 MAX_TENSOR_BYTES = 2**28
 MAX_DIMENSIONS = 8
-LZ4_MAX_RATIO = 256  # one input byte of an LZ4 block stands for at most 255 output bytes (LZ4 block format)
+LZ4_MAX_RATIO = 256  # one byte of an LZ4 block makes at most 255 bytes (LZ4 block format)
 
 
 def pack_tensor(array: NDArray[Any], encoding: str = "raw") -> dict[str, Any]:
-    """Describe an array as a wire tensor.
+    """Convert an array to a wire tensor.
 
     Parameters
     ----------
@@ -44,11 +45,11 @@ def pack_tensor(array: NDArray[Any], encoding: str = "raw") -> dict[str, Any]:
 
     Raises
     ------
-    ProtocolError: the dtype has no wire name, or the encoding is unknown.
+    ProtocolError: the dtype is not allowed, the encoding is unknown, or the tensor is too large.
     """
     name = NAMES.get(array.dtype.newbyteorder("<"))
     if name is None:
-        raise ProtocolError(f"tensor dtype {array.dtype} has no wire name; use one of {', '.join(DTYPES)}")
+        raise ProtocolError(f"tensor dtype {array.dtype} is not allowed; use one of {', '.join(DTYPES)}")
     contiguous = np.ascontiguousarray(array, dtype=DTYPES[name])
     if contiguous.nbytes > MAX_TENSOR_BYTES:
         raise ProtocolError(f"tensor of {contiguous.nbytes} bytes is over the limit of {MAX_TENSOR_BYTES}")
@@ -62,18 +63,18 @@ def pack_tensor(array: NDArray[Any], encoding: str = "raw") -> dict[str, Any]:
 
 
 def unpack_tensor(packed: object, where: str = "tensor", limit: int = MAX_TENSOR_BYTES) -> NDArray[Any]:
-    """Read a wire tensor. A ``raw`` one is a read-only view of the message's bytes, not a copy.
+    """Convert a wire tensor to an array. For ``raw``, it is a read-only view of the message's bytes, not a copy.
 
     Parameters
     ----------
     packed: the decoded msgpack map.
     where: the field's name, for the error.
-    limit: bytes, once unpacked.
+    limit: bytes after unpacking.
 
     Raises
     ------
     ProtocolError: a field is missing or of the wrong type, the dtype or encoding is unknown, the shape is
-        negative or too large, or the data are not exactly as long as dtype and shape say.
+        negative or too large, or the data do not have exactly the length that dtype and shape need.
     """
     if not isinstance(packed, Mapping):
         raise ProtocolError(f"{where}: expected a map, got {type(packed).__name__}")
@@ -84,7 +85,7 @@ def unpack_tensor(packed: object, where: str = "tensor", limit: int = MAX_TENSOR
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ProtocolError(f"{where}.shape: expected a list of at most {MAX_DIMENSIONS} sizes")
     if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
-        raise ProtocolError(f"{where}.shape: a size is no whole number from 0 to 2³¹")
+        raise ProtocolError(f"{where}.shape: a size is not a whole number from 0 to 2³¹")
     if not isinstance(data, bytes):
         raise ProtocolError(f"{where}.data: expected bytes, got {type(data).__name__}")
     length = prod(shape) * dtype.itemsize

@@ -1,11 +1,11 @@
-"""The classifier's second half: the parts of a scan add up to one prediction.
+"""The second half of the classifier: combines the parts of a scan into one prediction.
 
-However many classifiers run, the broker gives the queue of graded parts to one of them at a time (single active
-consumer). Parts are kept unacknowledged until their scan is complete, so the broker is the only store: when this
-process dies, all the parts go to the next. Order does not matter, and a part that comes twice counts once.
+Several classifiers may run, but the broker delivers graded parts to only one of them (single active consumer). Parts
+stay unacknowledged until their scan is complete. The broker is the only store: when this process dies, all parts are
+delivered to the next one. Parts may come in any order, and a part that comes twice counts once.
 
-Predictions and failures come to this queue too. The latest of this news are kept unacknowledged as well: whoever is
-next learns from it which scans have ended, so that a late copy of a part starts nothing there either.
+The queue also receives the announcements of ended scans: predictions and failures. The latest ones stay
+unacknowledged too, so that the next assembler knows which scans have ended, and ignores late copies of their parts.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import Outcome, Stage, failure
 
-REMEMBERED = 10_000  # scans whose end is remembered, so that a late copy of a part starts nothing
-PREFETCH = 2000  # the most that RabbitMQ's quorum queues hand out at once: for ...
-OPEN_PARTS = 1500  # ... parts of scans that are not complete, ...
-KEPT_NEWS = 400  # ... and news of scans that have ended; what is left keeps the queue moving
-NEWS_ATTEMPTS = 10  # news that was handed on so often is let go: below ``max_attempts``
-TICK_S = 5.0  # between two looks at the clock; what goes beyond was a pause of the process
+REMEMBERED = 10_000  # ended scans to remember, so that late copies of their parts are ignored
+PREFETCH = 2000  # the largest that RabbitMQ's quorum queues allow, for:
+OPEN_PARTS = 1500  # parts of incomplete scans
+KEPT_ENDINGS = 400  # announcements of ended scans; the rest keeps the queue moving
+ENDING_ATTEMPTS = 10  # an announcement delivered so often is acknowledged; must be below ``max_attempts``
+TICK_S = 5.0  # a longer time between two calls of ``idle`` was a pause of the process, and does not count
 MAX_LOGIT = 1e6
 Key = tuple[str, str]  # submission and scan
 
@@ -50,15 +50,15 @@ Key = tuple[str, str]  # submission and scan
 class Gathering:
     """A scan that waits for its other parts.
 
-    Deliveries are kept as they came (compressed) and decoded again at the end: thousands may be open.
+    Deliveries are kept compressed, since thousands may be open, and decoded again at the end.
     """
 
     attempt: int
     count: int
-    frame: tuple[object, ...]  # what all its parts have in common
-    since: float  # when the last part came, on the assembler's clock
+    frame: tuple[object, ...]  # what all its parts must have in common
+    since: float  # when the last part came, by the assembler's clock
     parts: dict[int, Delivery] = field(default_factory=dict)
-    copies: list[Delivery] = field(default_factory=list)  # of parts that had come before
+    copies: list[Delivery] = field(default_factory=list)  # of parts that came before
 
     @property
     def held(self) -> list[Delivery]:
@@ -72,40 +72,40 @@ class Gathering:
 class Assembler(Stage):
     """``graded`` → ``prediction``: mean logit, mask on the scan's own grid, tumour volume.
 
-    The score of a scan is the mean logit over the slices whose mask holds tumour, or over all of them where none
-    does: a slice without tumour says nothing about the grade.
+    The logit of a scan is the mean over the slices with tumour in their mask, since a slice without tumour says
+    nothing about the grade. If no slice has tumour, it is the mean over all slices.
 
     Parameters
     ----------
-    bundle: names the classes.
-    timeout_s: a scan that got no part for so long is given up, each part a dead letter.
+    bundle: has the classes.
+    timeout_s: a scan that gets no part for so long fails, and its parts become dead letters.
     """
 
     name = "assembler"
     queue = ASSEMBLER
     prefetch = PREFETCH
-    max_attempts = 15  # what it holds comes again at each restart, through no fault of its own
+    max_attempts = 15  # all that it holds is delivered again at each restart, without any fault of the messages
 
     def __init__(self, bundle: Bundle, *, timeout_s: float) -> None:
         self._classes = bundle.manifest.classes
         self._timeout_s = timeout_s
         self._open: dict[Key, Gathering] = {}
         self._ended: OrderedDict[Key, tuple[int, str]] = OrderedDict()  # the attempt, and why it failed or ""
-        self._news: deque[tuple[float, Delivery]] = deque()
-        self._clock = 0.0  # of the time in which a part could have come: a stopped process is given none
-        self._looked = time.monotonic()
+        self._endings: deque[tuple[float, Delivery]] = deque()
+        self._clock = 0.0  # the time during which parts could come: pauses of the process do not count
+        self._ticked = time.monotonic()
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         key, attempt = (message.scan.submission, message.scan.id), message.scan.attempt
         if isinstance(message, FailureMessage | PredictionMessage):
             reason = message.reason if isinstance(message, FailureMessage) else ""
-            dead, done = self._heard(key, attempt, reason)
+            dead, done = self._note_end(key, attempt, reason)
             return Outcome(done=[*done, *self._keep(delivery)], dead=dead)
         part = expect(message, GradedMessage)
         slices = len(part.geometry.slices)
         if part.logit.shape != (slices,) or part.mask.shape != (slices, *part.geometry.size):
             raise ProtocolError(f"tensors: {part.logit.shape} logits and {part.mask.shape} masks for {slices} slices")
-        if not (np.abs(part.logit) <= MAX_LOGIT).all():  # nor a number
+        if not (np.abs(part.logit) <= MAX_LOGIT).all():  # also if it is NaN
             raise ProtocolError(f"tensors.logit: not finite, or beyond ±{MAX_LOGIT:g}")
         if part.mask.max(initial=0) > 1:
             raise ProtocolError("tensors.mask: expected 0 and 1")
@@ -121,7 +121,7 @@ class Assembler(Stage):
             older = gathering.held if gathering else []
             gathering = self._open[key] = Gathering(attempt, part.part[1], _frame(part), self._clock)
         if gathering.frame != _frame(part):
-            raise ProtocolError("geometry, part, bundle: not those that other parts of this scan have")
+            raise ProtocolError("geometry, part, bundle: differ from those of other parts of this scan")
         gathering.since = self._clock
         if part.part[0] in gathering.parts:
             gathering.copies.append(gathering.parts[part.part[0]])
@@ -138,15 +138,15 @@ class Assembler(Stage):
         return Outcome([prediction], done=[*older, *gathering.held])
 
     def idle(self) -> Outcome | None:
-        """Give up scans whose missing parts have not come for too long, and let go of old news."""
+        """Fail scans whose missing parts have not come for too long, and acknowledge old announcements."""
         now = time.monotonic()
-        self._clock += min(now - self._looked, TICK_S)
-        self._looked = now
+        self._clock += min(now - self._ticked, TICK_S)
+        self._ticked = now
         self._show()
         late = [key for key, scan in self._open.items() if self._clock - scan.since > self._timeout_s]
         old = []
-        while self._news and self._clock - self._news[0][0] > self._timeout_s:
-            old.append(self._news.popleft()[1])
+        while self._endings and self._clock - self._endings[0][0] > self._timeout_s:
+            old.append(self._endings.popleft()[1])
         return self._end_failed(late, f"did not come within {self._timeout_s:g} s", old) if late or old else None
 
     def _show(self) -> None:
@@ -155,49 +155,49 @@ class Assembler(Stage):
         metrics.OPEN_SCAN_WAIT.set(self._clock - longest)
 
     def lost(self) -> None:
-        """What was open comes again, perhaps to another assembler. Which scans have ended is still known."""
+        """Open parts are delivered again, perhaps to another assembler. The ended scans stay known."""
         self._open.clear()
-        self._news.clear()
+        self._endings.clear()
 
     def _make_room(self, done: list[Delivery]) -> Outcome | None:
-        """Give up the scan that has waited longest when so much is open that the broker would hand out no more."""
+        """Fail the scan that has waited longest, if so many parts are open that the broker would deliver no more."""
         if sum(len(scan.held) for scan in self._open.values()) < OPEN_PARTS:
             return None
         why = f"did not come before {OPEN_PARTS} parts of other scans"
         return self._end_failed([next(iter(self._open))], why, done)
 
     def _end_failed(self, keys: list[Key], why: str, done: list[Delivery]) -> Outcome:
-        news, dead = [], []
+        failures, dead = [], []
         for key in keys:
             gathering = self._open[key]
             missing = [i for i in range(gathering.count) if i not in gathering.parts]
             reason = f"incomplete: parts {missing[:20]} of {gathering.count} {why}" if missing else why
-            news.append(failure(gathering.graded()[0], self.name, reason))
+            failures.append(failure(gathering.graded()[0], self.name, reason))
             dead += [(held, reason) for held in gathering.held]
             self._end(key, gathering.attempt, reason)
-        return Outcome(news, done, dead)
+        return Outcome(failures, done, dead)
 
-    def _heard(self, key: Key, attempt: int, reason: str) -> tuple[list[tuple[Delivery, str]], list[Delivery]]:
-        """A scan has ended: by a prediction, or since a stage failed on a part (``reason``). What is held is over.
+    def _note_end(self, key: Key, attempt: int, reason: str) -> tuple[list[tuple[Delivery, str]], list[Delivery]]:
+        """Record that a scan has ended, with a prediction or a failure (``reason``), and drop its parts.
 
-        Returns the deliveries that are dead, and those that are done with.
+        Returns the deliveries to dead-letter, and those to acknowledge.
         """
         gathering = self._open.get(key)
         if gathering and attempt < gathering.attempt:
             return [], []
         last, before = self._ended.get(key, (-1, "never"))
-        if attempt > last or (attempt == last and before):  # that a scan was answered stays so
+        if attempt > last or (attempt == last and before):  # an answered scan stays answered
             self._end(key, attempt, reason)
         held = gathering.held if gathering else []
         self._open.pop(key, None)
         return ([(part, f"its scan failed: {reason}") for part in held], []) if reason else ([], held)
 
-    def _keep(self, news: Delivery) -> list[Delivery]:
-        """Hold news back from the broker, so that the next assembler hears it too; returns what to let go of."""
-        if news.attempts >= NEWS_ATTEMPTS:
-            return [news]
-        self._news.append((self._clock, replace(news, body=b"")))
-        return [self._news.popleft()[1]] if len(self._news) > KEPT_NEWS else []
+    def _keep(self, ending: Delivery) -> list[Delivery]:
+        """Leave an announcement unacknowledged for the next assembler; returns the ones to acknowledge."""
+        if ending.attempts >= ENDING_ATTEMPTS:
+            return [ending]
+        self._endings.append((self._clock, replace(ending, body=b"")))
+        return [self._endings.popleft()[1]] if len(self._endings) > KEPT_ENDINGS else []
 
     def _end(self, key: Key, attempt: int, reason: str) -> None:
         self._open.pop(key, None)
@@ -230,7 +230,7 @@ class Assembler(Stage):
 
 
 def _frame(part: GradedMessage) -> tuple[object, ...]:
-    """How many parts there are, which bundle graded them, and the grids: the same in every part of a scan."""
+    """The number of parts, the bundle and the grids, which are the same in all parts of a scan."""
     g = part.geometry
     grids = (*g.affine, *g.shape, *g.orientation, *g.origin, *g.step, *g.size)
     return part.part[1], part.bundle, grids

@@ -1,4 +1,4 @@
-"""The classifier's first half: it grades each slice of a part."""
+"""The first half of the classifier: grades each slice of a part."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""The extractor: slices go through the U-Net, deep features and tumour masks come out."""
+"""The extractor: runs slices through the U-Net for deep features and tumour masks."""
 
 from __future__ import annotations
 
 import numpy as np
 from gliaflow_proto import (
+    FP16_MAX,
     MAX_MESSAGE_BYTES,
     FeaturesMessage,
     Message,
@@ -20,18 +21,15 @@ from gliaflow_runtime.inference import Network
 from gliaflow_runtime.stage import Outcome, Stage
 from numpy.typing import NDArray
 
-FP16_MAX = float(np.finfo(np.float16).max)
 
-
-class UNet:
-    """The bundle's U-Net, cut to the tap and the mask.
+class UNetSession:
+    """The bundle's U-Net in onnxruntime, cut to the outputs for the tap and the mask.
 
     Parameters
     ----------
-    bundle: whose network and whose tap.
-    batch: slices that go through at once.
-    cropped: give features cropped to the mask (``crop``; the paper's last suggestion); by default as the bundle's
-        generator and classifier were fitted.
+    batch: slices in one run.
+    cropped: whether features are cropped to the mask (see ``crop``; the paper's last suggestion). By default, as the
+        bundle's generators and classifier were fitted.
     """
 
     def __init__(
@@ -63,10 +61,10 @@ class UNet:
 
 
 def crop(features: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Features [n, C, H, W] cropped to the tumour: [n, C, H/2, W/2] about its middle, 0 outside it.
+    """Crop features [n, C, H, W] to a window [n, C, H/2, W/2] around the middle of the tumour.
 
-    Each position is weighted by the share of it that lies in the mask [n, rows, columns]. A tumour larger than the
-    window loses its margin.
+    Each position is weighted by the share of its pixels in the mask [n, rows, columns], so that positions without
+    tumour are 0. A tumour larger than the window loses its margin.
     """
     samples, channels, height, width = features.shape
     cells = mask.reshape(samples, height, mask.shape[1] // height, width, mask.shape[2] // width)
@@ -74,9 +72,9 @@ def crop(features: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.f
     low = [[(side - side // 2) // 2] * samples for side in (height, width)]
     for axis, side in enumerate((height, width)):
         along = (share > 0).sum(axis=2 - axis)  # positions with tumour in each row, or each column
-        found = along.any(axis=1)
+        has_tumour = along.any(axis=1)
         middle = (along * np.arange(side)).sum(axis=1) / np.maximum(along.sum(axis=1), 1)
-        low[axis] = np.where(found, np.rint(middle).astype(int) - side // 4, low[axis]).tolist()
+        low[axis] = np.where(has_tumour, np.rint(middle).astype(int) - side // 4, low[axis]).tolist()
     window = np.zeros((samples, channels, height // 2, width // 2), np.float32)
     for n in range(samples):
         inside = []
@@ -94,7 +92,7 @@ class Extractor(Stage):
     name = "extractor"
     queue = EXTRACTOR
 
-    def __init__(self, bundle: Bundle, unet: UNet) -> None:
+    def __init__(self, bundle: Bundle, unet: UNetSession) -> None:
         self._bundle, self._unet = bundle, unet
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
@@ -105,7 +103,7 @@ class Extractor(Stage):
                 "give all stages the same bundle"
             )
         if len(slices.geometry.slices) > (most := self._bundle.slices_per_part(MAX_MESSAGE_BYTES)):
-            raise ProtocolError(f"geometry.slices: {len(slices.geometry.slices)}, but a part has at most {most} here")
+            raise ProtocolError(f"geometry.slices: {len(slices.geometry.slices)}, but a part has at most {most}")
         if slices.image.shape != (expected := (len(slices.geometry.slices), 1, *self._unet.size)):
             raise ProtocolError(f"tensors.image: shape {slices.image.shape}, but this bundle takes {expected}")
         features, mask = self._unet(slices.image.astype(np.float32))

@@ -1,4 +1,4 @@
-"""The generator: synthetic features on request, and without one for the class that is behind."""
+"""The generator: synthetic features on request, and unrequested ones for the smaller class (balancing)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 
 from gliaflow_generator.synthesis import GeneratorError, Synthesizer
 
-MAX_REQUEST_BYTES = 2**28  # of one request's features: they are held until all of them are right
-BALANCE_STEP = 16  # synthetic features go out in groups of so many
+MAX_REQUEST_BYTES = 2**28  # of one request's features, which are held in memory until all are accepted
+BALANCE_STEP = 16  # the balancer publishes synthetic features in groups of this size
 REMEMBERED = 100_000
 
 log = structlog.get_logger()
 
 
 class Generator(Stage):
-    """``generate`` → ``synthetic``, as many messages as the count takes."""
+    """``generate`` → ``synthetic``, in as many messages as the count needs."""
 
     name = "generator"
     queue = GENERATOR
@@ -43,48 +43,45 @@ class Generator(Stage):
         self._bundle, self._synthesizer = bundle, synthesizer
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
-        wanted = expect(message, GenerateMessage)
+        request = expect(message, GenerateMessage)
         most = MAX_REQUEST_BYTES // (2 * math.prod(self._bundle.tap_shape))
-        if not 0 < wanted.count <= most:
-            raise ProtocolError(f"count: {wanted.count} is not from 1 to {most}; ask again with another seed for more")
-        if wanted.seed < 0:
-            raise ProtocolError(f"seed: {wanted.seed} is below 0")
-        if wanted.generator not in ("", served := self._synthesizer.generator):
-            raise InvalidInput(f"generator: {served!r} is served here, and another is asked for (GLIAFLOW_GENERATOR)")
-        rng = np.random.default_rng([wanted.seed, *wanted.label.encode()])
+        if not 0 < request.count <= most:
+            raise ProtocolError(f"count: {request.count} is not from 1 to {most}; send more requests with other seeds")
+        if request.seed < 0:
+            raise ProtocolError(f"seed: {request.seed} is below 0")
+        if request.generator not in ("", served := self._synthesizer.generator):
+            raise InvalidInput(f"generator: {served!r} is served, not the requested one (set by GLIAFLOW_GENERATOR)")
+        rng = np.random.default_rng([request.seed, *request.label.encode()])
         try:
-            features = self._synthesizer.draw(wanted.label, wanted.count, rng)
+            features = self._synthesizer.draw(request.label, request.count, rng)
         except GeneratorError as error:
             raise InvalidInput(str(error)) from None
-        return Outcome(
-            synthetic_messages(
-                self._bundle, self._synthesizer.generator, wanted.scan, wanted.label, wanted.seed, features, wanted.id
-            )
-        )
+        about = request.scan, request.label, request.seed
+        return Outcome(synthetic_messages(self._bundle, served, *about, features, request.id))
 
 
 class Balancer(Stage):
-    """``features.labelled`` → ``synthetic`` for the class that is behind.
+    """``features.labelled`` → ``synthetic`` for the smaller class.
 
-    It counts the labelled slices that pass, and when one class is behind the largest, makes up for it, until the
-    synthetic features are ``share`` of that class.
+    It counts the labelled slices of each class. When a class has fewer than the largest one, it publishes synthetic
+    features for the difference, up to ``share`` of that class.
     """
 
     name = "balancer"
     queue = BALANCER
-    announces_failures = False  # a scan is graded all the same
+    announces_failures = False  # scans are graded without it
 
     def __init__(self, bundle: Bundle, synthesizer: Synthesizer, *, share: float, seed: int) -> None:
         self._bundle, self._synthesizer, self._share, self._seed = bundle, synthesizer, share, seed
         self._real = dict.fromkeys(bundle.manifest.classes, 0)
         self._made = dict.fromkeys(bundle.manifest.classes, 0)
-        self._seen: dict[str, None] = {}  # ids, in order: a redelivery counts once
+        self._seen: dict[str, None] = {}  # ids, oldest first: a redelivery counts once
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         part = expect(message, FeaturesMessage)
         label = part.scan.label
         if label not in self._real:
-            return Outcome()  # a grade of another scheme: nothing to balance
+            return Outcome()  # another label than the bundle's classes: nothing to balance
         if part.bundle != self._bundle.id or part.features.shape != (
             slices := len(part.geometry.slices),
             *self._bundle.tap_shape,
@@ -114,7 +111,7 @@ class Balancer(Stage):
         return Outcome(outgoing)
 
     def deficit(self, label: str) -> int:
-        """How many synthetic features of a class are due now."""
+        """How many synthetic features of a class are missing now."""
         real = self._real[label]
         allowed = int(self._share / (1 - self._share) * real) - self._made[label]
         return max(0, min(max(self._real.values()) - real - self._made[label], allowed))
@@ -123,7 +120,7 @@ class Balancer(Stage):
 def synthetic_messages(
     bundle: Bundle, generator: str, scan: Scan, label: str, seed: int, features: NDArray[np.float16], cause: str
 ) -> Iterator[SyntheticMessage]:
-    """The features in as many messages as the limit on one asks for."""
+    """The features, split into messages under the size limit."""
     each = bundle.slices_per_part(MAX_MESSAGE_BYTES)
     count = -(-len(features) // each)
     for index in range(count):

@@ -1,34 +1,33 @@
-"""Synthetic features from a bundle's generator, only those that its critic puts into the class asked for."""
+"""Synthetic features from a bundle's generator, filtered by its critic (``gliaflow_runtime.acceptance``)."""
 
 from __future__ import annotations
 
 import numpy as np
 from gliaflow_runtime import metrics
+from gliaflow_runtime.acceptance import accept
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.inference import Network
 from numpy.typing import NDArray
 
-FP16_MAX = float(np.finfo(np.float16).max)
 BATCH = 16
-MIN_ACCEPTED = 0.02  # a generator of which the critic accepts less than this has not learnt the class
 
 
 class GeneratorError(ValueError):
-    """The generator cannot make what was asked for."""
+    """The generator cannot make the requested features."""
 
 
 class Synthesizer:
-    """Draws features from the bundle's generator and lets its critic judge each one (paper section 4.2.4).
+    """Draws features from the bundle's generator and takes those that its critic accepts.
 
     Parameters
     ----------
     bundle: has ``generator-NAME.onnx`` (z, label → features) and ``critic-NAME.onnx`` (features → source logit, class
-    logits).
-    generator: the NAME; empty for the bundle's own.
+        logits).
+    generator: the NAME; empty: the bundle's own.
 
     Raises
     ------
-    BundleError: the bundle has no such generator, or features come from another tap.
+    BundleError: the bundle has no such generator, or its tap is not the one that the generator was fitted on.
     """
 
     def __init__(self, bundle: Bundle, generator: str = "", *, device: str = "cpu", threads: int = 0) -> None:
@@ -40,7 +39,7 @@ class Synthesizer:
         self._critic = Network(bundle, f"critic-{self.generator}", ["class_logits"], device=device, threads=threads)
         self._generator.warm(z=(2, self._noise), label=(2,))
         self._critic.warm(features=(2, *bundle.tap_shape))
-        for label in self.classes:  # so that an idle one shows 0 and not nothing
+        for label in self.classes:  # so that the metric is 0, not absent, before the first request
             for verdict in ("accepted", "refused"):
                 metrics.SYNTHETIC.labels(label, verdict)
 
@@ -49,26 +48,24 @@ class Synthesizer:
 
         Raises
         ------
-        GeneratorError: an unknown class, features that are not finite, or the critic refuses nearly all.
+        GeneratorError: the class is not known, or hardly any feature is accepted.
         """
         if label not in self.classes:
             raise GeneratorError(f"label: {label!r} is not one of {', '.join(self.classes)}")
         wanted = self.classes.index(label)
-        kept: list[NDArray[np.float16]] = []
-        accepted = tried = 0
-        while accepted < count:
+
+        def batch() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             z = rng.standard_normal((BATCH, self._noise), dtype=np.float32)
             (features,) = self._generator(z=z, label=np.full(BATCH, wanted, dtype=np.int64))
-            if not np.isfinite(features).all():
-                raise GeneratorError("the generator made features that are not finite")
             (classes,) = self._critic(features=features)
-            empty = ~features.any(axis=(1, 2, 3))  # as of a slice without tumour, which has no grade
-            right = (classes.argmax(axis=1) == wanted) & ~empty
-            metrics.SYNTHETIC.labels(label, "accepted").inc(int(right.sum()))
-            metrics.SYNTHETIC.labels(label, "refused").inc(int((~right).sum()))
-            kept.append(np.clip(features[right], -FP16_MAX, FP16_MAX).astype(np.float16))
-            accepted += int(right.sum())
-            tried += BATCH
-            if tried >= 50 * BATCH and accepted < MIN_ACCEPTED * tried:
-                raise GeneratorError(f"the critic accepted {accepted} of {tried} features as {label}; train it further")
-        return np.concatenate(kept)[:count]
+            return features, classes
+
+        result = accept(batch, wanted, count, np.float16)
+        metrics.SYNTHETIC.labels(label, "accepted").inc(result.taken)
+        metrics.SYNTHETIC.labels(label, "refused").inc(result.drawn - result.taken)
+        if len(result.features) < count:
+            broken = f" ({result.not_finite} were not finite)" if result.not_finite else ""
+            raise GeneratorError(
+                f"{result.taken} of {result.drawn} features were accepted as {label}{broken}; train it further"
+            )
+        return result.features

@@ -1,4 +1,4 @@
-"""NIfTI bytes to a volume. The bytes are a stranger's: every size is checked before memory is taken for it."""
+"""Read a volume from NIfTI bytes. The bytes are untrusted: every size is checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 GZIP = b"\x1f\x8b"
 MAX_VOXELS = 2**28  # 512 x 512 x 1024
 MAX_VOLUME_BYTES = 2**30
-MAX_MEMBERS = 2**15  # of a gzip file: as many as bgzip makes of 2 GiB
-MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 100  # a smaller one would be blurred over hundreds of others
+MAX_MEMBERS = 2**15  # of a gzip file: bgzip makes so many from 2 GiB
+MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 100  # smaller voxels would be blurred over hundreds of others
 MAX_HEADER_BYTES = 2**20  # extensions included
 HEADER_BYTES = 540  # of a NIfTI-2 header; NIfTI-1 has 348
 MAX_SIDE = 4096
-_SILENT = logging.getLogger("gliaflow.nifti")  # nibabel tells of odd headers what our errors tell better
+_SILENT = logging.getLogger("gliaflow.nifti")  # nibabel's warnings about headers, which NiftiError replaces
 _SILENT.disabled = True
 
 
 class NiftiError(ValueError):
-    """Bytes that are no usable NIfTI file. The text names the field and what was expected."""
+    """The bytes are not a usable NIfTI file. The text names the field and the expected value."""
 
 
 def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -34,7 +34,7 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     Parameters
     ----------
     data: a single-file NIfTI-1 or NIfTI-2, gzipped or not, of any real dtype.
-    channel: for a 4-D file, which volume is FLAIR: its number from 0.
+    channel: for a 4-D file, the number of the FLAIR volume, from 0.
 
     Raises
     ------
@@ -51,9 +51,9 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
         kind = nib.nifti1.data_type_codes.label[int(header["datatype"])]
         raise NiftiError(f"datatype: {kind} is not an integer or floating-point image")
     smallest = header.template_dtype.itemsize
-    offset = float(header["vox_offset"]) or smallest + 4  # 0: some writers leave it to the reader
-    if not smallest <= offset <= MAX_HEADER_BYTES:  # not a number, too
-        raise NiftiError(f"vox_offset: {offset:g} is not a place after the header")
+    offset = float(header["vox_offset"]) or smallest + 4  # 0: some writers leave it out
+    if not smallest <= offset <= MAX_HEADER_BYTES:  # also if it is NaN
+        raise NiftiError(f"vox_offset: {offset:g} is not a position after the header")
     start = int(offset)
     volume_bytes = int(np.prod(shape[:3], dtype=np.int64)) * dtype.itemsize
     index = int(channel or 0) if len(shape) == 4 else 0
@@ -62,7 +62,7 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     start += volume_bytes * index
     raw = _inflate(data, start, start + volume_bytes)
     if len(raw) < volume_bytes:
-        raise NiftiError(f"the file is cut short: {len(raw)} of {volume_bytes} bytes of the image are there")
+        raise NiftiError(f"the file is cut short: {len(raw)} of {volume_bytes} bytes of the image")
     volume = np.frombuffer(raw, dtype).reshape(shape[:3], order="F")
     try:
         slope, inter = header.get_slope_inter()
@@ -70,13 +70,15 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     except (HeaderDataError, ValueError) as error:
         raise NiftiError(f"scl_slope, qform: {error}") from None
     if slope is not None and (slope, inter or 0.0) != (1.0, 0.0):
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite after it is no head
+        with np.errstate(over="ignore", invalid="ignore"):  # prepare treats values that are not finite
             volume = volume.astype(np.float32) * np.float32(slope) + np.float32(inter or 0.0)
     if not (np.abs(affine) <= MAX_PLACE).all() or abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME:
         raise NiftiError("sform, qform: the affine is not finite or has no volume; repair the header's orientation")
     sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if sides.min() < MIN_VOXEL_MM or sides.max() > MAX_VOXEL_MM:
-        raise NiftiError(f"pixdim: voxels of {np.round(sides, 4).tolist()} mm are no MRI scan; is the unit not mm?")
+        raise NiftiError(
+            f"pixdim: voxels of {np.round(sides, 4).tolist()} mm are not those of an MRI scan; is the unit not mm?"
+        )
     return volume, affine
 
 
@@ -96,7 +98,7 @@ def _header(raw: bytes) -> Any:
         except NiftiError:
             raise
         except Exception as error:  # nibabel raises many kinds for a broken header
-            known = isinstance(error, HeaderDataError)  # of numbers; others might repeat text of the file
+            known = isinstance(error, HeaderDataError)  # its texts have only numbers; others may quote the file
             raise NiftiError(f"header: {error if known else type(error).__name__}") from None
     raise NiftiError("not a NIfTI file: neither a NIfTI-1 nor a NIfTI-2 header at its start")
 
@@ -127,15 +129,15 @@ def _shape(header: Any, channel: str | None) -> tuple[int, ...]:
 
 
 def _inflate(data: bytes, start: int, stop: int) -> bytes | bytearray:
-    """The bytes of the file from ``start`` to ``stop``, gunzipped if need be; fewer where it is cut short."""
+    """The bytes of the (gunzipped) file from ``start`` to ``stop``; fewer if it is cut short."""
     if not data.startswith(GZIP):
         return data[start:stop]
-    found = bytearray()
-    at = place = members = 0  # bytes that were read, and bytes that came of them
+    result = bytearray()
+    at = place = members = 0  # bytes read, and bytes unpacked from them
     member = None
-    # one byte more than asked for, so that a file that ends there has its checksum looked at
+    # one byte more than needed, so that the checksum of a file that ends there is verified
     while at < len(data) and place <= stop:
-        if member is None or member.eof:  # of any number of members (RFC 1952, 2.2)
+        if member is None or member.eof:  # a file may have several members (RFC 1952, 2.2)
             if not data.startswith(GZIP, at):
                 break  # padding
             members += 1
@@ -148,6 +150,6 @@ def _inflate(data: bytes, start: int, stop: int) -> bytes | bytearray:
         except zlib.error as error:
             raise NiftiError(f"not a valid gzip file: {error}") from None
         at += len(block) - len(member.unconsumed_tail) - len(member.unused_data)
-        found += chunk[max(0, start - place) : max(0, stop - place)]
+        result += chunk[max(0, start - place) : max(0, stop - place)]
         place += len(chunk)
-    return found
+    return result

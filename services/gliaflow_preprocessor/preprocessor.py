@@ -1,4 +1,4 @@
-"""The preprocessor: a scan comes in as NIfTI, leaves as slices that the U-Net takes."""
+"""The preprocessor: turns a NIfTI scan into slices for the U-Net."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
 
 from gliaflow_preprocessor.nifti import NiftiError, read_nifti
-from gliaflow_preprocessor.slices import Prepared, UnusableScan, part, prepare
+from gliaflow_preprocessor.slices import Prepared, UnusableScan, prepare
 from gliaflow_preprocessor.sources import SourceError, UploadGone, read_source
 from gliaflow_preprocessor.steps import Steps
 
@@ -23,17 +23,17 @@ log = structlog.get_logger()
 
 
 class Preprocessor(Stage):
-    """``scan`` → ``slices``, in parts of as many slices as leave their features under the message limit.
+    """``scan`` → ``slices``, in parts whose features fit into one message.
 
     Parameters
     ----------
-    bundle: gives the input size, spacing and statistics.
-    broker: where uploads lie.
-    roots: where a scan's URI may point.
+    bundle: has the input size, spacing and statistics.
+    broker: has the uploads.
+    roots: allowed roots of a scan's URI.
 
     Raises
     ------
-    PluginError: a step that the bundle asks for cannot be had.
+    PluginError: a preprocessing step of the bundle is not available.
     """
 
     name = "preprocessor"
@@ -51,7 +51,7 @@ class Preprocessor(Stage):
             prepared = prepare(self._steps(volume, affine), affine, self._bundle.manifest.input)
         except (SourceError, NiftiError, UnusableScan) as error:
             if isinstance(error, UploadGone) and delivery.attempts:
-                # its sender has cleared it away: most likely answered, an earlier delivery having got so far
+                # the sender deleted its upload: an earlier delivery was most likely answered
                 log.info("passed over", stage=self.name, scan=scan.scan.id, reason=str(error))
                 return Outcome()
             raise InvalidInput(str(error)) from None
@@ -62,7 +62,7 @@ class Preprocessor(Stage):
         size = self._bundle.slices_per_part(MAX_MESSAGE_BYTES)
         count = ceil(len(prepared.image) / size)
         for index in range(count):
-            some = part(prepared, index * size, (index + 1) * size)
+            some = prepared.part(index * size, (index + 1) * size)
             yield SlicesMessage(
                 id=message_id(scan.scan.submission, scan.scan.id, index, self.name, self._bundle.id),
                 scan=scan.scan,

@@ -1,6 +1,6 @@
-"""A volume cut into slices that the U-Net takes (``gliaflow_proto.restore`` puts their masks back).
+"""Cut a volume into slices for the U-Net (``gliaflow_proto.restore`` maps their masks back onto the scan).
 
-The one place where a scan becomes network input: serving and training both call ``prepare``.
+Serving and training both use ``prepare``, so that the network sees the same input.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 CLIP = 4.0  # in units of the head's median: far above any FLAIR lesion, far below a metal artefact
-HEAD = 0.2  # a voxel over this share of the 99th percentile is head, not air
-FILLED = 0.1  # the corners' value was filled in if so many voxels have it
-FILLED_TOLERANCE = 1e-3  # of the range: interpolation leaves such traces
+HEAD = 0.2  # a voxel above this share of the 99.5th percentile is head, not air
+FILLED = 0.1  # if this share of voxels has the corners' value, the background was filled in
+FILLED_TOLERANCE = 1e-3  # as a share of the range: interpolation changes the value a little
 EMPTY = 0.005  # a slice with less head than this share of its pixels is dropped
 
 
 class UnusableScan(ValueError):
-    """A volume that holds no head: constant, empty, or not finite."""
+    """The volume shows no head: it is constant, empty or not finite."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """``image`` float32 [n, rows, columns], normalised; ``geometry`` says where each slice lies in the scan."""
+    """``image`` float32 [n, rows, columns], normalised; ``geometry`` has the position of each slice in the scan."""
 
     image: NDArray[np.float32]
     geometry: Geometry
+
+    def part(self, start: int, stop: int) -> Prepared:
+        """The slices from ``start`` to ``stop``."""
+        slices = self.geometry.slices[start:stop]
+        return Prepared(self.image[start:stop], replace(self.geometry, slices=slices))
 
 
 def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prepared:
@@ -50,24 +55,24 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
 
     Raises
     ------
-    UnusableScan: there is no head in it.
+    UnusableScan: the volume shows no head.
     """
     orientation = nib.io_orientation(affine)
     if np.isnan(orientation).any():
         raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions")
     if volume.dtype.kind in "iu" and volume.dtype.itemsize == 8:
-        volume = volume - volume.min()  # before float32 cuts it to 24 bits
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite after it is no head
+        volume = volume - volume.min()  # float32 has only 24 bits
+    with np.errstate(over="ignore", invalid="ignore"):  # _scale treats values that are not finite
         canonical = np.array(nib.apply_orientation(volume, orientation), dtype=np.float32, order="C")
         head = _scale(canonical)
     spacing = nib.affines.voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
 
     step = [spec.spacing[axis] / float(spacing[axis]) for axis in (0, 1)]
-    step = [round(s) if abs(s - round(s)) < 1e-3 * s else s for s in step]  # 0.99999 mm is 1 mm: no blur for nothing
+    step = [round(s) if abs(s - round(s)) < 1e-3 * s else s for s in step]  # 0.99999 mm is 1 mm: avoid a needless blur
     origin = [_origin(head, axis, step[axis], spec.size[axis]) for axis in (0, 1)]
     kept = np.flatnonzero(head.mean(axis=(0, 1)) >= EMPTY)
     if not kept.size:
-        raise UnusableScan("no slice of it holds a head")
+        raise UnusableScan("no slice of it shows a head")
     geometry = Geometry(
         affine=[float(x) for x in np.asarray(affine, dtype=float).ravel()],
         shape=[int(n) for n in volume.shape],
@@ -78,7 +83,7 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
         slices=[int(z) for z in kept],
     )
     image = np.empty((len(kept), *spec.size), dtype=np.float32)
-    blur = [max(0.0, (s - 1) / 2) for s in step]  # against aliasing where pixels are merged
+    blur = [max(0.0, (s - 1) / 2) for s in step]  # against aliasing
     for row, z in enumerate(kept):
         plane = canonical[:, :, z]
         if any(blur):
@@ -92,29 +97,32 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
 def prepare_mask(mask: NDArray[Any], geometry: Geometry) -> NDArray[np.uint8]:
     """A mask [i, j, k] on the network's grid: uint8 [n, rows, columns], nearest neighbour.
 
-    What is over 0 is tumour. Labels up to 255 stay what they are, others become 255.
+    Voxels above 0 are tumour. Labels up to 255 keep their value, higher ones become 255.
     """
     small = np.where(mask > 0, np.ceil(np.minimum(mask, 255)), 0).astype(np.uint8)
-    canonical = nib.apply_orientation(small, _orientation(geometry))
-    taken, inside = _nearest(geometry, canonical.shape)
+    canonical = nib.apply_orientation(small, np.array(geometry.orientation, dtype=float).reshape(3, 2))
+    nearest, inside = [], []  # for rows and for columns: canonical voxels, and whether they are in the scan
+    for axis in (0, 1):
+        voxel = np.floor(geometry.origin[axis] + geometry.step[axis] * np.arange(geometry.size[axis]) + 0.5).astype(int)
+        inside.append((voxel >= 0) & (voxel < canonical.shape[axis]))
+        nearest.append(voxel.clip(0, canonical.shape[axis] - 1))
     planes = canonical[:, :, geometry.slices].transpose(2, 0, 1)
-    cut = planes[:, taken[0][:, None], taken[1][None, :]]
+    cut = planes[:, nearest[0][:, None], nearest[1][None, :]]
     return np.asarray(cut * (inside[0][:, None] & inside[1][None, :]), dtype=np.uint8)
 
 
-def part(prepared: Prepared, start: int, stop: int) -> Prepared:
-    """Some of the slices."""
-    slices = prepared.geometry.slices[start:stop]
-    return Prepared(prepared.image[start:stop], replace(prepared.geometry, slices=slices))
+def fill_not_finite(volume: NDArray[np.float32]) -> None:
+    """Replace NaN and infinities in place by the lowest finite value. Raises UnusableScan if there is none."""
+    finite = np.isfinite(volume)
+    if not finite.any():
+        raise UnusableScan("it has no finite number")
+    if not finite.all():
+        volume[~finite] = volume[finite].min()
 
 
 def _scale(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Scale intensities in place (air 0, median of the head 1, clipped to CLIP), and return where the head is."""
-    finite = np.isfinite(volume)
-    if not finite.any():
-        raise UnusableScan("it holds no finite number")
-    if not finite.all():
-        volume[~finite] = volume[finite].min()
+    fill_not_finite(volume)
     _blacken_background(volume)
     air, bright = np.percentile(volume, [1, 99.5])
     volume -= air
@@ -127,10 +135,10 @@ def _scale(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _blacken_background(volume: NDArray[np.float32]) -> None:
-    """Where air was filled in with another value than air has, make it air again.
+    """Set a background that was filled with another value than air to the value of air.
 
-    That is so in scans that were normalised before (0 is in the middle of the range), converted from CT conventions
-    (−1000), or padded with white. A background that is darker than the head, from 0 up, is left as it is.
+    Such scans were normalised before (0 is in the middle of the range), converted from CT conventions (−1000), or
+    padded with white. A background between 0 and the darkest part of the head is not changed.
     """
     corner = float(np.median(volume[:: volume.shape[0] - 1, :: volume.shape[1] - 1, :: volume.shape[2] - 1]))
     low, high = np.percentile(volume, [0.5, 99.5])
@@ -143,24 +151,10 @@ def _blacken_background(volume: NDArray[np.float32]) -> None:
 
 
 def _origin(head: NDArray[np.bool_], axis: int, step: float, size: int) -> float:
-    """The canonical voxel under network pixel 0: the middle of the head comes to the middle of the image.
+    """The canonical voxel under network pixel 0, so that the middle of the head is in the middle of the image.
 
-    Whole voxels, so that a scan on the bundle's own spacing is cropped and not interpolated.
+    A whole number, so that a scan with the bundle's spacing is cropped and not interpolated.
     """
     mass = head.sum(axis=tuple(a for a in (0, 1, 2) if a != axis)).cumsum()
     low, high = np.searchsorted(mass, [0.002 * mass[-1], 0.998 * mass[-1]])
     return float(round((low + high) / 2 - step * (size - 1) / 2))
-
-
-def _orientation(geometry: Geometry) -> NDArray[Any]:
-    return np.array(geometry.orientation, dtype=float).reshape(3, 2)
-
-
-def _nearest(geometry: Geometry, shape: tuple[int, ...]) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-    """For rows and for columns: the nearest canonical voxel, and whether it lies in the scan."""
-    taken, inside = [], []
-    for axis in (0, 1):
-        index = np.floor(geometry.origin[axis] + geometry.step[axis] * np.arange(geometry.size[axis]) + 0.5).astype(int)
-        inside.append((index >= 0) & (index < shape[axis]))
-        taken.append(index.clip(0, shape[axis] - 1))
-    return taken, inside

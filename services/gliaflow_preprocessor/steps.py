@@ -1,4 +1,4 @@
-"""The steps that a bundle asks for before a scan is cut: plugins, so what they leave is checked."""
+"""The preprocessing steps of a bundle. They are plugins, so their output is checked."""
 
 from __future__ import annotations
 
@@ -12,58 +12,56 @@ from gliaflow_runtime.bundle.manifest import StepSpec
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from gliaflow_preprocessor.slices import UnusableScan
+from gliaflow_preprocessor.slices import UnusableScan, fill_not_finite
 
-WARM = 32  # voxels: a ball in the middle of so large a cube is what a step is tried on
+WARM = 32  # voxels: each step is tried on a ball in a cube with this side
 
 
 class Steps:
     """The steps of a bundle, one after another.
 
-    Each is run once at the start, so that what lacks is told then.
+    Each step is run once at the start, so that missing software is reported then.
 
     Raises
     ------
-    PluginError: a step is not installed, an option is not known, or it fails on a ball, and not for what a ball is.
+    PluginError: a step is not installed, an option is unknown, or the step fails (a ValueError counts as a step that
+        rejects the ball as a scan, and is ignored).
     """
 
-    def __init__(self, wanted: Sequence[StepSpec]) -> None:
+    def __init__(self, specs: Sequence[StepSpec]) -> None:
         self._steps: list[tuple[Step, BaseModel]] = []
-        if not wanted:
+        if not specs:
             return
         registry = load_registry()
-        for spec in wanted:
+        for spec in specs:
             step = registry.step(spec.name)
             self._steps.append((step, parse_options(step, spec.options)))
         away = np.indices((WARM,) * 3) - (WARM - 1) / 2
         try:
             self(np.maximum(0, 100 - np.square(away).sum(axis=0)).astype(np.float32), np.eye(4))
         except UnusableScan as error:
-            if not isinstance(error.__cause__, ValueError):  # which only says that a ball is no head
+            if not isinstance(error.__cause__, ValueError):  # the step only rejects the ball as a scan
                 raise PluginError(str(error)) from None
 
     def __call__(self, volume: NDArray[Any], affine: NDArray[Any]) -> NDArray[Any]:
-        """A scan [i, j, k] with its affine [4, 4] → what the steps make of it.
+        """Apply the steps to a scan [i, j, k] with its affine [4, 4].
 
         Raises
         ------
-        UnusableScan: a step raised something, or left another shape, or values that are not finite.
+        UnusableScan: a step raised an error, or returned another shape or values that are not finite.
         """
         if not self._steps:
             return volume
         volume = volume.astype(np.float32)
-        finite = np.isfinite(volume)
-        if not finite.any():
-            raise UnusableScan("it holds no finite number")
-        volume[~finite] = volume[finite].min()
+        fill_not_finite(volume)
         for step, options in self._steps:
             try:
-                found = np.asarray(step(volume, affine, options), dtype=np.float32)
+                result = np.asarray(step(volume, affine, options), dtype=np.float32)
             except PluginError:
                 raise
-            except Exception as error:  # anybody's code, on anybody's scan: the next scan may do
+            except Exception as error:  # third-party code on an untrusted scan: the next scan may succeed
                 raise UnusableScan(f"step {step.name!r}: {type(error).__name__}: {error}") from error
-            if found.shape != volume.shape or not np.isfinite(found).all():
-                raise UnusableScan(f"step {step.name!r} made {list(found.shape)} of {list(volume.shape)}, or NaN")
-            volume = found
+            if result.shape != volume.shape or not np.isfinite(result).all():
+                raise UnusableScan(f"step {step.name!r} made {list(result.shape)} from {list(volume.shape)}, or NaN")
+            volume = result
         return volume

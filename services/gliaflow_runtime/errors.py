@@ -1,7 +1,30 @@
-"""Errors that a person can correct, told in one line."""
+"""Errors that a user can correct, as one line of text; and errors of storage behind a URL (fsspec)."""
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """What was asked for makes no sense. The text says what to do."""
+    """A request that makes no sense. The text says what to do."""
+
+
+def describe_error(error: Exception) -> str:
+    """A storage error and its remedy. It names no file, since a file's name may have a patient's name in it."""
+    match error:
+        case FileNotFoundError():
+            return "no such file or bucket"
+        case PermissionError():
+            return "access denied: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of that key"
+        case ImportError():
+            return 'the protocol needs a package that is not installed (s3: pip install "gliaflow[s3]")'
+    name = type(error).__name__
+    if "Credentials" in name:
+        return f"no credentials ({name}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
+    if "Connect" in name or "Endpoint" in name or "Timeout" in name:
+        return f"the store does not answer ({name}): is AWS_ENDPOINT_URL right?"
+    return name
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether another attempt may help: the store does not answer or is overloaded, but did not refuse the request."""
+    permanent = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
+    return not isinstance(error, permanent) and "Credentials" not in type(error).__name__

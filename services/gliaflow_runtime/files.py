@@ -1,30 +1,72 @@
-"""Open a file that a stranger may have made: an ordinary one, within a folder, and read no more of it than a limit."""
+"""Files: read untrusted ones within limits, and write ours whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
-AT_ONCE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # to open a pipe would otherwise wait for whoever writes to it
+READ_NO_WAIT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # opening a pipe otherwise blocks until a writer opens it
 
 
 class UnsafeFile(ValueError):
-    """A file that is not read: it leads out of the folder, is no ordinary file, or is too large."""
+    """A file that is not read: it leads out of its folder, is not a regular file, or is too large."""
+
+
+def write_whole(path: Path, content: str | bytes, *, sync: bool = False) -> None:
+    """Write a file (text as UTF-8) so that ``path`` never holds half of it. See ``whole_file``."""
+    with whole_file(path, sync=sync) as part, part.open("xb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path, *, ending: str = ".part", sync: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside ``path``, and rename it to ``path`` when the block ends without an error.
+
+    After an error, the temporary file is removed. A process that is killed leaves at most ``.<name>.<random>.part``.
+
+    Parameters
+    ----------
+    ending: for a library that chooses the format by the name: ``.part.nii.gz``.
+    sync: return only when the content and the new name are on the disk (fsync of the file and of its folder).
+    """
+    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}{ending}")
+    try:
+        yield part
+        if sync:
+            _sync(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if sync:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    at = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)
 
 
 def read_within(folder: Path, path: Path, limit: int) -> bytes:
-    """The bytes of ``path``, which lies in ``folder`` or beneath it once all links in it were followed.
+    """The bytes of ``path``, which must be inside ``folder`` after all links are followed.
 
-    What was looked at is what is read, also where somebody changes links or the file meanwhile: the folders are
-    entered one by one, by no link, and the limit holds for the reading itself. A pipe or a device is not waited for.
+    The file that is checked is the file that is read, even if links or the file change meanwhile: each folder is
+    opened from its parent without following links, and the limit is checked again while reading. Pipes and devices
+    do not block.
 
     Raises
     ------
-    UnsafeFile: see there.
-    OSError: it is not there, or may not be read.
+    UnsafeFile: the path leads out of the folder, is not a regular file, or is over the limit.
+    OSError: the file does not exist or cannot be read.
     """
     root, real = os.path.realpath(folder), os.path.realpath(path)
     if os.path.commonpath([root, real]) != root:
@@ -35,7 +77,7 @@ def read_within(folder: Path, path: Path, limit: int) -> bytes:
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     for part in parts:
         try:
-            below = os.open(part, AT_ONCE | os.O_NOFOLLOW, dir_fd=at)
+            below = os.open(part, READ_NO_WAIT | os.O_NOFOLLOW, dir_fd=at)
         finally:
             os.close(at)
         at = below
@@ -44,7 +86,7 @@ def read_within(folder: Path, path: Path, limit: int) -> bytes:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
-            raise UnsafeFile("is no ordinary file")
+            raise UnsafeFile("is not a regular file")
         if status.st_size > limit:
             raise UnsafeFile(f"{status.st_size} bytes is over the limit of {limit}")
         chunks, size = [], 0
@@ -56,10 +98,10 @@ def read_within(folder: Path, path: Path, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def open_ordinary(path: Path) -> BinaryIO:
-    """A file wherever it lies, to be read; links are followed. Raises OSError: also where it is a pipe or a device."""
-    file = os.fdopen(os.open(path, AT_ONCE), "rb")
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; links are followed. Raises OSError also for a pipe or a device."""
+    file = os.fdopen(os.open(path, READ_NO_WAIT), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "is no ordinary file")
+        raise OSError(errno.EINVAL, "is not a regular file")
     return file

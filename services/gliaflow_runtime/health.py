@@ -16,12 +16,12 @@ Report = Callable[[], dict[str, bool]]
 
 
 class HealthServer:
-    """Answers while its context is open.
+    """Answers HTTP requests while its context is open.
 
     Parameters
     ----------
-    ready: says, by name, what must be true before work can be done; all true means ready.
-    host, port: where to listen; port 0 takes a free one (see ``port``).
+    ready: returns named conditions; the process is ready if all are true.
+    host, port: the address to listen on; port 0: a free one (see ``port``).
     """
 
     def __init__(self, ready: Report, host: str, port: int) -> None:
@@ -48,7 +48,7 @@ class HealthServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Probes come every few seconds: they are not news."""
+                """Log nothing: probes come every few seconds."""
 
         self._server = ThreadingHTTPServer((host, port), Handler)
         self._server.daemon_threads = True
@@ -64,12 +64,7 @@ class HealthServer:
 
 
 def serve_health(settings: Settings, ready: Report) -> AbstractContextManager[object]:
-    """The server that the settings ask for; none with port 0.
-
-    Raises
-    ------
-    OSError: the port is taken.
-    """
+    """The server for the address in the settings; none if the port is 0. Raises OSError if the port is in use."""
     if not settings.health_port:
         return nullcontext()
     return HealthServer(ready, settings.health_host, settings.health_port)

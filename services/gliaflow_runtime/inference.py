@@ -1,4 +1,4 @@
-"""Run a bundle's ONNX networks: threads set, device asked for or failed, graph cut to what is wanted."""
+"""Run a bundle's ONNX networks on the chosen device, with the graph cut to the outputs that are needed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.bundle.manifest import BundleError
+from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.settings import available_cores
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: a hospital's machine tells nobody anything
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: no telemetry from a hospital's machine
 import onnxruntime as ort
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class DeviceError(RuntimeError):
-    """The device that was asked for is not to be had."""
+class DeviceError(UsageError):
+    """The requested device is not available."""
 
 
 class Network:
@@ -29,15 +30,15 @@ class Network:
 
     Parameters
     ----------
-    bundle, name: which network (``unet``, ``generator``, ``critic`` or ``classifier``).
-    outputs: the outputs wanted; the graph is cut to them, since onnxruntime computes the rest all the same.
+    name: the network: ``unet``, ``classifier``, ``generator-NAME`` or ``critic-NAME``.
+    outputs: the outputs to compute. The graph is cut to them, since onnxruntime would compute all.
     device: ``cpu`` or ``cuda``.
-    threads: of this network; 0 for one each core that this process may use (onnxruntime itself ignores cgroups).
+    threads: 0: one for each core that this process may use (onnxruntime's own default ignores cgroups).
 
     Raises
     ------
-    BundleError: the file is no valid ONNX model, refers to other files, or lacks an output.
-    DeviceError: onnxruntime cannot use the device. It would only log that and fall back to the CPU.
+    BundleError: the file is not a valid ONNX model, refers to other files, or lacks an output.
+    DeviceError: onnxruntime cannot use the device (it would log a warning and use the CPU).
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Network:
                 "install gliaflow[serve-gpu] in an environment without onnxruntime"
             )
         if device == "cuda":
-            ort.preload_dlls()  # CUDA and cuDNN, where they came as wheels
+            ort.preload_dlls()  # CUDA and cuDNN, if they are installed as wheels
         model = _cut(bundle.model(name), self.outputs, path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()
@@ -68,16 +69,16 @@ class Network:
             raise DeviceError(f"device {device}: onnxruntime fell back to {self._session.get_providers()[0]}")
 
     def __call__(self, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
-        """The outputs, in the order asked for."""
-        found: list[NDArray[Any]] = self._session.run(self.outputs, inputs)
-        return found
+        """Run the network; the outputs are in the order of ``outputs``."""
+        results: list[NDArray[Any]] = self._session.run(self.outputs, inputs)
+        return results
 
     def warm(self, **shapes: tuple[int, ...]) -> None:
-        """Run once on zeros, so that the first message does not pay for it, and a wrong shape shows at the start.
+        """Run once on zeros, so that the first message is not slow and a wrong shape is reported at the start.
 
         Raises
         ------
-        BundleError: it takes other inputs, or cannot be run on them.
+        BundleError: the network has other inputs, or does not run on these.
         """
         kinds: Mapping[str, type] = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
         inputs = {i.name: i.type for i in self._session.get_inputs()}
@@ -93,7 +94,7 @@ def _cut(data: bytes, outputs: list[str], path: object) -> bytes:
     try:
         model = onnx.load_model_from_string(data)
         if _refers_to_files(model):
-            raise BundleError(f"{path}: keeps weights in other files, which a bundle may not")
+            raise BundleError(f"{path}: keeps weights in other files, which a bundle must not")
         have = [output.name for output in model.graph.output]
         if missing := set(outputs) - set(have):
             raise BundleError(f"{path}: has no output {', '.join(sorted(missing))}, only {', '.join(have)[:300]}")
@@ -109,9 +110,9 @@ def _cut(data: bytes, outputs: list[str], path: object) -> bytes:
 
 
 def _refers_to_files(message: Any) -> bool:
-    """Whether a tensor anywhere in a model (branches, functions, attributes) has its data elsewhere.
+    """Whether a tensor in a model (branches, functions and attributes included) has external data.
 
-    Elsewhere is a file that the model names or, for onnxruntime, an address in memory.
+    External data are in a file that the model names or, for onnxruntime, at an address in memory.
     """
     if isinstance(message, onnx.TensorProto):
         return message.data_location != onnx.TensorProto.DEFAULT or len(message.external_data) > 0

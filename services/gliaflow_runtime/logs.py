@@ -1,7 +1,7 @@
 """Structured logs on stderr: JSON lines for machines, coloured text on a terminal.
 
-The text of an exception that nobody foresaw is not logged: it may hold a path, and that a patient's name. Its type and
-where it was raised tell as much to who mends it.
+The text of an unexpected exception is not logged, since it may have a path with a patient's name in it. Its type and
+the place where it was raised are enough to fix it.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def configure_logging(level: str, form: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=False,
     )
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # its connection troubles are ours to tell
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # gliaflow reports connection errors itself
 
 
 def where(error: BaseException) -> str:
-    """The type of an exception and where it was raised, without its text."""
+    """The type of an exception and the place where it was raised, without its text."""
     frames = traceback.extract_tb(error.__traceback__)
     at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{at}"
 
 
 def _trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """structlog: ``exc_info`` becomes ``exception``, the calls that led to it and to what it came from."""
+    """structlog: replace ``exc_info`` by ``exception``: the tracebacks of the error and its causes, without texts."""
     error = event.pop("exc_info", None)
     if error is True:
         error = sys.exc_info()[1]
@@ -61,7 +61,7 @@ def _trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
 
 
 class _Stderr(io.TextIOBase):
-    """Where the log goes. A full disk behind it, or nobody who reads on, is no reason to stop work."""
+    """The log's output. A full disk or a closed pipe must not stop the work."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):

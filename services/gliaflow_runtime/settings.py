@@ -1,4 +1,4 @@
-"""Settings of every command: a flag wins over ``GLIAFLOW_*`` in the environment, that over a TOML file."""
+"""Settings of all commands: a flag overrides ``GLIAFLOW_*`` in the environment, which overrides a TOML file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from gliaflow_runtime.errors import UsageError
 
-class SettingsError(ValueError):
-    """A setting that has a wrong value. The text names the setting."""
+
+class SettingsError(UsageError):
+    """A setting has an invalid value. The text names the setting."""
 
 
 def _state() -> Path:
@@ -26,7 +28,7 @@ def _state() -> Path:
 
 
 class Settings(BaseSettings):
-    """What a person may set. Each field's description is its documentation (``gliaflow serve --help``)."""
+    """All settings. Each field's description is its documentation (``gliaflow serve --help``)."""
 
     model_config = SettingsConfigDict(env_prefix="GLIAFLOW_", extra="forbid", env_ignore_empty=True)
 
@@ -34,41 +36,37 @@ class Settings(BaseSettings):
         "memory://", description="memory:// (this process) or amqp://user:password@host:5672/vhost; nodes with commas"
     )
     management: str = Field("", description="RabbitMQ's management API; default: port 15672 of the broker's host")
-    broker_password_file: Path | None = Field(None, description="file with the password, where the URL has none")
-    broker_ca: Path | None = Field(None, description="amqps://: who may have signed the broker's certificate (PEM)")
-    broker_cert: Path | None = Field(None, description="amqps://: our certificate, for a broker that asks for one")
+    broker_password_file: Path | None = Field(None, description="file with the password, if the URL has none")
+    broker_ca: Path | None = Field(None, description="amqps://: authorities that may sign its certificate (PEM)")
+    broker_cert: Path | None = Field(None, description="amqps://: this client's certificate, if the broker demands one")
     broker_key: Path | None = Field(None, description="amqps://: its key; default: in the same file")
     bundle: str | Path | None = Field(
         None, description="the model bundle, a folder or s3://bucket/path; default: the shipped demonstration"
     )
     bundle_sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="its manifest.json must have this SHA-256")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where onnxruntime computes; cuda fails if it is missing")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="the device of onnxruntime; cuda must be available")
     threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")
-    tap: str = Field("", description="the tap that features are read from; empty: the one that the bundle grades by")
-    batch: int = Field(4, ge=1, le=64, description="slices that pass through the U-Net at once")
-    roots: list[str] = Field([], description='where a scan URI may point, as JSON: ["/data", "s3://bucket/scans"]')
-    prefetch: int = Field(
-        1, ge=1, le=64, description="messages a stage holds; over 1, what kills it takes others along"
-    )
+    tap: str = Field("", description="the tap where features are read; empty: the tap of the bundle's classifier")
+    batch: int = Field(4, ge=1, le=64, description="slices in one run of the U-Net")
+    roots: list[str] = Field([], description='allowed roots of scan URIs, as JSON: ["/data", "s3://bucket/scans"]')
+    prefetch: int = Field(1, ge=1, le=64, description="open messages per stage; a crash counts for each")
     max_attempts: int = Field(5, ge=1, le=100, description="deliveries after which a message is a dead letter")
-    deadline_s: float = Field(600, gt=0, le=1500, description="a message in work for longer ends the process")
-    assembly_timeout_s: float = Field(1200, gt=0, le=1500, description="how long a scan may wait for its next part")
-    generator: str = Field("", description="the generator of the bundle that is served; empty: the bundle's own")
-    balance_share: float = Field(0.5, ge=0, lt=1, description="most of a class that may be synthetic; 0: no balancing")
-    seed: int = Field(0, ge=0, description="seed of the synthetic features made to balance, and of the trainer")
+    deadline_s: float = Field(600, gt=0, le=1500, description="a message that takes longer ends the process")
+    assembly_timeout_s: float = Field(1200, gt=0, le=1500, description="a scan fails if its next part takes longer")
+    generator: str = Field("", description="which of the bundle's generators is served; empty: its default")
+    balance_share: float = Field(0.5, ge=0, lt=1, description="the largest synthetic share of a class; 0: no balancing")
+    seed: int = Field(0, ge=0, description="seed of the balancer's synthetic features and of the trainer")
     health_host: str = Field("127.0.0.1", description="address for /livez, /readyz and /metrics")
-    health_port: int = Field(0, ge=0, le=65535, description="port for them; 0: none")
-    state: Path = Field(
-        default_factory=_state, description="where memory:// keeps its dead letters, and bundles that were fetched"
-    )
+    health_port: int = Field(0, ge=0, le=65535, description="port for these; 0: none")
+    state: Path = Field(default_factory=_state, description="folder for memory://'s dead letters and fetched bundles")
     store: Path = Field(Path(), validate_default=True, description="trainer: the feature store; default: in state")
-    bundles: Path = Field(Path(), validate_default=True, description="trainer: for new bundles; default: in state")
-    train_after_s: float = Field(60, gt=0, description="trainer: how long the store must be quiet before it fits")
-    train_deadline_s: float = Field(86400, gt=0, description="trainer: a fit that takes longer is ended")
+    bundles: Path = Field(Path(), validate_default=True, description="trainer: new bundles; default: in state")
+    train_after_s: float = Field(60, gt=0, description="trainer: starts when the store has not changed for so long")
+    train_deadline_s: float = Field(86400, gt=0, description="trainer: a training run that takes longer is stopped")
     train_profile: str = Field("demo", description="trainer: a profile of `gliaflow train`")
-    train_generator: str = Field("infogan", description="trainer: the generator variants that are fitted, with commas")
+    train_generator: str = Field("infogan", description="trainer: the generator variants to fit, separated by commas")
     train_options: dict[str, Any] = Field({}, description='trainer: options of that variant, as JSON: {"epochs": 20}')
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged to stderr")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level on stderr")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON")
 
     @field_validator("broker")
@@ -97,11 +95,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
-    """The settings in force. A flag that is None was not given.
+    """The settings that apply. A flag that is None was not given.
 
     Raises
     ------
-    SettingsError: a value is wrong, or GLIAFLOW_CONFIG names a file that is missing or no TOML.
+    SettingsError: a value is invalid, or the file that GLIAFLOW_CONFIG names is missing or not TOML.
     """
     named = os.environ.get("GLIAFLOW_CONFIG")
     if named and not Path(named).is_file():
@@ -119,7 +117,7 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity and, in a container, its cgroup quota (v2)."""
+    """The number of cores that this process may use, from its affinity and its cgroup v2 quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""A stage's life: take a message, compute, publish with confirm, acknowledge. The one loop that all stages run in."""
+"""The loop of all stages: receive a message, compute, publish with confirm, acknowledge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -28,26 +29,26 @@ from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.broker.interface import Broker, BrokerError, Consumer, Delivery, Refused, Unroutable
 from gliaflow_runtime.logs import where
 
-AWAY_S = 2.0  # the first pause where something is away; each is twice as long as the one before
-EX_SOFTWARE = 70  # sysexits.h: an internal fault, so that a supervisor starts the process again
+UNAVAILABLE_PAUSE_S = 2.0  # the first pause after TemporarilyUnavailable; each further pause is twice as long
+EX_SOFTWARE = 70  # sysexits.h: an internal fault; a supervisor restarts the process
 
 log = structlog.get_logger()
 
 
 class InvalidInput(Exception):
-    """The message can never be worked on: it goes to the dead letters, with this text as the reason."""
+    """The message can never be processed: it becomes a dead letter, with this text as the reason."""
 
 
-class Away(Exception):
-    """What the message needs does not answer now: it is tried again with longer pauses; the text may be shown."""
+class TemporarilyUnavailable(Exception):
+    """A service that the message needs does not answer now: retry with longer pauses. The text names no patient."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a delivery: messages to publish, then deliveries that are done with or dead.
+    """The result of a delivery: messages to publish, then deliveries to acknowledge or to dead-letter.
 
-    ``done`` is None for the usual case: the delivery that was handled. A stage that collects (the assembler) leaves
-    it empty to keep a delivery open, and later names all that it kept.
+    ``done`` is None in the usual case, and means the delivery that was handled. A stage that collects deliveries (the
+    assembler) returns an empty list to keep one open, and later lists all that it kept.
     """
 
     publish: Iterable[Message] = ()
@@ -56,44 +57,43 @@ class Outcome:
 
 
 class Stage(ABC):
-    """One kind of work: the queue it takes messages from, and what it makes of one."""
+    """One kind of work: the queue of its messages, and how one message is handled."""
 
     name: str
     queue: Queue
-    prefetch: int | None = None  # None: as in the settings
-    max_attempts: int | None = None  # None: as in the settings
-    announces_failures: bool = True  # False for side work, without which a scan is answered all the same
+    prefetch: int | None = None  # None: from the settings
+    max_attempts: int | None = None  # None: from the settings
+    announces_failures: bool = True  # False if scans are answered also without this stage
 
     @abstractmethod
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
-        """Work on one message.
+        """Process one message.
 
         Raises
         ------
-        InvalidInput, ProtocolError: it can never be worked on.
-        Away: it cannot be worked on now.
-        Exception: anything else is taken for a passing fault; the message is tried again, a bounded number of times.
+        InvalidInput, ProtocolError: the message can never be processed.
+        TemporarilyUnavailable: the message cannot be processed now.
+        Exception: any other error counts as temporary; the message is retried a limited number of times.
         """
 
     def idle(self) -> Outcome | None:
-        """Called about once a second between messages, for work that is due by time."""
+        """Called about once a second between messages, for work that depends on time."""
         return None
 
     def lost(self) -> None:
-        """Called when the connection was lost: each delivery that was kept open comes again, perhaps to another."""
+        """Called after a lost connection: all open deliveries are delivered again, possibly to another consumer."""
         return None
 
 
 class Worker:
-    """Runs one stage on one broker connection until it is told to stop.
+    """Runs one stage on one broker connection until ``stop`` is called.
 
     Parameters
     ----------
-    stage: what to run.
-    broker: the connection, this worker's own.
-    prefetch: deliveries held at a time. Those that wait count as attempted when the one in work ends the process.
-    max_attempts: deliveries of one message after which it is a dead letter: it may be what kills the process.
-    deadline_s: a message in work for longer ends the process, so that the broker gives it to another.
+    broker: a connection that no other worker uses.
+    prefetch: the most open deliveries. If one ends the process, those that wait also count as attempted.
+    max_attempts: after so many deliveries, a message becomes a dead letter, since it may be what ends the process.
+    deadline_s: a message that takes longer ends the process, so that the broker delivers it to another one.
         None: no limit.
     """
 
@@ -113,25 +113,20 @@ class Worker:
         self.deadline_s = deadline_s
         self.consuming = False
         self._stop = threading.Event()
-        self._taken: float | None = None  # when the message in work was
+        self._taken: float | None = None  # when the message in work was received
         self._show_zeros()
         self._log = log.bind(stage=stage.name)
 
     def stop(self) -> None:
-        """Drain: finish the message in work, give back the rest, and return from ``run``. From any thread."""
+        """Finish the message in work, return the others to the queue, and end ``run``. Any thread may call this."""
         self._stop.set()
 
     def ready(self) -> bool:
-        """Whether it is consuming from a broker that is connected."""
+        """Whether the broker is connected and the stage consumes."""
         return self.consuming and self.broker.connected
 
     def run(self) -> None:
-        """The loop. Returns once ``stop`` was called.
-
-        Raises
-        ------
-        BrokerError: the broker is lost for good.
-        """
+        """Process messages until ``stop`` is called. Raises BrokerError if the broker is lost permanently."""
         self.broker.declare(self.stage.queue)
         with self.broker.consume(self.stage.queue, self.prefetch) as consumer:
             self.consuming = True
@@ -156,28 +151,28 @@ class Worker:
         self._log.info("drained")
 
     def _work_on(self, delivery: Delivery, consumer: Consumer) -> _Plan:
-        """Decode, compute and encode; a fault becomes a dead letter or another attempt."""
+        """Decode, compute and encode; an error leads to a dead letter or another attempt."""
         started = time.monotonic()
         message: Message | None = None
         metrics.REDELIVERED.labels(self.stage.name).inc(delivery.attempts > 0)
         try:
-            with _Deadline(self.deadline_s, self.stage.name, delivery):
+            with _deadline(self.deadline_s, self.stage.name, delivery):
                 message = decode(delivery.body)
                 with tracing.span(self.stage.name, message, attempt=delivery.attempts) as trace:
                     if delivery.attempts >= self.max_attempts:
                         raise InvalidInput(
-                            f"gave up after {delivery.attempts} attempts: it may be what ends the process"
+                            f"gave up after {delivery.attempts} attempts: this message may be what ends the process"
                         )
                     return _plan(self.stage.handle(message, delivery), delivery, (message.trace, trace))
         except (InvalidInput, ProtocolError) as error:
             return self._failed(delivery, message, str(error), consumer)
         except BrokerError:
             raise
-        except Away as error:
-            self._log.warning("away", scan=message.scan.id if message else None, reason=str(error))
+        except TemporarilyUnavailable as error:
+            self._log.warning("unavailable", scan=message.scan.id if message else None, reason=str(error))
             if delivery.attempts + 1 >= self.max_attempts:
                 return self._failed(delivery, message, str(error), consumer)
-            self._stop.wait(min(30, AWAY_S * 2**delivery.attempts))
+            self._stop.wait(min(30, UNAVAILABLE_PAUSE_S * 2**delivery.attempts))
             return _Plan(requeue=[delivery])
         except Exception as error:
             self._log.exception("fault", scan=message.scan.id if message else None, attempt=delivery.attempts + 1)
@@ -192,9 +187,10 @@ class Worker:
             metrics.MESSAGE_SECONDS.labels(self.stage.name).observe(time.monotonic() - started)
 
     def _failed(self, delivery: Delivery, message: Message | None, reason: str, consumer: Consumer) -> _Plan:
-        """A dead letter, and the news of it to whoever waits for the scan.
+        """Dead-letter a delivery, and announce the failure to the client that waits for the scan.
 
-        Not where the delivery was lost meanwhile: it comes again, or another has it, and has perhaps answered.
+        Neither is done if the connection was lost meanwhile: the message is delivered again, and perhaps another
+        process has answered it already.
         """
         scan, trace = (message.scan.id, message.trace[3:35]) if message else (None, None)
         if delivery.tag <= consumer.lost:
@@ -206,9 +202,9 @@ class Worker:
         return _Plan([_encoded(failure(message, self.stage.name, reason))], dead=[(delivery, reason)])
 
     def _carry_out(self, plan: _Plan, consumer: Consumer) -> None:
-        """Publish all, wait for the confirms, and only then let go of the deliveries."""
+        """Publish all messages, wait for the confirms, and only then settle the deliveries."""
         started = time.monotonic()
-        for letter, reason in plan.dead:  # first, so that whoever hears of the failure finds the dead letter
+        for letter, reason in plan.dead:  # before the announcement, so that its reader finds the dead letter
             self.broker.dead_letter(letter, reason)
         for message, body in plan.publish:
             self._publish(message, body)
@@ -223,7 +219,7 @@ class Worker:
         self._spent("publish", started)
 
     def _publish(self, message: Message, body: bytes) -> None:
-        """Publish one message; while a queue is full or nobody has declared one yet, wait and try again."""
+        """Publish one message; while its queue is full or not declared yet, wait and retry."""
         key = routing_key(message)
         pause = 0.05
         while True:
@@ -232,7 +228,7 @@ class Worker:
                 break
             except (Refused, Unroutable) as error:
                 if self._stop.is_set():
-                    raise  # the process ends; the message that led here is not acknowledged and comes again
+                    raise  # the process ends; the delivery is not acknowledged and comes again
                 metrics.FULL.labels(self.stage.name).inc()
                 self._log.warning("publish waits", key=key, reason=str(error))
                 time.sleep(pause * random.uniform(0.5, 1.5))
@@ -241,7 +237,7 @@ class Worker:
         metrics.BYTES.labels(self.stage.name).inc(len(body))
 
     def _show_zeros(self) -> None:
-        """An idle stage shows 0 and not nothing: a rate does not see a counter's first value."""
+        """Start all counters at 0: Prometheus computes no rate from a counter's first sample."""
         name = self.stage.name
         for doing in ("wait", "compute", "publish"):
             metrics.SECONDS.labels(name, doing)
@@ -256,20 +252,20 @@ class Worker:
 
 
 def failure(message: Message, stage: str, reason: str) -> FailureMessage:
-    """The news that a stage gave up on a message."""
+    """The announcement that a stage gave up on a message."""
     return FailureMessage(
         id=message_id(message.id, stage, "failure"),
         scan=message.scan,
         part=message.part,
         trace=message.trace,
         stage=stage,
-        reason=reason[:4000].encode("utf-8", "replace").decode(),  # a file's name may hold what is no text
+        reason=reason[:4000].encode("utf-8", "replace").decode(),  # a file's name may not be valid UTF-8
     )
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """An outcome made ready: everything computed and encoded, nothing published yet."""
+    """An outcome that is ready to be carried out: all is computed and encoded, nothing is published yet."""
 
     publish: list[tuple[Message, bytes]] = field(default_factory=list)
     done: list[Delivery] = field(default_factory=list)
@@ -278,12 +274,12 @@ class _Plan:
 
 
 def _plan(outcome: Outcome | None, delivery: Delivery | None = None, traces: tuple[str, str] = ("", "")) -> _Plan:
-    """``traces``: that of the message in work, and the one that goes on in what comes of it."""
+    """``traces``: the trace of the message in work, and the one for the messages that result from it."""
     if outcome is None:
         return _Plan()
     done = outcome.done if outcome.done is not None else [delivery] if delivery else []
-    came, on = traces
-    publish = (replace(m, trace=on) if m.trace in ("", came) else m for m in outcome.publish)
+    own, next_trace = traces
+    publish = (replace(m, trace=next_trace) if m.trace in ("", own) else m for m in outcome.publish)
     return _Plan([_encoded(message) for message in publish], done, outcome.dead)
 
 
@@ -294,22 +290,19 @@ def _encoded(message: Message) -> tuple[Message, bytes]:
     return message, body
 
 
-class _Deadline:
-    """Ends the process when a message is in work for too long: a hung thread cannot be stopped in any other way."""
+@contextmanager
+def _deadline(seconds: float | None, stage: str, delivery: Delivery) -> Iterator[None]:
+    """End the process if the block takes longer: there is no other way to stop a thread that hangs."""
 
-    def __init__(self, seconds: float | None, stage: str, delivery: Delivery) -> None:
-        self._timer = threading.Timer(seconds, self._end, [seconds, stage, delivery]) if seconds else None
-
-    def __enter__(self) -> None:
-        if self._timer:
-            self._timer.daemon = True
-            self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer:
-            self._timer.cancel()
-
-    @staticmethod
-    def _end(seconds: float, stage: str, delivery: Delivery) -> None:
+    def end() -> None:
         log.error("deadline passed, ending the process", stage=stage, message=delivery.message_id, seconds=seconds)
         os._exit(EX_SOFTWARE)
+
+    timer = threading.Timer(seconds or 0, end)
+    timer.daemon = True
+    if seconds:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,8 +1,8 @@
-"""Traces through the queues, by OpenTelemetry: a span for each message a stage works on, its parent in the message.
+"""OpenTelemetry traces through the queues: a span for each message in a stage; the message has the parent's id.
 
-Off, and nothing of OpenTelemetry imported, unless the environment names a receiver: ``OTEL_EXPORTER_OTLP_ENDPOINT``
-or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``. The other ``OTEL_*`` variables mean what OpenTelemetry says they do. Spans
-hold nothing of a patient, and no text of an error, which may name a file: the dead letter does.
+Tracing is off, and OpenTelemetry not imported, unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` or
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` names a receiver. OpenTelemetry reads the other ``OTEL_*`` variables. Spans have
+no patient data and no error text, since that may name a file; the dead letter has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _tracer: Any = None  # None: off
 
 
 def start(service: str, bundle: str = "") -> None:
-    """Switch tracing on for this process, if the environment asks for it. ``service``: stage or command."""
+    """Start tracing in this process if the environment names a receiver. ``service``: the stage or command."""
     global _tracer
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if off or _tracer is not None or not any(os.environ.get(name) for name in ENDPOINTS):
@@ -40,15 +40,15 @@ def start(service: str, bundle: str = "") -> None:
     name = os.environ.get("OTEL_SERVICE_NAME") or f"gliaflow-{service}"
     about = {"service.name": name, "service.version": VERSION, "gliaflow.bundle": bundle}
     provider = TracerProvider(resource=Resource.create(about))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))  # what is left is sent when the process ends
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))  # sends the rest when the process ends
     _tracer = provider.get_tracer("gliaflow", VERSION)
 
 
 @contextmanager
 def span(doing: str, message: Message, *, kind: str = "CONSUMER", attempt: int = 0) -> Iterator[str]:
-    """A span over the work on ``message``; gives the traceparent for the messages that come of it.
+    """A span for the work on ``message``; yields the traceparent for the messages that result from it.
 
-    Without tracing that is the message's own. An exception marks the span as failed, and passes.
+    Without tracing, that is the message's own. An exception marks the span as failed and propagates.
     """
     if _tracer is None:
         yield message.trace

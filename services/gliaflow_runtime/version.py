@@ -1,8 +1,8 @@
-"""Which gliaflow this is."""
+"""The version of gliaflow."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     VERSION = version("gliaflow")
-except PackageNotFoundError:  # run from a checkout that was not installed
+except PackageNotFoundError:  # a checkout that is not installed
     VERSION = "unknown"

@@ -1,12 +1,12 @@
-"""The feature store: a folder with a safetensors file for each part of a scan, read a sample at a time.
+"""The feature store: a folder with one safetensors file for each part of a scan.
 
-Training reads any tap in bounded memory. Files are read and not mapped: mapped pages would count as this process's own
-until the kernel takes them back. Batches are read in any order, in memory that does not grow with the store.
+Batches are read in any order, and memory does not grow with the store or the size of the tap. Files are read, not
+mapped: mapped pages would count as this process's memory until the kernel frees them.
 
-A file holds ``features`` FP16 [n, C, H, W], ``mask`` UINT8 [n, rows, columns] as the U-Net found it, ``slices`` INT32
-[n] (canonical z) and ``tumour`` INT32 [n] (pixels of that mask), and says in its metadata whose they are. There is no
-index beside the files: opening a store reads their headers. Masks are not packed: they are an eighth of a file at
-15×15×1024 and less at larger taps, and any safetensors reader can show them as they are.
+A file has ``features`` FP16 [n, C, H, W], the predicted ``mask`` UINT8 [n, rows, columns], ``slices`` INT32 [n]
+(canonical z) and ``tumour`` INT32 [n] (tumour pixels of the mask). Its metadata name scan, patient, label and origin.
+There is no separate index: opening a store reads the headers of its files. Masks are not compressed: they are an eighth
+of a file at 15×15×1024 and less at larger taps, and any safetensors reader can show them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
-from uuid import uuid4
 
 import numpy as np
-from gliaflow_proto import Scan
+from gliaflow_proto import CLASSES, Scan
+from gliaflow_runtime.files import write_whole
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import save
@@ -35,11 +35,11 @@ Size = Annotated[int, Field(ge=0)]
 
 
 class StoreError(ValueError):
-    """A store, or a file of one, that cannot be used. The text names the file."""
+    """A store, or one of its files, cannot be used. The text names the file."""
 
 
-class Origin(NamedTuple):
-    """Where features come from. All files of a store have the same."""
+class FeatureOrigin(NamedTuple):
+    """The bundle, tap and shape of features. It is the same in all files of a store."""
 
     bundle: str
     tap: str
@@ -49,29 +49,25 @@ class Origin(NamedTuple):
         return f"{'×'.join(map(str, self.shape))} of tap {self.tap} of {self.bundle}"
 
 
-def write_part(
-    folder: Path,
-    scan: Scan,
-    part: Sequence[int],
-    origin: Origin,
-    features: NDArray[np.float16],
-    mask: NDArray[np.uint8],
-    slices: Sequence[int],
-) -> Path:
-    """Write one part of a scan, whole or not at all; the same part of the same scan is overwritten.
+@dataclass(frozen=True, eq=False)
+class StoredPart:
+    """One part of a scan, to be written to a store."""
 
-    When it returns, the file is on the disk. A process that is killed leaves at most a file ``*.part``, which no
-    store reads.
+    scan: Scan
+    part: Sequence[int]  # [index, count]
+    origin: FeatureOrigin
+    features: NDArray[np.float16]  # [n, C, H, W]
+    mask: NDArray[np.uint8]  # [n, rows, columns]
+    slices: Sequence[int]  # [n]
 
-    Parameters
-    ----------
-    part: [index, count].
-    features, mask, slices: [n, C, H, W], [n, rows, columns] and [n].
 
-    Raises
-    ------
-    OSError: it cannot be written.
+def write_part(folder: Path, part: StoredPart) -> Path:
+    """Write one part of a scan as a whole file; it replaces an earlier file of the same part.
+
+    When this returns, the file is on the disk. A process that is killed leaves at most a file ``*.part``, which no
+    store reads. Raises OSError if the file cannot be written.
     """
+    scan, (index, count) = part.scan, part.part
     about = {
         "schema": SCHEMA,
         "scan": scan.id,
@@ -80,47 +76,33 @@ def write_part(
         "patient": scan.patient,
         "cohort": scan.cohort,
         "label": scan.label or "",
-        "part": str(part[0]),
-        "parts": str(part[1]),
-        "bundle": origin.bundle,
-        "tap": origin.tap,
+        "part": str(index),
+        "parts": str(count),
+        "bundle": part.origin.bundle,
+        "tap": part.origin.tap,
     }
     tensors = {
-        "features": np.ascontiguousarray(features, dtype=np.float16),
-        "mask": np.ascontiguousarray(mask, dtype=np.uint8),
-        "slices": np.asarray(slices, dtype=np.int32),
-        "tumour": np.count_nonzero(mask, axis=(1, 2)).astype(np.int32),
+        "features": np.ascontiguousarray(part.features, dtype=np.float16),
+        "mask": np.ascontiguousarray(part.mask, dtype=np.uint8),
+        "slices": np.asarray(part.slices, dtype=np.int32),
+        "tumour": np.count_nonzero(part.mask, axis=(1, 2)).astype(np.int32),
     }
-    # a name made of digits: an id is a stranger's text
-    path = folder / (hashlib.sha256(f"{scan.id}\x1f{part[0]}".encode()).hexdigest()[:32] + SUFFIX)
-    unfinished = path.with_suffix(f".{uuid4().hex[:8]}.part")
-    try:
-        with unfinished.open("xb") as file:
-            file.write(save(tensors, about))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name too, before the message is let go of
-    finally:
-        os.close(directory)
+    # the name is a digest, since the id is untrusted text
+    path = folder / (hashlib.sha256(f"{scan.id}\x1f{index}".encode()).hexdigest()[:32] + SUFFIX)
+    write_whole(path, save(tensors, about), sync=True)  # before the message is acknowledged
     return path
 
 
 @dataclass(eq=False)
 class Samples:
-    """Samples of a store: a ``FeatureSource`` that knows whose they are. Arrays are [N], in the order of the samples.
+    """Samples of a store: a ``FeatureSource`` with labels, patients and scans. Arrays are [N], one entry a sample.
 
-    ``slices`` is the canonical z, ``tumour`` the pixels of tumour that the U-Net found. A scan whose patient was not
-    told is a patient of its own.
+    ``slices`` is the canonical z, ``tumour`` the number of tumour pixels in the predicted mask. A scan without a
+    patient counts as a separate patient.
     """
 
     files: _Files
-    at: Indices  # which samples of the files
+    at: Indices  # the numbers of the samples in the files
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     patients: NDArray[np.str_]
@@ -141,40 +123,30 @@ class Samples:
     def batch(self, indices: Indices) -> NDArray[np.float32]:
         """The samples [n, C, H, W] at ``indices`` [n], in that order.
 
-        Raises
-        ------
-        StoreError: a file is gone, or shorter than it was.
+        Raises StoreError if a file is missing or has become shorter.
         """
-        found = np.empty((len(indices), *self.shape), dtype=np.float32)
-        self.files.read(self.files.features, self.at[indices], found)
-        return found
+        features = np.empty((len(indices), *self.shape), dtype=np.float32)
+        self.files.read(self.files.features, self.at[indices], features)
+        return features
 
     def masks(self, indices: Indices) -> NDArray[np.uint8]:
-        """The U-Net's masks UINT8 [n, rows, columns] of the samples at ``indices`` [n]. Raises as ``batch`` does."""
-        found = np.empty((len(indices), *self.files.mask.shape), dtype=np.uint8)
-        self.files.read(self.files.mask, self.at[indices], found)
-        return found
+        """The predicted masks UINT8 [n, rows, columns] at ``indices`` [n]. Raises as ``batch`` does."""
+        masks = np.empty((len(indices), *self.files.mask.shape), dtype=np.uint8)
+        self.files.read(self.files.mask, self.at[indices], masks)
+        return masks
 
     def select(self, indices: Indices | NDArray[np.bool_]) -> Samples:
-        """The samples at ``indices``, or where a mask [N] is true. No features are copied."""
-        return Samples(
-            self.files,
-            self.at[indices],
-            self.classes,
-            self.labels[indices],
-            self.patients[indices],
-            self.scans[indices],
-            self.cohorts[indices],
-            self.slices[indices],
-            self.tumour[indices],
-        )
+        """The samples at ``indices``, or where a boolean array [N] is true. No features are copied."""
+        columns = ("at", "labels", "patients", "scans", "cohorts", "slices", "tumour")
+        selected = {name: getattr(self, name)[indices] for name in columns}
+        return Samples(self.files, classes=self.classes, **selected)
 
     def with_labels(self, labels: Indices, classes: tuple[str, ...]) -> Samples:
         """The same samples for another task: ``labels`` [N] are indices into ``classes``.
 
         Raises
         ------
-        ValueError: there is not one label a sample, or one is no index into ``classes``.
+        ValueError: the number of labels differs from the number of samples, or a label is not an index.
         """
         if labels.shape != self.at.shape or not np.isin(labels, np.arange(len(classes))).all():
             raise ValueError(f"labels {labels.shape} must be one for each of {len(self)} samples, from {classes}")
@@ -184,41 +156,41 @@ class Samples:
 
 
 class FeatureStore(Samples):
-    """All samples of a folder, in the order of scan id and part, whatever order they came in.
+    """All samples of a folder, ordered by scan id and part.
 
-    ``problems`` names what was left out, a line each: files that cannot be read or are none of ours, scans of which
-    a part is missing or is of another patient. One bad file must not hide the others.
+    ``problems`` has a line for each file or scan that is left out: a file that is unreadable or not a gliaflow file, a
+    scan with missing parts or with parts of different patients. The other scans are used.
 
     Parameters
     ----------
-    folder: where a ``Recorder`` wrote.
-    classes: the labels that count; label n is the n-th.
+    folder: the folder of a ``Recorder``.
+    classes: the labels that are used; label n is the n-th.
 
     Raises
     ------
-    StoreError: there is no folder, no whole scan in it, or files are of different bundles or taps.
+    StoreError: the folder does not exist, has no complete scan, or has files of different bundles or taps.
     """
 
-    def __init__(self, folder: Path, classes: tuple[str, ...] = ("HGG", "LGG")) -> None:
+    def __init__(self, folder: Path, classes: tuple[str, ...] = CLASSES) -> None:
         self.folder = folder
         self.problems: list[str] = []
         parts = self._whole_scans(self._read_headers(classes))
         if not parts:
-            told = "".join(f"; {problem}" for problem in self.problems[:3])
-            raise StoreError(f"{folder}: no whole labelled scan is stored here{told}")
+            reasons = "".join(f"; {problem}" for problem in self.problems[:3])
+            raise StoreError(f"{folder}: no complete labelled scan is stored here{reasons}")
         for part in parts:
             if (part.origin, part.mask_size) != (parts[0].origin, parts[0].mask_size):
                 raise StoreError(
                     f"{folder}: features of different origin: {parts[0].path.name} has {parts[0].origin}, "
-                    f"{part.path.name} has {part.origin}; make the store anew"
+                    f"{part.path.name} has {part.origin}; fill a new store"
                 )
         self.bundle, self.tap, shape = parts[0].origin
         each = [len(part.slices) for part in parts]
         files = _Files(
             [part.path for part in parts],
             np.cumsum(each),
-            _Kept(np.array([part.features for part in parts]), shape, np.dtype("<f2")),
-            _Kept(np.array([part.mask for part in parts]), parts[0].mask_size, np.dtype("u1")),
+            _TensorLayout(np.array([part.features for part in parts]), shape, np.dtype("<f2")),
+            _TensorLayout(np.array([part.mask for part in parts]), parts[0].mask_size, np.dtype("u1")),
         )
 
         def of_scan(values: Sequence[str]) -> NDArray[np.str_]:
@@ -236,11 +208,11 @@ class FeatureStore(Samples):
             np.concatenate([part.tumour for part in parts]).astype(np.int64),
         )
 
-    def _read_headers(self, classes: tuple[str, ...]) -> dict[str, dict[int, _Part]]:
+    def _read_headers(self, classes: tuple[str, ...]) -> dict[str, dict[int, _PartFile]]:
         """The parts of each scan."""
         if not self.folder.is_dir():
             raise StoreError(f"{self.folder}: no such folder")
-        scans: dict[str, dict[int, _Part]] = {}
+        scans: dict[str, dict[int, _PartFile]] = {}
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             try:
                 part = _read_header(path)
@@ -256,17 +228,17 @@ class FeatureStore(Samples):
                 same[part.about.part] = part
         return scans
 
-    def _whole_scans(self, scans: dict[str, dict[int, _Part]]) -> list[_Part]:
-        whole: list[_Part] = []
+    def _whole_scans(self, scans: dict[str, dict[int, _PartFile]]) -> list[_PartFile]:
+        whole: list[_PartFile] = []
         for _, by_index in sorted(scans.items()):
             parts = [part for _, part in sorted(by_index.items())]
             if not parts:
                 continue
             first = parts[0].about
-            name = f"{self.folder}: scan {first.scan}"  # not its name: this is logged
+            name = f"{self.folder}: scan {first.scan}"  # not its name, since this is logged
             kinds = {(part.about.patient, part.about.label, part.about.parts) for part in parts}
             if len(kinds) > 1 or parts[-1].about.part >= first.parts:
-                self.problems.append(f"{name}: its parts do not belong together")
+                self.problems.append(f"{name}: its parts have different patients, labels or counts")
             elif len(parts) < first.parts:
                 self.problems.append(f"{name}: {first.parts - len(parts)} of {first.parts} parts are missing")
             else:
@@ -274,37 +246,37 @@ class FeatureStore(Samples):
         return whole
 
 
-def origin_of(folder: Path) -> Origin | None:
-    """What the features in a folder are; None where there are none."""
+def origin_of(folder: Path) -> FeatureOrigin | None:
+    """The origin of the features in a folder; None if there are none."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             return _read_header(path).origin
-        except StoreError:  # named when the store is opened
+        except StoreError:  # reported when the store is opened
             continue
     return None
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A tensor of every file: from which byte its samples lie one after another, and what one is."""
+class _TensorLayout:
+    """Where a tensor is in each file (its samples follow one another), and what one sample is."""
 
-    starts: Indices
+    starts: Indices  # the first byte in each file
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Where the samples lie. File n holds those from ``ends[n - 1]`` up to ``ends[n]``."""
+    """The files of the samples. File n has the samples from ``ends[n - 1]`` up to ``ends[n]``."""
 
     paths: list[Path]
     ends: Indices
-    features: _Kept
-    mask: _Kept
+    features: _TensorLayout
+    mask: _TensorLayout
 
-    def read(self, tensor: _Kept, at: Indices, into: NDArray[Any]) -> None:
+    def read(self, tensor: _TensorLayout, at: Indices, into: NDArray[Any]) -> None:
         """Fill ``into`` [n, ...] with the samples numbered ``at`` [n]."""
-        sample = np.empty(tensor.shape, dtype=tensor.dtype)  # one at a time: it stays in the processor's cache
+        sample = np.empty(tensor.shape, dtype=tensor.dtype)  # one at a time, so that it stays in the processor's cache
         for place in np.argsort(at, kind="stable"):
             file = int(np.searchsorted(self.ends, at[place], side="right"))
             index = int(at[place]) - (int(self.ends[file - 1]) if file else 0)
@@ -315,7 +287,7 @@ class _Files:
             except OSError as error:
                 raise StoreError(f"{self.paths[file]}: {error.strerror or error}") from None
             if read != sample.nbytes:
-                raise StoreError(f"{self.paths[file]}: shorter than it was when the store was opened")
+                raise StoreError(f"{self.paths[file]}: has become shorter since the store was opened")
             into[place] = sample
 
 
@@ -325,7 +297,7 @@ class _Tensor(BaseModel):
     data_offsets: tuple[Size, Size]
 
 
-class _About(BaseModel):
+class _Metadata(BaseModel):
     model_config = ConfigDict(frozen=True)
     schema_: Literal["gliaflow-store/1"] = Field(alias="schema")
     scan: str
@@ -340,9 +312,9 @@ class _About(BaseModel):
 
 
 class _Header(BaseModel):
-    """A safetensors header: JSON after its length in 8 bytes; the tensors' bytes follow."""
+    """A safetensors header: its length in 8 bytes, then JSON; the bytes of the tensors follow."""
 
-    about: _About = Field(alias="__metadata__")
+    about: _Metadata = Field(alias="__metadata__")
     features: _Tensor
     mask: _Tensor
     slices: _Tensor
@@ -350,12 +322,12 @@ class _Header(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A file as its header tells, the two short tensors read: ``features`` and ``mask`` start at these bytes."""
+class _PartFile:
+    """A file: its header and its two short tensors. ``features`` and ``mask`` are where these tensors start."""
 
     path: Path
-    about: _About
-    origin: Origin
+    about: _Metadata
+    origin: FeatureOrigin
     mask_size: tuple[int, int]
     features: int
     mask: int
@@ -363,13 +335,13 @@ class _Part:
     tumour: NDArray[np.int32]
 
 
-def _read_header(path: Path) -> _Part:
-    """Raises StoreError where it is no file of ours, or not whole."""
+def _read_header(path: Path) -> _PartFile:
+    """Read a file's header. Raises StoreError if it is not a complete file of a feature store."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= MAX_HEADER_BYTES:
-                raise StoreError(f"{path}: no safetensors file")
+                raise StoreError(f"{path}: not a safetensors file")
             header = _Header.model_validate_json(file.read(length))
             data = os.fstat(file.fileno()).st_size - 8 - length
             kinds = {"features": ("F16", 2, 4), "mask": ("U8", 1, 3), "slices": ("I32", 4, 1), "tumour": ("I32", 4, 1)}
@@ -378,7 +350,7 @@ def _read_header(path: Path) -> _Part:
                 tensor: _Tensor = getattr(header, name)
                 begin, end = tensor.data_offsets
                 if tensor.dtype != dtype or len(tensor.shape) != axes or tensor.shape[0] != count:
-                    raise StoreError(f"{path}: {name}: {tensor.dtype} {tensor.shape} is not what a store holds")
+                    raise StoreError(f"{path}: {name}: {tensor.dtype} {tensor.shape} is not valid in a store")
                 if end - begin != size * math.prod(tensor.shape) or end > data:
                     raise StoreError(f"{path}: cut short")
             short = []
@@ -392,7 +364,7 @@ def _read_header(path: Path) -> _Part:
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror or error}") from None
     _, channels, height, width = header.features.shape
-    origin = Origin(header.about.bundle, header.about.tap, (channels, height, width))
+    origin = FeatureOrigin(header.about.bundle, header.about.tap, (channels, height, width))
     rows, columns = header.mask.shape[1:]
     features, mask = (8 + length + tensor.data_offsets[0] for tensor in (header.features, header.mask))
-    return _Part(path, header.about, origin, (rows, columns), features, mask, short[0], short[1])
+    return _PartFile(path, header.about, origin, (rows, columns), features, mask, short[0], short[1])

@@ -1,36 +1,36 @@
-"""The recorder: labelled features go into the feature store."""
+"""The recorder: writes labelled features to the feature store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from gliaflow_proto import FeaturesMessage, Message, expect
+from gliaflow_proto import CLASSES, FeaturesMessage, Message, expect
 from gliaflow_proto.routing import RECORDER
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Delivery
-from gliaflow_runtime.stage import Away, InvalidInput, Outcome, Stage
+from gliaflow_runtime.stage import InvalidInput, Outcome, Stage, TemporarilyUnavailable
 
-from gliaflow_store.feature_store import Origin, origin_of, write_part
+from gliaflow_store.feature_store import FeatureOrigin, StoredPart, origin_of, write_part
 
 
 class Recorder(Stage):
-    """``features.labelled`` → a file of the store. It publishes nothing; the store holds what is acknowledged.
+    """``features.labelled`` → a file of the store. It publishes nothing; acknowledged parts are in the store.
 
-    A part that comes again overwrites itself, so several recorders may share a folder. What it refuses is a dead
-    letter; the scan is graded all the same.
+    A part that comes again replaces its file, so several recorders may share a folder. A part that it refuses becomes
+    a dead letter; the scan is graded nevertheless.
 
     Parameters
     ----------
-    folder: the store, made where it is missing. Features must be of the bundle, tap and shape that lie there already.
-    classes: the labels that are taken.
+    folder: the store, created if it is missing. Features must have the same origin as those that it already has.
+    classes: the accepted labels.
     """
 
     name = "recorder"
     queue = RECORDER
     announces_failures = False
 
-    def __init__(self, folder: Path, classes: tuple[str, ...] = ("HGG", "LGG")) -> None:
+    def __init__(self, folder: Path, classes: tuple[str, ...] = CLASSES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._classes = folder, classes
         self._origin = origin_of(folder)
@@ -47,13 +47,18 @@ class Recorder(Stage):
         if part.features.dtype != np.float16 or not np.isfinite(part.features).all():
             raise InvalidInput(f"tensors.features: {part.features.dtype}, expected finite FP16 numbers")
         _, channels, height, width = part.features.shape
-        origin = Origin(part.bundle, part.tap, (channels, height, width))
+        origin = FeatureOrigin(part.bundle, part.tap, (channels, height, width))
         if origin != (self._origin or origin):
-            raise InvalidInput(f"features: {origin}, but {self._folder} holds {self._origin}; use another folder")
+            raise InvalidInput(f"features: {origin}, but {self._folder} has {self._origin}; use another folder")
         try:
-            write_part(self._folder, part.scan, part.part, origin, part.features, part.mask, part.geometry.slices)
+            write_part(
+                self._folder,
+                StoredPart(part.scan, part.part, origin, part.features, part.mask, part.geometry.slices),
+            )
         except OSError as error:
-            raise Away(f"the store cannot be written: {error.strerror or type(error).__name__}") from None
+            raise TemporarilyUnavailable(
+                f"the store cannot be written: {error.strerror or type(error).__name__}"
+            ) from None
         self._origin = origin
         metrics.SLICES.labels(self.name).inc(slices)
         return Outcome()

@@ -1,4 +1,4 @@
-"""From a URL to a broker."""
+"""Connect to the broker that a URL names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.broker.memory import STAGE_LIMITS, MemoryBroker
 
 if TYPE_CHECKING:
-    from gliaflow_runtime.broker.credentials import Access
+    from gliaflow_runtime.broker.credentials import Credentials
 
 _embedded: dict[str, MemoryBroker] = {}
 _lock = threading.Lock()
@@ -20,26 +20,26 @@ _lock = threading.Lock()
 def connect(
     url: str,
     *,
-    access: Access | None = None,
+    credentials: Credentials | None = None,
     connect_timeout: float = 60,
     dead_letters: Path | None = None,
     about: Mapping[str, str] | None = None,
 ) -> Broker:
-    """A connection of one's own to the broker that ``url`` names.
+    """A new connection to the broker at ``url``.
 
     Parameters
     ----------
-    url: ``amqp://user:password@host:port/vhost`` or ``amqps://…`` (RabbitMQ); ``memory://`` (this process: every
-        connection to the same URL meets the same queues; ``memory://name`` is another set of them).
-    access: password and certificates for RabbitMQ, where the URL does not say all.
-    connect_timeout: how many seconds to wait for a RabbitMQ that is not there yet.
-    dead_letters: the folder in which ``memory://`` keeps dead letters; the first connection to a URL decides.
-    about: what RabbitMQ shows of the client (its "client properties").
+    url: ``amqp://user:password@host:port/vhost`` or ``amqps://…`` (RabbitMQ); ``memory://`` (this process: all
+        connections to the same URL share its queues; ``memory://name`` has queues of its own).
+    credentials: password and certificates for RabbitMQ that the URL does not have.
+    connect_timeout: seconds to wait until RabbitMQ answers.
+    dead_letters: the folder in which ``memory://`` keeps dead letters; the first connection to a URL sets it.
+    about: what RabbitMQ shows about this client (its "client properties").
 
     Raises
     ------
-    ValueError: the URL is of no kind that is known, or not well formed.
-    BrokerError: the broker cannot be reached, or refuses the access.
+    ValueError: the URL is malformed or its scheme is unknown.
+    BrokerError: the broker cannot be reached, or denies access.
     """
     scheme = url.partition("://")[0]
     if scheme == "memory":
@@ -50,5 +50,5 @@ def connect(
     if scheme in ("amqp", "amqps"):
         from gliaflow_runtime.broker.rabbitmq import AmqpBroker  # so that memory:// does not load pika
 
-        return AmqpBroker(url, access=access, connect_timeout=connect_timeout, about=about)
+        return AmqpBroker(url, credentials=credentials, connect_timeout=connect_timeout, about=about)
     raise ValueError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")

@@ -1,7 +1,7 @@
 """A pika connection and the thread that owns it.
 
-pika's connections are not thread-safe, and one that nobody attends to misses its heartbeats. So each belongs to a
-thread of its own that attends to it all the time; other threads leave jobs for it.
+pika's connections are not thread-safe, and an idle one still has to send heartbeats. So each connection has a thread
+that serves it all the time; other threads submit jobs to it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pika
 import structlog
-from pika.adapters.utils.connection_workflow import AMQPConnectorException  # a handshake that stalls is no AMQPError
+from pika.adapters.utils.connection_workflow import AMQPConnectorException  # a stalled handshake; not an AMQPError
 from pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
@@ -30,63 +30,68 @@ from pika.exceptions import (
     ProbableAuthenticationError,
 )
 
-from gliaflow_runtime.broker.credentials import Access, tls_trouble
+from gliaflow_runtime.broker.credentials import Credentials, explain_tls_error
 from gliaflow_runtime.broker.interface import BrokerError, without_password
 
-PAUSE_S = (0.1, 10.0)  # between attempts to connect: first and longest
-STEADY_S = 5.0  # a connection that lived so long was a good one: the pauses start anew
-FRAME_FAULTS = range(501, 506)  # reply codes that blame what was sent, not the state of the broker
+PAUSE_S = (0.1, 10.0)  # first and longest pause between attempts to connect
+STEADY_S = 5.0  # a connection that lasted this long resets the pauses
+FRAME_FAULTS = range(501, 506)  # reply codes that blame the frames of this client, not the state of the broker
 
 log = structlog.get_logger()
-Channel = Any  # pika is not typed for us
+Channel = Any  # pika has no type annotations
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A RabbitMQ server or cluster, and how to connect to it. The fields are the arguments of ``AmqpBroker``."""
+
+    url: str
+    credentials: Credentials = field(default_factory=Credentials)
+    connect_timeout: float = 60
+    outage_timeout: float = 300
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class _Job:
     action: Callable[[Channel], Any]
-    future: Future[Any] | None  # None: nobody waits for it
+    future: Future[Any] | None  # None: no caller waits for it
 
 
-class Link:
+class ConnectionThread:
     """A connection with one channel, and the thread that owns both.
 
     Parameters
     ----------
-    url, timeouts, access: as ``AmqpBroker`` takes them.
-    name: for the log.
+    name: for logs and RabbitMQ's management page.
     prepare: called with each new channel.
-    lost: called when the connection is gone, before the next one.
-    ended: called when there will be none any more.
-    about: more to show of this client, beside the name.
+    lost: called after a connection is lost, before the next one.
+    ended: called when there will be no further connection.
     """
 
     def __init__(
         self,
-        url: str,
-        timeouts: tuple[float, float],
-        access: Access,
+        server: Server,
         name: str,
         prepare: Callable[[Channel], None],
         lost: Callable[[], None] = lambda: None,
         ended: Callable[[], None] = lambda: None,
-        about: Mapping[str, str] | None = None,
     ) -> None:
         self.failure: BrokerError | None = None
-        self._parameters: Callable[[], list[Any]] = lambda: access.parameters(url, name, about)
-        self._parameters()  # what is wrong with URL or files is told at once
-        self._url = without_password(url)
-        self._first_timeout, self._outage_timeout = timeouts
+        self._server, self._name = server, name
+        self._parameters()  # reports an error of the URL or the files at once
+        self._url = without_password(server.url)
         self._log = log.bind(broker=self._url, link=name)
         self._prepare, self._lost, self._ended = prepare, lost, ended
         self._jobs: queues.SimpleQueue[_Job] = queues.SimpleQueue()
-        self._again: _Job | None = None  # was in work when the connection went
+        self._again: _Job | None = None  # the job that was running when the connection was lost
         self._connection: Any = None
         self._channel: Channel = None
         self._renew = ""
         self._pause = PAUSE_S[0]
         self._stop = threading.Event()
-        self._gate = threading.Lock()  # so that no job is left behind by a thread that has ended
+        self._gate = threading.Lock()  # no job may be submitted after the thread has answered the last one
         self._over = False
         self._opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name=f"gliaflow {name}", daemon=True)
@@ -96,8 +101,8 @@ class Link:
 
         Raises
         ------
-        BrokerError: no broker within the time, or it refuses the access.
-        ChannelClosedByBroker: it refused what ``prepare`` asked for.
+        BrokerError: no broker answers in time, or it denies access.
+        ChannelClosedByBroker: the broker refused a request of ``prepare``.
         """
         self._thread.start()
         try:
@@ -107,29 +112,29 @@ class Link:
             raise
 
     def call(self, action: Callable[[Channel], Result]) -> Result:
-        """Run ``action`` in the link's thread and wait for its result; again, should the connection be lost meanwhile.
+        """Run ``action`` in the connection's thread and return its result; run it again if the connection is lost.
 
         Raises
         ------
-        BrokerError: the link is closed or lost for good.
-        Exception: what ``action`` raised.
+        BrokerError: the connection is closed, or lost permanently.
+        Exception: as raised by ``action``.
         """
         future: Future[Result] = Future()
-        self._leave(_Job(action, future))
+        self._submit(_Job(action, future))
         return future.result()
 
     def post(self, action: Callable[[Channel], None]) -> None:
-        """Have ``action`` run in the link's thread; forget it should the connection be lost first."""
+        """Run ``action`` in the connection's thread without waiting; drop it if the connection is lost first."""
         with contextlib.suppress(BrokerError):
-            self._leave(_Job(action, None))
+            self._submit(_Job(action, None))
 
     def renew(self, why: str) -> None:
-        """Give up this connection for a new one. Called in the link's thread."""
+        """Replace the connection by a new one. Call it in the connection's thread."""
         self._renew = why
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands."""
+        """Whether the connection is open."""
         connection = self._connection
         return connection is not None and bool(connection.is_open)
 
@@ -139,13 +144,16 @@ class Link:
         return self._stop.is_set()
 
     def close(self) -> None:
-        """Finish the jobs that were left, then disconnect."""
+        """Finish the submitted jobs, then disconnect."""
         self._stop.set()
         self._wake()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=30)
 
-    def _leave(self, job: _Job) -> None:
+    def _parameters(self) -> list[Any]:
+        return self._server.credentials.parameters(self._server.url, self._name, self._server.about)
+
+    def _submit(self, job: _Job) -> None:
         with self._gate:
             if self._over:
                 raise self.failure or BrokerError(f"the connection to {self._url} is closed")
@@ -155,17 +163,17 @@ class Link:
     def _wake(self) -> None:
         connection = self._connection
         if connection is not None:
-            with contextlib.suppress(AMQPError, OSError):  # it is being lost: the thread looks at the jobs anyway
+            with contextlib.suppress(AMQPError, OSError):  # a lost connection: the thread checks its jobs anyway
                 connection.add_callback_threadsafe(lambda: None)
 
-    # what follows runs in the link's thread
+    # the methods below run in the connection's thread
 
     def _run(self) -> None:
         try:
             self._live()
         except BrokerError as error:
             self.failure = error
-        except Exception as error:  # never leave callers waiting for a thread that died
+        except Exception as error:  # callers must not wait for a thread that has ended
             self.failure = BrokerError(f"internal fault of the connection to {self._url}: {error!r}")
             self._log.exception("broker link failed")
         with self._gate:
@@ -179,8 +187,8 @@ class Link:
         self._ended()
 
     def _live(self) -> None:
-        """Connect, serve, and again after each loss, until ``close`` or a time limit."""
-        while self._connect(self._outage_timeout if self._opened.done() else self._first_timeout):
+        """Connect and serve, again after each loss, until ``close`` or a timeout."""
+        while self._connect():
             since = time.monotonic()
             if not self._opened.done():
                 self._opened.set_result(None)
@@ -196,23 +204,24 @@ class Link:
                 self._pause = PAUSE_S[0]
             self._rest()
 
-    def _connect(self, timeout: float) -> bool:
-        """Connect and prepare a channel; False once the link was closed."""
+    def _connect(self) -> bool:
+        """Connect and prepare a channel; False after ``close``."""
+        timeout = self._server.outage_timeout if self._opened.done() else self._server.connect_timeout
         until = time.monotonic() + timeout
         while not self._stop.is_set():
             try:
-                # in another order each time: the links of a cluster's clients spread over its nodes
+                # in random order, so that clients spread over the nodes of a cluster
                 nodes = self._parameters()
                 self._connection = pika.BlockingConnection(random.sample(nodes, len(nodes)))
                 self._open_channel()
                 if self._opened.done():
                     self._log.info("broker connected again")
                 return True
-            # BrokerError: a file that is being changed
+            # BrokerError: a password or certificate file that is just being replaced
             except (AMQPError, AMQPConnectorException, OSError, BrokerError) as error:
                 self._disconnect()
                 if not self._opened.done():
-                    self._refuse(error)
+                    self._raise_if_permanent(error)
                 if time.monotonic() > until:
                     raise BrokerError(
                         f"no RabbitMQ at {self._url} within {timeout:g} s ({text(error)}): "
@@ -222,20 +231,20 @@ class Link:
             self._rest()
         return False
 
-    def _refuse(self, error: Exception) -> None:
-        """Raise where another attempt would not help."""
+    def _raise_if_permanent(self, error: Exception) -> None:
+        """Raise BrokerError if another attempt would not help."""
         if isinstance(error, ChannelClosedByBroker):
             self._opened.set_exception(error)
             raise BrokerError(text(error)) from None
         denied = (AuthenticationError, ProbableAuthenticationError, ProbableAccessDeniedError)
-        cut = "StreamLostError" in str(error)  # in the handshake: pika takes that for a refusal
+        cut = "StreamLostError" in str(error)  # a connection lost in the handshake, which pika reports as denied
         if (isinstance(error, denied) and not cut) or getattr(error, "reply_code", 0) in (403, 530):
             raise BrokerError(
                 f"RabbitMQ at {self._url} refuses the access ({text(error)}): "
                 "check user, password (of the URL, or in broker_password_file) and virtual host"
             ) from None
-        if trouble := tls_trouble(str(error)) or tls_trouble(text(error)):
-            raise BrokerError(f"no connection to RabbitMQ at {self._url}: {trouble}") from None
+        if explanation := explain_tls_error(str(error)) or explain_tls_error(text(error)):
+            raise BrokerError(f"no connection to RabbitMQ at {self._url}: {explanation}") from None
 
     def _rest(self) -> None:
         self._stop.wait(self._pause * random.uniform(0.5, 1))
@@ -247,7 +256,7 @@ class Link:
         self._prepare(self._channel)
 
     def _serve(self) -> None:
-        """Do jobs and attend to the connection until the link is closed. Raises when the connection is lost."""
+        """Run jobs and process the connection's events until ``close``. Raises when the connection is lost."""
         while True:
             if job := self._next_job():
                 self._do(job)
@@ -257,7 +266,7 @@ class Link:
                 self._connection.process_data_events(time_limit=1)
             if self._renew:
                 raise AMQPConnectionError(self._renew)
-            if self._channel.is_closed:  # by the broker: an acknowledgement came too late, or the like
+            if self._channel.is_closed:  # by the broker, for example because an acknowledgement came too late
                 raise ChannelWrongStateError("the broker closed the channel")
 
     def _do(self, job: _Job) -> None:
@@ -294,11 +303,11 @@ class Link:
         with contextlib.suppress(AMQPError, OSError):
             if connection.is_open:
                 connection.close()
-            else:  # pika keeps the sockets of one that was lost as soon as it stood, and has no public way to free them
+            else:  # pika has no public way to free the sockets of a connection that was lost while it was set up
                 connection._cleanup()
 
 
 def text(error: Exception) -> str:
-    """A pika error in words. Many have none of their own; one of connecting wraps what the system said."""
+    """The text of a pika error. Many have none; connection errors wrap the system's error."""
     inner = getattr(error.args[0], "exception", None) if error.args else None
     return getattr(error, "reply_text", "") or str(inner or error) or type(error).__name__

@@ -1,6 +1,6 @@
-"""Who we are to RabbitMQ, and how we know that it is RabbitMQ: passwords and certificates, which come from files.
+"""Passwords and TLS certificates for RabbitMQ, read from files.
 
-Files are read for each connection, so that one who changes a password or a certificate restarts nothing.
+The files are read again for each connection, so a changed password or certificate needs no restart.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import pika
 
 from gliaflow_runtime.broker.interface import BrokerError, without_password
 
-HEARTBEAT_S = 30  # where the URL has no ?heartbeat=
-BLOCKED_S = 300  # a broker out of memory or disk blocks its publishers: after so long, try a new connection
+HEARTBEAT_S = 30  # unless the URL has ?heartbeat=
+BLOCKED_S = 300  # a broker short of memory or disk blocks publishers: reconnect after this time
 
 
 @dataclass(frozen=True)
-class Access:
-    """Files beside the URL, each of which may be missing. The names are those of the settings ``broker_…``.
+class Credentials:
+    """Files that complete the URL; all are optional. They are the settings ``broker_password_file``, ``broker_ca``, ….
 
     Parameters
     ----------
-    password_file: holds the password, where the URL has none.
-    ca: certificates (PEM) that may have signed the broker's; None: those that the system trusts.
-    cert, key: ours (PEM), for a broker that asks its clients for one; without ``key`` it is in the same file.
+    password_file: the password, if the URL has none.
+    ca: certificates (PEM) of the authorities that may sign the broker's; None: those that the system trusts.
+    cert, key: this client's certificate and key (PEM), if the broker demands one; ``key`` may be in ``cert``.
     """
 
     password_file: Path | None = None
@@ -38,30 +38,30 @@ class Access:
     key: Path | None = None
 
     def parameters(self, url: str, name: str, about: Mapping[str, str] | None = None) -> list[Any]:
-        """What pika needs to connect to each node that ``url`` names, with commas between.
+        """pika's connection parameters for each node in ``url`` (nodes are separated by commas).
 
-        ``name`` and ``about`` are shown on the broker's management page.
+        RabbitMQ's management page shows ``name`` and ``about``.
 
         Raises
         ------
-        ValueError: the URL is not well formed.
-        BrokerError: a file cannot be read, or is not what it should be.
+        ValueError: the URL is malformed.
+        BrokerError: a file cannot be read, or has no certificate or key in it.
         """
         parts = urlsplit(url)
         try:
             nodes = parts.netloc.rpartition("@")[2].split(",")
             if len(nodes) > 1 and not all(nodes):
-                raise ValueError("a node between the commas has no name")
+                raise ValueError("a node between the commas is empty")
             # pika cannot read a user without a password
-            found = [pika.URLParameters(parts._replace(netloc=node).geturl()) for node in nodes]
+            nodes_parameters = [pika.URLParameters(parts._replace(netloc=node).geturl()) for node in nodes]
             user, password = parts.username, parts.password
-        except Exception as error:  # pika raises what its parsing happens to raise
+        except Exception as error:  # pika raises many types here
             raise ValueError(f"broker URL {without_password(url)}: {error or type(error).__name__}") from None
         if password is None and self.password_file is not None:
             password = _read("broker_password_file", self.password_file).strip()
         elif password is not None:
             password = unquote(password)
-        for parameters in found:
+        for parameters in nodes_parameters:
             if user is not None:
                 parameters.credentials = pika.PlainCredentials(unquote(user), password or "")
             if parts.scheme == "amqps":
@@ -71,7 +71,7 @@ class Access:
             if parameters.blocked_connection_timeout is None:
                 parameters.blocked_connection_timeout = BLOCKED_S
             parameters.client_properties = {**(about or {}), "connection_name": f"gliaflow {name}"}
-        return found
+        return nodes_parameters
 
     def _tls(self) -> ssl.SSLContext:
         for name, file in (("broker_ca", self.ca), ("broker_cert", self.cert), ("broker_key", self.key)):
@@ -80,35 +80,35 @@ class Access:
         try:
             context = ssl.create_default_context(cafile=self.ca)
         except (ssl.SSLError, OSError) as error:
-            raise BrokerError(f"broker_ca: {self.ca}: no certificates in PEM ({_reason(error)})") from None
+            raise BrokerError(f"broker_ca: {self.ca}: not certificates in PEM ({_reason(error)})") from None
         if self.cert is not None:
             try:
-                context.load_cert_chain(self.cert, self.key, password=lambda: "")  # never asks on a terminal
+                context.load_cert_chain(self.cert, self.key, password=lambda: "")  # no prompt on the terminal
             except (ssl.SSLError, OSError, ValueError) as error:
                 raise BrokerError(
-                    f"broker_cert, broker_key: {self.cert} and {self.key or 'the same file'} are no certificate and "
-                    f"its unencrypted key in PEM ({_reason(error)})"
+                    f"broker_cert, broker_key: {self.cert} and {self.key or 'the same file'} are not a certificate "
+                    f"and its unencrypted key in PEM ({_reason(error)})"
                 ) from None
         return context
 
 
-def tls_trouble(text: str) -> str:
-    """What to do where TLS refused a connection with this text; empty where it was something else.
+def explain_tls_error(text: str) -> str:
+    """Cause and remedy of a TLS error with this text; empty if it is not a TLS error.
 
-    pika passes on the text and not always the exception: in TLS 1.3 a client's certificate is refused only later.
+    pika may pass on only the text: in TLS 1.3 the broker refuses a client's certificate after the handshake.
     """
-    found = re.search(r"\[SSL: (\w+)\] (.*?) \(_ssl", text)
-    if found is None:
+    match = re.search(r"\[SSL: (\w+)\] (.*?) \(_ssl", text)
+    if match is None:
         return ""
-    code, words = found.groups()
+    code, words = match.groups()
     if code == "CERTIFICATE_VERIFY_FAILED":
         return (
-            f"its certificate is refused: {words.removeprefix('certificate verify failed: ')} "
-            "(broker_ca names who may have signed it, the URL the host that it must be for)"
+            f"the broker's certificate is not valid: {words.removeprefix('certificate verify failed: ')} "
+            "(broker_ca must name its signer, and the URL its host)"
         )
     if "ALERT" in code and ("CERTIFICATE" in code or "UNKNOWN_CA" in code):
-        return f"it refuses our certificate: {words} (broker_cert and broker_key name it; none is shown without them)"
-    return f"TLS failed: {words} (amqps:// needs the port on which RabbitMQ speaks TLS, 5671 as a rule)"
+        return f"the broker refuses our certificate: {words} (set broker_cert and broker_key)"
+    return f"TLS failed: {words} (amqps:// needs RabbitMQ's TLS port, usually 5671)"
 
 
 def _read(setting: str, file: Path) -> str:

@@ -1,12 +1,11 @@
-"""What a stage needs of a message broker. Two homes: ``amqp://`` (RabbitMQ) and ``memory://`` (this process).
+"""The interface of a message broker. Two implementations: ``amqp://`` (RabbitMQ) and ``memory://`` (this process).
 
-The promises, which one contract suite checks on both (``tests/integration/test_broker_contract.py``):
+Guarantees, which one test suite checks on both (``tests/integration/test_broker_contract.py``):
 
 - ``publish`` returns once the broker has taken responsibility for the message (publisher confirm).
-- A delivery that is neither acknowledged, requeued nor dead-lettered when its consumer goes comes again, and
-  ``attempts`` counts that it did.
-- At most ``prefetch`` deliveries of a consumer are open at a time.
-- A dead letter keeps the message's bytes, id and routing key, and says the reason in the header ``REASON``.
+- A delivery that is still open when its consumer closes is delivered again, with ``attempts`` one higher.
+- A consumer has at most ``prefetch`` open deliveries.
+- A dead letter keeps the message's bytes, id and routing key; the header ``REASON`` has the reason.
 """
 
 from __future__ import annotations
@@ -25,29 +24,31 @@ DIED_IN = "x-gliaflow-queue"
 DIED_AT = "x-gliaflow-time"  # ISO 8601, UTC
 ROUTING_KEY = "x-gliaflow-key"
 
+Headers = Mapping[str, str] | None
+
 
 class BrokerError(Exception):
-    """The broker cannot be used: unreachable, access refused, or it refused the request."""
+    """The broker is unreachable, denies access, or refused the request."""
 
 
 class Unroutable(BrokerError):
-    """A message for which there is no queue: no stage has declared one for this routing key."""
+    """No queue is bound to the message's routing key: the stage that declares it has not started yet."""
 
 
 class NoQueue(BrokerError):
-    """A queue that does not exist, or no longer."""
+    """The queue does not exist (any more)."""
 
 
-class NotOurs(BrokerError):
-    """A queue that the broker does not let us receive from: no permission, or it is another connection's alone."""
+class AccessDenied(BrokerError):
+    """This user may not receive from the queue, or another connection has it exclusively."""
 
 
 class Refused(BrokerError):
-    """The broker would not take the message now: its queue is full. Passing: try again later."""
+    """The broker refused the message because a queue is full. Temporary: try again later."""
 
 
 def without_password(url: str) -> str:
-    """A broker's URL as it may be shown."""
+    """The URL of a broker for logs and messages."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
@@ -55,7 +56,7 @@ def without_password(url: str) -> str:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message as it came from a queue. ``attempts`` counts earlier deliveries of it."""
+    """One message received from a queue. ``attempts`` counts its earlier deliveries."""
 
     queue: str
     key: str
@@ -68,116 +69,107 @@ class Delivery:
 
 @dataclass(frozen=True)
 class QueueState:
-    """How many messages wait in a queue, and how many consumers it has."""
+    """The number of messages that wait in a queue, and of its consumers."""
 
     waiting: int
     consumers: int
 
 
-class Consumer(ABC):
-    """Deliveries of one queue. Used from one thread; compute as long as you like between calls.
+class _Closable(ABC):
+    """Closed at the end of a ``with`` block."""
 
-    ``lost`` is the highest tag of a delivery that went with its connection: all up to it come again, perhaps to
-    another consumer. What has a higher tag came by a later connection.
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Consumer(_Closable):
+    """Receives the deliveries of one queue. Use it from one thread; any time may pass between calls.
+
+    ``lost`` is the highest delivery tag of connections that were lost. Deliveries up to it are delivered again,
+    possibly to another consumer; those with a higher tag belong to the present connection.
     """
 
     lost: int = 0
 
     @abstractmethod
     def next(self, timeout: float) -> Delivery | None:
-        """The next delivery, or None when ``timeout`` seconds brought none.
-
-        Raises
-        ------
-        BrokerError: the connection is lost for good.
-        """
+        """The next delivery, or None after ``timeout`` seconds. Raises BrokerError if the broker is lost for good."""
 
     @abstractmethod
     def ack(self, delivery: Delivery) -> None:
-        """The message is done with. A delivery of a connection since lost is passed over: it comes again."""
+        """Acknowledge a delivery. Ignored if its connection was lost: the message is delivered again."""
 
     @abstractmethod
     def requeue(self, delivery: Delivery) -> None:
-        """Back to the queue for another attempt (``basic.reject`` with requeue, which counts as one)."""
+        """Return a delivery to its queue for another attempt (``basic.reject`` with requeue, which counts it)."""
 
     @abstractmethod
     def close(self) -> None:
-        """Take no more; everything still open goes back to the queue."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        """Stop receiving; open deliveries return to the queue."""
 
 
-class Broker(ABC):
-    """A connection to a broker. One thread uses one at a time; ``memory://`` brokers may be shared."""
+class Broker(_Closable):
+    """A connection to a broker. Threads may share it."""
 
     @abstractmethod
     def declare(self, queue: Queue) -> None:
-        """Make sure that the queue, its bindings and (unless it expires) its dead-letter queue exist."""
+        """Create the queue, its bindings and (unless it expires) its dead-letter queue, where they are missing."""
 
     @abstractmethod
     def publish(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        message_id: str = "",
-        headers: Mapping[str, str] | None = None,
-        mandatory: bool = True,
+        self, key: str, body: bytes, *, message_id: str = "", headers: Headers = None, mandatory: bool = True
     ) -> None:
         """Publish to the exchange ``gliaflow`` and wait for the confirm.
 
         Raises
         ------
-        Unroutable: ``mandatory``, and no queue is bound to ``key``.
+        Unroutable: no queue is bound to ``key``, and ``mandatory`` is set.
         Refused: a queue is full (reject-publish).
-        BrokerError: unreachable, or the message is over the broker's size limit.
+        BrokerError: the broker is unreachable, or the message is over its size limit.
         """
 
     @abstractmethod
-    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Publish straight into a queue by name, and wait for the confirm. Raises as ``publish`` does."""
+    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Headers = None) -> None:
+        """Publish directly to a queue by name, and wait for the confirm. Raises as ``publish`` does."""
 
     @abstractmethod
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Put a copy of the delivery into its queue's dead letters, with the reason; the caller then acks it."""
+        """Copy a delivery to its queue's dead letters, with the reason. The caller then acknowledges it."""
 
     @abstractmethod
     def consume(self, queue: Queue, prefetch: int) -> Consumer:
-        """Start to receive from a queue that was declared.
+        """Start to receive from a declared queue.
 
         Raises
         ------
-        NoQueue: there is none of this name.
+        NoQueue: the queue does not exist.
+        AccessDenied: this user may not receive from it.
         """
 
     @abstractmethod
     def delete(self, queue: str) -> None:
-        """Delete a queue with all that is in it; one that does not exist is no error."""
+        """Delete a queue and its messages; a missing queue is not an error."""
 
     @abstractmethod
-    def look(self, queue: str) -> QueueState | None:
-        """How a queue stands; None if there is no such queue."""
+    def queue_state(self, queue: str) -> QueueState | None:
+        """The messages and consumers of a queue; None if it does not exist."""
 
     def depth(self, queue: str) -> int:
-        """How many messages wait in a queue (0 if there is no such queue)."""
-        state = self.look(queue)
+        """The number of messages that wait in a queue (0 if it does not exist)."""
+        state = self.queue_state(queue)
         return state.waiting if state else 0
 
     @property
     @abstractmethod
     def connected(self) -> bool:
-        """Whether the broker can be reached now."""
+        """Whether the connection is open now."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave. Consumers of this broker are closed with it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        """Close the connection and its consumers."""

@@ -1,4 +1,4 @@
-"""``memory://``: the broker that lives in this process. The same promises as RabbitMQ's, and no server."""
+"""``memory://``: a broker inside this process. It gives the same guarantees as RabbitMQ, without a server."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ from gliaflow_runtime.broker.interface import (
     BrokerError,
     Consumer,
     Delivery,
+    Headers,
     NoQueue,
     QueueState,
     Refused,
     Unroutable,
 )
+from gliaflow_runtime.files import write_whole
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How many messages may wait in a queue, and whether the newest is refused or the oldest dropped then."""
+    """How many messages may wait in a queue. When it is full, the newest is refused or the oldest dropped."""
 
     length: int
     overflow: Literal["refuse", "drop-oldest"] = "refuse"
 
 
-# A message may weigh 8 MiB, and here all of them are in memory. Features to balance with are a sample, so losing some
-# is no harm; the assembler is its own producer's only way out, so it has no limit (as in deploy/rabbitmq).
+# A message may have 8 MiB, and here all are in memory. The balancer only needs a sample of the features, so its queue
+# may drop some. The assembler publishes to its own queue, so a limit there could block it (as in deploy/rabbitmq).
 STAGE_LIMITS: dict[str, Limit] = {
     **{queue.name: Limit(16) for queue in STAGE_QUEUES if queue not in (ASSEMBLER, BALANCER)},
     BALANCER.name: Limit(16, "drop-oldest"),
@@ -55,7 +57,7 @@ DELIVERY_LIMIT = 20  # as in deploy/rabbitmq/definitions.json
 @dataclass
 class _Message:
     key: str
-    body: bytes  # empty where ``file`` holds it
+    body: bytes  # empty if it is in ``file``
     message_id: str
     headers: dict[str, str]
     attempts: int = 0
@@ -63,24 +65,24 @@ class _Message:
 
 
 @dataclass
-class _Line:
-    """A queue: what waits in it and who reads it."""
+class _StoredQueue:
+    """A queue with its waiting messages and its consumers."""
 
-    queue: Queue
+    declared: Queue
     waiting: deque[_Message] = field(default_factory=deque)
     consumers: list[MemoryConsumer] = field(default_factory=list)
     used: float = field(default_factory=time.monotonic)
 
 
 class MemoryBroker(Broker):
-    """A connection to an embedded broker; queues and messages outlive it (see ``attach``). Threads may share it.
+    """A connection to an in-process broker; its queues outlive the connection (see ``attach``). Threads may share it.
 
     Parameters
     ----------
-    dead_letters: a folder in which dead letters are kept as files as well, so that a later process can read them;
-        those that lie there already are in their queues from the start.
-    limits: queues that may fill up, by name.
-    delivery_limit: a message that came back more often is a dead letter.
+    dead_letters: a folder that keeps dead letters as files, so that a later process can read them. Files that are
+        already there are loaded into their queues.
+    limits: the limits of queues, by name.
+    delivery_limit: a message that was returned more often becomes a dead letter.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class MemoryBroker(Broker):
         self._open = True
 
     def attach(self) -> MemoryBroker:
-        """Another connection to the same queues, to be closed by itself."""
+        """Another connection to the same queues; each is closed separately."""
         other = MemoryBroker()
         other._state = self._state
         return other
@@ -107,27 +109,21 @@ class MemoryBroker(Broker):
                 self._state.declare(Queue(queue.dead))
 
     def publish(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        message_id: str = "",
-        headers: Mapping[str, str] | None = None,
-        mandatory: bool = True,
+        self, key: str, body: bytes, *, message_id: str = "", headers: Headers = None, mandatory: bool = True
     ) -> None:
         with self._state.changed:
             self._check_open()
-            lines = [line for line in self._state.lines.values() if any(matches(p, key) for p in line.queue.keys)]
-            if not lines and mandatory:
+            targets = [q for q in self._state.queues.values() if any(matches(bound, key) for bound in q.declared.keys)]
+            if not targets and mandatory:
                 raise Unroutable(f"no queue is bound to the key {key!r}")
-            self._state.put(lines, _Message(key, bytes(body), message_id, dict(headers or {})))
+            self._state.put(targets, _Message(key, bytes(body), message_id, dict(headers or {})))
 
-    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None) -> None:
+    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Headers = None) -> None:
         with self._state.changed:
             self._check_open()
-            if queue not in self._state.lines:
+            if queue not in self._state.queues:
                 raise Unroutable(f"there is no queue {queue!r}")
-            self._state.put([self._state.lines[queue]], _Message(queue, bytes(body), message_id, dict(headers or {})))
+            self._state.put([self._state.queues[queue]], _Message(queue, bytes(body), message_id, dict(headers or {})))
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         with self._state.changed:
@@ -139,28 +135,28 @@ class MemoryBroker(Broker):
     def consume(self, queue: Queue, prefetch: int) -> MemoryConsumer:
         with self._state.changed:
             self._check_open()
-            line = self._state.lines.get(queue.name)
-            if line is None:
+            stored = self._state.queues.get(queue.name)
+            if stored is None:
                 raise NoQueue(f"there is no queue {queue.name!r}")
             consumer = MemoryConsumer(self._state, queue.name, prefetch)
-            line.consumers.append(consumer)
+            stored.consumers.append(consumer)
             self._consumers.append(consumer)
             return consumer
 
     def delete(self, queue: str) -> None:
         with self._state.changed:
             self._check_open()
-            line = self._state.lines.pop(queue, None)
-            for message in line.waiting if line else ():
+            stored = self._state.queues.pop(queue, None)
+            for message in stored.waiting if stored else ():
                 self._state.forget(message)
-            for consumer in line.consumers if line else ():
+            for consumer in stored.consumers if stored else ():
                 consumer.close()
 
-    def look(self, queue: str) -> QueueState | None:
+    def queue_state(self, queue: str) -> QueueState | None:
         with self._state.changed:
             self._check_open()
-            line = self._state.lines.get(queue)
-            return QueueState(len(line.waiting), len(line.consumers)) if line else None
+            stored = self._state.queues.get(queue)
+            return QueueState(len(stored.waiting), len(stored.consumers)) if stored else None
 
     @property
     def connected(self) -> bool:
@@ -177,7 +173,7 @@ class MemoryBroker(Broker):
 
 
 class MemoryConsumer(Consumer):
-    """Deliveries of one queue of a ``MemoryBroker``."""
+    """Receives the deliveries of one queue of a ``MemoryBroker``."""
 
     def __init__(self, state: _State, queue: str, prefetch: int) -> None:
         self._state = state
@@ -195,10 +191,10 @@ class MemoryConsumer(Consumer):
                     raise BrokerError(f"the consumer of {self._queue!r} is closed, or its queue deleted")
                 if not self._may_take():
                     return None
-                message = self._state.lines[self._queue].waiting.popleft()
+                message = self._state.queues[self._queue].waiting.popleft()
                 try:
                     body = message.body if message.file is None else _Folder.read(message.file)["body"]
-                except BrokerError as error:  # another process was done with this dead letter
+                except BrokerError as error:  # another process has deleted this dead letter
                     log.warning("passed over", error=str(error))
                     continue
                 self._tag += 1
@@ -225,65 +221,65 @@ class MemoryConsumer(Consumer):
             if not self._open:
                 return
             self._open = False
-            line = self._state.lines.get(self._queue)
-            if line and self in line.consumers:
-                line.consumers.remove(self)
-                line.used = time.monotonic()
+            stored = self._state.queues.get(self._queue)
+            if stored and self in stored.consumers:
+                stored.consumers.remove(self)
+                stored.used = time.monotonic()
                 self._state.give_back(self._queue, list(self._held.values()))
             self._held.clear()
             self._state.changed.notify_all()
 
     def _may_take(self) -> bool:
-        line = self._state.lines[self._queue]
-        taking_turns = not line.queue.single_active or line.consumers[0] is self
-        return bool(line.waiting) and len(self._held) < self._prefetch and taking_turns
+        stored = self._state.queues[self._queue]
+        active = not stored.declared.single_active or stored.consumers[0] is self
+        return active and bool(stored.waiting) and len(self._held) < self._prefetch
 
 
 class _State:
-    """The queues of one embedded broker. Whoever calls a method holds ``changed``."""
+    """The queues of one in-process broker. Callers of its methods must hold ``changed``."""
 
     def __init__(self, folder: _Folder | None, limits: dict[str, Limit], delivery_limit: int) -> None:
         self.changed = threading.Condition()
-        self.lines: dict[str, _Line] = {}
+        self.queues: dict[str, _StoredQueue] = {}
         self._folder = folder
         self._limits = limits
         self._delivery_limit = delivery_limit
         for queue, message in folder.load() if folder else ():
             self.declare(Queue(queue))
-            self.lines[queue].waiting.append(message)
+            self.queues[queue].waiting.append(message)
 
     def declare(self, queue: Queue) -> None:
         self._expire()
-        line = self.lines.setdefault(queue.name, _Line(queue))
-        line.queue, line.used = queue, time.monotonic()
+        stored = self.queues.setdefault(queue.name, _StoredQueue(queue))
+        stored.declared, stored.used = queue, time.monotonic()
 
-    def put(self, lines: list[_Line], message: _Message) -> None:
-        """Into all of these queues, or, where one of them is full, into none."""
-        limits = [(line, self._limits.get(line.queue.name)) for line in lines]
-        for line, limit in limits:
-            if limit and limit.overflow == "refuse" and len(line.waiting) >= limit.length:
-                raise Refused(f"the queue {line.queue.name!r} is full ({limit.length} messages)")
-        for line, limit in limits:
-            if limit and limit.overflow == "drop-oldest" and len(line.waiting) >= limit.length:
-                line.waiting.popleft()
-            line.waiting.append(_Message(message.key, message.body, message.message_id, message.headers))
+    def put(self, targets: list[_StoredQueue], message: _Message) -> None:
+        """Add the message to all of these queues, or to none if one of them is full."""
+        limits = [(stored, self._limits.get(stored.declared.name)) for stored in targets]
+        for stored, limit in limits:
+            if limit and limit.overflow == "refuse" and len(stored.waiting) >= limit.length:
+                raise Refused(f"the queue {stored.declared.name!r} is full ({limit.length} messages)")
+        for stored, limit in limits:
+            if limit and limit.overflow == "drop-oldest" and len(stored.waiting) >= limit.length:
+                stored.waiting.popleft()
+            stored.waiting.append(_Message(message.key, message.body, message.message_id, message.headers))
         self.changed.notify_all()
 
     def give_back(self, name: str, messages: list[_Message]) -> None:
-        """To the front of the queue, in their order, as one more attempt each."""
-        line = self.lines.get(name)
+        """Return messages to the front of the queue, in order, each with one more attempt."""
+        stored = self.queues.get(name)
         for message in reversed(messages):
             message.attempts += 1
-            if message.attempts > self._delivery_limit and f"{name}.dead" in self.lines:
+            if message.attempts > self._delivery_limit and f"{name}.dead" in self.queues:
                 self.bury(name, message, f"delivery_limit: given up after {message.attempts} attempts")
-            elif line:
-                line.waiting.appendleft(message)
+            elif stored:
+                stored.waiting.appendleft(message)
         self.changed.notify_all()
 
     def bury(self, name: str, message: _Message, reason: str) -> bool:
-        """Put a copy into the dead letters of a queue; False where it has none."""
-        line = self.lines.get(f"{name}.dead")
-        if line is None:
+        """Put a copy into the dead letters of a queue; False if it has none."""
+        stored = self.queues.get(f"{name}.dead")
+        if stored is None:
             return False
         headers = {
             **message.headers,
@@ -295,28 +291,28 @@ class _State:
         letter = _Message(Queue(name).dead_key, message.body, message.message_id, headers)
         if self._folder:
             try:
-                letter.file, letter.body = self._folder.write(line.queue.name, letter), b""
-            except OSError as error:  # a full disk is no reason to stop: it is kept as long as this process lives
+                letter.file, letter.body = self._folder.write(stored.declared.name, letter), b""
+            except OSError as error:  # a full disk: keep it in memory instead
                 log.error("dead letter not kept on disk", error=str(error))
-        line.waiting.append(letter)
+        stored.waiting.append(letter)
         self.changed.notify_all()
         return True
 
     def forget(self, message: _Message) -> None:
-        """The message is done with: a dead letter's file goes."""
+        """Delete the file of a dead letter that is settled."""
         if message.file:
             message.file.unlink(missing_ok=True)
 
     def _expire(self) -> None:
         now = time.monotonic()
-        for name, line in list(self.lines.items()):
-            expires = line.queue.expires_s
-            if expires is not None and not line.consumers and now - line.used > expires:
-                del self.lines[name]
+        for name, stored in list(self.queues.items()):
+            expires = stored.declared.expires_s
+            if expires is not None and not stored.consumers and now - stored.used > expires:
+                del self.queues[name]
 
 
 class _Folder:
-    """Dead letters as files: one msgpack map each, written whole and renamed into place, named by time."""
+    """Dead letters as files: one msgpack map each, named by time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -324,7 +320,6 @@ class _Folder:
     def write(self, queue: str, letter: _Message) -> Path:
         self._path.mkdir(parents=True, exist_ok=True)
         file = self._path / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.msgpack"
-        part = file.with_suffix(".part")
         document = {
             "queue": queue,
             "key": letter.key,
@@ -332,8 +327,8 @@ class _Folder:
             "headers": letter.headers,
             "body": letter.body,
         }
-        part.write_bytes(msgpack.packb(document))
-        return part.replace(file)
+        write_whole(file, msgpack.packb(document))
+        return file
 
     @staticmethod
     def read(file: Path) -> dict[str, Any]:
@@ -341,31 +336,31 @@ class _Folder:
 
         Raises
         ------
-        BrokerError: the file went, or is none of ours.
+        BrokerError: the file is gone, or is not a dead letter of gliaflow.
         """
         try:
             document = msgpack.unpackb(file.read_bytes())
         except (OSError, ValueError, msgpack.UnpackException) as error:
             raise BrokerError(f"dead letter {file}: {error or type(error).__name__}") from None
         if not isinstance(document, dict) or document.keys() != {"queue", "key", "id", "headers", "body"}:
-            raise BrokerError(f"dead letter {file}: not one that gliaflow wrote")
+            raise BrokerError(f"dead letter {file}: not a gliaflow file")
         return document
 
     def load(self) -> list[tuple[str, _Message]]:
-        """All that lie in the folder, oldest first, each with its queue. Bodies stay on disk."""
-        found = []
+        """The dead letters in the folder, oldest first, each with its queue. Bodies stay on disk."""
+        letters = []
         for file in sorted(self._path.glob("*.msgpack")):
             try:
                 letter = self.read(file)
             except BrokerError as error:
                 log.warning("passed over", error=str(error))
                 continue
-            found.append((letter["queue"], _Message(letter["key"], b"", letter["id"], letter["headers"], file=file)))
-        return found
+            letters.append((letter["queue"], _Message(letter["key"], b"", letter["id"], letter["headers"], file=file)))
+        return letters
 
 
 def matches(pattern: str, key: str) -> bool:
-    """Whether a topic binding takes a routing key: ``*`` is one word, ``#`` any number of them."""
+    """Whether a topic binding matches a routing key: ``*`` matches one word, ``#`` any number of words."""
     return _matches(pattern.split("."), key.split("."))
 
 

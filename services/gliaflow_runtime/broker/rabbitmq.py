@@ -1,6 +1,6 @@
-"""``amqp://``: RabbitMQ through pika. A broker has one link to publish on, and each consumer one to receive on.
+"""``amqp://``: RabbitMQ through pika. A broker has one connection to publish, and each consumer one to receive.
 
-Nothing in gliaflow but this module and ``amqp_link`` knows pika.
+Only this module, ``connection_thread`` and ``credentials`` use pika.
 """
 
 from __future__ import annotations
@@ -14,26 +14,22 @@ from typing import Any, TypeVar
 import pika
 from gliaflow_proto import Queue
 from gliaflow_proto.routing import EXCHANGE
-from pika.exceptions import (
-    AMQPError,
-    ChannelClosedByBroker,
-    NackError,
-    UnroutableError,
-)
+from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
-from gliaflow_runtime.broker.connection_thread import Channel, Link, text
-from gliaflow_runtime.broker.credentials import Access
+from gliaflow_runtime.broker.connection_thread import Channel, ConnectionThread, Server, text
+from gliaflow_runtime.broker.credentials import Credentials
 from gliaflow_runtime.broker.interface import (
     DIED_AT,
     DIED_IN,
     REASON,
     ROUTING_KEY,
+    AccessDenied,
     Broker,
     BrokerError,
     Consumer,
     Delivery,
+    Headers,
     NoQueue,
-    NotOurs,
     QueueState,
     Refused,
     Unroutable,
@@ -50,56 +46,49 @@ Result = TypeVar("Result")
 class AmqpBroker(Broker):
     """A connection to RabbitMQ. Threads may share it.
 
-    It outlives restarts of the broker: while it is away, calls wait; then queues are declared again and what was
-    being published is published again, under the same id.
+    It survives restarts of the broker: calls wait until the broker is back. Then the queues are declared again, and
+    a message whose confirm was missing is published again under the same id.
 
     Parameters
     ----------
     url: ``amqp://user:password@host:port/vhost``; ``amqps://`` for TLS; options as in pika's ``URLParameters``.
-        Of a cluster, its nodes with commas: ``amqp://user:password@one:5672,two:5672/vhost``. Any will do.
-    access: password and certificates, where the URL does not say all.
-    connect_timeout: seconds to wait for a broker that is not there yet.
-    outage_timeout: seconds to wait for one that went away.
-    about: what the broker's connections show of this client.
+        The nodes of a cluster are separated by commas: ``amqp://user:password@one:5672,two:5672/vhost``.
+    credentials: password and certificates that the URL does not have.
+    connect_timeout: seconds to wait for the first connection.
+    outage_timeout: seconds to wait for a new connection after a loss.
+    about: what RabbitMQ shows about this client's connections.
 
     Raises
     ------
-    ValueError: the URL is not well formed.
-    BrokerError: there is no broker, or it refuses the access.
+    ValueError: the URL is malformed.
+    BrokerError: the broker does not answer, or denies access.
     """
 
     def __init__(
         self,
         url: str,
         *,
-        access: Access | None = None,
+        credentials: Credentials | None = None,
         connect_timeout: float = 60,
         outage_timeout: float = 300,
         about: Mapping[str, str] | None = None,
     ) -> None:
-        self._url, self._access, self._about = url, access or Access(), dict(about or {})
-        self._timeouts = (connect_timeout, outage_timeout)
+        self._server = Server(url, credentials or Credentials(), connect_timeout, outage_timeout, dict(about or {}))
         self._known: dict[str, Queue] = {}
         self._consumers: list[AmqpConsumer] = []
-        self._link = Link(url, self._timeouts, self._access, "publish", self._prepare, about=self._about)
-        self._link.open()
+        self._thread = ConnectionThread(self._server, "publish", self._prepare)
+        self._thread.open()
 
     def declare(self, queue: Queue) -> None:
         self._manage(f"declare {queue.name!r}", lambda channel: _declare(channel, queue))
         self._known[queue.name] = queue
 
     def publish(
-        self,
-        key: str,
-        body: bytes,
-        *,
-        message_id: str = "",
-        headers: Mapping[str, str] | None = None,
-        mandatory: bool = True,
+        self, key: str, body: bytes, *, message_id: str = "", headers: Headers = None, mandatory: bool = True
     ) -> None:
         self._put(EXCHANGE, key, body, message_id, headers, mandatory)
 
-    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None) -> None:
+    def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Headers = None) -> None:
         self._put("", queue, body, message_id, headers)
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
@@ -113,8 +102,8 @@ class AmqpBroker(Broker):
         self._put(EXCHANGE, Queue(delivery.queue).dead_key, delivery.body, delivery.message_id, headers)
 
     def consume(self, queue: Queue, prefetch: int) -> AmqpConsumer:
-        consumer = AmqpConsumer(self._url, self._timeouts, self._access, queue.name, prefetch, self._known, self._about)
-        self._consumers = [*(other for other in self._consumers if not other.closed), consumer]
+        consumer = AmqpConsumer(self._server, queue.name, prefetch, self._known)
+        self._consumers = [*(other for other in self._consumers if not other.thread.closed), consumer]
         return consumer
 
     def delete(self, queue: str) -> None:
@@ -124,26 +113,26 @@ class AmqpBroker(Broker):
                 consumer.close()
         self._manage(f"delete {queue!r}", lambda channel: channel.queue_delete(queue))
 
-    def look(self, queue: str) -> QueueState | None:
+    def queue_state(self, queue: str) -> QueueState | None:
         def count(channel: Channel) -> QueueState | None:
             try:
-                found = channel.queue_declare(queue, passive=True).method
+                state = channel.queue_declare(queue, passive=True).method
             except ChannelClosedByBroker as error:
                 if error.reply_code == 404:
                     return None
                 raise
-            return QueueState(int(found.message_count), int(found.consumer_count))
+            return QueueState(int(state.message_count), int(state.consumer_count))
 
-        return self._manage(f"look at {queue!r}", count)
+        return self._manage(f"read the state of {queue!r}", count)
 
     @property
     def connected(self) -> bool:
-        return self._link.connected and all(c.closed or c.connected for c in self._consumers)
+        return self._thread.connected and all(c.thread.closed or c.thread.connected for c in self._consumers)
 
     def close(self) -> None:
         for consumer in self._consumers:
             consumer.close()
-        self._link.close()
+        self._thread.close()
 
     def _prepare(self, channel: Channel) -> None:
         for queue in list(self._known.values()):
@@ -153,25 +142,19 @@ class AmqpBroker(Broker):
         channel.confirm_delivery()
 
     def _manage(self, what: str, action: Callable[[Channel], Result]) -> Result:
-        """Do ``action`` on a channel of its own, since a refusal closes the channel."""
+        """Run ``action`` on a separate channel, since the broker closes a channel when it refuses a request."""
 
         def job(channel: Channel) -> Result:
             with channel.connection.channel() as own:
                 return action(own)
 
         try:
-            return self._link.call(job)
+            return self._thread.call(job)
         except AMQPError as error:
             raise BrokerError(f"cannot {what}: {text(error)}") from None
 
     def _put(
-        self,
-        exchange: str,
-        key: str,
-        body: bytes,
-        message_id: str,
-        headers: Mapping[str, str] | None,
-        mandatory: bool = True,
+        self, exchange: str, key: str, body: bytes, message_id: str, headers: Headers, mandatory: bool = True
     ) -> None:
         properties = pika.BasicProperties(
             content_type="application/msgpack",
@@ -180,7 +163,7 @@ class AmqpBroker(Broker):
             headers=dict(headers or {}),
         )
         try:
-            self._link.call(lambda channel: channel.basic_publish(exchange, key, body, properties, mandatory))
+            self._thread.call(lambda channel: channel.basic_publish(exchange, key, body, properties, mandatory))
         except UnroutableError:
             raise Unroutable(f"no queue is bound to the key {key!r} of exchange {exchange!r}") from None
         except NackError:
@@ -190,40 +173,21 @@ class AmqpBroker(Broker):
 
 
 class AmqpConsumer(Consumer):
-    """Deliveries of one RabbitMQ queue, on a connection of its own."""
+    """Receives the deliveries of one RabbitMQ queue on a separate connection."""
 
-    def __init__(
-        self,
-        url: str,
-        timeouts: tuple[float, float],
-        access: Access,
-        queue: str,
-        prefetch: int,
-        known: Mapping[str, Queue],
-        about: Mapping[str, str],
-    ) -> None:
+    def __init__(self, server: Server, queue: str, prefetch: int, known: Mapping[str, Queue]) -> None:
         self.queue = queue
         self._prefetch = prefetch
-        self._known = known  # queues that may be declared again should the broker have lost them
-        self._arrived: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()  # None: nothing more will come
-        self._open: dict[int, tuple[Channel, int]] = {}  # our tag: the channel it came by, and its tag there
+        self._known = known  # queues to declare again if the broker has lost them
+        self._arrived: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()  # None: the end
+        self._open: dict[int, tuple[Channel, int]] = {}  # our tag: the channel of the delivery, and its tag there
         self._tag = 0
-        self._link = Link(url, timeouts, access, f"consume {queue}", self._prepare, self._lost, self._ended, about)
+        self.thread = ConnectionThread(server, f"consume {queue}", self._prepare, self._lost, self._ended)
         try:
-            self._link.open()
+            self.thread.open()
         except ChannelClosedByBroker as error:
-            kind = NoQueue if error.reply_code == 404 else NotOurs
-            raise kind(f"cannot receive from {queue!r}: {error.reply_text}") from None
-
-    @property
-    def connected(self) -> bool:
-        """Whether it receives now."""
-        return self._link.connected
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._link.closed
+            error_type = NoQueue if error.reply_code == 404 else AccessDenied
+            raise error_type(f"cannot receive from {queue!r}: {error.reply_text}") from None
 
     def next(self, timeout: float) -> Delivery | None:
         until = time.monotonic() + timeout
@@ -234,7 +198,7 @@ class AmqpConsumer(Consumer):
                 return None
             if delivery is None:
                 self._arrived.put(None)
-                raise self._link.failure or BrokerError(f"the consumer of {self.queue!r} is closed")
+                raise self.thread.failure or BrokerError(f"the consumer of {self.queue!r} is closed")
             if delivery.tag in self._open:
                 return delivery
 
@@ -242,11 +206,11 @@ class AmqpConsumer(Consumer):
         self._settle(delivery, lambda channel, tag: channel.basic_ack(tag))
 
     def requeue(self, delivery: Delivery) -> None:
-        # not basic.nack, which from RabbitMQ 4.3 on does not count as an attempt
+        # not basic.nack, which RabbitMQ 4.3 and later does not count as an attempt
         self._settle(delivery, lambda channel, tag: channel.basic_reject(tag, requeue=True))
 
     def close(self) -> None:
-        self._link.close()
+        self.thread.close()
 
     def _settle(self, delivery: Delivery, answer: Callable[[Channel, int], None]) -> None:
         channel, tag = self._open.pop(delivery.tag, (None, 0))
@@ -256,15 +220,15 @@ class AmqpConsumer(Consumer):
                 answer(channel, tag)
 
         if channel:
-            self._link.post(job)
+            self.thread.post(job)
 
-    # what follows runs in the link's thread
+    # the methods below run in the connection's thread
 
     def _prepare(self, channel: Channel) -> None:
         if self.queue in self._known:
             _declare(channel, self._known[self.queue])
         channel.basic_qos(prefetch_count=self._prefetch)
-        channel.add_on_cancel_callback(lambda _: self._link.renew("the broker ended the consumer"))
+        channel.add_on_cancel_callback(lambda _: self.thread.renew("the broker ended the consumer"))
         channel.basic_consume(self.queue, self._receive)
 
     def _receive(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
@@ -284,7 +248,7 @@ class AmqpConsumer(Consumer):
         self._arrived.put(delivery)
 
     def _lost(self) -> None:
-        self._open.clear()  # all of it comes again
+        self._open.clear()  # the broker delivers them again
         self.lost = self._tag
 
     def _ended(self) -> None:
@@ -293,7 +257,7 @@ class AmqpConsumer(Consumer):
 
 
 def _declare_exchange(channel: Channel) -> None:
-    """Make the exchange where it is missing. Most users may not: theirs came with ``deploy/rabbitmq``."""
+    """Create the exchange if it is missing. Most users lack the right; ``deploy/rabbitmq`` creates it for them."""
     try:
         with channel.connection.channel() as own:
             own.exchange_declare(EXCHANGE, passive=True)
@@ -304,7 +268,7 @@ def _declare_exchange(channel: Channel) -> None:
 
 
 def _declare(channel: Channel, queue: Queue) -> None:
-    """The queue with its bindings and dead letters. Limits are not said here: they are the broker's policies."""
+    """Declare the queue, its bindings and its dead letters. Its limits are policies of the broker."""
     _declare_exchange(channel)
     arguments: dict[str, Any] = {"x-queue-type": "quorum"}
     if queue.expires_s is None:
@@ -320,13 +284,13 @@ def _declare(channel: Channel, queue: Queue) -> None:
 
 
 def _string(value: str | bytes | None) -> str:
-    """A short string, which pika leaves as bytes where it is no UTF-8, and which must fit into one again."""
+    """An AMQP short string as text, cut to its limit. pika returns bytes for one that is not UTF-8."""
     value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
     return value.encode()[:SHORT_STRING].decode("utf-8", "ignore")
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
-    """The text headers; for what the broker's delivery limit gave up, also those that ``dead_letter`` would add."""
+    """The text headers. If the broker dead-lettered the message itself, also those that ``dead_letter`` adds."""
     texts = {name: value for name, value in headers.items() if isinstance(value, str)}
     if "x-first-death-reason" in texts and REASON not in texts:
         deaths = headers.get("x-death")

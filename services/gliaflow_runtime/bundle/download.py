@@ -1,6 +1,6 @@
-"""A bundle behind a URL (``s3://bucket/bundles/name``): fetched once, and kept in a folder named after its digest.
+"""Download a bundle from a URL (``s3://bucket/bundles/name``) into a folder that is named after its digest.
 
-The manifest is read anew each time, so a bundle that was replaced is noticed; files that are there and right are not.
+The manifest is downloaded each time, so a replaced bundle is noticed; files that are already there are not.
 """
 
 from __future__ import annotations
@@ -8,33 +8,38 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 import fsspec
 
-from gliaflow_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, BundleError, parse_manifest
-from gliaflow_runtime.storage_errors import in_words
+from gliaflow_runtime.bundle.manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MAX_MODEL_BYTES,
+    BundleError,
+    check_digest,
+    parse_manifest,
+)
+from gliaflow_runtime.errors import describe_error
 
 CHUNK = 2**22
 MAX_FILES = 64
 
 
 def fetch_bundle(url: str, cache: Path) -> Path:
-    """The folder under ``cache`` that holds the bundle, complete.
+    """The folder under ``cache`` with the complete bundle.
 
     Raises
     ------
-    BundleError: the store cannot be read, a file is missing, too large or not the one that the manifest vouches for,
+    BundleError: the store cannot be read, a file is missing, too large or has another digest than in the manifest,
         or ``cache`` cannot be written.
     """
     url = url.rstrip("/")
-    raw = bytearray()
-    _read(f"{url}/{MANIFEST}", MAX_MANIFEST_BYTES, raw.extend)
-    files = parse_manifest(bytes(raw), f"{url}/{MANIFEST}").files
+    raw = b"".join(_chunks(f"{url}/{MANIFEST}", MAX_MANIFEST_BYTES))
+    files = parse_manifest(raw, f"{url}/{MANIFEST}").files
     if len(files) > MAX_FILES or any(Path(name).name != name or name in ("..", MANIFEST) for name in files):
-        raise BundleError(f"{url}/{MANIFEST}: files: expected at most {MAX_FILES} plain names of files")
+        raise BundleError(f"{url}/{MANIFEST}: files: expected at most {MAX_FILES} names of files without a folder")
     folder = cache / hashlib.sha256(raw).hexdigest()
     if _complete(folder, files):
         return folder
@@ -45,25 +50,24 @@ def fetch_bundle(url: str, cache: Path) -> Path:
             part.mkdir()
             (part / MANIFEST).write_bytes(raw)
             for file, digest in files.items():
+                actual = hashlib.sha256()
                 with (part / file).open("wb") as out:
-                    found = _copy(f"{url}/{file}", out)
-                if found != digest:
-                    raise BundleError(
-                        f"{url}/{file}: its sha256 is {found[:12]}…, the manifest says {digest[:12]}…: "
-                        "the file was changed or cut short; copy the bundle again"
-                    )
+                    for chunk in _chunks(f"{url}/{file}", MAX_MODEL_BYTES):
+                        actual.update(chunk)
+                        out.write(chunk)
+                check_digest(f"{url}/{file}", actual.hexdigest(), digest)
             if folder.exists() and not _complete(folder, files):
                 shutil.rmtree(folder)
             if not folder.exists():
                 part.rename(folder)
     except OSError as error:
-        if not _complete(folder, files):  # another process may have been quicker
-            raise BundleError(f"{cache}: {error.strerror or error}: GLIAFLOW_STATE names where it is kept") from None
+        if not _complete(folder, files):  # another process may have finished it first
+            raise BundleError(f"{cache}: {error.strerror or error}: set GLIAFLOW_STATE to a writable folder") from None
     return folder
 
 
 def _complete(folder: Path, files: dict[str, str]) -> bool:
-    """Whether each file is there and is the right one."""
+    """Whether each file exists and has its digest."""
     try:
         for name, digest in files.items():
             with (folder / name).open("rb") as file:
@@ -74,20 +78,8 @@ def _complete(folder: Path, files: dict[str, str]) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def _copy(url: str, out: IO[bytes]) -> str:
-    """Copy a file of the bundle; returns its SHA-256."""
-    digest = hashlib.sha256()
-
-    def take(data: bytes) -> None:
-        digest.update(data)
-        out.write(data)
-
-    _read(url, MAX_MODEL_BYTES, take)
-    return digest.hexdigest()
-
-
-def _read(url: str, limit: int, take: Callable[[bytes], Any]) -> None:
-    """Pass a file on, piece by piece; its size is looked at before anything is read, and counted while it is."""
+def _chunks(url: str, limit: int) -> Iterator[bytes]:
+    """Read a file in chunks. Its size is checked before and while it is read."""
     too_large = BundleError(f"{url}: over the limit of {limit} bytes")
     try:
         with fsspec.open(url, "rb").open() as file:
@@ -98,11 +90,11 @@ def _read(url: str, limit: int, take: Callable[[bytes], Any]) -> None:
                 total += len(data)
                 if total > limit:
                     raise too_large
-                take(data)
+                yield data
     except BundleError:
         raise
-    except Exception as error:  # each protocol has errors of its own
+    except Exception as error:  # each protocol raises its own types
         hint = ""
         if isinstance(error, FileNotFoundError) and url.endswith(MANIFEST):
             hint = " (a bundle is a folder that `gliaflow train` wrote)"
-        raise BundleError(f"{url}: {in_words(error)}{hint}") from None
+        raise BundleError(f"{url}: {describe_error(error)}{hint}") from None

@@ -1,4 +1,4 @@
-"""A bundle whose digests were checked: from a folder, from a URL, or the one that ships."""
+"""Load a bundle from a folder, a URL or the package, and check its digests."""
 
 from __future__ import annotations
 
@@ -16,87 +16,79 @@ from gliaflow_runtime.bundle.manifest import (
     MAX_MODEL_BYTES,
     BundleError,
     Manifest,
+    check_digest,
     parse_manifest,
 )
-from gliaflow_runtime.files import UnsafeFile, read_within
+from gliaflow_runtime.files import UnsafeFile, read_within, write_whole
 
 
 class Bundle:
-    """A bundle whose digests were checked.
+    """A bundle. Each file's digest is checked when the file is read.
 
     Parameters
     ----------
-    folder: where ``manifest.json`` and the ONNX files are.
-    tap: where features are read from; by default where generator and classifier of this bundle expect them.
-    sha256: of the manifest that is expected, and so of all that it vouches for; empty: any.
+    folder: has ``manifest.json`` and the ONNX files.
+    tap: where features are read; by default the tap on which the bundle's generators and classifier were fitted.
+    sha256: the digest that the manifest must have (the manifest has the digests of all files); empty: any.
 
     Raises
     ------
-    BundleError: a file is missing, too large, outside the folder, or not the one that the manifest vouches for.
+    BundleError: a file is missing, too large, outside the folder, or has another digest than in the manifest.
     """
 
     def __init__(self, folder: Path, tap: str = "", sha256: str = "") -> None:
         self.folder = folder
         raw = _read(folder, MANIFEST, MAX_MANIFEST_BYTES)
-        found = hashlib.sha256(raw).hexdigest()
-        if sha256 and found != sha256:
+        digest = hashlib.sha256(raw).hexdigest()
+        if sha256 and digest != sha256:
             raise BundleError(
-                f"{folder / MANIFEST}: its sha256 is {found}, but bundle_sha256 pins {sha256}: another bundle than the "
-                "one that was approved; put that one back, or pin this one"
+                f"{folder / MANIFEST}: its sha256 is {digest}, but bundle_sha256 pins {sha256}: this is not the "
+                "approved bundle; restore that one, or pin this one"
             )
         self.manifest = parse_manifest(raw, str(folder / MANIFEST))
         self.tap = tap or self.manifest.tap
         for name in (self.manifest.tap, self.tap):
             if name not in self.manifest.taps:
-                there_is = ", ".join(self.manifest.taps)[:300]
-                raise BundleError(f"{folder / MANIFEST}: tap: {name[:80]!r} is not one of {there_is}")
-        self.id = f"{self.manifest.name}@{found[:12]}"
+                taps = ", ".join(self.manifest.taps)[:300]
+                raise BundleError(f"{folder / MANIFEST}: tap: {name[:80]!r} is not one of {taps}")
+        self.id = f"{self.manifest.name}@{digest[:12]}"
 
     def model(self, network: str) -> bytes:
-        """The bytes of one network's ONNX file, whose digest matched. Raises BundleError as the class does."""
+        """The ONNX file of a network, with its digest checked. Raises BundleError as the class does."""
         return self.read(f"{network}.onnx")
 
     def read(self, name: str) -> bytes:
-        """The bytes of one of the manifest's files, whose digest matched.
-
-        Raises
-        ------
-        BundleError: as for the class.
-        """
+        """The bytes of a file of the manifest, with its digest checked. Raises BundleError as the class does."""
         expected = self.manifest.files.get(name)
         if expected is None:
-            what = Path(name).stem
-            raise BundleError(f"{self.folder / MANIFEST}: files: {name} is missing, so this bundle has no {what}")
-        data = _read(self.folder, name, MAX_MODEL_BYTES)
-        found = hashlib.sha256(data).hexdigest()
-        if found != expected:
             raise BundleError(
-                f"{self.folder / name}: its sha256 is {found[:12]}…, the manifest says {expected[:12]}…: "
-                "the file was changed or cut short; copy the bundle again"
+                f"{self.folder / MANIFEST}: files: {name} is missing, so this bundle has no {Path(name).stem}"
             )
+        data = _read(self.folder, name, MAX_MODEL_BYTES)
+        check_digest(str(self.folder / name), hashlib.sha256(data).hexdigest(), expected)
         return data
 
     @property
     def tap_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of the features: of the tap, or of a window half as high and wide where they are cropped."""
+        """[C, H, W] of the features: of the tap, or half its height and width if features are cropped."""
         channels, height, width = self.manifest.taps[self.tap]
         return (channels, height // 2, width // 2) if self.manifest.cropped else (channels, height, width)
 
-    def require_own_tap(self, what: str) -> None:
-        """Raise BundleError where features come from another tap than ``what`` was fitted on."""
+    def require_own_tap(self, network: str) -> None:
+        """Raise BundleError if features come from another tap than ``network`` was fitted on."""
         if self.tap != self.manifest.tap:
-            raise BundleError(f"tap: {what} of {self.id} was fitted on {self.manifest.tap}, not on {self.tap}")
+            raise BundleError(f"tap: {network} of {self.id} was fitted on {self.manifest.tap}, not on {self.tap}")
 
     def require_generator(self, name: str) -> str:
-        """``name``, or the bundle's own where that is empty. Raises BundleError: there is no such generator."""
+        """``name``, or the bundle's own generator if empty. Raises BundleError if the bundle does not have it."""
         chosen = name or self.manifest.generator
         if chosen not in self.manifest.generators:
-            there_is = ", ".join(self.manifest.generators)[:300] or "none"
-            raise BundleError(f"generator: {self.id} has no {chosen!r}; there is: {there_is}")
+            names = ", ".join(self.manifest.generators)[:300] or "none"
+            raise BundleError(f"generator: {self.id} has no {chosen!r}; there is: {names}")
         return chosen
 
     def slices_per_part(self, max_bytes: int) -> int:
-        """How many slices fit a message: as many as leave its fp16 features and masks within ``max_bytes``, 1–16."""
+        """How many slices (1–16) fit into a message, so that fp16 features and masks are within ``max_bytes``."""
         channels, height, width = self.tap_shape
         rows, columns = self.manifest.input.size
         each = 2 * channels * height * width + rows * columns
@@ -104,16 +96,14 @@ class Bundle:
 
 
 def load_bundle(where: str | Path | None, tap: str = "", sha256: str = "", state: Path = Path()) -> Bundle:
-    """The bundle in a folder or behind a URL, which is kept in ``state``; or the demonstration that ships.
+    """The bundle in a folder or at a URL (which is downloaded into ``state``); None: the shipped demonstration.
 
-    Raises
-    ------
-    BundleError: as for ``Bundle``; or it cannot be fetched.
+    Raises BundleError as ``Bundle`` does, or if the download fails.
     """
     if where is None:
         folder = demo_bundle()
     elif "://" in str(where):
-        from gliaflow_runtime.bundle.download import fetch_bundle  # which loads fsspec
+        from gliaflow_runtime.bundle.download import fetch_bundle  # it loads fsspec
 
         folder = fetch_bundle(str(where), state / "fetched")
     else:
@@ -122,17 +112,17 @@ def load_bundle(where: str | Path | None, tap: str = "", sha256: str = "", state
 
 
 def demo_bundle() -> Path:
-    """Where the shipped demonstration bundle lies. It is trained on phantoms: not a clinical model."""
+    """The folder of the shipped demonstration bundle. It was trained on phantoms and is not a clinical model."""
     return Path(str(files("gliaflow_runtime") / "demo_bundle"))
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> Bundle:
-    """Complete a bundle: add the digests of the networks in ``folder``, write the manifest, and load it back."""
+    """Write the manifest of the networks in ``folder``, with their digests, and load the bundle."""
     networks = sorted(path for path in folder.iterdir() if path.suffix in (".onnx", ".safetensors"))
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in networks}
     checked = Manifest.model_validate({**manifest, "schema": MANIFEST_SCHEMA, "files": digests})
     text = json.dumps(checked.model_dump(mode="json", by_alias=True), indent=2) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    write_whole(folder / MANIFEST, text)
     return Bundle(folder)
 
 

@@ -1,7 +1,7 @@
-"""The model bundle: a folder with ``manifest.json`` and the ONNX files that it vouches for.
+"""``manifest.json``: the contents of a model bundle and the SHA-256 of each of its files.
 
-A bundle is untrusted until its digests match. Files are read once, checked, and kept as bytes, so that what was
-checked is what is run.
+A bundle is untrusted until its digests match. Each file is read once, checked, and used from memory, so that the
+checked bytes are the ones that run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from gliaflow_runtime.errors import UsageError
+
 MANIFEST = "manifest.json"
+TAPS = ("enc5", "enc4", "dec1", "dec2", "dec3")
+"""The outputs of the U-Net where features can be read. ``enc5`` is the paper's."""
 MANIFEST_SCHEMA = "gliaflow-bundle/1"
 MAX_MANIFEST_BYTES = 2**20
 MAX_MODEL_BYTES = 2 * 2**30
@@ -23,8 +27,8 @@ Millimetres = Annotated[float, Field(ge=0.05, le=100)]
 Channels = Annotated[int, Field(ge=1, le=65536)]
 
 
-class BundleError(ValueError):
-    """A bundle that cannot be used. The text names the file and the field."""
+class BundleError(UsageError):
+    """The bundle cannot be used. The text names the file and the field."""
 
 
 class Strict(BaseModel):
@@ -32,20 +36,20 @@ class Strict(BaseModel):
 
 
 class StepSpec(Strict):
-    """A preprocessing step by its name, with its options; see ``gliaflow_plugins.steps``."""
+    """A preprocessing step: its name and options (see ``gliaflow_plugins.steps``)."""
 
     name: str
     options: dict[str, Any] = {}
 
 
 class InputSpec(Strict):
-    """What the U-Net takes: in-plane size in pixels, spacing in mm, and the statistics that normalise a pixel."""
+    """The U-Net's input: in-plane size in pixels, spacing in mm, mean and standard deviation of the pixels."""
 
     size: tuple[Side, Side] = (240, 240)
     spacing: tuple[Millimetres, Millimetres] = (1.0, 1.0)
     mean: float = Field(default=0.0, ge=-1e4, le=1e4)
     std: float = Field(default=1.0, ge=1e-4, le=1e4)
-    steps: tuple[StepSpec, ...] = Field(default=(), description="what is done to a scan before, in this order")
+    steps: tuple[StepSpec, ...] = Field(default=(), description="preprocessing steps, in order")
 
 
 class GeneratorSpec(Strict):
@@ -66,8 +70,8 @@ class Manifest(Strict):
     classes: tuple[Literal["HGG"], Literal["LGG"]]  # CLASSES
     taps: dict[Name, tuple[Channels, Side, Side]] = Field(max_length=64)
     tap: str
-    cropped: bool = Field(default=False, description="whether features are cropped to the tumour that the U-Net found")
-    generator: str = Field(description="the one that is served unless another is asked for; empty where there is none")
+    cropped: bool = Field(default=False, description="whether features are cropped to the predicted mask")
+    generator: str = Field(description="the generator that is served by default; empty: there is none")
     generators: dict[Name, GeneratorSpec] = Field(max_length=64)
     training: dict[str, Any]
     metrics: dict[str, Any]
@@ -77,26 +81,34 @@ class Manifest(Strict):
     @classmethod
     def _names_differ(cls, files: dict[str, str]) -> dict[str, str]:
         if len({name.casefold() for name in files}) < len(files):
-            raise ValueError("two names are the same where case does not count")
+            raise ValueError("two names differ only in upper and lower case")
         return files
 
 
 def parse_manifest(raw: bytes, where: str) -> Manifest:
-    """The manifest in ``raw``. Raises BundleError, which says ``where`` it is from, when it is none."""
+    """The manifest in ``raw``. Raises BundleError, with ``where`` it comes from, if it is not a valid one."""
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
         raise BundleError(f"{where}: {_first(error)}") from None
 
 
+def check_digest(where: str, actual: str, expected: str) -> None:
+    """Raise BundleError if the SHA-256 of a file differs from the manifest's."""
+    if actual != expected:
+        raise BundleError(
+            f"{where}: its sha256 is {actual[:12]}…, the manifest says {expected[:12]}…: "
+            "the file was changed or cut short; copy the bundle again"
+        )
+
+
 def _first(error: ValidationError) -> str:
-    """The first thing that is wrong with a manifest; that it is of another version before all else."""
+    """The first error of a manifest. A different schema version comes first, since it explains the others."""
     errors = error.errors(include_url=False)
     first = next((one for one in errors if one["loc"] == ("schema",)), errors[0])
     field = ".".join(str(part)[:80] for part in first["loc"]) or "the file"
     if first["type"] == "literal_error" and field == "schema":
-        found = str(first["input"])[:40]
-        return f"schema: {found!r}, but this gliaflow reads {MANIFEST_SCHEMA!r}: the bundle is of another version of it"
+        return f"schema: {str(first['input'])[:40]!r}, but this gliaflow reads {MANIFEST_SCHEMA!r}: use such a bundle"
     if first["type"] == "extra_forbidden":
-        return f"{field}: no field that this gliaflow knows: is the bundle of a later version? Upgrade, then serve it"
+        return f"{field}: this gliaflow does not know this field: is the bundle of a later version? Upgrade"
     return f"{field}: {first['msg'][:300]}"

@@ -1,4 +1,4 @@
-"""The parts of a scan add up to one prediction, in whatever order, however often and through whomever they come."""
+"""The assembler: one prediction per scan, for any order and repetition of parts and any change of assemblers."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from gliaflow_classifier.assembler import NEWS_ATTEMPTS, Assembler
+from gliaflow_classifier.assembler import ENDING_ATTEMPTS, Assembler
 from gliaflow_proto import (
     FailureMessage,
     Geometry,
@@ -28,11 +28,11 @@ from prometheus_client import REGISTRY
 
 SHAPE = [8, 8, 6]
 LOGITS = [[1.0, -3.0], [2.0, 5.0], [0.5, -9.0]]
-TUMOUR = [[1, 0], [1, 1], [0, 0]]  # whether a slice's mask holds tumour
+TUMOUR = [[1, 0], [1, 1], [0, 0]]  # whether a slice's mask has tumour
 
 
 class FakeBundle:
-    class manifest:  # all that an assembler asks of a bundle
+    class manifest:  # all that an assembler uses of a bundle
         classes = ("HGG", "LGG")
 
 
@@ -41,7 +41,7 @@ def assembler(timeout_s=60.0):
 
 
 def part(index, count=3, scan="s", submission="sub", attempt=0):
-    """A graded part of two slices, with a 2×2 square of tumour where TUMOUR says."""
+    """A graded part of two slices, with a 2×2 square of tumour according to TUMOUR."""
     geometry = Geometry(
         affine=[2.0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 5, 0, 0, 0, 0, 1],
         shape=SHAPE,
@@ -66,7 +66,7 @@ def deliver(stage, message, tag=0):
 
 
 def run(stage, indices):
-    """Deliver these parts; returns every outcome."""
+    """Deliver these parts; returns the outcomes."""
     return [deliver(stage, part(index), tag)[1] for tag, index in enumerate(indices)]
 
 
@@ -74,7 +74,7 @@ def predictions(outcomes):
     return [m for o in outcomes for m in o.publish if isinstance(m, PredictionMessage)]
 
 
-def test_mean_logit_of_the_slices_with_tumour_and_the_mask_on_the_scans_grid():
+def test_the_prediction_has_the_mean_logit_of_slices_with_tumour_and_the_mask_on_the_scans_grid():
     (prediction,) = predictions(run(assembler(), [0, 1, 2]))
     assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(-(1.0 + 2.0 + 5.0) / 3)))
     assert prediction.grade == "HGG"
@@ -84,7 +84,7 @@ def test_mean_logit_of_the_slices_with_tumour_and_the_mask_on_the_scans_grid():
     assert prediction.tumour_ml == pytest.approx(12 * 2 * 2 * 5 / 1000)
 
 
-def test_without_tumour_all_slices_count():
+def test_without_tumour_the_mean_is_over_all_slices():
     stage = assembler()
     plain = changed(part(2), part=[0, 1])
     (prediction,) = deliver(stage, plain)[1].publish
@@ -93,20 +93,20 @@ def test_without_tumour_all_slices_count():
 
 
 @given(st.lists(st.integers(0, 2), max_size=6), st.permutations([0, 1, 2]))
-def test_any_order_and_any_repetition_give_the_same_one_prediction(extra, order):
-    """Copies may come before, between and after; there is one prediction, and every delivery is let go of."""
+def test_any_order_and_repetition_of_parts_gives_the_same_single_prediction(extra, order):
+    """Copies may come before, between and after the parts; every delivery is acknowledged."""
     (expected,) = predictions(run(assembler(), [0, 1, 2]))
     sequence = [*extra[:3], *order, *extra[3:]]
     outcomes = run(assembler(), sequence)
-    (found,) = predictions(outcomes)
-    assert found.p_hgg == expected.p_hgg
-    np.testing.assert_array_equal(found.mask, expected.mask)
+    (prediction,) = predictions(outcomes)
+    assert prediction.p_hgg == expected.p_hgg
+    np.testing.assert_array_equal(prediction.mask, expected.mask)
     by_default = sum(outcome.done is None for outcome in outcomes)  # None: the delivery that was handled
     assert by_default + sum(len(outcome.done or []) for outcome in outcomes) == len(sequence)
 
 
 def test_nothing_is_acknowledged_before_the_prediction():
-    """So that, when this process dies, the broker gives all the parts to another."""
+    """If this process dies, the broker delivers all parts to another."""
     stage = assembler()
     first, outcome = deliver(stage, part(0), 0)
     assert outcome.done == []
@@ -116,14 +116,13 @@ def test_nothing_is_acknowledged_before_the_prediction():
     assert {d.tag for d in outcome.done} == {first.tag, second.tag, third.tag}
 
 
-def test_scans_that_interleave_are_kept_apart():
+def test_interleaved_scans_are_separate():
     stage = assembler()
     outcomes = [
         deliver(stage, part(index, scan=scan, submission=submission))[1]
         for index, (scan, submission) in itertools.product(range(3), [("s", "x"), ("t", "x"), ("s", "y")])
     ]
-    found = predictions(outcomes)
-    assert [(p.scan.id, p.scan.submission) for p in found] == [("s", "x"), ("t", "x"), ("s", "y")]
+    assert [(p.scan.id, p.scan.submission) for p in predictions(outcomes)] == [("s", "x"), ("t", "x"), ("s", "y")]
 
 
 def failure(reason="the U-Net failed"):
@@ -131,7 +130,7 @@ def failure(reason="the U-Net failed"):
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])
-def test_when_a_stage_fails_on_one_part_the_others_are_dead_letters_too(before):
+def test_if_a_stage_fails_on_one_part_the_others_become_dead_letters(before):
     stage = assembler()
     outcomes = [deliver(stage, part(index))[1] for index in range(before)]
     outcomes.append(deliver(stage, failure())[1])
@@ -141,15 +140,15 @@ def test_when_a_stage_fails_on_one_part_the_others_are_dead_letters_too(before):
     assert predictions(outcomes) == []
 
 
-def test_dead_letters_that_a_person_replays_get_another_chance():
+def test_replayed_dead_letters_are_a_new_attempt():
     stage = assembler()
     deliver(stage, failure())
     outcomes = run(stage, [0]) + [deliver(stage, part(index, attempt=1))[1] for index in (0, 1, 1, 2, 2)]
-    assert len(predictions(outcomes)) == 1, "and a copy of a replayed part starts nothing anew"
+    assert len(predictions(outcomes)) == 1, "a copy of a replayed part is ignored"
     assert stage.idle() is None
 
 
-def test_a_scan_whose_parts_do_not_come_is_given_up_with_the_missing_ones_named():
+def test_a_scan_with_missing_parts_fails_after_the_timeout_and_names_them():
     stage = assembler(timeout_s=0.01)
     deliver(stage, part(0))
     time.sleep(0.02)
@@ -164,7 +163,7 @@ def changed(message, **values):
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "other",
     [
         part(1, count=4),
         changed(part(1), bundle="another"),
@@ -173,11 +172,11 @@ def changed(message, **values):
     ],
     ids=["count", "bundle", "shape", "size"],
 )
-def test_a_part_that_does_not_fit_the_others_is_refused(odd):
+def test_a_part_that_does_not_fit_the_others_is_refused(other):
     stage = assembler()
     deliver(stage, part(0))
     with pytest.raises(ProtocolError, match="other parts of this scan"):
-        deliver(stage, odd)
+        deliver(stage, other)
 
 
 def test_a_logit_that_is_not_finite_is_refused():
@@ -185,7 +184,7 @@ def test_a_logit_that_is_not_finite_is_refused():
         deliver(assembler(), changed(part(0), logit=np.array([np.nan, 0])))
 
 
-def test_scans_that_never_end_give_way_before_the_broker_stops_delivering(monkeypatch):
+def test_incomplete_scans_fail_before_the_broker_stops_delivering(monkeypatch):
     monkeypatch.setattr("gliaflow_classifier.assembler.OPEN_PARTS", 5)
     stage = assembler()
     outcomes = [deliver(stage, part(0, scan=f"forged{n}"))[1] for n in range(5)]
@@ -193,91 +192,90 @@ def test_scans_that_never_end_give_way_before_the_broker_stops_delivering(monkey
     assert len(predictions(run(stage, [0, 1, 2]))) == 1
 
 
-def test_logits_and_masks_that_do_not_fit_the_slices():
-    odd = part(0)
+def test_logits_that_do_not_match_the_slices_are_refused():
     with pytest.raises(ProtocolError, match="logits"):
-        deliver(assembler(), changed(odd, logit=np.zeros(3)))
+        deliver(assembler(), changed(part(0), logit=np.zeros(3)))
 
 
-def test_metrics_tell_how_many_scans_are_open_how_long_one_waits_and_how_long_a_scan_took():
-    def told(name):
+def test_metrics_count_open_scans_their_wait_and_the_time_of_a_scan():
+    def sample(name):
         return REGISTRY.get_sample_value(name)
 
     stage = assembler()
-    before = told("gliaflow_scan_seconds_count")
+    before = sample("gliaflow_scan_seconds_count")
     scan = Scan(id="s", submission="sub", sent=time.time() - 40)
     sent = [dataclasses.replace(part(index), scan=scan) for index in range(3)]
     deliver(stage, sent[0])
     deliver(stage, part(0, scan="other"))
     time.sleep(0.02)
     stage.idle()
-    assert told("gliaflow_open_scans") == 2
-    assert 0.02 <= told("gliaflow_open_scan_wait_seconds") < 5
-    took = told("gliaflow_scan_seconds_sum")
+    assert sample("gliaflow_open_scans") == 2
+    assert 0.02 <= sample("gliaflow_open_scan_wait_seconds") < 5
+    took = sample("gliaflow_scan_seconds_sum")
     deliver(stage, sent[1])
     deliver(stage, sent[2])
     for index in range(3):
-        deliver(stage, part(index, scan="of a sender who does not say when"))
+        deliver(stage, part(index, scan="without the time of sending"))
     stage.idle()
-    assert told("gliaflow_open_scans") == 1
-    assert told("gliaflow_scan_seconds_count") == before + 1
-    assert 40 <= told("gliaflow_scan_seconds_sum") - took < 45
+    assert sample("gliaflow_open_scans") == 1
+    assert sample("gliaflow_scan_seconds_count") == before + 1
+    assert 40 <= sample("gliaflow_scan_seconds_sum") - took < 45
 
 
 def prediction_of(stage, **about):
-    """What a complete scan is answered."""
+    """The answer to a complete scan."""
     return predictions([deliver(stage, part(index, **about))[1] for index in range(3)])[0]
 
 
-def test_a_later_assembler_knows_from_the_news_which_scans_have_ended():
-    """One that took over: of a scan that another has answered, a late copy of a part waits for nothing."""
+def test_a_new_assembler_learns_from_announcements_which_scans_have_ended():
+    """After a takeover, a late copy of a part of an answered scan is ignored."""
     stage = assembler(timeout_s=0.01)
-    news, outcome = deliver(stage, prediction_of(assembler()), 1)
-    assert outcome.done == [], "the news stays with the broker, for whoever is next"
+    announcement, outcome = deliver(stage, prediction_of(assembler()), 1)
+    assert outcome.done == [], "it stays with the broker for the next assembler"
     assert deliver(stage, part(1), 2)[1] == Outcome()
     time.sleep(0.02)
-    assert [d.tag for d in stage.idle().done] == [news.tag], "it is let go of in time"
+    assert [d.tag for d in stage.idle().done] == [announcement.tag], "acknowledged after the timeout"
     assert stage.idle() is None
 
 
-def test_parts_that_were_held_when_another_answered_are_copies():
+def test_open_parts_are_acknowledged_when_another_assembler_has_answered():
     stage = assembler()
     held, _ = deliver(stage, part(0), 1)
     assert deliver(stage, prediction_of(assembler()), 2)[1].done == [held]
     assert stage.idle() is None
 
 
-def test_of_the_news_only_the_latest_is_kept(monkeypatch):
-    monkeypatch.setattr("gliaflow_classifier.assembler.KEPT_NEWS", 2)
+def test_only_the_latest_announcements_are_kept(monkeypatch):
+    monkeypatch.setattr("gliaflow_classifier.assembler.KEPT_ENDINGS", 2)
     stage = assembler()
     outcomes = [deliver(stage, prediction_of(assembler(), scan=f"s{n}"), n)[1] for n in range(4)]
     assert [[d.tag for d in outcome.done] for outcome in outcomes] == [[], [], [0], [1]]
 
 
-def test_news_that_went_from_hand_to_hand_too_often_is_let_go_before_it_is_a_dead_letter():
+def test_an_announcement_that_was_delivered_too_often_is_acknowledged():
     stage = assembler()
-    news = failure()
-    delivery = dataclasses.replace(Delivery("q", "failure.sub", encode(news)), attempts=NEWS_ATTEMPTS)
-    assert stage.max_attempts > NEWS_ATTEMPTS
-    assert stage.handle(news, delivery).done == [delivery]
+    announcement = failure()
+    delivery = dataclasses.replace(Delivery("q", "failure.sub", encode(announcement)), attempts=ENDING_ATTEMPTS)
+    assert stage.max_attempts > ENDING_ATTEMPTS, "before it would become a dead letter"
+    assert stage.handle(announcement, delivery).done == [delivery]
 
 
-def test_what_went_with_a_lost_connection_is_nobodys_to_give_up():
-    """Its parts come again, perhaps to another assembler, which answers: no failure is told here."""
+def test_parts_of_a_lost_connection_do_not_time_out():
+    """They are delivered again, perhaps to another assembler, which answers."""
     stage = assembler(timeout_s=0.01)
     deliver(stage, part(0))
     deliver(stage, failure(), 1)
     stage.lost()
     time.sleep(0.02)
     assert stage.idle() is None
-    assert deliver(stage, part(0), 2)[1].dead, "but that a scan has failed is remembered"
+    assert deliver(stage, part(0), 2)[1].dead, "the failed scan is remembered"
 
 
-def test_a_process_that_was_stopped_gives_up_nothing_when_it_goes_on(monkeypatch):
+def test_the_time_of_a_paused_process_does_not_count(monkeypatch):
     monkeypatch.setattr("gliaflow_classifier.assembler.TICK_S", 0.01)
     stage = assembler(timeout_s=0.05)
     deliver(stage, part(0))
-    time.sleep(0.1)  # stopped: nothing looked at the time
+    time.sleep(0.1)  # the process is paused
     assert stage.idle() is None
     given_up = []
     while not given_up:
@@ -286,28 +284,28 @@ def test_a_process_that_was_stopped_gives_up_nothing_when_it_goes_on(monkeypatch
     assert "did not come" in given_up[0][1]
 
 
-def test_a_scan_that_is_sent_again_takes_the_place_of_what_was_there():
-    """The client asked again, since parts of the first attempt went with a queue that was deleted."""
+def test_a_resent_scan_replaces_the_parts_of_the_earlier_attempt():
+    """The client resends a scan if parts of the first attempt were lost with a deleted queue."""
     stage = assembler()
     old, _ = deliver(stage, part(0), 1)
     first, outcome = deliver(stage, part(0, attempt=1), 2)
     assert outcome.done == [old]
-    assert deliver(stage, part(1), 3)[1] == Outcome(), "what still comes of the first is a copy"
+    assert deliver(stage, part(1), 3)[1] == Outcome(), "a late part of the first attempt is ignored"
     outcomes = [deliver(stage, part(index, attempt=1), 4 + index)[1] for index in (1, 2)]
     assert len(predictions(outcomes)) == 1
     assert first in outcomes[-1].done
 
 
-def test_a_scan_that_was_answered_is_answered_again_when_it_is_sent_again():
-    """The client asked again, since the answer went with its queue."""
+def test_a_resent_scan_is_answered_again():
+    """The client resends a scan if the answer was lost with its queue."""
     stage = assembler()
     first, again = prediction_of(stage), prediction_of(stage, attempt=1)
     assert (first.id, first.p_hgg) == (again.id, again.p_hgg)
     assert prediction_of(assembler()).id == first.id
 
 
-def test_when_another_takes_over_a_late_copy_of_a_part_waits_for_nothing():
-    """Two assemblers on a broker: the first answers and leaves; then a part of that scan comes once more."""
+def test_after_a_takeover_on_a_broker_a_late_copy_of_a_part_is_ignored():
+    """Two assemblers: the first answers and stops; then a part of that scan comes again."""
     answers = Queue("answers", ("prediction.*", "failure.*"))
     with MemoryBroker() as broker:
         broker.declare(ASSEMBLER)
@@ -325,13 +323,13 @@ def test_when_another_takes_over_a_late_copy_of_a_part_waits_for_nothing():
             assert consumer.next(10) is not None
             workers[0].stop()
             threads[0].join()
-            assert broker.depth(ASSEMBLER.name) == 1, "the news of the answer"
+            assert broker.depth(ASSEMBLER.name) == 1, "the announcement of the answer"
             threads[1].start()
             send(1)
             while broker.depth(ASSEMBLER.name):
                 time.sleep(0.01)
             workers[1].stop()
             threads[1].join()
-            assert consumer.next(0.1) is None, "nothing more is told"
-        assert broker.depth(ASSEMBLER.name) == 1, "and only the news is left again"
+            assert consumer.next(0.1) is None, "no second announcement"
+        assert broker.depth(ASSEMBLER.name) == 1, "only the announcement is left"
         assert broker.depth(ASSEMBLER.dead) == 0

@@ -1,4 +1,4 @@
-"""NIfTI bytes are a stranger's: what can be read is read, and every broken file is named without taking memory."""
+"""NIfTI from untrusted bytes: valid files are read; an error names what is wrong, and takes little memory."""
 
 import gzip
 import tracemalloc
@@ -6,12 +6,12 @@ import tracemalloc
 import nibabel as nib
 import numpy as np
 import pytest
-from broken import BROKEN, GOOD_SHAPE
 from gliaflow_preprocessor.nifti import NiftiError, read_nifti
 from gliaflow_preprocessor.slices import UnusableScan, prepare
 from gliaflow_runtime.bundle.manifest import InputSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_scans import BROKEN, GOOD_SHAPE
 
 AFFINE = np.array([[0, -2.0, 0, 5], [1, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
 
@@ -23,10 +23,10 @@ def volume(dtype):
 @pytest.mark.parametrize("dtype", ["u1", "i1", "<i2", ">i2", "u2", "i4", "u4", "i8", "u8", "f4", ">f4", "f8"])
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_every_real_dtype_in_either_version_gzipped_or_not(dtype, kind, pack):
+def test_every_real_dtype_and_both_versions_are_read_gzipped_or_not(dtype, kind, pack):
     expected = volume(dtype)
-    found, affine = read_nifti(pack(kind(expected, AFFINE, dtype=np.dtype(dtype)).to_bytes()))
-    np.testing.assert_array_equal(found, expected)
+    image, affine = read_nifti(pack(kind(expected, AFFINE, dtype=np.dtype(dtype)).to_bytes()))
+    np.testing.assert_array_equal(image, expected)
     np.testing.assert_allclose(affine, AFFINE)
 
 
@@ -38,7 +38,7 @@ def test_slope_and_intercept_are_applied():
     )
 
 
-def test_of_a_4d_file_only_the_named_channel_is_read():
+def test_a_4d_file_needs_the_number_of_its_channel():
     four = np.stack([volume("i2"), volume("i2") + 100, volume("i2") + 200], axis=3)
     data = gzip.compress(nib.Nifti1Image(four, AFFINE).to_bytes())
     np.testing.assert_array_equal(read_nifti(data, channel="1")[0], four[..., 1])
@@ -47,18 +47,18 @@ def test_of_a_4d_file_only_the_named_channel_is_read():
             read_nifti(data, channel)
 
 
-def test_a_4d_file_of_one_volume_is_a_3d_file():
+def test_a_4d_file_with_one_volume_is_read_as_3d():
     data = nib.Nifti1Image(volume("i2")[..., None], AFFINE).to_bytes()
     assert read_nifti(data)[0].shape == (5, 6, 7)
 
 
-def test_a_gzip_file_of_several_members():
+def test_a_gzip_file_with_several_members_is_read():
     raw = nib.Nifti1Image(volume("i2"), AFFINE).to_bytes()
     np.testing.assert_array_equal(read_nifti(gzip.compress(raw[:400]) + gzip.compress(raw[400:]))[0], volume("i2"))
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_each_broken_file_is_named_and_takes_no_memory(name):
+def test_an_error_names_what_is_wrong_and_takes_little_memory(name):
     make, reason = BROKEN[name]
     data = make()
     tracemalloc.start()
@@ -69,12 +69,12 @@ def test_each_broken_file_is_named_and_takes_no_memory(name):
     assert peak < 30 * 2**20
 
 
-def test_thousands_of_empty_members_before_the_scan():
+def test_thousands_of_empty_gzip_members_before_the_scan_are_skipped():
     raw = nib.Nifti1Image(volume("i2"), AFFINE).to_bytes()
     np.testing.assert_array_equal(read_nifti(gzip.compress(b"") * 5000 + gzip.compress(raw))[0], volume("i2"))
 
 
-def test_a_decompression_bomb_is_unpacked_no_further_than_its_header_says():
+def test_a_decompression_bomb_is_unpacked_only_to_the_size_in_its_header():
     header = nib.Nifti1Image(np.zeros(GOOD_SHAPE, np.int16), np.eye(4)).to_bytes()
     bomb = gzip.compress(header + bytes(300 * 2**20), 1)
     tracemalloc.start()
@@ -91,8 +91,8 @@ def test_a_header_with_random_bytes_is_read_or_refused(data):
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(0, 351))] = data.draw(st.integers(0, 255))
     try:
-        found, affine = read_nifti(bytes(raw))
+        image, affine = read_nifti(bytes(raw))
     except NiftiError:
         return
-    assert found.ndim == 3
+    assert image.ndim == 3
     assert np.isfinite(affine).all()

@@ -1,4 +1,4 @@
-"""A scan becomes slices and its mask comes back: whatever the orientation, spacing and size."""
+"""Cutting a scan into slices and mapping its mask back, for any orientation, spacing and size."""
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +13,7 @@ SPEC = InputSpec(size=(64, 64), spacing=(3.0, 3.0))
 
 
 def head(shape=(60, 72, 20), spacing=(3.0, 3.0, 6.0), scale=1.0):
-    """An ellipsoid head of noise with a bright ball in it, off centre in every direction, and the ball's mask."""
+    """An ellipsoid head of noise with a bright tumour, off centre in every direction; its mask and affine."""
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [-80, -100, -40]
     i, j, k = np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij")
@@ -36,22 +36,22 @@ orientations = st.permutations([0, 1, 2]).flatmap(
 
 @settings(max_examples=40)
 @given(orientations)
-def test_a_scan_stored_turned_or_mirrored_is_the_same_scan(orientation):
+def test_the_stored_orientation_does_not_matter(orientation):
     volume, tumour, affine = head()
     turned = nib.Nifti1Image(volume, affine).as_reoriented(orientation)
     turned_tumour = nib.Nifti1Image(tumour, affine).as_reoriented(orientation)
     expected = prepare(volume, affine, SPEC)
-    found = prepare(np.asarray(turned.dataobj), turned.affine, SPEC)
-    np.testing.assert_array_equal(found.image, expected.image)
-    back = restore(prepare_mask(tumour, expected.geometry), found.geometry)
+    prepared = prepare(np.asarray(turned.dataobj), turned.affine, SPEC)
+    np.testing.assert_array_equal(prepared.image, expected.image)
+    back = restore(prepare_mask(tumour, expected.geometry), prepared.geometry)
     assert back.shape == turned.shape
     assert dice(back, np.asarray(turned_tumour.dataobj)) > 0.95
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.tuples(*[st.floats(0.5, 6.0)] * 3))
-def test_a_mask_comes_back_onto_a_grid_of_any_spacing(spacing):
-    shape = tuple(max(8, round(180 / s)) for s in spacing)
+def test_a_mask_is_restored_on_a_grid_of_any_spacing(spacing):
+    shape = tuple(max(8, round(120 / s)) for s in spacing)
     volume, tumour, affine = head(shape, spacing)
     geometry = prepare(volume, affine, SPEC).geometry
     back = restore(prepare_mask(tumour, geometry), geometry)
@@ -60,14 +60,14 @@ def test_a_mask_comes_back_onto_a_grid_of_any_spacing(spacing):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
-def test_the_unit_of_intensity_does_not_matter(dtype):
+def test_the_scale_of_intensities_does_not_matter(dtype):
     volume, _, affine = head(scale=1.2)
     expected = prepare(np.round(volume), affine, SPEC).image
     np.testing.assert_allclose(prepare(np.round(volume).clip(0).astype(dtype), affine, SPEC).image, expected, atol=0.02)
     np.testing.assert_allclose(prepare(volume.astype(np.float64) * 37, affine, SPEC).image, expected, atol=0.02)
 
 
-def test_a_scan_that_was_normalised_before_has_air_of_zero_among_its_values():
+def test_in_a_normalised_scan_the_background_of_zero_becomes_air():
     volume, _, affine = head()
     inside = volume > 0
     normalised = np.where(inside, (volume - volume[inside].mean()) / volume[inside].std(), 0)
@@ -87,7 +87,7 @@ def test_a_scan_that_was_normalised_before_has_air_of_zero_among_its_values():
     ],
     ids=["minus-1000", "white", "interpolated", "int64", "uint64"],
 )
-def test_a_background_of_any_value_is_air(spoil):
+def test_a_background_of_any_value_becomes_air(spoil):
     volume, _, affine = head()
     volume = np.round(volume)
     np.testing.assert_allclose(
@@ -95,7 +95,7 @@ def test_a_background_of_any_value_is_air(spoil):
     )
 
 
-def test_on_the_bundles_own_spacing_nothing_is_interpolated():
+def test_a_scan_with_the_bundles_spacing_is_not_interpolated():
     volume, _, affine = head()
     prepared = prepare(volume, affine, SPEC)
     assert prepared.geometry.step == [1.0, 1.0]
@@ -131,7 +131,7 @@ def test_pixels_are_normalised_by_the_bundles_statistics():
     assert 0.9 < np.median(plain[plain > 0.2]) < 1.1, "the median of the head is 1"
 
 
-def test_broken_voxels_do_not_spread():
+def test_voxels_that_are_not_finite_give_finite_slices():
     volume, _, affine = head()
     volume[30, 30, 10], volume[31, 30, 10] = np.nan, np.inf
     assert np.isfinite(prepare(volume, affine, SPEC).image).all()

@@ -1,4 +1,4 @@
-"""Messages as they were written: bytes that plain msgpack made of gliaflow/1 are read for as long as it is."""
+"""Compatibility: recorded bytes of schema gliaflow/1 must stay readable as long as the schema is."""
 
 import numpy as np
 from gliaflow_proto import Geometry, GradedMessage, Scan, decode
@@ -16,7 +16,7 @@ GRADED = bytes.fromhex(
 )
 
 
-def test_a_message_of_the_first_version_is_read_as_it_was_meant():
+def test_a_recorded_message_of_the_first_version_is_readable():
     message = decode(GRADED)
     assert isinstance(message, GradedMessage)
     assert (message.id, message.part, message.trace, message.bundle) == ("m1", [0, 1], "", "b@1")

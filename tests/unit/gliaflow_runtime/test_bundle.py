@@ -1,4 +1,4 @@
-"""A bundle is believed only as far as its digests match."""
+"""Bundles: a file is used only if its digest matches, and errors name the file."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gliaflow_extractor.extractor import Extractor, UNet
+from gliaflow_extractor.extractor import Extractor, UNetSession
 from gliaflow_proto import Geometry, ProtocolError, Scan, SlicesMessage
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle, load_bundle
@@ -17,7 +17,7 @@ from gliaflow_runtime.inference import DeviceError, Network
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the shipped bundle, to be broken."""
+    """A copy of the shipped bundle."""
     return shutil.copytree(demo_bundle(), tmp_path / "bundle")
 
 
@@ -27,7 +27,7 @@ def edit(folder, **changes):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_the_shipped_bundle_is_whole_small_and_says_what_it_is():
+def test_the_shipped_bundle_is_complete_small_and_described():
     bundle = load_bundle(None)
     for network in ("unet", "generator-infogan", "critic-infogan", "classifier"):
         assert bundle.model(network)
@@ -47,7 +47,7 @@ def test_a_changed_file_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("break_it", "named"),
+    ("spoil", "reason"),
     [
         (lambda f: (f / "manifest.json").unlink(), "no such file"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json"),
@@ -59,13 +59,13 @@ def test_a_changed_file_is_refused(folder):
         (lambda f: shutil.rmtree(f), "no such file"),
     ],
 )
-def test_a_broken_manifest_is_named(folder, break_it, named):
-    break_it(folder)
-    with pytest.raises(BundleError, match=named):
+def test_an_error_names_what_is_wrong_with_the_manifest(folder, spoil, reason):
+    spoil(folder)
+    with pytest.raises(BundleError, match=reason):
         Bundle(folder)
 
 
-def test_a_network_that_is_missing_or_leads_out_of_the_folder(folder, tmp_path):
+def test_a_network_that_is_missing_or_outside_the_folder_is_refused(folder, tmp_path):
     outside = tmp_path / "outside.onnx"
     shutil.move(folder / "unet.onnx", outside)
     with pytest.raises(BundleError, match=r"unet\.onnx: no such file"):
@@ -78,13 +78,13 @@ def test_a_network_that_is_missing_or_leads_out_of_the_folder(folder, tmp_path):
         Bundle(folder).model("unet")
 
 
-def test_the_bundles_id_changes_with_any_of_it(folder):
+def test_the_id_changes_with_the_manifest(folder):
     before = Bundle(folder).id
     edit(folder, notice="another; not a clinical model")
     assert Bundle(folder).id != before
 
 
-def test_features_alone_do_not_pay_for_the_decoder():
+def test_a_network_that_only_computes_features_has_no_decoder():
     import onnx
     from gliaflow_runtime.inference import _cut
 
@@ -95,12 +95,12 @@ def test_features_alone_do_not_pay_for_the_decoder():
     assert [output.name for output in cut.graph.output] == ["enc5"]
 
 
-def test_an_output_that_is_not_there_is_named():
+def test_an_error_names_a_missing_output():
     with pytest.raises(BundleError, match="has no output enc9"):
         Network(load_bundle(None), "unet", ["enc9"])
 
 
-def test_a_device_that_is_not_there_fails_instead_of_falling_back():
+def test_a_missing_device_is_an_error_and_not_replaced_by_the_cpu():
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -125,12 +125,12 @@ def test_weights_in_other_files_are_refused(folder):
         Network(Bundle(folder), "classifier", ["logit"])
 
 
-def test_features_of_another_tap_can_be_asked_for_but_not_graded():
+def test_features_of_another_tap_are_extracted_but_not_graded():
     from gliaflow_classifier.grader import Grader
-    from gliaflow_extractor.extractor import UNet
+    from gliaflow_extractor.extractor import UNetSession
 
     bundle = Bundle(demo_bundle(), tap="dec2")
-    features, _ = UNet(bundle)(np.zeros((1, 1, *bundle.manifest.input.size), np.float32))
+    features, _ = UNetSession(bundle)(np.zeros((1, 1, *bundle.manifest.input.size), np.float32))
     assert features.shape == (1, *bundle.tap_shape)
     assert bundle.tap_shape == (32, 16, 16), "a quarter of the tap's map, cropped to the tumour"
     assert bundle.slices_per_part(2**18) > Bundle(demo_bundle()).slices_per_part(2**18)
@@ -140,8 +140,8 @@ def test_features_of_another_tap_can_be_asked_for_but_not_graded():
         Bundle(demo_bundle(), tap="enc9")
 
 
-def test_a_bundle_is_pinned_by_the_digest_of_its_manifest():
-    """Who can change the folder can change the manifest, too; not what was pinned."""
+def test_bundle_sha256_pins_a_bundle():
+    """Someone who changes the folder can also change the manifest, but not the pinned digest."""
     manifest = demo_bundle() / "manifest.json"
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     assert load_bundle(None, sha256=digest).id.endswith(digest[:12])
@@ -151,7 +151,7 @@ def test_a_bundle_is_pinned_by_the_digest_of_its_manifest():
 
 
 def test_slices_that_were_prepared_for_another_bundle_are_refused():
-    """While the stages go over to another one by one: a scan that went through both would be graded wrongly."""
+    """While stages switch to another bundle one by one, no scan may be processed by both bundles."""
     bundle = load_bundle(None)
     geometry = Geometry(
         affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
@@ -164,7 +164,7 @@ def test_slices_that_were_prepared_for_another_bundle_are_refused():
     )
     image = np.zeros((1, 1, 128, 128), np.float16)
     slices = SlicesMessage(id="s", scan=Scan(id="s"), geometry=geometry, image=image, bundle="another@0")
-    extractor = Extractor(bundle, UNet(bundle, threads=1))
+    extractor = Extractor(bundle, UNetSession(bundle, threads=1))
     with pytest.raises(ProtocolError, match=r"another@0.* give all stages the same bundle"):
         extractor.handle(slices, Delivery("q", "slices", b""))
     for name in ("", bundle.id):

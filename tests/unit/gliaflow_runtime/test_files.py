@@ -1,4 +1,4 @@
-"""A file that a stranger may have made: an ordinary one within its folder is read, and nothing else is waited for."""
+"""Untrusted files: a regular file inside its folder is read; nothing else is read or blocks. And whole writes."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.bundle.load import Bundle, load_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
-from gliaflow_runtime.files import UnsafeFile, read_within
+from gliaflow_runtime.files import UnsafeFile, read_within, whole_file, write_whole
 from gliaflow_runtime.stage import InvalidInput, Outcome
 
 
@@ -26,14 +26,14 @@ def folder(tmp_path):
     return tmp_path / "folder"
 
 
-def test_a_file_beneath_the_folder_is_read_whole_and_a_link_within_it_followed(folder):
+def test_files_and_links_inside_the_folder_are_read(folder):
     (folder / "link").symlink_to(Path("sub") / "file")
     assert read_within(folder, folder / "sub" / "file", 6) == b"inside"
     assert read_within(folder, folder / "link", 6) == b"inside"
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**16, 2**16 + 1, 2**20])
-def test_files_of_any_size_up_to_the_limit(folder, size):
+def test_files_up_to_the_limit_are_read(folder, size):
     data = os.urandom(size)
     (folder / "file").write_bytes(data)
     assert read_within(folder, folder / "file", size) == data
@@ -41,7 +41,7 @@ def test_files_of_any_size_up_to_the_limit(folder, size):
         read_within(folder, folder / "file", size - 1)
 
 
-def test_what_leads_out_is_refused(folder, tmp_path):
+def test_paths_out_of_the_folder_are_refused(folder, tmp_path):
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "up").symlink_to(tmp_path)
     for path in (folder / "link", folder / "up" / "secret", folder / ".." / "secret", Path("/etc/passwd")):
@@ -66,9 +66,9 @@ def loop(path):
     path.symlink_to(path)
 
 
-ODD = [
-    (fifo, "no ordinary file"),
-    (unix_socket, "No such device|not supported|no ordinary"),
+SPECIAL = [
+    (fifo, "not a regular file"),
+    (unix_socket, "No such device|not supported|not a regular"),
     (endless, "leads out|not under an allowed root"),
     (loop, "symbolic links|leads out"),
     (Path.mkdir, "directory"),
@@ -76,8 +76,8 @@ ODD = [
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize(("make", "reason"), ODD)
-def test_a_pipe_a_device_and_a_link_to_itself_are_neither_waited_for_nor_read(tmp_path, make, reason):
+@pytest.mark.parametrize(("make", "reason"), SPECIAL)
+def test_special_files_are_refused_and_do_not_block(tmp_path, make, reason):
     make(tmp_path / "scan.nii")
     make(tmp_path / "manifest.json")
     with pytest.raises(SourceError, match=reason):
@@ -87,35 +87,35 @@ def test_a_pipe_a_device_and_a_link_to_itself_are_neither_waited_for_nor_read(tm
 
 
 @pytest.mark.timeout(20)
-def test_a_device_beneath_the_folder_is_not_read():
-    with pytest.raises(UnsafeFile, match="no ordinary file"):
+def test_a_device_inside_the_folder_is_refused():
+    with pytest.raises(UnsafeFile, match="not a regular file"):
         read_within(Path("/dev"), Path("/dev/zero"), 2**40)
 
 
-def test_a_folder_that_is_swapped_for_a_link_after_it_was_looked_at_leads_nowhere(folder, tmp_path, monkeypatch):
-    """Between the look and the reading, ``sub`` becomes a link to where another ``file`` lies."""
+def test_a_folder_replaced_by_a_link_after_the_check_is_refused(folder, tmp_path, monkeypatch):
+    """Between check and reading, ``sub`` becomes a link to a folder with another ``file``."""
     (tmp_path / "file").write_bytes(b"outside")
-    looked = os.path.realpath
+    realpath = os.path.realpath
 
     def swap(path, **options):
-        found = looked(path, **options)
+        real = realpath(path, **options)
         if str(path).endswith("file") and not (folder / "sub").is_symlink():
             (folder / "sub").rename(folder / "moved")
             (folder / "sub").symlink_to(tmp_path)
-        return found
+        return real
 
     monkeypatch.setattr(files.os.path, "realpath", swap)
     with pytest.raises(OSError, match=r"directory|symbolic"):
         read_within(folder, folder / "sub" / "file", 100)
 
 
-def test_a_file_that_grows_while_it_is_read_is_read_no_further_than_the_limit(folder, monkeypatch):
-    looked = os.fstat
+def test_a_file_that_grows_while_it_is_read_is_refused_at_the_limit(folder, monkeypatch):
+    fstat = os.fstat
 
     def grow(descriptor):
-        found = looked(descriptor)
+        status = fstat(descriptor)
         os.truncate(folder / "sub" / "file", 2**20)
-        return found
+        return status
 
     monkeypatch.setattr(files.os, "fstat", grow)
     tracemalloc.start()
@@ -126,7 +126,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_no_further_than_the_limit(fo
     assert peak < 2**18
 
 
-def test_a_small_file_takes_little_memory_whatever_the_limit(folder):
+def test_a_small_file_takes_little_memory_with_a_high_limit(folder):
     tracemalloc.start()
     read_within(folder, folder / "sub" / "file", 2**40)
     _, peak = tracemalloc.get_traced_memory()
@@ -155,7 +155,7 @@ def test_a_small_file_takes_little_memory_whatever_the_limit(folder):
         "s3://bucket/a::file:///etc/passwd",
     ],
 )
-def test_a_uri_that_leads_out_of_the_roots_is_refused(folder, tmp_path, uri):
+def test_a_uri_outside_the_roots_is_refused(folder, tmp_path, uri):
     (tmp_path / "folder-sibling").mkdir()
     (tmp_path / "folder-sibling" / "secret").write_bytes(b"outside")
     (folder / "link").symlink_to(tmp_path / "secret")
@@ -166,32 +166,68 @@ def test_a_uri_that_leads_out_of_the_roots_is_refused(folder, tmp_path, uri):
 @pytest.mark.parametrize(
     "uri", ["http://[", "file://{root}/a\0b", "{root}/" + "x" * 300, "{root}/" + "x/" * 3000, "{root}/\udcff", ""]
 )
-def test_a_uri_that_is_none_is_an_error_and_no_fault(folder, uri):
+def test_an_invalid_uri_is_a_source_error(folder, uri):
     with pytest.raises(SourceError):
         read_source(Source(uri=uri.format(root=folder)), [str(folder)], None)
 
 
-def test_a_scan_beneath_a_root_is_read_by_path_or_uri(folder):
+def test_a_scan_under_a_root_is_read_by_path_or_uri(folder):
     for uri in (str(folder / "sub" / "file"), (folder / "sub" / "file").as_uri(), f"file://{folder}/sub/%66ile"):
         assert read_source(Source(uri=uri), ["/nowhere", str(folder)], None) == b"inside"
 
 
-def test_a_hard_link_is_the_file_itself(folder, tmp_path):
-    """Nothing tells it from the file: whoever may make one in a root may have the file read."""
+def test_a_hard_link_is_read_like_the_file_itself(folder, tmp_path):
+    """They cannot be distinguished: someone who can create a hard link under a root can have that file read."""
     os.link(tmp_path / "secret", folder / "hard")
     assert read_within(folder, folder / "hard", 100) == b"outside"
 
 
 @pytest.mark.parametrize("name", ["gliaflow.extractor", "gliaflow.upload." + "x" * 300])
-def test_an_upload_is_an_upload_queue_of_a_name_that_amqp_takes(name):
-    with pytest.raises(SourceError, match="no name of an upload queue"):
+def test_an_upload_needs_the_valid_name_of_an_upload_queue(name):
+    with pytest.raises(SourceError, match="not the name of an upload queue"):
         read_source(Source(upload=name, chunks=1), [], None)
 
 
-def test_an_upload_that_is_gone_is_a_failure_but_not_of_a_scan_that_has_been_here_before():
-    """Its sender cleared it away with the answer that the earlier delivery led to."""
+def test_a_deleted_upload_fails_the_scan_only_at_its_first_delivery():
+    """At a redelivery, the sender has deleted the upload since it has an answer from the earlier delivery."""
     stage = Preprocessor(load_bundle(None), MemoryBroker(), [])
     message = ScanMessage(id="m", scan=Scan(id="s"), source=Source(upload="gliaflow.upload.x", chunks=1))
-    with pytest.raises(InvalidInput, match="it is gone"):
+    with pytest.raises(InvalidInput, match="its sender deleted it, or it expired"):
         stage.handle(message, Delivery("gliaflow.preprocessor", "scan", b""))
     assert stage.handle(message, Delivery("gliaflow.preprocessor", "scan", b"", attempts=1)) == Outcome()
+
+
+def test_a_file_is_written_whole_and_replaces_the_one_before(tmp_path):
+    path = tmp_path / "answer.json"
+    write_whole(path, "é\n", sync=True)
+    assert path.read_bytes() == "é\n".encode()
+    write_whole(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert [file.name for file in tmp_path.iterdir()] == ["answer.json"]
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_no_temporary_one(tmp_path):
+    path = tmp_path / "mask.nii.gz"
+    path.write_bytes(b"old")
+
+    def fail_halfway():
+        with whole_file(path, ending=".part.nii.gz") as part:
+            assert part.parent == tmp_path
+            assert part.name.endswith(".part.nii.gz")
+            part.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail_halfway()
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("mask.nii.gz", b"old")]
+
+
+def test_sync_flushes_the_file_and_its_folder_to_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files.os, "fsync", lambda at: synced.append(Path(f"/proc/self/fd/{at}").resolve()))
+    write_whole(tmp_path / "features", b"1", sync=True)
+    assert [path.parent for path in synced] == [tmp_path, tmp_path.parent]
+    assert synced[1] == tmp_path
+    synced.clear()
+    write_whole(tmp_path / "table", b"1")
+    assert not synced

@@ -1,4 +1,4 @@
-"""What only the embedded broker has: limits of its own, and dead letters that a later process can read."""
+"""What only ``memory://`` has: its own limits, and dead letters that a later process can read."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SAMPLE = Queue("sample", ("scan",))
         ("a.#.c", "a.b", False),
     ],
 )
-def test_topics_are_matched_as_in_amqp(pattern: str, key: str, expected: bool) -> None:
+def test_topic_patterns_match_as_in_amqp(pattern: str, key: str, expected: bool) -> None:
     assert matches(pattern, key) is expected
 
 
-def test_a_full_queue_refuses_and_no_other_queue_gets_the_message() -> None:
+def test_if_one_queue_is_full_no_queue_gets_the_message() -> None:
     broker = MemoryBroker(limits={SCANS.name: Limit(2)})
     broker.declare(SCANS)
     broker.declare(SAMPLE)
@@ -43,7 +43,7 @@ def test_a_full_queue_refuses_and_no_other_queue_gets_the_message() -> None:
     assert (broker.depth(SCANS.name), broker.depth(SAMPLE.name)) == (2, 2)
 
 
-def test_a_queue_may_drop_its_oldest_instead() -> None:
+def test_a_full_queue_may_drop_its_oldest_message() -> None:
     broker = MemoryBroker(limits={SAMPLE.name: Limit(2, "drop-oldest")})
     broker.declare(SAMPLE)
     for body in (b"1", b"2", b"3"):
@@ -53,7 +53,7 @@ def test_a_queue_may_drop_its_oldest_instead() -> None:
     assert [delivery.body for delivery in kept if delivery] == [b"2", b"3"]
 
 
-def test_a_message_that_comes_back_too_often_is_a_dead_letter() -> None:
+def test_a_message_that_is_returned_too_often_becomes_a_dead_letter() -> None:
     broker = MemoryBroker(delivery_limit=2)
     broker.declare(SCANS)
     broker.publish("scan", b"poison")
@@ -66,7 +66,7 @@ def test_a_message_that_comes_back_too_often_is_a_dead_letter() -> None:
     assert "delivery_limit" in letter.headers[REASON]
 
 
-def test_a_queue_goes_once_nobody_has_used_it_for_so_long() -> None:
+def test_an_unused_queue_expires() -> None:
     broker = MemoryBroker()
     broker.declare(Queue("answers", ("answer",), expires_s=0))
     broker.publish("answer", b"")
@@ -97,7 +97,7 @@ def test_a_later_process_reads_the_dead_letters(tmp_path: Path) -> None:
     assert {file.suffix for file in folder.iterdir()} == {".msgpack"}
 
 
-def test_a_dead_letter_that_is_none_or_went_is_passed_over(tmp_path: Path) -> None:
+def test_missing_and_invalid_dead_letters_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "0.msgpack").write_bytes(b"nonsense")
     writer = MemoryBroker(tmp_path)
     writer.declare(SCANS)
@@ -105,7 +105,7 @@ def test_a_dead_letter_that_is_none_or_went_is_passed_over(tmp_path: Path) -> No
         writer.dead_letter(Delivery(SCANS.name, "scan", body), "reason")
     reader = MemoryBroker(tmp_path)
     assert reader.depth(SCANS.dead) == 2
-    sorted(tmp_path.iterdir())[1].unlink()  # as another process does that replays it
+    sorted(tmp_path.iterdir())[1].unlink()  # as another process does when it replays it
     with reader.consume(Queue(SCANS.dead), 10) as dead:
         letter = dead.next(0)
         assert letter is not None

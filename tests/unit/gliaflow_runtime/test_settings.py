@@ -1,4 +1,4 @@
-"""A flag wins over the environment, the environment over the file; a wrong value names its setting."""
+"""Settings: a flag overrides the environment, which overrides the file; an error names its setting."""
 
 import subprocess
 import sys
@@ -18,11 +18,11 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_nothing_said():
+def test_the_default_broker_is_in_memory():
     assert load_settings().broker == "memory://"
 
 
-def test_flag_then_environment_then_file(elsewhere, monkeypatch):
+def test_a_flag_overrides_the_environment_which_overrides_the_file(elsewhere, monkeypatch):
     (elsewhere / "gliaflow.toml").write_text('threads = 2\nbatch = 7\nbroker = "amqp://file/"\n')
     monkeypatch.setenv("GLIAFLOW_THREADS", "3")
     monkeypatch.setenv("GLIAFLOW_BROKER", "amqp://environment/")
@@ -36,7 +36,7 @@ def test_a_list_in_the_environment_is_json(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("file", "environment", "named"),
+    ("file", "environment", "reason"),
     [
         ("", {"GLIAFLOW_THREADS": "many"}, "threads"),
         ("", {"GLIAFLOW_DEVICE": "tpu"}, "device"),
@@ -48,11 +48,11 @@ def test_a_list_in_the_environment_is_json(monkeypatch):
         ("", {"GLIAFLOW_BUNDLE_SHA256": "0d8b8e8c71e6"}, "bundle_sha256"),
     ],
 )
-def test_what_is_wrong_is_named(elsewhere, monkeypatch, file, environment, named):
+def test_an_error_names_the_setting(elsewhere, monkeypatch, file, environment, reason):
     (elsewhere / "gliaflow.toml").write_text(file)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=named):
+    with pytest.raises(SettingsError, match=reason):
         load_settings()
 
 
@@ -66,17 +66,17 @@ def test_a_password_is_not_shown(monkeypatch):
     assert "s3cret" not in shown.output
 
 
-def test_every_setting_is_described():
+def test_every_setting_has_a_description():
     assert all(field.description for field in Settings.model_fields.values())
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch):
+def test_available_cores_follow_the_affinity_of_the_process(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
     assert available_cores() == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
-def test_a_full_disk_behind_the_log_stops_nobody():
+def test_a_full_disk_for_the_log_does_not_stop_the_process():
     code = """
 import structlog
 from gliaflow_runtime.logs import configure_logging

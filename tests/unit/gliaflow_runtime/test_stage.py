@@ -1,19 +1,19 @@
-"""The loop that all stages run in, on the embedded broker: what becomes of a message in each case."""
+"""The loop of all stages, on ``memory://``: what happens to a message in each case."""
 
-import os
 import re
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, SyntheticMessage, decode, encode
 from gliaflow_runtime.broker.interface import REASON
 from gliaflow_runtime.broker.memory import Limit, MemoryBroker
 from gliaflow_runtime.logs import configure_logging
-from gliaflow_runtime.stage import EX_SOFTWARE, Away, InvalidInput, Outcome, Stage, Worker
+from gliaflow_runtime.stage import EX_SOFTWARE, InvalidInput, Outcome, Stage, TemporarilyUnavailable, Worker
 from prometheus_client import REGISTRY
 
 IN, OUT = Queue("in", ("generate",)), Queue("out", ("failure.*", "synthetic.*"))
@@ -25,7 +25,7 @@ def message(name="a"):
 
 @dataclass
 class Echo(Stage):
-    """Answers each message, or does what ``behave`` says."""
+    """Calls ``behave``, then answers the message."""
 
     behave: object = None
     seen: list = field(default_factory=list)
@@ -40,7 +40,7 @@ class Echo(Stage):
 
 
 class Running:
-    """A worker in a thread, on an embedded broker whose queues can be looked into."""
+    """A worker in a thread, on ``memory://``, and access to its queues."""
 
     def __init__(self, stage, limits=None, **options):
         self.broker = MemoryBroker(limits=limits)
@@ -82,7 +82,7 @@ def test_a_message_is_answered_and_acknowledged():
     assert running.broker.depth(IN.name) == 0
 
 
-def test_bytes_that_are_no_message_are_a_dead_letter_and_the_rest_goes_on():
+def test_invalid_bytes_become_a_dead_letter_and_the_next_message_is_answered():
     with Running(Echo()) as running:
         running.send(b"garbage")
         running.send(encode(message()))
@@ -90,18 +90,18 @@ def test_bytes_that_are_no_message_are_a_dead_letter_and_the_rest_goes_on():
         assert "not a msgpack message" in running.dead_reason()
 
 
-def test_invalid_input_is_a_dead_letter_and_the_submission_hears_of_it():
+def test_invalid_input_becomes_a_dead_letter_and_is_announced_to_the_submission():
     def refuse():
         raise InvalidInput("the affine is singular")
 
     with Running(Echo(refuse)) as running:
         running.send(encode(message()))
-        news = decode(running.take(OUT).body)
-        assert (news.kind, news.stage, news.reason) == ("failure", "echo", "the affine is singular")
+        announced = decode(running.take(OUT).body)
+        assert (announced.kind, announced.stage, announced.reason) == ("failure", "echo", "the affine is singular")
         assert running.dead_reason() == "the affine is singular"
 
 
-def test_a_passing_fault_is_tried_again():
+def test_a_temporary_fault_is_retried():
     faults = iter([OSError("the disk is busy")])
 
     def stumble():
@@ -115,11 +115,11 @@ def test_a_passing_fault_is_tried_again():
     assert stage.seen == ["a", "a"]
 
 
-def test_what_is_away_is_tried_again_with_longer_pauses_and_its_reason_told(monkeypatch):
-    monkeypatch.setattr("gliaflow_runtime.stage.AWAY_S", 0.05)
+def test_an_unavailable_service_is_retried_with_longer_pauses_and_its_reason_kept(monkeypatch):
+    monkeypatch.setattr("gliaflow_runtime.stage.UNAVAILABLE_PAUSE_S", 0.05)
 
     def call():
-        raise Away("the store does not answer")
+        raise TemporarilyUnavailable("the store does not answer")
 
     stage = Echo(call)
     started = time.monotonic()
@@ -130,8 +130,8 @@ def test_what_is_away_is_tried_again_with_longer_pauses_and_its_reason_told(monk
     assert time.monotonic() - started > 0.05 + 0.1 + 0.2
 
 
-def test_a_fault_that_stays_is_given_up_after_so_many_attempts(printed):
-    patient = "Doe" + "^Jane"  # not as it would stand in the traceback's lines of code
+def test_a_permanent_fault_becomes_a_dead_letter_after_max_attempts(printed):
+    patient = "Doe" + "^Jane"  # split, so that the traceback's lines of code do not contain it
 
     def fail():
         raise ZeroDivisionError(patient) from OSError(f"/scans/{patient}.nii")
@@ -140,7 +140,9 @@ def test_a_fault_that_stays_is_given_up_after_so_many_attempts(printed):
     configure_logging("debug", "json")
     with Running(stage, max_attempts=2) as running:
         running.send(encode(message()))
-        assert re.match(r"unexpected ZeroDivisionError at test_stage.py:\d+", running.dead_reason()), "and not its text"
+        assert re.match(r"unexpected ZeroDivisionError at test_stage.py:\d+", running.dead_reason()), (
+            "the type and place, not the text"
+        )
     assert len(stage.seen) == 2
     logged = printed()
     assert "in fail" in logged
@@ -148,11 +150,11 @@ def test_a_fault_that_stays_is_given_up_after_so_many_attempts(printed):
     assert patient not in logged
 
 
-def test_a_message_that_ended_the_process_too_often_is_not_computed_again():
+def test_a_message_that_ended_the_process_too_often_is_not_processed_again():
     stage = Echo()
     running = Running(stage, max_attempts=2)
     running.send(encode(message()))
-    for _ in range(2):  # two processes die with it in hand
+    for _ in range(2):  # two processes die while they have it
         consumer = running.broker.consume(IN, 1)
         assert consumer.next(1)
         consumer.close()
@@ -161,7 +163,7 @@ def test_a_message_that_ended_the_process_too_often_is_not_computed_again():
     assert stage.seen == []
 
 
-def test_a_full_queue_holds_the_stage_up_and_loses_nothing():
+def test_a_stage_waits_for_a_full_queue_and_loses_nothing():
     with Running(Echo(), limits={"out": Limit(1)}) as running:
         running.broker.publish("failure.x", b"in the way")
         running.send(encode(message()))
@@ -170,7 +172,7 @@ def test_a_full_queue_holds_the_stage_up_and_loses_nothing():
         assert decode(running.take(OUT).body).reason == "an answer"
 
 
-def test_an_answer_that_nobody_waits_for_is_no_error():
+def test_an_answer_without_a_queue_is_not_an_error():
     with Running(Echo()) as running:
         running.broker.delete("out")
         running.send(encode(message()))
@@ -180,12 +182,12 @@ def test_an_answer_that_nobody_waits_for_is_no_error():
     assert running.broker.depth(IN.dead) == 0
 
 
-def test_stopping_finishes_the_message_in_work_and_gives_back_the_rest():
-    started, go_on = threading.Event(), threading.Event()
+def test_stop_finishes_the_message_in_work_and_returns_the_others():
+    started, finish = threading.Event(), threading.Event()
 
     def slowly():
         started.set()
-        go_on.wait(5)
+        finish.wait(5)
 
     stage = Echo(slowly)
     with Running(stage, prefetch=2) as running:
@@ -193,14 +195,14 @@ def test_stopping_finishes_the_message_in_work_and_gives_back_the_rest():
         running.send(encode(message("b")))
         started.wait(5)
         running.worker.stop()
-        go_on.set()
+        finish.set()
         running.thread.join(5)
         assert decode(running.take(OUT).body).id == "a!"
     assert stage.seen == ["a"]
     assert running.broker.depth(IN.name) == 1
 
 
-def test_a_message_over_the_limit_is_a_dead_letter_not_a_broken_connection():
+def test_an_answer_over_the_size_limit_makes_a_dead_letter():
     import numpy as np
 
     class Verbose(Echo):
@@ -220,8 +222,7 @@ def test_a_message_over_the_limit_is_a_dead_letter_not_a_broken_connection():
 
 
 HANGS = """
-import sys, time
-sys.path.insert(0, "tests/unit/gliaflow_runtime")
+import time
 from test_stage import Echo, Running, encode, message
 with Running(Echo(lambda: time.sleep(60)), deadline_s=0.2) as running:
     running.send(encode(message()))
@@ -229,17 +230,17 @@ with Running(Echo(lambda: time.sleep(60)), deadline_s=0.2) as running:
 """
 
 
-def test_a_hang_ends_the_process():
+def test_a_message_that_hangs_ends_the_process():
     started = time.monotonic()
-    env = {**os.environ, "PYTHONPATH": "tests"}
-    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, env=env, timeout=60)
+    here = Path(__file__).parent  # where the code finds test_stage
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, cwd=here, timeout=60)
     assert done.returncode == EX_SOFTWARE
     assert "deadline passed" in done.stdout + done.stderr
     assert time.monotonic() - started < 25
 
 
 @pytest.mark.parametrize("announces", [True, False])
-def test_side_work_that_fails_does_not_fail_the_scan(announces):
+def test_only_a_stage_that_announces_failures_fails_the_scan(announces):
     def refuse():
         raise InvalidInput("no")
 
@@ -251,53 +252,53 @@ def test_side_work_that_fails_does_not_fail_the_scan(announces):
         assert (running.take(OUT, timeout=0.3) is not None) is announces
 
 
-def told(metric, **labels):
+def sample(metric, **labels):
     return REGISTRY.get_sample_value(metric, labels)
 
 
-def test_metrics_show_zeros_from_the_start_and_then_what_was_done():
+def test_metrics_start_at_zero_and_count_the_outcomes():
     @dataclass
     class Counted(Echo):
         name = "counted"
 
-    holds, go = threading.Event(), threading.Event()
+    holds, proceed = threading.Event(), threading.Event()
     faults = iter([OSError("busy")])
 
     def stumble_once():
         holds.set()
-        assert go.wait(5)
+        assert proceed.wait(5)
         for fault in faults:
             raise fault
 
     with Running(Counted(stumble_once)) as running:
         for outcome in ("done", "dead", "requeued"):
-            assert told("gliaflow_messages_total", stage="counted", outcome=outcome) == 0
-        assert told("gliaflow_working_seconds", stage="counted") == 0
+            assert sample("gliaflow_messages_total", stage="counted", outcome=outcome) == 0
+        assert sample("gliaflow_working_seconds", stage="counted") == 0
         running.send(encode(message()))
         assert holds.wait(5)
         time.sleep(0.05)
-        assert told("gliaflow_working_seconds", stage="counted") > 0.04
-        go.set()
+        assert sample("gliaflow_working_seconds", stage="counted") > 0.04
+        proceed.set()
         assert running.take(OUT)
         running.send(b"garbage")
         assert running.dead_reason()
-    assert told("gliaflow_messages_total", stage="counted", outcome="requeued") == 1
-    assert told("gliaflow_messages_total", stage="counted", outcome="done") == 1
-    assert told("gliaflow_messages_total", stage="counted", outcome="dead") == 1
-    assert told("gliaflow_redelivered_total", stage="counted") == 1
-    assert told("gliaflow_message_seconds_count", stage="counted") == 3
-    assert time.time() - told("gliaflow_last_success_timestamp_seconds", stage="counted") < 60
+    assert sample("gliaflow_messages_total", stage="counted", outcome="requeued") == 1
+    assert sample("gliaflow_messages_total", stage="counted", outcome="done") == 1
+    assert sample("gliaflow_messages_total", stage="counted", outcome="dead") == 1
+    assert sample("gliaflow_redelivered_total", stage="counted") == 1
+    assert sample("gliaflow_message_seconds_count", stage="counted") == 3
+    assert time.time() - sample("gliaflow_last_success_timestamp_seconds", stage="counted") < 60
 
 
-def test_what_a_stage_makes_of_a_message_goes_on_in_its_trace():
+def test_results_keep_the_trace_of_their_message():
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    with Running(Echo()) as running:  # it gives its answers no trace of its own
+    with Running(Echo()) as running:  # its answers have no trace
         running.send(encode(replace(message(), trace=trace)))
         assert decode(running.take(OUT).body).trace == trace
 
 
 class Losing(MemoryBroker):
-    """A broker whose consumers lose their connection when they are told to: what was open comes again."""
+    """A broker whose consumer loses its connection at ``lose``: open messages are delivered again."""
 
     def consume(self, queue, prefetch):
         self.consumer = super().consume(queue, prefetch)
@@ -311,8 +312,8 @@ class Losing(MemoryBroker):
             consumer._state.give_back(IN.name, held)
 
 
-def test_a_stage_that_keeps_deliveries_open_is_told_when_they_are_lost():
-    kept, told = [], threading.Event()
+def test_lost_is_called_before_lost_deliveries_come_again():
+    kept, lost = [], threading.Event()
 
     class Keeper(Echo):
         def handle(self, message, delivery):
@@ -320,7 +321,7 @@ def test_a_stage_that_keeps_deliveries_open_is_told_when_they_are_lost():
             return Outcome(done=[])
 
         def lost(self):
-            told.set()
+            lost.set()
 
     broker = Losing()
     broker.declare(IN)
@@ -330,17 +331,17 @@ def test_a_stage_that_keeps_deliveries_open_is_told_when_they_are_lost():
     broker.publish("generate", encode(message()))
     while not kept:
         time.sleep(0.01)
-    assert not told.is_set()
+    assert not lost.is_set()
     broker.lose()
     while len(kept) < 2:
         time.sleep(0.01)
-    assert told.is_set(), "before it is handed the message anew"
+    assert lost.is_set(), "before the message is delivered again"
     worker.stop()
     thread.join(10)
 
 
-def test_what_was_lost_meanwhile_is_not_this_stages_to_give_up():
-    """A process that was stopped goes on with a message that another has long answered, and whose upload is gone."""
+def test_a_lost_delivery_is_not_dead_lettered():
+    """A paused process resumes with a message that another process has answered, and whose upload is deleted."""
     attempts = []
 
     def behave():

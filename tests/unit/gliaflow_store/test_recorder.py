@@ -1,8 +1,7 @@
-"""The recorder: labelled features reach the store through a queue of its own, and nothing unfit does."""
+"""The recorder: labelled features reach the store through its queue; invalid ones are refused."""
 
 import dataclasses
 import errno
-import io
 import json
 import os
 import threading
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broken import good_scan
-from gliaflow_cli.commands.dead import list_letters
-from gliaflow_extractor.extractor import Extractor, UNet
+from gliaflow_cli.main import app
+from gliaflow_extractor.extractor import Extractor, UNetSession
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_proto import (
     FailureMessage,
@@ -28,15 +26,16 @@ from gliaflow_proto import (
     encode,
 )
 from gliaflow_proto.routing import ALL_QUEUES, RECORDER, STAGE_QUEUES, routing_key
-from gliaflow_runner.pipeline import open_broker
+from gliaflow_runner.broker import open_broker
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.settings import Settings
-from gliaflow_runtime.stage import Away, InvalidInput, Worker
+from gliaflow_runtime.stage import InvalidInput, TemporarilyUnavailable, Worker
 from gliaflow_store.feature_store import FeatureStore
 from gliaflow_store.recorder import Recorder
-from rich.console import Console
+from sample_scans import good_scan
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[3]
 GEOMETRY = Geometry(
@@ -51,7 +50,7 @@ GEOMETRY = Geometry(
 
 
 def part(**changes):
-    """Features of two slices, the second with 9 pixels of tumour."""
+    """Features of two slices; the second has 9 tumour pixels."""
     mask = np.zeros((2, 8, 8), np.uint8)
     mask[1, 2:5, 2:5] = 1
     features = np.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4).astype(np.float16)
@@ -98,7 +97,7 @@ def test_a_part_is_a_file_of_the_store(tmp_path):
     np.testing.assert_array_equal(store.masks(np.arange(2)), part().mask)
 
 
-def test_a_redelivery_overwrites_itself(tmp_path):
+def test_a_redelivered_part_replaces_its_file(tmp_path):
     for _ in range(2):
         record(Recorder(tmp_path), part())
     assert len(list(tmp_path.iterdir())) == 1
@@ -117,25 +116,25 @@ def test_a_redelivery_overwrites_itself(tmp_path):
         ({"features": np.ones((2, 0, 4, 4), np.float16)}, r"expected \[2, C, H, W\]"),
         ({"mask": np.zeros((2, 8, 9), np.uint8)}, "mask"),
         ({"mask": np.zeros((2, 8, 8), np.float32)}, "mask: float32"),
-        ({"features": np.ones((2, 3, 5, 4), np.float16)}, "3×5×4 of tap enc5 of b@1, but .* holds 3×4×4"),
+        ({"features": np.ones((2, 3, 5, 4), np.float16)}, "3×5×4 of tap enc5 of b@1, but .* has 3×4×4"),
         ({"tap": "dec3"}, "use another folder"),
         ({"bundle": "b@2"}, "use another folder"),
     ],
 )
-def test_what_is_unfit_is_refused(tmp_path, changes, reason):
+def test_invalid_features_are_refused(tmp_path, changes, reason):
     record(Recorder(tmp_path), part())
-    for recorder in (Recorder(tmp_path), Recorder(tmp_path)):  # one that starts later knows the store as well
+    for recorder in (Recorder(tmp_path), Recorder(tmp_path)):  # a recorder that starts later also knows the store
         with pytest.raises(InvalidInput, match=reason):
             record(recorder, part(**changes))
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_temporary_error(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("gliaflow_store.recorder.write_part", full)
-    with pytest.raises(Away, match="the store cannot be written: No space left on device"):
+    with pytest.raises(TemporarilyUnavailable, match="the store cannot be written: No space left on device"):
         record(Recorder(tmp_path), part())
 
 
@@ -144,32 +143,35 @@ def test_another_kind_of_message_is_refused(tmp_path):
         record(Recorder(tmp_path), FailureMessage(id="f", scan=Scan(id="s"), stage="x", reason="y"))
 
 
-def test_what_it_refuses_is_a_dead_letter_and_its_scan_is_graded_all_the_same(tmp_path):
+def test_a_refused_part_becomes_a_dead_letter_and_does_not_fail_its_scan(tmp_path):
     settings = Settings(broker="memory://", state=tmp_path / "state")
     broker = open_broker(settings)
-    news = Queue("news", ("failure.sub",))
-    broker.declare(news)
+    failures = Queue("failures", ("failure.sub",))
+    broker.declare(failures)
     broker.declare(RECORDER)
     bad = part(features=np.full((2, 3, 4, 4), np.nan, np.float16))
     for message in (bad, part()):
         broker.publish(routing_key(message), encode(message))
     with running(Worker(Recorder(tmp_path / "store"), broker.attach())):
         wait_for(lambda: list((tmp_path / "store").glob("*.safetensors")))
-    assert broker.depth(news.name) == 0, "nobody is told that the scan failed"
-    out = io.StringIO()
-    list_letters(settings, Console(file=out))
-    assert "finite" in out.getvalue()
-    assert "1 dead letters" in out.getvalue()
+    assert broker.depth(failures.name) == 0, "no failure is announced"
+    listed = CliRunner().invoke(app, ["dead", "list", "--broker", "memory://"]).output
+    assert "finite" in listed
+    assert "1 dead letters" in listed
 
 
 @pytest.mark.parametrize("where", ["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def test_labelled_scans_pass_the_stages_and_land_in_the_store(tmp_path, where, request):
+def test_labelled_scans_pass_the_stages_and_are_stored(tmp_path, where, request):
     url = "memory://" if where == "memory" else request.getfixturevalue("rabbitmq_url")
     bundle = load_bundle(None)
     first = connect(url)
     brokers = [first, *(first.attach() if where == "memory" else connect(url) for _ in range(3))]
-    made = [Preprocessor(bundle, brokers[1], []), Extractor(bundle, UNet(bundle, threads=1)), Recorder(tmp_path / "st")]
-    workers = [Worker(stage, broker) for stage, broker in zip(made, brokers[1:], strict=True)]
+    stages = [
+        Preprocessor(bundle, brokers[1], []),
+        Extractor(bundle, UNetSession(bundle, threads=1)),
+        Recorder(tmp_path / "st"),
+    ]
+    workers = [Worker(stage, broker) for stage, broker in zip(stages, brokers[1:], strict=True)]
     first.delete(RECORDER.name)
     try:
         for worker in workers:
@@ -181,14 +183,14 @@ def test_labelled_scans_pass_the_stages_and_land_in_the_store(tmp_path, where, r
             message = ScanMessage(id=f"m{number}", scan=scan, source=source)
             first.publish(routing_key(message), encode(message))
 
-        def whole():
+        def complete():
             try:
                 return set(FeatureStore(tmp_path / "st").scans) == {"s0", "s1"}
             except ValueError:
                 return False
 
         with running(*workers):
-            wait_for(whole)
+            wait_for(complete)
     finally:
         first.delete(RECORDER.name)
         first.delete(RECORDER.dead)
@@ -198,18 +200,18 @@ def test_labelled_scans_pass_the_stages_and_land_in_the_store(tmp_path, where, r
     assert (store.shape, store.bundle, store.tap) == (bundle.tap_shape, bundle.id, bundle.tap)
     assert set(zip(store.patients.tolist(), store.labels.tolist(), strict=True)) == {("p0", 0), ("p1", 1)}
     for scan in ("s0", "s1"):
-        its = store.slices[store.scans == scan]
-        assert its.tolist() == list(range(its[0], its[0] + len(its)))  # every slice, once, in order
+        slices = store.slices[store.scans == scan]
+        assert slices.tolist() == list(range(slices[0], slices[0] + len(slices)))  # every slice, once, in order
     assert store.problems == []
 
 
-def test_its_queue_is_declared_by_nobody_else():
-    """Or features would pile up where nobody reads them, and hold the extractor back."""
+def test_other_stages_do_not_declare_the_recorders_queue():
+    """Without a consumer, features would fill the queue and block the extractor."""
     assert RECORDER not in STAGE_QUEUES
     assert (*STAGE_QUEUES, RECORDER) == ALL_QUEUES
 
 
-def test_every_queue_has_a_policy_and_the_recorders_goes_when_nobody_reads_it():
+def test_every_queue_has_a_policy_and_the_recorders_queue_expires():
     definitions = json.loads((ROOT / "deploy" / "rabbitmq" / "definitions.json").read_text())
     policies = {policy["name"]: policy["definition"] for policy in definitions["policies"]}
     assert {queue.name for queue in ALL_QUEUES} <= policies.keys()
