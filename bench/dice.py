@@ -1,9 +1,9 @@
-"""Dice of a bundle's masks on scans with manual masks: ``<id>_flair.nii.gz`` beside ``<id>_seg.nii.gz``.
+"""Dice of a bundle's masks against manual masks: ``<id>_flair.nii.gz`` beside ``<id>_seg.nii.gz``.
 
     python bench/dice.py FOLDER [--bundle BUNDLE]
 
-Every scan goes through the whole pipeline (``gliaflow submit`` on ``memory://``); each Dice is over all voxels of a
-scan, on the scan's own grid. The interval is a bootstrap over patients.
+Every scan passes the whole pipeline (``gliaflow submit`` on ``memory://``). Each Dice is over all voxels of a scan, on
+the scan's own grid. The interval is a bootstrap over scans.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import nibabel as nib
 import numpy as np
 
 
-def dice(found: Path, truth: Path) -> float:
-    a, b = (np.asarray(nib.load(path).dataobj) > 0 for path in (found, truth))
+def dice(mask: Path, truth: Path) -> float:
+    a, b = (np.asarray(nib.load(path).dataobj) > 0 for path in (mask, truth))
     return 2 * float((a & b).sum()) / max(1, int(a.sum()) + int(b.sum()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--bundle", type=Path, help="default: the shipped demonstration")
+    parser.add_argument("--bundle", type=Path, help="default: the demonstration bundle")
     options = parser.parse_args()
     scans = sorted(options.folder.rglob("*_flair.nii.gz"))
     if not scans:
-        print(f"skipped: there is no *_flair.nii.gz under {options.folder}")
+        print(f"skipped: no *_flair.nii.gz under {options.folder}")
         return
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)

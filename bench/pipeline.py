@@ -1,10 +1,10 @@
-"""The whole pipeline beside what a user would write instead: a bare onnxruntime loop over the same slices.
+"""Speed of the whole pipeline, compared with a bare onnxruntime loop over the same slices.
 
     python tests/rabbitmq.py python bench/pipeline.py [--width 64] [--slices 24]
 
-Both run in the same minutes on the same cores, in turn, several times; what counts is the ratio. The loop gets the
-slices ready-made and keeps nothing: all that the pipeline does besides (reading, resampling, messages, grading,
-putting masks back) is overhead by this measure. Random weights: the speed of a network does not depend on them.
+Both run alternately on the same cores, several times, and their ratio is reported. The loop gets prepared slices and
+discards its results, so all other work of the pipeline (reading, resampling, messages, grading, restoring masks)
+counts as overhead. The weights are random, because the speed of a network does not depend on them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ STAGES = ("preprocessor", "extractor", "generator", "classifier")
 
 
 def random_bundle(folder: Path, width: int) -> Bundle:
-    """A bundle of the paper's shapes at a width, with random weights."""
+    """A bundle with the paper's shapes, a U-Net of some width, and random weights."""
     import torch
-    from gliaflow_plugins.networks.cnn import Classifier
+    from gliaflow_plugins.networks.cnn import CNNClassifier
     from gliaflow_plugins.networks.export import export
-    from gliaflow_trainer.unet import TAPS, UNet, UNetOutput
+    from gliaflow_runtime.bundle.manifest import TAPS
+    from gliaflow_trainer.unet import UNet, UNetOutput
     from torch import nn
 
     class Generator(nn.Module):
@@ -62,7 +63,7 @@ def random_bundle(folder: Path, width: int) -> Bundle:
     label = torch.tensor([0, 1])
     export(Generator(), [torch.randn(2, 8), label], folder / "generator-random.onnx", ["z", "label"], ["features"])
     export(Critic(), [features], folder / "critic-random.onnx", ["features"], ["source_logit", "class_logits"])
-    classifier = Classifier((shape[0], shape[1], shape[2]))
+    classifier = CNNClassifier((shape[0], shape[1], shape[2]))
     export(classifier, [features], folder / "classifier.onnx", ["features"], ["logit"])
     manifest = {
         "name": f"random-{width}",
@@ -81,7 +82,7 @@ def random_bundle(folder: Path, width: int) -> Bundle:
 
 
 def write_scans(folder: Path, scans: int, slices: int) -> list[Path]:
-    """Scans of 240×240 at 1 mm, every slice with head in it."""
+    """Write scans of 240×240 voxels at 1 mm with a head in every slice."""
     folder.mkdir()
     x, y = np.ogrid[-1:1:240j, -1:1:240j]
     paths = []
@@ -94,7 +95,7 @@ def write_scans(folder: Path, scans: int, slices: int) -> list[Path]:
 
 
 def bare_loop(bundle: Bundle, paths: list[Path], batch: int) -> float:
-    """Slices a second of onnxruntime alone, tap and mask, on slices that are ready."""
+    """Slices per second of onnxruntime alone, tap and mask, on prepared slices."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_cores()
     session = ort.InferenceSession(str(bundle.folder / "unet.onnx"), options, providers=["CPUExecutionProvider"])
@@ -107,23 +108,14 @@ def bare_loop(bundle: Bundle, paths: list[Path], batch: int) -> float:
 
 
 def pipeline(bundle: Bundle, scans: Path, out: Path, broker: str) -> float:
-    """Slices a second of ``gliaflow submit``, from the first scan sent to the last one answered."""
-    command = [
-        sys.executable,
-        "-m",
-        "gliaflow_cli",
-        "submit",
-        str(scans),
-        "--out",
-        str(out),
-        "--bundle",
-        str(bundle.folder),
-    ]
+    """Slices per second of ``gliaflow submit``, from the first scan sent to the last one answered."""
+    command = [sys.executable, "-m", "gliaflow_cli", "submit", str(scans), "--out", str(out)]
+    command += ["--bundle", str(bundle.folder)]
     started = time.time()
     subprocess.run([*command, "--broker", broker], check=True, capture_output=True)
     with (out / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    # all scans are sent at once, so the slowest answer took as long as the whole; starting Python is not counted
+    # all scans are sent at once, so the slowest answer took as long as all of them; starting Python is not counted
     seconds = max(float(row["seconds"]) for row in rows)
     assert seconds <= time.time() - started
     return sum(int(row["slices"]) for row in rows) / seconds
@@ -131,7 +123,7 @@ def pipeline(bundle: Bundle, scans: Path, out: Path, broker: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=64, help="of the U-Net (64: the paper's)")
+    parser.add_argument("--width", type=int, default=64, help="of the U-Net; the paper's is 64")
     parser.add_argument("--slices", type=int, default=24, help="of each scan")
     parser.add_argument("--scans", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
@@ -167,11 +159,11 @@ def main() -> None:
     print(f"U-Net of width {options.width}, {slices} slices, {options.rounds} rounds, {available_cores()} cores")
     loop = rates["bare onnxruntime loop"]
     result = {}
-    for name, found in rates.items():
-        ratios = [rate / bare for rate, bare in zip(found, loop, strict=True)]
-        result[name] = {"slices_per_second": statistics.median(found), "ratio": statistics.median(ratios)}
+    for name, speeds in rates.items():
+        ratios = [rate / bare for rate, bare in zip(speeds, loop, strict=True)]
+        result[name] = {"slices_per_second": statistics.median(speeds), "ratio": statistics.median(ratios)}
         spread = f"{min(ratios):.2f}–{max(ratios):.2f}"
-        print(f"{name:26} {statistics.median(found):8.2f} slices/s   ratio {statistics.median(ratios):.3f} ({spread})")
+        print(f"{name:26} {statistics.median(speeds):8.2f} slices/s   ratio {statistics.median(ratios):.3f} ({spread})")
     print(json.dumps(result))
 
 

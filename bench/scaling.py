@@ -1,11 +1,11 @@
-"""What a scan costs (bytes, CPU of each stage) and what the broker moves: docs/scaling.md reckons with it.
+"""The cost of a scan (bytes, CPU seconds of each stage) and the throughput of the broker, as used in docs/scaling.md.
 
-    python bench/scaling.py                                     # the shipped bundle, a phantom of 155 slices
+    python bench/scaling.py                                     # the demonstration bundle, a phantom of 155 slices
     python bench/scaling.py --width 64 --slices 8               # the paper's network, random weights; needs torch
-    python bench/scaling.py --broker amqp://… --pids 12,34,56   # messages a second; pids: of the broker's nodes
+    python bench/scaling.py --broker amqp://… --pids 12,34,56   # messages per second; pids: of the broker's nodes
 
-Stages are called as their worker calls them, one after the other. CPU seconds, not time on the clock: on a busy machine
-these hold.
+The stages are called one after the other, as their worker calls them. CPU seconds are reported and not wall-clock time,
+because they hold on a busy machine too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from gliaflow.scans import write_mask
+from gliaflow.answer import mask_image, write_image
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.grader import Grader
-from gliaflow_extractor.extractor import Extractor, UNet
+from gliaflow_extractor.extractor import Extractor, UNetSession
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_proto import Message, PredictionMessage, Queue, Scan, ScanMessage, Source, decode, encode
 from gliaflow_runtime.broker.connect import connect
@@ -35,7 +35,7 @@ from pipeline import random_bundle
 
 
 def scan_of(slices: int) -> bytes:
-    """A head of 240×240 voxels a slice with smooth tissue, noise and one bright lesion, as gzipped NIfTI."""
+    """A head of 240×240 voxels per slice with smooth tissue, noise and one bright lesion, as gzipped NIfTI."""
     rng = np.random.default_rng(0)
     x, y, z = np.ogrid[-1:1:240j, -1:1:240j, -1 : 1 : slices * 1j]
     head = ((x / 0.6) ** 2 + (y / 0.75) ** 2 + (z / 1.4) ** 2 < 1) * (300 + 60 * np.sin(5 * x) * np.cos(4 * y))
@@ -51,7 +51,7 @@ def costs(folder: Path, width: int, slices: int) -> None:
     bundle = random_bundle(folder / "bundle", width) if width else load_bundle(None)
     stages = {
         "scan": Preprocessor(bundle, MemoryBroker(), []),
-        "slices": Extractor(bundle, UNet(bundle, batch=4, threads=1)),
+        "slices": Extractor(bundle, UNetSession(bundle, batch=4, threads=1)),
         "features": Grader(bundle, threads=1),
         "graded": Assembler(bundle, timeout_s=1e9),
     }
@@ -71,24 +71,24 @@ def costs(folder: Path, width: int, slices: int) -> None:
         if stage := stages.get(message.kind):
             started = time.process_time()
             outcome = stage.handle(decode(body), Delivery(stage.queue.name, "", body, message.id))
-            out = [encode(made, "lz4") for made in outcome.publish]
+            bodies = [encode(result, "lz4") for result in outcome.publish]
             cpu[stage.name] += time.process_time() - started
-            waiting += [decode(one) for one in out]
+            waiting += [decode(result) for result in bodies]
         elif isinstance(message, PredictionMessage):
             started = time.process_time()
-            write_mask(folder / "mask.nii.gz", message.mask, np.reshape(message.affine, (4, 4)))
+            write_image(folder / "mask.nii.gz", mask_image(message))
             cpu["client"] += time.process_time() - started
-    each = size["features"] / slices / 1000
-    print(f"{bundle.id}: a scan of {slices} slices, {len(data):,} bytes; {each:,.1f} kB of features a slice")
-    print("kind         messages        bytes      bytes each")
+    per_slice = size["features"] / slices / 1000
+    print(f"{bundle.id}: a scan of {slices} slices, {len(data):,} bytes; {per_slice:,.1f} kB of features per slice")
+    print("kind         messages        bytes   bytes/message")
     for kind in count:
         print(f"{kind:12} {count[kind]:8} {size[kind]:12,} {size[kind] // count[kind]:15,}")
     for name, seconds in cpu.items():
-        print(f"{name:14} {seconds:8.3f} CPU s a scan   {1000 * seconds / slices:8.2f} ms a slice")
+        print(f"{name:14} {seconds:8.3f} CPU s per scan   {1000 * seconds / slices:8.2f} ms per slice")
 
 
 def cpu_of(pids: list[int]) -> float:
-    """CPU seconds that these processes have had."""
+    """CPU seconds that these processes have used."""
     ticks = 0
     for pid in pids:
         ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
@@ -98,7 +98,7 @@ def cpu_of(pids: list[int]) -> float:
 def throughput(url: str, pids: list[int], megabytes: float) -> None:
     """Confirmed publishing by one thread and acknowledged receiving by another, through one quorum queue."""
     queue = Queue("gliaflow.bench", ("bench",), expires_s=600)
-    print("bytes a message   messages/s      MB/s   client CPU s/GB   broker CPU s/GB (all nodes)")
+    print("bytes/message     messages/s      MB/s   client CPU s/GB   broker CPU s/GB (all nodes)")
     for size in (1_000, 30_000, 400_000, 2_000_000, 7_000_000):
         messages = int(min(500, max(10, megabytes * 1e6 / size)))
         body = os.urandom(size)
@@ -136,11 +136,11 @@ def throughput(url: str, pids: list[int], megabytes: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=0, help="a random U-Net of this width; 0: the shipped bundle")
+    parser.add_argument("--width", type=int, default=0, help="width of a random U-Net; 0: the shipped bundle")
     parser.add_argument("--slices", type=int, default=155)
-    parser.add_argument("--broker", default="", help="measure what this one moves, instead")
-    parser.add_argument("--pids", default="", help="the broker's processes, for its CPU seconds")
-    parser.add_argument("--megabytes", type=float, default=200, help="through the broker, for each size")
+    parser.add_argument("--broker", default="", help="measure the throughput of this broker instead")
+    parser.add_argument("--pids", default="", help="process ids of the broker, for its CPU seconds")
+    parser.add_argument("--megabytes", type=float, default=200, help="to send through the broker for each message size")
     options = parser.parse_args()
     if options.broker:
         throughput(options.broker, [int(pid) for pid in options.pids.split(",") if pid], options.megabytes)

@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Fixtures for all tests, and how pytest-xdist groups the tests."""
 
 from __future__ import annotations
 
@@ -10,53 +10,65 @@ from pathlib import Path
 
 import pytest
 import structlog
-from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.broker.interface import BrokerError
-from requirements import unavailable
+from gliaflow_runtime.broker.rabbitmq import AmqpBroker
+from processes import delete_stage_queues
+from requirements import skip_or_fail
+
+TESTS = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those of the broker stay together, and those that share the fixtures of a file."""
+    """Group the tests for xdist: those on RabbitMQ, and those of each file, so that they share its fixtures.
+
+    The longest groups start first, so that no worker ends long after the others.
+    """
     for item in items:
-        broker = item.path.parent.name == "integration" or item.get_closest_marker("rabbitmq")
-        item.add_marker(pytest.mark.xdist_group("rabbitmq" if broker else item.path.name))
+        shares_broker = item.path.parent.name == "integration" or item.get_closest_marker("rabbitmq")
+        group = "rabbitmq" if shares_broker else item.path.relative_to(TESTS).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_starts_late)
+
+
+def _starts_late(item: pytest.Item) -> int:
+    (group,) = item.get_closest_marker("xdist_group").args  # type: ignore[union-attr]
+    return 0 if group == "rabbitmq" else 1 if item.get_closest_marker("slow") else 2
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes are named by their argument: an id must be the same in each process, and fit on a line."""
+    """Name bytes by their argument: an id must be the same in each process, and fit on a line."""
     return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_server() -> str:
-    """The URL of a RabbitMQ to test against. Run the tests by ``python tests/rabbitmq.py pytest`` to have one."""
-    from gliaflow_runtime.broker.rabbitmq import AmqpBroker
-
+    """The URL of a RabbitMQ for the tests. ``python tests/rabbitmq.py pytest`` starts one."""
     url = os.environ.get("GLIAFLOW_TEST_BROKER", "")
     if not url:
-        unavailable("GLIAFLOW_TEST_BROKER names no RabbitMQ (python tests/rabbitmq.py starts one)")
+        skip_or_fail("GLIAFLOW_TEST_BROKER names no RabbitMQ (python tests/rabbitmq.py starts one)")
     try:
         AmqpBroker(url, connect_timeout=5).close()
     except BrokerError as error:
-        unavailable(str(error))
+        skip_or_fail(str(error))
     return url
 
 
 @pytest.fixture
 def rabbitmq_url(rabbitmq_server: str) -> Iterator[str]:
-    """The same, with the stages' queues gone before and after the test: never name a broker that is in use."""
-    _sweep(rabbitmq_server)
+    """The same URL. The stages' queues are deleted before and after the test, so never name a broker that is in use."""
+    delete_stage_queues(rabbitmq_server)
     yield rabbitmq_server
-    _sweep(rabbitmq_server)
+    delete_stage_queues(rabbitmq_server)
 
 
 @pytest.fixture
 def rabbitmqctl(rabbitmq_server: str) -> Callable[..., str]:
-    """Runs ``rabbitmqctl`` on that broker."""
+    """Runs ``rabbitmqctl`` on that broker and returns its output."""
     command = shlex.split(os.environ.get("GLIAFLOW_TEST_RABBITMQCTL", ""))
     if not command:
-        unavailable("GLIAFLOW_TEST_RABBITMQCTL does not say how to run rabbitmqctl on the broker")
+        skip_or_fail("GLIAFLOW_TEST_RABBITMQCTL does not say how to run rabbitmqctl on the broker")
     return lambda *arguments: (
         subprocess.run([*command, "--quiet", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
     )
@@ -64,24 +76,15 @@ def rabbitmqctl(rabbitmq_server: str) -> Callable[..., str]:
 
 @pytest.fixture
 def secrets(rabbitmq_url: str) -> Path:
-    """The passwords and certificates of that broker's users, by user."""
+    """The folder with a password and certificates for each user of that broker."""
     folder = os.environ.get("GLIAFLOW_TEST_SECRETS", "")
     if not folder:
-        unavailable("GLIAFLOW_TEST_SECRETS does not say where they are (python tests/rabbitmq.py does)")
+        skip_or_fail("GLIAFLOW_TEST_SECRETS does not name their folder (python tests/rabbitmq.py sets it)")
     return Path(folder)
 
 
 @pytest.fixture
 def printed(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What this process has printed, and logged once ``configure_logging`` was called."""
+    """Returns what this process has printed, and logged after ``configure_logging``."""
     yield lambda: "".join(capfd.readouterr())
     structlog.reset_defaults()
-
-
-def _sweep(url: str) -> None:
-    from gliaflow_runtime.broker.rabbitmq import AmqpBroker
-
-    with AmqpBroker(url, connect_timeout=5) as broker:
-        for queue in STAGE_QUEUES:
-            broker.delete(queue.name)
-            broker.delete(queue.dead)

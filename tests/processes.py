@@ -1,4 +1,4 @@
-"""The command and the stages as processes of their own."""
+"""The ``gliaflow`` command and its stages as processes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_runtime.broker.rabbitmq import AmqpBroker
+
 GLIAFLOW = [sys.executable, "-m", "gliaflow_cli"]
-
-
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def environment(state: Path, broker: str) -> dict[str, str]:
-    """A clean environment for the command: nothing of the person's own settings."""
+def environment(folder: Path, broker: str) -> dict[str, str]:
+    """An environment for the command without the developer's own settings. ``folder`` holds its state."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GLIAFLOW_")}
-    return {**kept, "GLIAFLOW_BROKER": broker, "XDG_STATE_HOME": str(state / "state"), "COLUMNS": "200"}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return {**kept, "GLIAFLOW_BROKER": broker, "XDG_STATE_HOME": str(folder / "state"), "COLUMNS": "200"}
 
 
 def as_user(user: str, broker: str) -> dict[str, str]:
-    """The environment of a broker's user, who may only do what a deployed one may. Where the broker was not started
-    by ``tests/rabbitmq.py`` there are no such users: then whom the URL names."""
+    """Settings that connect as one of the broker's users, with the permissions of a deployed one.
+
+    A broker that ``tests/rabbitmq.py`` did not start lacks these users. The URL's own user is kept there.
+    """
     secrets = os.environ.get("GLIAFLOW_TEST_SECRETS")
     if not secrets:
         return {"GLIAFLOW_BROKER": broker}
@@ -43,24 +40,37 @@ def as_user(user: str, broker: str) -> dict[str, str]:
     return {"GLIAFLOW_BROKER": url, "GLIAFLOW_BROKER_PASSWORD_FILE": f"{secrets}/{user}/password"}
 
 
+def delete_stage_queues(broker: str) -> None:
+    with AmqpBroker(broker, connect_timeout=5) as connection:
+        for queue in STAGE_QUEUES:
+            connection.delete(queue.name)
+            connection.delete(queue.dead)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 class Stage:
-    """One ``gliaflow serve`` process, which is to the broker the user of its name."""
+    """One ``gliaflow serve`` process. It connects as the broker's user of its name."""
 
     def __init__(self, name: str, broker: str, folder: Path, settings: dict[str, object]) -> None:
         self.broker = broker
         self.port = free_port()
         self.log = folder / f"{name}-{self.port}.log"
+        chosen = {f"GLIAFLOW_{key.upper()}": str(value) for key, value in settings.items()}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*GLIAFLOW, "serve", name, "--health-port", str(self.port), "--threads", "1"],
-                env=environment(folder, broker)
-                | as_user(name, broker)
-                | {f"GLIAFLOW_{k.upper()}": str(v) for k, v in settings.items()},
+                env=environment(folder, broker) | as_user(name, broker) | chosen,
                 stdout=log,
                 stderr=log,
             )
 
     def get(self, path: str) -> tuple[int, str]:
+        """The status and the text of an HTTP answer of the stage. The status is 0 where nothing listens."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -77,12 +87,13 @@ class Stage:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 
-    def rss_mb(self) -> float:
-        """The most memory it has held (VmHWM)."""
+    def peak_rss_mb(self) -> float:
+        """The most memory that the process has held (VmHWM)."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-    def stop(self, how: int = signal.SIGTERM) -> int:
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """Send the signal and wait for the exit code."""
         if self.process.poll() is None:
-            self.process.send_signal(how)
+            self.process.send_signal(signal_number)
         return self.process.wait(60)

@@ -1,17 +1,17 @@
 """Run a command with a RabbitMQ to test against: ``python tests/rabbitmq.py pytest``.
 
-The broker is the first of these that is to be had, and only what was started here is stopped in the end:
+The script uses the first of these brokers that is available, and stops only a broker that it started:
 
-1. the one that ``GLIAFLOW_TEST_BROKER`` names (an AMQP URL), where it answers;
-2. a container of ``rabbitmq:4-management``, where a Docker engine answers and has or can get the image;
-3. a private ``rabbitmq-server`` in a temporary folder, on ports that are free; where it is not installed, root gets it
-   from Debian.
+1. the broker that ``GLIAFLOW_TEST_BROKER`` names (an AMQP URL), if it answers;
+2. a container of ``rabbitmq:4-management``, if a Docker engine answers and has or can get the image;
+3. a private ``rabbitmq-server`` in a temporary folder, on free ports. If it is not installed, root installs it from
+   Debian.
 
-The command finds ``GLIAFLOW_TEST_BROKER``, the URL of a user who may do everything, and, save in case 1:
+The command's environment has ``GLIAFLOW_TEST_BROKER``, the URL of a user with all permissions, and, except in case 1:
 ``GLIAFLOW_TEST_RABBITMQCTL``, how to run ``rabbitmqctl``; ``GLIAFLOW_TEST_SECRETS``, a folder that
 ``deploy/rabbitmq/make_secrets.py`` filled; ``GLIAFLOW_TEST_TLS_PORT``; ``GLIAFLOW_TEST_MANAGEMENT``, the management
-API; and ``GLIAFLOW_TEST_PROMETHEUS``, the address of the broker's metrics. The broker is set up as a deployed one is:
-by the files in ``deploy/rabbitmq``. Needs the standard library, and openssl.
+API; and ``GLIAFLOW_TEST_PROMETHEUS``, the address of the broker's metrics. The files in ``deploy/rabbitmq`` configure
+the broker as they configure a deployed one. Needs the standard library, and openssl.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def start(stack: ExitStack) -> dict[str, str]:
-    """See to a broker; what stops it is left on ``stack``. Returns what to add to the environment."""
+    """Find or start a broker. ``stack`` gets the callbacks that stop it. Returns variables for the environment."""
     url = os.environ.get("GLIAFLOW_TEST_BROKER")
     if url and answers(urlsplit(url).hostname or "localhost", urlsplit(url).port or 5672):
         say(f"using the RabbitMQ of GLIAFLOW_TEST_BROKER at {urlsplit(url).hostname}")
@@ -64,18 +64,18 @@ def start(stack: ExitStack) -> dict[str, str]:
         stack.enter_context(tempfile.TemporaryDirectory(prefix="gliaflow-rabbitmq-", ignore_cleanup_errors=True))
     )
     prepare_secrets(home / "secrets")
-    found = in_docker(stack, home) or private(stack, home)
-    rabbitmqctl = shlex.split(found["GLIAFLOW_TEST_RABBITMQCTL"])
-    until = time.monotonic() + WITHIN_S  # the import goes on after the port listens
+    variables = in_docker(stack, home) or private(stack, home)
+    rabbitmqctl = shlex.split(variables["GLIAFLOW_TEST_RABBITMQCTL"])
+    until = time.monotonic() + WITHIN_S  # the import of the definitions may end after the port listens
     while "gliaflow.dead-letters" not in output([*rabbitmqctl, "list_policies"]):
         if time.monotonic() > until:
             sys.exit("tests/rabbitmq.py: the policies did not arrive")
         time.sleep(0.2)
-    return found | {"GLIAFLOW_TEST_SECRETS": str(home / "secrets")}
+    return variables | {"GLIAFLOW_TEST_SECRETS": str(home / "secrets")}
 
 
 def prepare_secrets(folder: Path) -> None:
-    """What ``make_secrets`` makes, and one more user, who may do everything."""
+    """Run ``make_secrets``, and add a user with all permissions."""
     make_secrets(folder, [], tls=True)
     file = folder / "rabbitmq" / "definitions.json"
     definitions = json.loads(file.read_text())
@@ -87,14 +87,14 @@ def prepare_secrets(folder: Path) -> None:
 
 
 def configuration(secrets: str, tls_port: int) -> str:
-    """The files in ``deploy/rabbitmq``, for a broker that also listens without TLS."""
+    """The configuration in ``deploy/rabbitmq``, for a broker that also listens without TLS."""
     text = (DEPLOY / "rabbitmq.conf").read_text() + (DEPLOY / "tls.conf").read_text()
     text = text.replace("listeners.tcp = none\n", "").replace("/run/secrets/", f"{secrets}/")
     return text.replace("listeners.ssl.default = 5671", f"listeners.ssl.default = {tls_port}")
 
 
 def in_docker(stack: ExitStack, home: Path) -> dict[str, str] | None:
-    """A container; None where there is no engine or no image."""
+    """Start a container. Returns None if there is no engine or no image."""
     if not shutil.which("docker") or not succeeds(["docker", "version"], 10):
         return None
     if not succeeds(["docker", "image", "inspect", IMAGE], 10) and not succeeds(["docker", "pull", "-q", IMAGE], 300):
@@ -122,13 +122,13 @@ def in_docker(stack: ExitStack, home: Path) -> dict[str, str] | None:
 
 
 def private(stack: ExitStack, home: Path) -> dict[str, str]:
-    """A ``rabbitmq-server`` of our own. Everything it writes, its cookie included, is in a temporary folder."""
+    """Start a private ``rabbitmq-server``. All that it writes, its cookie included, is in a temporary folder."""
     scripts = installed()
     amqp, tls, distribution, epmd, management, prometheus = free_ports(6)
     (home / "plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
     ports = f"management.tcp.port = {management}\nprometheus.tcp.port = {prometheus}\n"
-    news = "collect_statistics_interval = 1000\n"  # ms; tests need not wait the usual five seconds for it
-    (home / "rabbitmq.conf").write_text(configuration(str(home / "secrets" / "rabbitmq"), tls) + ports + news)
+    statistics = "collect_statistics_interval = 1000\n"  # ms; the default of five seconds would slow the tests
+    (home / "rabbitmq.conf").write_text(configuration(str(home / "secrets" / "rabbitmq"), tls) + ports + statistics)
     settings = {
         "HOME": str(home),
         "RABBITMQ_NODENAME": f"gliaflow-{os.getpid()}@localhost",
@@ -136,16 +136,16 @@ def private(stack: ExitStack, home: Path) -> dict[str, str]:
         "RABBITMQ_NODE_PORT": str(amqp),
         "RABBITMQ_DIST_PORT": str(distribution),
         "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
-        "RABBITMQ_CONF_ENV_FILE": os.devnull,  # not the machine's own settings
+        "RABBITMQ_CONF_ENV_FILE": os.devnull,  # ignore the machine's own settings
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
         "RABBITMQ_MNESIA_BASE": str(home / "data"),
         "RABBITMQ_LOG_BASE": str(home / "log"),
         "ERL_EPMD_PORT": str(epmd),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
-        "ERL_CRASH_DUMP_SECONDS": "0",  # nothing of it into the folder where the command runs
+        "ERL_CRASH_DUMP_SECONDS": "0",  # no dump in the command's working folder
     }
     environment = os.environ | settings
-    # Erlang would start its port mapper as a daemon that outlives us
+    # Otherwise Erlang would start its port mapper as a daemon, which would outlive this script
     run_until_end(stack, [str(shutil.which("epmd", path=path())), "-port", str(epmd)], environment, home)
     server = run_until_end(stack, [scripts["rabbitmq-server"]], environment, home)
     say(f"started a private rabbitmq-server on port {amqp}")
@@ -161,16 +161,16 @@ def private(stack: ExitStack, home: Path) -> dict[str, str]:
 
 
 def installed() -> dict[str, str]:
-    """Where RabbitMQ's scripts are; Debian's, so that they run as whoever we are, before those in the path."""
+    """The paths of RabbitMQ's scripts. Debian's come before those in the path, because they run as the current user."""
     for attempt in (1, 2):
-        found = {
+        scripts = {
             name: next(
                 filter(None, (shutil.which(name, path="/usr/lib/rabbitmq/bin"), shutil.which(name, path=path()))), ""
             )
             for name in ("rabbitmq-server", "rabbitmqctl")
         }
-        if all(found.values()):
-            return found
+        if all(scripts.values()):
+            return scripts
         if attempt == 1 and os.geteuid() == 0 and shutil.which("apt-get"):
             say("installing rabbitmq-server from Debian")
             quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # 1: do not start the service
@@ -180,15 +180,15 @@ def installed() -> dict[str, str]:
             ):
                 subprocess.run(["apt-get", *arguments], env=quiet, stdout=subprocess.DEVNULL, check=False)
     sys.exit(
-        "tests/rabbitmq.py: no RabbitMQ to test against. Name a running one by GLIAFLOW_TEST_BROKER=amqp://…, "
-        f"or have a Docker engine that can get {IMAGE}, or install rabbitmq-server."
+        "tests/rabbitmq.py: no RabbitMQ for the tests. Set GLIAFLOW_TEST_BROKER=amqp://… to a running one, "
+        f"or start a Docker engine that can get {IMAGE}, or install rabbitmq-server."
     )
 
 
 def run_until_end(
     stack: ExitStack, command: list[str], environment: dict[str, str], home: Path
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own; with ``stack``, all of that session ends."""
+    """Start a process in a session of its own. When ``stack`` closes, the whole session is killed."""
     with (home / "out.txt").open("ab") as out:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
@@ -196,7 +196,7 @@ def run_until_end(
 
     def end() -> None:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # nothing that it holds is to be kept
+            os.killpg(process.pid, signal.SIGKILL)  # it holds nothing worth keeping
         process.wait()
 
     stack.callback(end)
@@ -213,7 +213,7 @@ def await_answer(port: int, process: subprocess.Popen[bytes] | None, out: Path |
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether an AMQP server speaks there. That the port takes connections says nothing: Docker's proxy does too."""
+    """Whether an AMQP server answers. An open port proves nothing, because Docker's proxy accepts connections too."""
     try:
         with socket.create_connection((host, port), timeout=2) as connection:
             connection.settimeout(2)
@@ -232,7 +232,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def path() -> str:
-    """The search path, with the folders that Debian leaves out for ordinary users."""
+    """The search path with the folders that Debian omits for ordinary users."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
@@ -248,7 +248,7 @@ def output(command: list[str]) -> str:
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """End the command, should it still run: it gets ten seconds to end by itself."""
+    """End the command if it still runs. It gets ten seconds to end by itself."""
     if child.poll() is None:
         child.terminate()
         try:

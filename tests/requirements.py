@@ -1,14 +1,15 @@
-"""What a test needs from the machine."""
+"""Skip or fail a test on a machine that lacks something."""
 
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
 import pytest
 
 
-def unavailable(what: str) -> None:
-    """Skip the test on a laptop; in CI, where everything is to be had, fail it."""
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip the test on a laptop. Fail it in CI, where everything is installed."""
     if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,6 +1,6 @@
-"""Two bundles of tiny networks, made on the spot: it is the messages that are tried here, not the networks.
+"""Bundles of tiny networks, since the suite tests messages and not networks.
 
-They differ in the statistics of their input, so that a scan which went through both would be seen.
+Two bundles differ in the statistics of their input, so that a scan that met both would get a different answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NOISE = 4
 
 
 def make(folder: Path, name: str, std: float) -> Path:
-    """A bundle; its mask is what is bright, its grade how bright that is."""
+    """Write a bundle. Its mask is the bright part of the image, and the grade depends on the brightness."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     kernel = rng.normal(0, 0.5, (CHANNELS, 1, 3, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Clients that stream scans: real ``gliaflow submit`` processes, which are resumed when they were killed."""
+"""Clients that stream scans: real ``gliaflow submit`` processes. A killed client is started again with ``--resume``."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleet import GLIAFLOW, clean, peak_mb
-from gliaflow_cli.client.table import TABLE, Row, read_table
+from gliaflow.scans import stem
+from gliaflow_cli.client.table import TABLE, ScanRow, read_table
 
 BATCH = 20
-MOST_RUNS = 40  # of one client: what has no row then is lost
-AGAIN = "mask not written"  # a row that says so has its scan answered; with room on the disk it is asked for again
+MAX_RUNS = 40  # of one client: a scan without a row is lost then
+MASK_MISSING = "mask not written"  # the disk was full when the answer arrived: the scan is submitted again
 
 
 @dataclass
 class Batch:
-    """Scans that one client sends: links to files that several batches share, under names of their own."""
+    """The scans of one client. They are links with unique names to files that several batches share."""
 
     number: int
     folder: Path
     out: Path
-    sources: dict[str, Path]  # by the scan's name
+    sources: dict[str, Path]  # by name of the scan
 
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, ScanRow]:
         return read_table(self.out / TABLE)
 
     def complete(self) -> bool:
         rows = self.rows()
-        return rows.keys() == self.sources.keys() and not any(AGAIN in row.error for row in rows.values())
+        return rows.keys() == self.sources.keys() and not any(MASK_MISSING in row.error for row in rows.values())
 
 
 class Clients:
-    """``at_once`` clients at a time, each with a batch, until ``stop`` says that it is enough.
+    """Runs ``at_once`` clients at a time, each with a batch, until ``stop``.
 
     Parameters
     ----------
     sources: the scans.
-    url: the broker as the clients reach it.
+    url: the address of the broker for the clients.
     timeout_s: as for ``gliaflow submit``.
     """
 
@@ -65,7 +66,7 @@ class Clients:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(at_once)]
 
     def start(self, scans: int) -> None:
-        """Begin; at least ``scans`` of them, and on until ``stop``."""
+        """Start to stream at least ``scans`` scans, and more until ``stop``."""
         self._wanted = scans
         for thread in self._threads:
             thread.start()
@@ -78,7 +79,7 @@ class Clients:
         return sum(len(batch.rows()) for batch in list(self.batches))
 
     def stop(self) -> None:
-        """No new batches than those that are still wanted; returns when all are answered."""
+        """Start no batch beyond the required number of scans. Returns when all batches are answered."""
         self._enough.set()
         for thread in self._threads:
             thread.join()
@@ -87,25 +88,25 @@ class Clients:
         return not any(thread.is_alive() for thread in self._threads)
 
     def end(self) -> None:
-        """End what still runs: the suite itself was ended."""
+        """Kill the running clients, because the suite ends."""
         with self._lock:
             self._ending = True
             for client in self.running.values():
                 client.kill()
 
-    def kill(self, rng: random.Random, how: int = signal.SIGKILL) -> str:
-        """End one of the clients that run now."""
+    def kill(self, rng: random.Random, signal_number: int = signal.SIGKILL) -> str:
+        """Send a signal to one of the running clients, and return its name."""
         with self._lock:
             number = rng.choice(sorted(self.running) or [-1])
             if number < 0:
                 return "no client"
-            self.running[number].send_signal(how)
-            self.kills += how == signal.SIGKILL
+            self.running[number].send_signal(signal_number)
+            self.kills += signal_number == signal.SIGKILL
         return f"client {number}"
 
     def _work(self) -> None:
         while batch := self._next():
-            for _ in range(MOST_RUNS):
+            for _ in range(MAX_RUNS):
                 if self._ending or batch.complete():
                     break
                 self._run(batch)
@@ -122,7 +123,7 @@ class Clients:
                 source = self._sources[next(self._order)]
                 link = batch.folder / f"b{number:04d}-{place:02d}-{source.name}"
                 link.symlink_to(source)
-                batch.sources[_stem(link)] = source
+                batch.sources[stem(link)] = source
             self.batches.append(batch)
             return batch
 
@@ -145,9 +146,3 @@ class Clients:
         if not batch.complete():
             self.resumed += 1
             time.sleep(1)
-
-
-def _stem(path: Path) -> str:
-    from gliaflow.scans import stem
-
-    return stem(path)

@@ -1,4 +1,4 @@
-"""The stages as processes under a supervisor, which starts again what has ended, as compose does."""
+"""The stages as processes under a supervisor, which restarts them as compose does."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GLIAFLOW = [sys.executable, "-m", "gliaflow_cli"]
 
 
 def clean(**settings: object) -> dict[str, str]:
-    """An environment with these settings of gliaflow's and no others."""
+    """An environment with these settings of gliaflow and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GLIAFLOW_")}
     return kept | {f"GLIAFLOW_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 class Replica:
-    """One ``gliaflow serve``. ``bundle`` is in force from its next start on."""
+    """One ``gliaflow serve`` process. It uses ``bundle`` from its next start on."""
 
     def __init__(self, service: str, number: int, logs: Path, environment: dict[str, str]) -> None:
         self.service, self.name = service, f"{service}-{number}"
@@ -35,7 +35,7 @@ class Replica:
         self.start()
 
     def set_clock(self, offset: str) -> None:
-        """What this process takes for the time: the true one and so many seconds."""
+        """Shift the time of this process by an offset in seconds."""
         self.clock.write_text(offset + "\n")
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class Replica:
 
 
 class Fleet:
-    """``replicas`` of each service. Peak memory is kept by service, restarts by exit code."""
+    """Runs ``replicas`` processes of each service. Records peak memory by service, and ends by exit code."""
 
     def __init__(self, replicas: int, logs: Path, environment: dict[str, str]) -> None:
         self.peak_mb: Counter[str] = Counter()
@@ -73,19 +73,19 @@ class Fleet:
         return [replica for replica in self.replicas if replica.service == service]
 
     def stop(self) -> None:
-        """SIGTERM to all, and SIGKILL to what has not gone after a minute."""
+        """Send SIGTERM to all, and SIGKILL to those that still run after a minute."""
         self._over.set()
         self._supervisor.join()
-        for how, patience in ((signal.SIGCONT, 0.0), (signal.SIGTERM, 60.0), (signal.SIGKILL, 10.0)):
+        for number, seconds in ((signal.SIGCONT, 0.0), (signal.SIGTERM, 60.0), (signal.SIGKILL, 10.0)):
             for replica in self.replicas:
-                replica.signal(how)
-            until = time.monotonic() + patience
+                replica.signal(number)
+            until = time.monotonic() + seconds
             while time.monotonic() < until and any(r.process.poll() is None for r in self.replicas):
                 time.sleep(0.1)
                 self._measure()
 
     def kill(self) -> None:
-        """End all that is left at once."""
+        """Kill all processes that still run."""
         self._over.set()
         self._supervisor.join()
         for replica in self.replicas:
@@ -106,7 +106,7 @@ class Fleet:
 
 
 def peak_mb(pid: int) -> int:
-    """The most memory that a process has held (VmHWM), in MiB; 0 where it is gone."""
+    """The most memory that a process has held (VmHWM), in MiB. Returns 0 if the process is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) // 1024

@@ -1,4 +1,4 @@
-"""A producer ten times too fast: queues stay within their policies, and memory stays bounded."""
+"""A producer that is ten times too fast: queues stay within their limits, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRODUCERS = 4
 
 @dataclass
 class Flood:
-    """What was offered, what the broker took, and what was answered, and how often each."""
+    """The number of scans offered, the ids that the broker accepted, and the number of answers for each id."""
 
     offered: int = 0
     seconds: float = 0.0
@@ -27,7 +27,13 @@ class Flood:
 
 
 def flood(url: str, scan: Path, seconds: float, settle_s: float = 600) -> Flood:
-    """Offer the same small scan under ever new ids for so long, as fast as the broker answers; await what it took."""
+    """Publish one small scan under new ids as fast as the broker allows, then wait for the answers.
+
+    Parameters
+    ----------
+    seconds: how long to publish.
+    settle_s: the longest time for the whole flood, answers included.
+    """
     submission = uuid.uuid4().hex
     queue, data = submission_queue(submission), scan.read_bytes()
     result, lock, over = Flood(), threading.Lock(), threading.Event()
@@ -41,12 +47,12 @@ def flood(url: str, scan: Path, seconds: float, settle_s: float = 600) -> Flood:
                 try:
                     broker.publish("scan", encode(message), message_id=message.id)
                 except Refused:
-                    taken = False
+                    accepted = False
                 else:
-                    taken = True
+                    accepted = True
                 with lock:
                     result.offered += 1
-                    if taken:
+                    if accepted:
                         result.accepted.append(scan_id)
 
     with AmqpBroker(url) as broker:

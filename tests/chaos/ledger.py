@@ -1,6 +1,6 @@
-"""What came of every scan: what went over the wire, what lies in the dead letters, what the clients hold.
+"""The outcome of every scan: messages on the wire, dead letters, and the tables of the clients.
 
-The promise that is checked stands in docs/faults.md. A scan on the wire is (submission, scan id); a scan of a client is
+docs/faults.md describes the promise that is checked. A scan on the wire is (submission, scan id). A scan of a client is
 a row of its table.
 """
 
@@ -16,32 +16,32 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from clients import Batch
-from gliaflow_cli.client.table import TABLE, Row
+from gliaflow_cli.client.table import TABLE, ScanRow
 from gliaflow_proto import FailureMessage, GradedMessage, PredictionMessage, ProtocolError, Queue, decode
 from gliaflow_proto.routing import ALL_QUEUES
 from gliaflow_runtime.broker.interface import REASON, Delivery
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
 TAP = Queue("gliaflow.chaos", ("prediction.#", "failure.#"), expires_s=24 * 3600)
-TWO_BUNDLES = "give all stages the same bundle"  # as a copy may be told whose scan was answered by one of them
+TWO_BUNDLES = "give all stages the same bundle"  # allowed for a copy of a scan that one of the bundles answered
 Scan = tuple[str, str]
 Answer = tuple[object, ...]  # grade, p_hgg, tumour_ml, slices, bundle, digest of the mask
 
 
-def answer_of(row: Row, mask: Path) -> Answer:
-    """What a client was answered, as far as it must be the same again."""
+def answer_of(row: ScanRow, mask: Path) -> Answer:
+    """The part of a client's answer that must be identical in each run."""
     voxels = np.ascontiguousarray(np.asarray(nib.load(mask).dataobj, np.uint8))
     return row.grade, row.p_hgg, row.tumour_ml, row.slices, row.bundle, hashlib.sha256(voxels).hexdigest()
 
 
 @dataclass
 class Verdict:
-    """The counts of the last table. ``wrong`` names what must not be."""
+    """The counts of the final table. ``wrong`` lists violations of the promise, by kind."""
 
     ok: int = 0
     dead: Counter[str] = field(default_factory=Counter)  # by reason
     redelivered: int = 0
-    asked_again: int = 0
+    sent_again: int = 0
     letters: int = 0
     letter_copies: int = 0
     poison: int = 0
@@ -50,7 +50,7 @@ class Verdict:
 
 
 class Ledger:
-    """Reads along on a queue of its own, over a connection that no fault meets but those of the broker itself."""
+    """Reads all answers from a queue of its own. Only faults of the broker itself disturb its connection."""
 
     def __init__(self, url: str) -> None:
         self._broker = AmqpBroker(url)
@@ -59,24 +59,24 @@ class Ledger:
         self._failures: dict[Scan, list[FailureMessage]] = defaultdict(list)
         self._names: dict[str, set[Scan]] = defaultdict(set)
         self.redelivered = 0
-        self.poison: dict[str, str] = {}  # message id: the queue whose dead letters it belongs into
+        self.poison: dict[str, str] = {}  # by message id: the queue that must dead-letter it
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def forget(self) -> None:
-        """What was read so far was of the quiet run; its dead letters go."""
+        """Discard everything read so far, and all dead letters: they belong to the quiet run."""
         for queue in ALL_QUEUES:
             self._drain(queue.dead)
-        for seen in (self._predictions, self._failures, self._names):
-            seen.clear()
+        for record in (self._predictions, self._failures, self._names):
+            record.clear()
         self.redelivered = 0
 
     def depth(self, queue: str) -> int:
         return self._broker.depth(queue)
 
     def submissions(self) -> list[str]:
-        """Those that were answered, latest last."""
+        """The submissions with answers, the latest last."""
         return list(dict.fromkeys(submission for submission, _ in list(self._predictions)))
 
     def _read(self) -> None:
@@ -90,7 +90,7 @@ class Ledger:
         try:
             message = decode(delivery.body)
         except ProtocolError:
-            return  # poison for a client
+            return  # an invalid message for a client
         scan = message.scan.submission, message.scan.id
         self._names[message.scan.name].add(scan)
         if isinstance(message, PredictionMessage):
@@ -101,7 +101,7 @@ class Ledger:
             self._failures[scan].append(message)
 
     def close(self) -> tuple[list[Delivery], dict[str, list[Delivery]]]:
-        """Stop reading. Returns all dead letters, and what the stages have left in their queues."""
+        """Stop reading. Returns all dead letters, and by queue the messages that the stages have left."""
         letters: list[Delivery] = []
         left: dict[str, list[Delivery]] = {}
         for queue in ALL_QUEUES:
@@ -114,17 +114,17 @@ class Ledger:
         return letters, left
 
     def _drain(self, queue: str) -> list[Delivery]:
-        found: list[Delivery] = []
+        deliveries: list[Delivery] = []
         if not self._broker.depth(queue):
-            return found
+            return deliveries
         with self._broker.consume(Queue(queue), 200) as consumer:
             while delivery := consumer.next(1.0):
-                found.append(delivery)
+                deliveries.append(delivery)
                 consumer.ack(delivery)
-        return found
+        return deliveries
 
     def judge(self, batches: list[Batch], quiet: Mapping[tuple[Path, str], Answer | str]) -> Verdict:
-        """Compare everything with the quiet run: by source and bundle an answer, or the reason of a failure."""
+        """Compare all outcomes with those of the quiet run (see ``Run.quiet``)."""
         letters, left = self.close()
         verdict = Verdict(redelivered=self.redelivered)
         by_scan: dict[Scan, set[str]] = defaultdict(set)
@@ -141,7 +141,7 @@ class Ledger:
             try:
                 message = decode(letter.body)
             except ProtocolError as error:
-                verdict.wrong["dead letter of nobody's"].append(f"{letter.queue} {letter.message_id} {error}")
+                verdict.wrong["unreadable dead letter"].append(f"{letter.queue} {letter.message_id} {error}")
                 continue
             by_scan[message.scan.submission, message.scan.id].add(letter.headers.get(REASON, ""))
         verdict.letters = len(seen)
@@ -158,13 +158,13 @@ class Ledger:
         for message_id, queue in self.poison.items():
             verdict.poison += 1
             if not buried[message_id]:
-                verdict.wrong["poison without a dead letter"].append(f"{message_id} for {queue}")
+                verdict.wrong["invalid message without a dead letter"].append(f"{message_id} for {queue}")
 
     def _judge_wire(self, verdict: Verdict, by_scan: Mapping[Scan, set[str]]) -> None:
         for scan, predictions in self._predictions.items():
             name = f"{predictions[0].scan.name or scan[1]} of {scan[0][:8]}"
             first = predictions[0]
-            verdict.asked_again += all(p.scan.attempt for p in predictions)
+            verdict.sent_again += all(p.scan.attempt for p in predictions)
             for other in predictions[1:]:
                 same = (first.id, first.p_hgg, first.tumour_ml) == (other.id, other.p_hgg, other.tumour_ml)
                 if not same or not np.array_equal(first.mask, other.mask):
@@ -178,7 +178,7 @@ class Ledger:
                 verdict.wrong["a prediction and a dead letter"].append(f"{name}: {by_scan[scan]}")
         for scan in by_scan:
             if scan not in self._failures and scan not in self._predictions:
-                verdict.wrong["a dead letter that nobody was told of"].append(f"{scan}: {by_scan[scan]}")
+                verdict.wrong["a dead letter without a failure message"].append(f"{scan}: {by_scan[scan]}")
 
     def _judge_batch(
         self,
@@ -202,7 +202,7 @@ class Ledger:
                     verdict.wrong["different from the quiet run"].append(f"{name}: {row}, not {expected}")
             else:
                 expected = quiet.get((source, ""))
-                verdict.dead["as in the quiet run" if row.error == expected else _plain(row.error)] += 1
+                verdict.dead["as in the quiet run" if row.error == expected else _without_numbers(row.error)] += 1
                 scans = self._names[name]
                 if not any(row.error == f"{f.stage}: {f.reason}" for scan in scans for f in self._failures[scan]):
                     verdict.wrong["a reason that no stage gave"].append(f"{name}: {row.error}")
@@ -222,7 +222,7 @@ class Ledger:
             verdict.wrong[kind].append(where)
 
 
-def _plain(error: str) -> str:
-    """The reason without its numbers, so that reasons of one kind are counted together."""
+def _without_numbers(error: str) -> str:
+    """The reason with its digits replaced, so that reasons of one kind are counted together."""
     words = "".join("N" if c.isdigit() else c for c in error).split()
     return " ".join(words)[:110]

@@ -1,4 +1,4 @@
-"""The RabbitMQ node that ``tests/rabbitmq.py`` started, as its operator sees it."""
+"""The RabbitMQ node that ``tests/rabbitmq.py`` started, controlled with ``rabbitmqctl``."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rabbitmq import answers
 
-SETTLED_S = 3  # after its start, 3.10 half deletes a queue whose dead-lettering has not started yet, and keeps its name
+SETTLED_S = 3  # RabbitMQ 3.10 deletes a queue only half, and keeps its name, if its dead-lettering has not started yet
 
 
 class Node:
-    """Runs ``rabbitmqctl``, and can kill a private server and start it again.
+    """Runs ``rabbitmqctl``, and can kill and restart a private server.
 
-    ``lock`` is held by a fault that takes the node away, so that no second one meddles.
+    A fault that makes the node unavailable holds ``lock``, so that no second fault interferes.
     """
 
     def __init__(self, folder: Path) -> None:
         if "GLIAFLOW_TEST_RABBITMQCTL" not in os.environ:
-            sys.exit("tests/chaos: needs a RabbitMQ of its own: python tests/rabbitmq.py python tests/chaos")
+            sys.exit("tests/chaos needs a RabbitMQ of its own: python tests/rabbitmq.py python tests/chaos")
         self.url = os.environ["GLIAFLOW_TEST_BROKER"]
         parts = urlsplit(self.url)
         self.address = (parts.hostname or "127.0.0.1", parts.port or 5672)
@@ -38,7 +37,7 @@ class Node:
         self.pid = self._pid() if self.private else 0
 
     def ctl(self, *arguments: str, within_s: float = 90) -> str:
-        """``rabbitmqctl`` with these arguments; again while the node is not there."""
+        """Run ``rabbitmqctl`` with these arguments, again and again while the node is unavailable."""
         until = time.monotonic() + within_s
         while True:
             done = subprocess.run([*self._ctl, "--quiet", *arguments], capture_output=True, text=True, timeout=600)
@@ -49,7 +48,7 @@ class Node:
             time.sleep(0.5)
 
     def kill(self, down_s: float) -> None:
-        """kill -9 of the server, and a new start from what lies on its disk."""
+        """kill -9 of the server, and a restart from its disk after ``down_s`` seconds."""
         os.kill(self.pid, signal.SIGKILL)
         if self._server:
             self._server.wait()
@@ -61,7 +60,7 @@ class Node:
         self.pid = self._pid()
 
     def await_answer(self) -> None:
-        """Return once AMQP is spoken again."""
+        """Return once the node answers AMQP again."""
         until = time.monotonic() + 120
         while not answers(*self.address):
             if time.monotonic() > until:
@@ -70,7 +69,7 @@ class Node:
         time.sleep(SETTLED_S)
 
     def close(self) -> None:
-        """End the server, should it be one that was started here."""
+        """End the server if ``kill`` started it."""
         if self._server and self._server.poll() is None:
             os.killpg(self._server.pid, signal.SIGKILL)
             self._server.wait()

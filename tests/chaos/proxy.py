@@ -1,4 +1,4 @@
-"""A TCP proxy between the processes and RabbitMQ, which can do to connections what networks do."""
+"""A TCP proxy between the processes and RabbitMQ, which can cut, stall, delay and lose connections."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class _Pipe:
-    """One connection through the proxy: its two sides, and what becomes of bytes that pass."""
+    """One connection through the proxy: its two sides, and what happens to the bytes that pass."""
 
     sides: list[asyncio.StreamWriter]
-    lost: bool = False  # bytes vanish, and neither side learns when the other leaves
-    left: float = field(default=float("inf"))  # bytes that still pass before the connection is cut
+    lost: bool = False  # bytes vanish, and neither side learns that the other has closed
+    left: float = field(default=float("inf"))  # bytes that may still pass before the connection is cut
 
 
 class Proxy:
-    """Listens on ``port`` of this machine and passes everything on to ``target``, except while it is told not to."""
+    """Listens on ``port`` of this machine and forwards to ``target``. Its methods disturb the forwarding."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.port = 0
-        self.delay_s = 0.0  # before each piece of a stream
+        self.delay_s = 0.0  # before each chunk of a stream
         self._target = target
         self._pipes: set[_Pipe] = set()
         self._flowing = asyncio.Event()
@@ -33,7 +33,7 @@ class Proxy:
         self._started.wait()
 
     def cut(self, after: int = 0) -> int:
-        """End every connection, each once ``after`` more bytes have passed: in the middle of a frame, that is."""
+        """End every connection after ``after`` further bytes, which is likely to be inside a frame."""
 
         def cut() -> int:
             for pipe in (pipes := list(self._pipes)):
@@ -45,7 +45,7 @@ class Proxy:
         return self._do(cut)
 
     def lose(self) -> int:
-        """The connections of now become half open: nothing arrives any more, and nobody is told."""
+        """Make the present connections half open: no byte arrives any more, and neither side is notified."""
 
         def lose() -> int:
             for pipe in self._pipes:
@@ -55,7 +55,7 @@ class Proxy:
         return self._do(lose)
 
     def stall(self, stalled: bool) -> None:
-        """Hold every byte back, new connections' too, until told otherwise."""
+        """Hold back every byte, also of new connections, until ``stall(False)``."""
         self._do(self._flowing.clear if stalled else self._flowing.set)
 
     def _do(self, action: Callable[[], object]) -> int:

@@ -1,4 +1,4 @@
-"""The scans that are streamed: small, each different, some by value, some too large for a message, some broken."""
+"""The scans to stream: small and all different, some of them too large for a message, some broken."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from broken import BROKEN
+from sample_scans import BROKEN
 
 SHAPES = ((40, 48, 12), (36, 40, 20), (36, 40, 40))  # one, two and three parts of at most 16 slices
-LARGE = (256, 256, 13)  # as float64 over the 6 MiB that travel by value
+LARGE = (256, 256, 13)  # as float64 over 6 MiB, the limit of a scan in a message
 
 
 def make(folder: Path, count: int, seed: int) -> list[Path]:
-    """``count`` scans that differ in every voxel: one of 20 is broken, one of 30 travels in chunks."""
+    """Write ``count`` scans that differ in every voxel. One of 20 is broken, one of 30 is sent in chunks."""
     folder.mkdir(parents=True)
     broken = random.Random(seed).sample(sorted(BROKEN), len(BROKEN))
     paths = []

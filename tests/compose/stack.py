@@ -1,4 +1,4 @@
-"""The composed stack under test, and a clone of the repository to build it from."""
+"""The stack of ``docker-compose.yml`` under test, and a clone of the repository to build it from."""
 
 from __future__ import annotations
 
@@ -9,33 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from requirements import unavailable
+from requirements import skip_or_fail
 
 ROOT = Path(__file__).parents[2]
-
-
-STAGES = ("preprocessor", "extractor", "classifier", "generator")
-
-
-SERVICES = ("rabbitmq", *STAGES, "inbox")
-
-
-TLS = ("-f", "deploy/compose.tls.yml")
-
-
-OBSERVERS = ("prometheus", "grafana")  # other people's images, which see counts alone
-
-
-PROFILES = ((), ("--profile", "train"))
-
-
 PORT = int(os.environ.get("GLIAFLOW_TEST_COMPOSE_PORT", "25672"))
 
 
-BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
-
-
 class Stack:
+    """The containers of one compose project, with a project name, ports and folders of its own."""
+
     def __init__(self, folder: Path, *overrides: str, **settings: str) -> None:
         self.folder = folder
         self.files = [argument for file in ("docker-compose.yml", *overrides) for argument in ("-f", file)]
@@ -62,9 +44,9 @@ class Stack:
 
 
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout."""
+    """A copy of the files that git tracks, as a fresh clone would have them."""
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
-        unavailable("no Docker engine answers")
+        skip_or_fail("no Docker engine answers")
     folder = tmp_path_factory.mktemp("clone") / "gliaflow"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):

@@ -1,4 +1,4 @@
-"""Three RabbitMQ nodes (``deploy/compose.cluster.yml``): what it takes to lose a scan. Run by ``make test-compose``."""
+"""Three RabbitMQ nodes (``deploy/compose.cluster.yml``) lose no scan when nodes die. Run by ``make test-compose``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from broken import good_scan
 from compose.stack import Stack, clone
-from gliaflow.submission import Input, Submission
+from gliaflow.scans import Input
+from gliaflow.submission import Submission
 from gliaflow_proto import PredictionMessage
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.broker.connect import connect
+from sample_scans import good_scan
 
 NODES = ("rabbitmq", "rabbitmq-2", "rabbitmq-3")
 PORTS = (25682, 25683, 25684)
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]
 
 class Cluster(Stack):
     def queues(self, node: str = "rabbitmq") -> dict[str, dict[str, object]]:
-        """Each queue with its ``leader``, its ``members`` and those of them that are ``online``."""
+        """Each queue with its ``leader``, its ``members`` and the members that are ``online``."""
         rabbitmqctl = ("exec", "-T", "-u", "rabbitmq", node, "rabbitmqctl", "-q", "--formatter", "json")
         listed = json.loads(self.compose(*rabbitmqctl, "list_queues", "name", "leader", "members", "online"))
         return {queue["name"]: queue for queue in listed}
@@ -38,12 +39,12 @@ class Cluster(Stack):
     def revive(self, *nodes: str) -> None:
         """Start the nodes and wait until each queue is on all three again."""
         self.compose("up", "--no-deps", "--no-recreate", "--wait", "--detach", *nodes)
-        until(lambda: all(len(queue["online"]) == 3 for queue in self.queues().values()))  # type: ignore[arg-type]
+        wait_until(lambda: all(len(queue["online"]) == 3 for queue in self.queues().values()))  # type: ignore[arg-type]
 
 
-def until(what: Callable[[], bool], seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(1)
 
@@ -67,11 +68,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 class Stream:
-    """Scans sent one after the other, a few at a time, and their answers; in a thread, until told to stop."""
+    """A thread that sends scans, a few at a time, and collects the answers until ``finish`` is called."""
 
     def __init__(self, scan: Path) -> None:
         self.sent: dict[str, float] = {}
-        self.answers: dict[str, set[str]] = {}  # by scan: the ids of the answers that came
+        self.answers: dict[str, set[str]] = {}  # by scan: the ids of its answers
         self.copies = 0
         self.longest = 0.0
         self.failure: BaseException | None = None
@@ -96,7 +97,7 @@ class Stream:
             self.failure = error
 
     def finish(self) -> None:
-        """Send no more, wait for the answers, and check that each scan has one."""
+        """Stop sending, wait for the answers, and check that each scan has exactly one."""
         self._stop.set()
         self._thread.join(timeout=240)
         assert self.failure is None, self.failure
@@ -112,41 +113,41 @@ def scan(tmp_path: Path) -> Path:
     return tmp_path / "scan.nii.gz"
 
 
-def nothing_is_dead() -> None:
+def assert_no_dead_letters() -> None:
     with connect(BROKER) as broker:
         assert {queue.dead: broker.depth(queue.dead) for queue in STAGE_QUEUES if broker.depth(queue.dead)} == {}
 
 
-def test_each_queue_is_on_three_nodes_and_leaders_are_spread(cluster: Cluster) -> None:
+def test_each_queue_is_on_three_nodes_and_the_leaders_are_spread(cluster: Cluster) -> None:
     queues = cluster.queues()
     assert {f"gliaflow.{stage}" for stage in ("preprocessor", "extractor", "classifier", "assembler")} <= set(queues)
     assert {name: len(queue["members"]) for name, queue in queues.items()} == dict.fromkeys(queues, 3)  # type: ignore[arg-type]
     assert len({queue["leader"] for queue in queues.values()}) == 3
 
 
-def test_each_node_in_turn_is_killed_and_no_scan_is_lost(cluster: Cluster, scan: Path) -> None:
-    """Among them the one that leads the extractor's queue."""
+def test_killing_each_node_in_turn_loses_no_scan(cluster: Cluster, scan: Path) -> None:
+    """The leader of the extractor's queue goes first."""
     stream = Stream(scan)
-    led = str(cluster.queues()["gliaflow.extractor"]["leader"]).removeprefix("rabbit@")
-    for node in (led, *(other for other in NODES if other != led)):
+    leader = str(cluster.queues()["gliaflow.extractor"]["leader"]).removeprefix("rabbit@")
+    for node in (leader, *(other for other in NODES if other != leader)):
         time.sleep(random.uniform(1, 4))
         cluster.kill(node)
         answered = len(stream.answers)
-        until(lambda answered=answered: len(stream.answers) > answered + IN_FLIGHT)  # it goes on with two
+        wait_until(lambda answered=answered: len(stream.answers) > answered + IN_FLIGHT)  # two nodes are enough
         cluster.revive(node)
     stream.finish()
-    nothing_is_dead()
+    assert_no_dead_letters()
 
 
-def test_with_two_of_three_gone_all_wait_and_then_go_on(cluster: Cluster, scan: Path) -> None:
+def test_with_two_of_three_nodes_down_all_clients_wait_and_then_resume(cluster: Cluster, scan: Path) -> None:
     stream = Stream(scan)
-    until(lambda: len(stream.answers) > 2)
+    wait_until(lambda: len(stream.answers) > 2)
     cluster.kill("rabbitmq", "rabbitmq-2")
     time.sleep(15)
-    waiting = len(stream.answers)
+    answered = len(stream.answers)
     time.sleep(10)
-    assert len(stream.answers) == waiting, "one node alone must not answer for three"
+    assert len(stream.answers) == answered, "one node of three must not confirm messages"
     cluster.revive("rabbitmq", "rabbitmq-2")
-    until(lambda: len(stream.answers) > waiting + IN_FLIGHT)
+    wait_until(lambda: len(stream.answers) > answered + IN_FLIGHT)
     stream.finish()
-    nothing_is_dead()
+    assert_no_dead_letters()

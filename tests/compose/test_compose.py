@@ -1,6 +1,6 @@
-"""The containers as a person starts them: ``docker compose up``, on a real engine. Run by ``make test-compose``.
+"""The containers of ``docker compose up`` on a real Docker engine. Run by ``make test-compose``.
 
-The stack gets a project name, ports and folders of its own, so it disturbs no other.
+The stack has a project name, ports and folders of its own, so that it does not disturb another stack.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from broken import good_scan
-from compose.stack import BROKER, OBSERVERS, PORT, PROFILES, ROOT, SERVICES, STAGES, TLS, Stack, clone
+from compose.stack import PORT, ROOT, Stack, clone
 from gliaflow_cli.commands.plugins_new import write_plugin
 from gliaflow_runtime.bundle.load import demo_bundle
 from safetensors import safe_open
+from sample_scans import good_scan
 
 pytestmark = pytest.mark.compose
+BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
+STAGES = ("preprocessor", "extractor", "classifier", "generator")
+SERVICES = ("rabbitmq", *STAGES, "inbox")
+OBSERVERS = ("prometheus", "grafana")  # third-party images, which see only counts
+TLS = ("-f", "deploy/compose.tls.yml")
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack from a copy of the checkout, up and healthy, as a clone would start it."""
+    """The stack, built from a clone, started and healthy."""
     stack = Stack(clone(tmp_path_factory))
     stack.compose("up", "--build", "--wait", "--detach")
     yield stack
@@ -54,14 +59,14 @@ def scans(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_container_is_healthy_and_none_but_the_inbox_starts_as_root(stack: Stack) -> None:
+def test_every_container_is_healthy_and_no_stage_runs_as_root(stack: Stack) -> None:
     containers = stack.containers()
     assert {c["Service"]: c["Health"] for c in containers} == dict.fromkeys(SERVICES, "healthy")
-    for service in ("preprocessor", "extractor", "classifier", "generator"):
+    for service in STAGES:
         assert stack.compose("exec", "-T", service, "id", "-u").strip() == "10001"
 
 
-def test_the_image_is_small_and_has_no_torch(stack: Stack) -> None:
+def test_image_is_small_and_has_no_torch(stack: Stack) -> None:
     size = subprocess.run(
         ["docker", "image", "inspect", "gliaflow:test", "--format", "{{.Size}}"],
         capture_output=True,
@@ -73,9 +78,12 @@ def test_the_image_is_small_and_has_no_torch(stack: Stack) -> None:
     stack.compose("exec", "-T", "extractor", "python3", "-c", no_torch)
 
 
-def test_only_the_trainer_has_torch_and_it_starts_when_asked(stack: Stack) -> None:
-    """As far as it goes without building its image, which takes gigabytes."""
-    plain, train = (json.loads(stack.compose(*flags, "config", "--format", "json"))["services"] for flags in PROFILES)
+def test_only_the_trainer_has_torch_and_it_starts_only_with_its_profile(stack: Stack) -> None:
+    """The configuration is checked only: the trainer's image would take gigabytes."""
+    plain, train = (
+        json.loads(stack.compose(*profile, "config", "--format", "json"))["services"]
+        for profile in ((), ("--profile", "train"))
+    )
     assert set(plain) == {*SERVICES, "secrets"}
     assert set(train) - set(plain) == {"trainer"}
     built = {
@@ -102,19 +110,19 @@ def test_no_container_has_more_than_it_needs(stack: Stack) -> None:
             assert "stages" in service["networks"], name
             folder = "rabbitmq" if name == "rabbitmq" else name
             (mounted,) = [v["source"] for v in service["volumes"] if v["target"] == "/run/secrets"]
-            assert mounted.endswith(f"/secrets/{folder}"), "its own secrets only"
+            assert mounted.endswith(f"/secrets/{folder}"), "a service sees only its own secrets"
     for name in STAGES:
-        look = "import os; print(open('/proc/self/status').read(), os.listdir('/run/secrets'))"
-        seen = stack.compose("exec", "-T", name, "python3", "-c", look)
-        assert "CapEff:\t0000000000000000" in seen
-        assert "NoNewPrivs:\t1" in seen
-        assert "['password']" in seen
+        code = "import os; print(open('/proc/self/status').read(), os.listdir('/run/secrets'))"
+        status = stack.compose("exec", "-T", name, "python3", "-c", code)
+        assert "CapEff:\t0000000000000000" in status
+        assert "NoNewPrivs:\t1" in status
+        assert "['password']" in status
     assert "rabbitmq" in stack.compose("exec", "-T", "rabbitmq", "id", "-un")
-    out = "import socket; socket.create_connection(('1.1.1.1', 53), 3)"
+    connect_to_internet = "import socket; socket.create_connection(('1.1.1.1', 53), 3)"
     assert (
         "unreachable"
         in subprocess.run(
-            ["docker", "compose", "exec", "-T", "extractor", "python3", "-c", out],
+            ["docker", "compose", "exec", "-T", "extractor", "python3", "-c", connect_to_internet],
             cwd=stack.folder,
             env=stack.environment,
             capture_output=True,
@@ -123,21 +131,21 @@ def test_no_container_has_more_than_it_needs(stack: Stack) -> None:
     )
 
 
-def test_passwords_are_in_files_and_nowhere_else(stack: Stack) -> None:
+def test_passwords_are_only_in_files(stack: Stack) -> None:
     ids = stack.compose("ps", "--all", "--quiet").split()
-    told = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True, check=True).stdout
-    told += stack.compose("logs") + stack.compose("config")
+    text = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True, check=True).stdout
+    text += stack.compose("logs") + stack.compose("config")
     files = list((stack.folder / "secrets").glob("*/password"))
     assert len(files) == 8
     for file in files:
         if file.parent.name != "gliaflow":
-            assert file.read_text().strip() not in told, file
+            assert file.read_text().strip() not in text, file
     users = stack.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "-q", "list_users")
     assert "guest" not in users
     assert {line.split()[0] for line in users.splitlines()[1:]} == {file.parent.name for file in files}
 
 
-def test_the_runbook(stack: Stack, scans: Path, tmp_path: Path) -> None:
+def test_runbook(stack: Stack, scans: Path, tmp_path: Path) -> None:
     """docs/operations.md: rotate a password while scans pass, drain a stage, replay dead letters, roll back."""
     for number in range(4, 16):
         good_scan(scans / f"p{number}.nii.gz", seed=number)
@@ -151,9 +159,9 @@ def test_the_runbook(stack: Stack, scans: Path, tmp_path: Path) -> None:
     stack.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "close_all_connections", "rotated")
     stack.compose("stop", "extractor")
     assert "drained" in stack.compose("logs", "extractor")
-    told = stack.compose("run", "--rm", "--no-deps", "-T", "operator", "doctor", check=False)
-    assert "extractor has no consumer" in told
-    assert "policies: those of deploy/rabbitmq" in told
+    report = stack.compose("run", "--rm", "--no-deps", "-T", "operator", "doctor", check=False)
+    assert "extractor has no consumer" in report
+    assert "policies: those of deploy/rabbitmq" in report
     stack.compose("up", "--wait", "--detach", "extractor")
     assert client.wait(300) == 1, "one scan is broken"
     with (tmp_path / "out" / "predictions.csv").open() as file:
@@ -174,7 +182,7 @@ def test_the_runbook(stack: Stack, scans: Path, tmp_path: Path) -> None:
     stack.compose("up", "--wait", "--detach")
 
 
-def test_the_policies_are_in_force(stack: Stack) -> None:
+def test_policies_apply(stack: Stack) -> None:
     for _ in range(30):
         listed = stack.compose(
             "exec", "-T", "-u", "rabbitmq", "rabbitmq", "rabbitmqctl", "-q", "list_policies", check=False
@@ -185,17 +193,17 @@ def test_the_policies_are_in_force(stack: Stack) -> None:
     pytest.fail(f"no policy: {listed}")
 
 
-def test_submitting_from_the_host_gives_what_one_process_gives(stack: Stack, scans: Path, tmp_path: Path) -> None:
+def test_submitting_from_the_host_gives_the_answers_of_one_process(stack: Stack, scans: Path, tmp_path: Path) -> None:
     expected = submit(scans, tmp_path / "memory", "memory://")
-    found = submit(scans, tmp_path / "compose", BROKER)
-    assert found.keys() == expected.keys()
+    answered = submit(scans, tmp_path / "compose", BROKER)
+    assert answered.keys() == expected.keys()
     for name, row in expected.items():
-        assert abs(float(row["p_hgg"]) - float(found[name]["p_hgg"])) < 1e-6
+        assert abs(float(row["p_hgg"]) - float(answered[name]["p_hgg"])) < 1e-6
         one, other = (np.asarray(nib.load(tmp_path / d / f"{name}_seg.nii.gz").dataobj) for d in ("memory", "compose"))
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_scan_dropped_into_the_inbox_is_answered_in_the_outbox(stack: Stack) -> None:
+def test_scan_dropped_into_the_inbox_is_answered_in_the_outbox(stack: Stack) -> None:
     good_scan(stack.folder / "inbox" / "dropped.nii.gz")
     (stack.folder / "inbox" / "broken.nii.gz").write_bytes(b"not a scan")
     answers = [stack.folder / "outbox" / f"{name}.json" for name in ("dropped", "broken")]
@@ -224,7 +232,7 @@ def test_three_extractors_share_the_work(stack: Stack, scans: Path, tmp_path: Pa
     assert all(count > 0 for count in worked), worked
 
 
-def test_a_stage_that_is_killed_comes_back_and_nothing_is_lost(stack: Stack, scans: Path, tmp_path: Path) -> None:
+def test_killed_stages_come_back_and_no_scan_is_lost(stack: Stack, scans: Path, tmp_path: Path) -> None:
     for number in range(4, 12):
         good_scan(scans / f"p{number}.nii.gz", seed=number)
     command = [sys.executable, "-m", "gliaflow_cli", "submit", str(scans), "--out", str(tmp_path / "out")]
@@ -236,39 +244,29 @@ def test_a_stage_that_is_killed_comes_back_and_nothing_is_lost(stack: Stack, sca
     assert client.wait(200) == 0
 
 
-def test_another_generator_of_the_bundle_is_swapped_in(stack: Stack, tmp_path: Path) -> None:
-    def made_by(out: Path) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "gliaflow_cli",
-            "generate",
-            "--grade",
-            "LGG",
-            "--count",
-            "20",
-            "--broker",
-            BROKER,
-        ]
+def test_generator_can_be_exchanged_for_another_of_the_bundle(stack: Stack, tmp_path: Path) -> None:
+    def generator_of(out: Path) -> str:
+        command = [sys.executable, "-m", "gliaflow_cli", "generate", "--grade", "LGG", "--count", "20"]
+        command += ["--broker", BROKER]
         subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, timeout=100)
         with safe_open(out, "np") as file:
             return str(file.metadata()["generator"])
 
-    assert made_by(tmp_path / "before.safetensors") == "infogan"
+    assert generator_of(tmp_path / "before.safetensors") == "infogan"
     stack.compose("up", "--wait", "--detach", GLIAFLOW_GENERATOR="reacgan")
-    assert made_by(tmp_path / "after.safetensors") == "reacgan"
+    assert generator_of(tmp_path / "after.safetensors") == "reacgan"
     stack.compose("up", "--detach", GLIAFLOW_GENERATOR="nobody")
     time.sleep(5)
     assert "has no 'nobody'; there is: infogan, reacgan" in stack.compose("logs", "generator")
     others = {c["Service"]: c["Health"] for c in stack.containers() if c["Service"] != "generator"}
-    assert set(others.values()) == {"healthy"}, "the rest goes on"
+    assert set(others.values()) == {"healthy"}, "the other services keep running"
     stack.compose("up", "--wait", "--detach")
 
 
-def test_a_plugin_is_installed_into_the_image_or_lies_in_a_folder(stack: Stack, scans: Path, tmp_path: Path) -> None:
-    """A step that a bundle asks for: a broken plugin beside it is told and takes nothing down."""
-    told = (ROOT / "docs" / "plugins.md").read_text()
-    dockerfile = told.split("```dockerfile\n")[1].split("```")[0].replace("gliaflow:latest", "gliaflow:test")
+def test_plugins_work_from_the_image_and_from_a_folder(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    """A bundle needs a step from a folder of plugins. A broken plugin in it is reported and stops no stage."""
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    dockerfile = page.split("```dockerfile\n")[1].split("```")[0].replace("gliaflow:latest", "gliaflow:test")
     shutil.copytree(ROOT / "plugins/examples/gliaflow-meanvar", tmp_path / "image" / "gliaflow-meanvar")
     (tmp_path / "image" / "Dockerfile").write_text(dockerfile)
     subprocess.run(["docker", "build", "-q", "-t", "gliaflow:meanvar", tmp_path / "image"], check=True, timeout=300)
@@ -285,29 +283,29 @@ def test_a_plugin_is_installed_into_the_image_or_lies_in_a_folder(stack: Stack, 
     manifest["input"]["steps"] = [{"name": "darken", "options": {"percentile": 95}}]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     chosen = {"GLIAFLOW_BUNDLE": "/bundles/darker"}
-    stack.compose("up", "--detach", check=False, **chosen)  # the rest waits for a healthy preprocessor
+    stack.compose("up", "--detach", check=False, **chosen)  # the other stages wait for a healthy preprocessor
     time.sleep(5)
     assert "no usable step 'darken'" in stack.compose("logs", "preprocessor"), "a folder of plugins is off by default"
     stack.compose("up", "--wait", "--detach", GLIAFLOW_PLUGINS="/plugins.d", **chosen)
-    plain = submit(scans, tmp_path / "plain", "memory://")
+    usual = submit(scans, tmp_path / "usual", "memory://")
     darker = submit(scans, tmp_path / "darker", BROKER)
     assert {row["status"] for row in darker.values()} == {"ok"}
-    assert any(darker[name]["tumour_ml"] != row["tumour_ml"] for name, row in plain.items())
+    assert any(darker[name]["tumour_ml"] != row["tumour_ml"] for name, row in usual.items())
     assert "broken" in stack.compose("exec", "-T", "preprocessor", "gliaflow", "plugins", check=False)
     stack.compose("up", "--wait", "--detach")
 
 
-def test_tls_with_client_certificates_as_an_override(stack: Stack, scans: Path, tmp_path: Path) -> None:
-    """The last test: the stack speaks TLS from here on."""
+def test_tls_override_requires_client_certificates(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    """This must be the last test, because the stack needs TLS from here on."""
     stack.compose(*TLS, "up", "--wait", "--detach")
-    mine = stack.folder / "secrets" / "gliaflow"
-    settings = {f"GLIAFLOW_BROKER_{name}": str(mine / f"{name.lower()}.pem") for name in ("CA", "CERT", "KEY")}
-    settings["GLIAFLOW_BROKER_PASSWORD_FILE"] = str(mine / "password")
+    secrets = stack.folder / "secrets" / "gliaflow"
+    settings = {f"GLIAFLOW_BROKER_{name}": str(secrets / f"{name.lower()}.pem") for name in ("CA", "CERT", "KEY")}
+    settings["GLIAFLOW_BROKER_PASSWORD_FILE"] = str(secrets / "password")
     command = [sys.executable, "-m", "gliaflow_cli", "submit", str(scans), "--out", str(tmp_path / "out")]
     command += ["--broker", f"amqps://gliaflow@localhost:{PORT - 1}/"]
     subprocess.run(command, env=os.environ | settings, check=True, capture_output=True, timeout=300)
     del settings["GLIAFLOW_BROKER_CERT"], settings["GLIAFLOW_BROKER_KEY"]
     refused = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 1
-    assert "it refuses our certificate" in refused.stderr
+    assert "the broker refuses our certificate" in refused.stderr
     stack.compose(*TLS, "run", "--rm", "--no-deps", "-T", "operator", "doctor")

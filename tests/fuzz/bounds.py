@@ -1,4 +1,4 @@
-"""What no input may take: a second of CPU, or more memory than its target grants."""
+"""The limits for every input: a second of CPU, and the memory limit of its target."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Callable
 
 SECONDS = 1.0
-TRACED = 64  # tracing is slow, so one input in so many
+TRACED = 64  # tracing memory is slow: one input of this many
 
 
 def bounded(run: Callable[[bytes], None], data: bytes, peak_bytes: int) -> None:
-    """``run(data)``, with an AssertionError where it takes more."""
+    """Call ``run(data)``. Raises AssertionError if it takes more than the limits."""
     trace = zlib.crc32(data) % TRACED == 0
     if trace:
         tracemalloc.start()
@@ -29,5 +29,5 @@ def bounded(run: Callable[[bytes], None], data: bytes, peak_bytes: int) -> None:
 
 
 def readable(error: Exception) -> None:
-    """A reason is read by people: it is there, and no page long."""
+    """Assert that an error's text exists and is short enough to read."""
     assert 0 < len(str(error)) < 1000, str(error)[:2000]

@@ -1,7 +1,7 @@
-"""A stranger's bundle: its manifest, and its networks up to where onnxruntime takes them.
+"""Fuzz target: an untrusted bundle's manifest and networks, up to the point where onnxruntime loads them.
 
-Only a BundleError may come of it, and what is let through keeps the limits that the stages count on. onnxruntime is
-native code that reads a network as it would a program; what is given to it is a bundle that somebody chose to trust.
+Only BundleError may be raised, and an accepted bundle keeps the limits that the stages rely on. onnxruntime itself is
+not fuzzed: it is native code that runs a network like a program, so an operator must trust the source of a bundle.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ WORDS = [
     b"location",
     b"\x70\x01",
 ]
-ODD = [
+UNUSUAL = [
     None,
     True,
     0,
@@ -152,7 +152,7 @@ ODD = [
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """A value of the manifest, or a part of the network, is changed, left out or doubled."""
+    """Change, delete or duplicate a value of the manifest or a part of the network."""
     if data[:1] == b"{":
         with suppress(ValueError, RecursionError):
             document = json.loads(data)
@@ -164,7 +164,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         for _ in range(rng.choice((1, 1, 2, 4))):
             _spoil_message(model, rng)
         return model.SerializeToString()
-    except Exception:  # no network, or texts in it that are none
+    except Exception:  # not a network, or invalid texts in it
         return data[: rng.randrange(len(data) + 1)] + rng.choice(WORDS) + data[rng.randrange(len(data) + 1) :]
 
 
@@ -181,41 +181,41 @@ def _spoil(node: dict | list, rng: random.Random) -> None:
             case 0:
                 del node[key]
             case 1 if isinstance(node, dict):
-                node[str(rng.choice(ODD))[:40]] = node[key]
+                node[str(rng.choice(UNUSUAL))[:40]] = node[key]
             case _:
-                node[key] = rng.choice(ODD)
+                node[key] = rng.choice(UNUSUAL)
         return
 
 
 def _spoil_message(message: object, rng: random.Random) -> None:
-    """Go down into a protobuf message at random, and change something there."""
+    """Descend into a protobuf message at random, and change one field."""
     while True:
         fields = message.ListFields()
         if not fields:
             return
         field, value = rng.choice(fields)
         if field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED:
-            what = rng.randrange(4)
-            if what == 0:
+            action = rng.randrange(4)
+            if action == 0:
                 del value[rng.randrange(len(value))]
                 return
-            if what == 1:
+            if action == 1:
                 value.extend([value[rng.randrange(len(value))]])
                 return
             if field.message_type is None:
                 at = rng.randrange(len(value))
-                value[at] = _odd(value[at], rng)
+                value[at] = _unusual(value[at], rng)
                 return
             message = rng.choice(value)
         elif field.message_type is not None:
             message = value
         else:
             with suppress(ValueError, TypeError):
-                setattr(message, field.name, _odd(value, rng))
+                setattr(message, field.name, _unusual(value, rng))
             return
 
 
-def _odd(value: object, rng: random.Random) -> object:
+def _unusual(value: object, rng: random.Random) -> object:
     if isinstance(value, str):
         return rng.choice(
             ["", "x", "logit", "features", "a" * 300, "../x", "*/_ORT_MEM_ADDR_/*", "Loop", "If", "ai.onnx.ml"]

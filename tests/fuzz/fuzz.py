@@ -1,12 +1,11 @@
 """Coverage-guided fuzzing: ``python tests/fuzz/fuzz.py messages|nifti|bundle [-runs=1000000] [libFuzzer's flags]``.
 
-Needs atheris (``make fuzz`` installs it; Linux only). A target is a module beside this one:
-``seeds()`` makes its first inputs, ``mutate()`` changes one with a view to its structure, and ``run()`` feeds one in
-and lets out nothing but what is not documented. Here are the bars that all of them are held to: a second of CPU, a
-bound on memory, no crash.
+Needs atheris (``make fuzz`` installs it; Linux only). A target is a module beside this one. Its ``seeds()`` returns the
+first inputs, ``mutate()`` changes an input according to its structure, and ``run()`` processes one input and lets only
+undocumented errors pass. The limits of bounds.py hold for every target: a second of CPU, a bound on memory, no crash.
 
-What it finds is written to ``out/fuzz/<target>-crash-…``; the same command with that file as its last argument runs it
-again. The corpus is kept in ``out/fuzz/<target>`` and grows from run to run.
+An input that fails is written to ``out/fuzz/<target>-crash-…``. The same command with this file as its last argument
+runs it again. The corpus is kept in ``out/fuzz/<target>`` and grows from run to run.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ import random
 import sys
 import warnings
 from pathlib import Path
-
-import atheris
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "tests")
@@ -44,9 +41,11 @@ INSTRUMENTED = [
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         sys.exit(__doc__)
+    import atheris
+
     name = sys.argv.pop(1)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    warnings.simplefilter("ignore")  # numpy's, of numbers that overflow: what they lead to is looked at
+    warnings.simplefilter("ignore")  # numpy warns of overflows, whose effects the targets check
     with atheris.instrument_imports(include=INSTRUMENTED):
         target = importlib.import_module(f"fuzz.{name}")
         bounds = importlib.import_module("fuzz.bounds")
@@ -63,8 +62,8 @@ def main() -> None:
         rng = random.Random(seed)
         if rng.random() < target.BLIND:
             return bytes(atheris.Mutate(data, max_size))
-        found = target.mutate(bytes(data), rng)
-        return found if len(found) <= max_size else data
+        mutated = target.mutate(bytes(data), rng)
+        return mutated if len(mutated) <= max_size else data
 
     flags = [
         f"-max_len={target.MAX_BYTES}",

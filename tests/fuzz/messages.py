@@ -1,6 +1,6 @@
-"""Bytes from the broker: decoded, encoded again, and given to every stage and to the client that waits for answers.
+"""Fuzz target: bytes from the broker are decoded, encoded again, and given to every stage and to a waiting client.
 
-Only a ProtocolError, or a stage's InvalidInput, may come of them.
+Only ProtocolError, or InvalidInput of a stage, may be raised.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import msgpack
 import numpy as np
 from fuzz.bounds import readable
 from fuzz.tiny import SIZE, TAP, scratch, write_bundle
-from gliaflow.scans import write_mask
-from gliaflow.submission import Input
+from gliaflow.answer import Answer, write_image
+from gliaflow.scans import Input
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.grader import Grader
-from gliaflow_cli.client.table import _affine, _ok
-from gliaflow_extractor.extractor import Extractor, UNet
+from gliaflow_cli.client.table import ScanRow
+from gliaflow_extractor.extractor import Extractor, UNetSession
 from gliaflow_generator.generator import Balancer, Generator
 from gliaflow_generator.synthesis import Synthesizer
 from gliaflow_preprocessor.preprocessor import Preprocessor
@@ -50,7 +50,7 @@ from gliaflow_runtime.stage import InvalidInput, failure
 MAX_BYTES = 2**12
 PEAK_BYTES = 48 * 2**20
 BLIND = 0.3
-LARGE = 2**20  # a scan's own grid of more voxels is not made here: how large it may be is the contract's MAX_VOXELS
+LARGE = 2**20  # voxels; larger grids, up to the contract's MAX_VOXELS, would take too long here
 
 _folder = scratch()
 _bundle = write_bundle(_folder)
@@ -60,7 +60,7 @@ _synthesizer = Synthesizer(_bundle, threads=1)
 def _stages() -> list[Any]:
     return [
         Preprocessor(_bundle, connect("memory://fuzz"), ["/nowhere"]),
-        Extractor(_bundle, UNet(_bundle, threads=1)),
+        Extractor(_bundle, UNetSession(_bundle, threads=1)),
         Grader(_bundle, threads=1),
         Assembler(_bundle, timeout_s=60),
         Generator(_bundle, _synthesizer),
@@ -68,7 +68,7 @@ def _stages() -> list[Any]:
     ]
 
 
-_every = _stages()
+_all_stages = _stages()
 
 
 def run(data: bytes) -> None:
@@ -81,21 +81,22 @@ def run(data: bytes) -> None:
         _same(decode(encode(message, encoding)), message)
     routing_key(message)
     decode(encode(failure(message, "fuzz", "because")))
-    _every[3]._open.clear()
-    for stage in _every:
-        if _too_much(message):
+    _all_stages[3]._open.clear()
+    for stage in _all_stages:
+        if _too_slow(message):
             continue
         with suppress(ProtocolError, InvalidInput):
             outcome = stage.handle(message, Delivery(stage.queue.name, "", data))
-            for made in outcome.publish:
-                decode(encode(made, "lz4"))  # whoever is next can read it
-    if isinstance(message, PredictionMessage) and not _too_much(message):
-        _ok(Input(Path("s"), "s", "p"), message, 1.0)
-        write_mask(_folder / "mask.nii.gz", message.mask, _affine(message))
+            for result in outcome.publish:
+                decode(encode(result, "lz4"))  # the next stage can read it
+    if isinstance(message, PredictionMessage) and not _too_slow(message):
+        answer = Answer.of_prediction(Input(Path("s"), "s", "p"), message, 1.0)
+        ScanRow.of(answer)
+        write_image(_folder / "mask.nii.gz", answer.mask)
 
 
-def _too_much(message: Message) -> bool:
-    """What takes longer than there is time for here, and may."""
+def _too_slow(message: Message) -> bool:
+    """Whether a valid message may take longer than the limit of fuzzing."""
     if isinstance(message, GenerateMessage):
         return message.count > 64
     if isinstance(message, GradedMessage):
@@ -126,18 +127,18 @@ def seeds() -> list[bytes]:
     mask = np.zeros((2, *SIZE), np.uint8)
     mask[:, 2:5, 3:6] = 1
     common: dict[str, Any] = {"id": "m", "scan": scan, "trace": "00-0-0-01"}
-    of = {**common, "bundle": _bundle.id}
+    with_bundle = {**common, "bundle": _bundle.id}
     features = np.ones((2, *TAP), np.float16)
     messages = [
         ScanMessage(**common, source=Source(data=b"\x1f\x8bnot a scan"), channel="0"),
         ScanMessage(**common, source=Source(uri="file:///nowhere/a.nii.gz")),
         ScanMessage(**common, source=Source(upload="gliaflow.upload.x", chunks=2)),
         SlicesMessage(**common, geometry=geometry, image=np.ones((2, 1, *SIZE), np.float16)),
-        FeaturesMessage(**of, tap="tap", geometry=geometry, features=features, mask=mask),
-        GradedMessage(**of, geometry=geometry, logit=np.array([1.0, -2.0]), mask=mask),
-        GradedMessage(**of, part=[1, 3], geometry=geometry, logit=np.array([1.0, -2.0]), mask=mask),
+        FeaturesMessage(**with_bundle, tap="tap", geometry=geometry, features=features, mask=mask),
+        GradedMessage(**with_bundle, geometry=geometry, logit=np.array([1.0, -2.0]), mask=mask),
+        GradedMessage(**with_bundle, part=[1, 3], geometry=geometry, logit=np.array([1.0, -2.0]), mask=mask),
         PredictionMessage(
-            **of,
+            **with_bundle,
             grade="HGG",
             p_hgg=0.7,
             tumour_ml=1.0,
@@ -147,7 +148,7 @@ def seeds() -> list[bytes]:
             mask=np.zeros(geometry.shape, np.uint8),
         ),
         GenerateMessage(**common, label="LGG", count=3, seed=1),
-        SyntheticMessage(**of, generator="g", tap="tap", label="LGG", seed=0, features=features),
+        SyntheticMessage(**with_bundle, generator="g", tap="tap", label="LGG", seed=0, features=features),
         FailureMessage(**common, stage="extractor", reason="because"),
     ]
     return [encode(message, encoding) for message in messages for encoding in ("raw", "lz4")]
@@ -225,13 +226,13 @@ OTHER: list[Any] = [
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """One to three values of the message are changed for odd ones, or swapped, left out or repeated."""
+    """Replace one to three values of the message by unusual ones, or swap, delete or repeat them."""
     try:
         document = msgpack.unpackb(data, strict_map_key=False)
         for _ in range(rng.choice((1, 1, 2, 3))):
             _spoil(document, rng)
         return msgpack.packb(document)
-    except Exception:  # no message: bytes to flip
+    except Exception:  # not a message: change its bytes
         at = rng.randrange(len(data) + 1)
         return data[:at] + rng.choice(WORDS) + data[at + rng.randrange(8) :]
 

@@ -1,6 +1,6 @@
-"""A stranger's scan: read, cut into slices, and sent on as the preprocessor sends it.
+"""Fuzz target: an untrusted scan is read, cut into slices and published, as the preprocessor does it.
 
-Only InvalidInput may come of it; slices that do are finite, and their geometry is one that the next stage takes.
+Only InvalidInput may be raised. Slices must be finite, and the next stage must accept their geometry.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PEAK_BYTES = 24 * 2**20
 BLIND = 0.1
 CHANNELS = (None, None, "0", "1", "7", "-1", "FLAIR", "")
 
-MAX_VOXELS = 2**14  # as small as the inputs, so that a byte over the limit shows
+MAX_VOXELS = 2**14  # small like the inputs, so that a missing check of the limit is noticed
 _folder = scratch()
 _preprocessor = Preprocessor(write_bundle(_folder), connect("memory://fuzz"), [str(_folder)])
 _delivery = Delivery("gliaflow.preprocessor", "scan", b"")
@@ -40,13 +40,13 @@ def run(data: bytes) -> None:
 
 def _run(data: bytes) -> None:
     kind = zlib.crc32(data)
-    if kind % 64 == 0:  # by its URI
+    if kind % 64 == 0:  # sent as a URI
         (_folder / "scan").write_bytes(data)
         source = Source(uri=(_folder / "scan").as_uri())
     else:
         source = Source(data=data)
     message = ScanMessage(id="m", scan=Scan(id="s"), source=source, channel=CHANNELS[kind // 8 % len(CHANNELS)])
-    if kind % 8:  # to cut slices takes five times as long as to read
+    if kind % 8:  # cutting slices takes five times as long as reading
         try:
             volume, affine = nifti.read_nifti(data, message.channel)
         except nifti.NiftiError as error:
@@ -71,7 +71,7 @@ def _run(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    found = []
+    files = []
     i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in (10, 12, 5)), indexing="ij")
     head = (i**2 + j**2 + k**2 < 0.8) * (300.0 + 40 * i) + 200.0 * ((i - 0.3) ** 2 + j**2 + k**2 < 0.1)
     turned = np.array([[0, -16.0, 0, 5], [15, 0, 0, 6], [0, 0, 20, 7], [0, 0, 0, 1]])
@@ -85,20 +85,20 @@ def seeds() -> list[bytes]:
             if dtype == "f4":
                 image.set_qform(turned, 1)
                 image.set_sform(None, 0)
-            found.append(image.to_bytes())
+            files.append(image.to_bytes())
     four = np.stack([head, head + 5], axis=3).astype(np.int16)
-    found.append(nib.Nifti1Image(four, np.diag([15.0, 15, 20, 1])).to_bytes())
-    found.append(nib.Nifti1Image(head[..., None].astype(np.int16), np.diag([15.0, 15, 20, 1])).to_bytes())
-    found += [
-        gzip.compress(found[2]),
-        gzip.compress(found[2][:400]) + gzip.compress(found[2][400:]),
-        found[2] + b"tail",
+    files.append(nib.Nifti1Image(four, np.diag([15.0, 15, 20, 1])).to_bytes())
+    files.append(nib.Nifti1Image(head[..., None].astype(np.int16), np.diag([15.0, 15, 20, 1])).to_bytes())
+    files += [
+        gzip.compress(files[2]),
+        gzip.compress(files[2][:400]) + gzip.compress(files[2][400:]),
+        files[2] + b"tail",
     ]
-    found += [gzip.compress(found[-6], 1), gzip.compress(b"") * 9 + gzip.compress(found[5])]
-    return found
+    files += [gzip.compress(files[-6], 1), gzip.compress(b"") * 9 + gzip.compress(files[5])]
+    return files
 
 
-# offset and form of the fields that are read (nifti1.h, nifti2.h of the NIfTI standard)
+# offset and struct format of the fields that nifti.py reads (nifti1.h, nifti2.h of the NIfTI standard)
 FIELDS_1 = [
     (0, "i"),
     *((40 + 2 * n, "h") for n in range(8)),
@@ -193,7 +193,7 @@ WORDS = [b"n+1\0", b"n+2\0\r\n\x1a\n", b"ni1\0", b"\x1f\x8b\x08\x00", struct.pac
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """The header's fields and the voxels are changed beneath the gzip, which is put on or left off again."""
+    """Change fields of the header and voxels inside the gzip stream, and sometimes add or omit the compression."""
     raw = bytearray(data)
     if data[:2] == b"\x1f\x8b" and rng.random() < 0.9:
         try:
@@ -228,8 +228,9 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
             raw = raw[: rng.randrange(len(raw) + 1)]
         else:
             raw += bytes(rng.randrange(4096))
-    made = bytes(raw)
+    mutated = bytes(raw)
     if rng.random() < 0.4:
-        at = rng.randrange(len(made) + 1)
-        made = rng.choice([gzip.compress(made, 1), gzip.compress(made[:at], 1) + gzip.compress(made[at:], 0)])
-    return made
+        at = rng.randrange(len(mutated) + 1)
+        members = gzip.compress(mutated[:at], 1) + gzip.compress(mutated[at:], 0)
+        mutated = rng.choice([gzip.compress(mutated, 1), members])
+    return mutated

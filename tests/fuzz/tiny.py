@@ -1,4 +1,4 @@
-"""A bundle of networks as small as can be: real files, real digests, a run takes microseconds."""
+"""A bundle of the smallest possible networks, with real files and digests. A run takes microseconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def network(nodes: list[onnx.NodeProto], inputs: dict[str, list], outputs: dict[str, list], **weights) -> bytes:
-    """An ONNX model; a shape of ``inputs`` may begin with its element type."""
+    """An ONNX model. The shapes in ``inputs`` begin with the element type."""
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -85,7 +85,7 @@ def write_bundle(folder: Path) -> Bundle:
 
 
 def scratch() -> Path:
-    """A folder in memory, where there is one, that goes when the process ends."""
+    """A temporary folder, in memory if possible, which is deleted when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="gliaflow-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -1,19 +1,22 @@
-"""A pipeline of real processes on a real RabbitMQ, and the command as a person runs it."""
+"""A pipeline of real processes on a real RabbitMQ, and the ``gliaflow`` command as a process."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import GLIAFLOW, Command, Stage, environment
+from processes import GLIAFLOW, Command, Stage, delete_stage_queues, environment
+
+StartStages = Callable[..., list[Stage]]
 
 
 @pytest.fixture
 def gliaflow(tmp_path: Path) -> Command:
-    """Runs the command in a folder of its own, with a state folder of its own."""
+    """Runs the command in the test's folder, with its own state."""
 
     def run(
         *arguments: object, broker: str = "memory://", check: bool = True, settings: dict[str, str] | None = None
@@ -33,12 +36,28 @@ def gliaflow(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
-def stages(rabbitmq_url: str, tmp_path: Path) -> Iterator[Callable[..., list[Stage]]]:
-    """Starts stages by name, with settings of their own, and stops what is left of them."""
+def stages(rabbitmq_url: str, tmp_path: Path) -> Iterator[StartStages]:
+    """Starts stages by name with the given settings, and kills those that still run after the test."""
+    with _stages(rabbitmq_url, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="class")
+def pipeline(rabbitmq_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stage]]:
+    """One process of each stage, by name. They serve all tests of a class, which saves their start."""
+    delete_stage_queues(rabbitmq_server)
+    names = ("preprocessor", "extractor", "generator", "classifier")
+    with _stages(rabbitmq_server, tmp_path_factory.mktemp("pipeline")) as start:
+        yield dict(zip(names, start(*names), strict=True))
+    delete_stage_queues(rabbitmq_server)
+
+
+@contextmanager
+def _stages(broker: str, folder: Path) -> Iterator[StartStages]:
     running: list[Stage] = []
 
     def start(*names: str, **settings: object) -> list[Stage]:
-        started = [Stage(name, rabbitmq_url, tmp_path, settings) for name in names]
+        started = [Stage(name, broker, folder, settings) for name in names]
         running.extend(started)
         for stage in started:
             stage.wait_ready()

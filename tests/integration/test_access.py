@@ -1,4 +1,4 @@
-"""Who may do what on a RabbitMQ that is set up by ``deploy/rabbitmq``, and how one gets in: passwords and TLS."""
+"""Permissions, passwords and TLS of a RabbitMQ that ``deploy/rabbitmq`` configured."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from urllib.parse import urlsplit
 
 import pika
 import pytest
-from broken import good_scan
 from gliaflow_proto import Queue, submission_queue
 from gliaflow_proto.routing import EXTRACTOR, PREPROCESSOR
-from gliaflow_runtime.broker.credentials import Access
+from gliaflow_runtime.broker.credentials import Credentials
 from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 from make_secrets import make_certificates
 from pika.exceptions import ChannelClosedByBroker
 from processes import Command
+from sample_scans import good_scan
 
 pytestmark = pytest.mark.rabbitmq
-ALL = ("preprocessor", "extractor", "generator", "classifier")
+STAGES = ("preprocessor", "extractor", "generator", "classifier")
 Connect = Callable[[str], AmqpBroker]
 
 
@@ -39,14 +39,14 @@ def host(rabbitmq_url: str) -> str:
 @pytest.fixture
 def connect(secrets: Path, rabbitmq_url: str) -> Connect:
     return lambda user: AmqpBroker(
-        f"amqp://{user}@{host(rabbitmq_url)}/", access=Access(secrets / user / "password"), connect_timeout=5
+        f"amqp://{user}@{host(rabbitmq_url)}/", credentials=Credentials(secrets / user / "password"), connect_timeout=5
     )
 
 
 @pytest.fixture
 def channel(secrets: Path, rabbitmq_url: str) -> Iterator[pika.channel.Channel]:
-    """A bare channel: what a stranger who has the client's password would use."""
-    access = Access(secrets / "gliaflow" / "password")
+    """A bare pika channel, opened with the password of the user ``gliaflow``."""
+    access = Credentials(secrets / "gliaflow" / "password")
     with pika.BlockingConnection(access.parameters(f"amqp://gliaflow@{host(rabbitmq_url)}/", "test")) as connection:
         yield connection.channel()
 
@@ -56,17 +56,17 @@ def statuses(folder: Path) -> list[str]:
         return [row["status"] for row in csv.DictReader(file)]
 
 
-def test_the_whole_pipeline_works_over_tls_with_the_permissions_that_each_user_has(
+def test_pipeline_works_over_tls_with_the_permissions_of_each_user(
     gliaflow: Command, stages, secrets: Path, tls: str, tmp_path: Path
 ) -> None:
-    """A scan that is graded, one in chunks, dead letters, a replay: none needs more, and none without certificates."""
+    """A graded scan, a scan in chunks, dead letters and a replay need no further permission."""
 
     def settings(user: str) -> dict[str, str]:
         files = {"PASSWORD_FILE": "password", "CA": "ca.pem", "CERT": "cert.pem", "KEY": "key.pem"}
-        found = {f"GLIAFLOW_BROKER_{name}": str(secrets / user / file) for name, file in files.items()}
-        return found | {"GLIAFLOW_BROKER": tls.replace("extractor", user)}
+        paths = {f"GLIAFLOW_BROKER_{name}": str(secrets / user / file) for name, file in files.items()}
+        return paths | {"GLIAFLOW_BROKER": tls.replace("extractor", user)}
 
-    for name in ALL:
+    for name in STAGES:
         stages(name, **{key.removeprefix("GLIAFLOW_").lower(): value for key, value in settings(name).items()})
     (tmp_path / "scans").mkdir()
     good_scan(tmp_path / "scans" / "good.nii.gz")
@@ -76,11 +76,11 @@ def test_the_whole_pipeline_works_over_tls_with_the_permissions_that_each_user_h
     assert sorted(statuses(tmp_path / "out")) == ["failed", "ok"]
     assert "1 of 1 sent back" in gliaflow("dead", "replay", "--all", settings=settings("operator")).stdout
     refused = gliaflow("dead", "list", settings=settings("gliaflow"), check=False)
-    assert "ACCESS_REFUSED" in refused.stderr, "the dead letters are the operator's"
+    assert "ACCESS_REFUSED" in refused.stderr, "only the operator may read dead letters"
 
 
-class TestAStranger:
-    """Somebody with the password of a client, which is well known where nobody changed it."""
+class TestClientPassword:
+    """The first password of the user ``gliaflow`` is public, so it must not open more than a client needs."""
 
     @pytest.mark.parametrize(
         "attempt",
@@ -99,7 +99,7 @@ class TestAStranger:
             lambda channel: publish(channel, "", EXTRACTOR.name),
         ],
     )
-    def test_cannot_read_other_scans_or_pass_for_a_stage(
+    def test_it_gives_no_access_to_other_scans_or_to_the_role_of_a_stage(
         self, attempt: Callable, connect: Connect, channel: pika.channel.Channel
     ) -> None:
         for queue, owner in ((PREPROCESSOR, "preprocessor"), (EXTRACTOR, "extractor")):
@@ -119,7 +119,7 @@ def publish(channel: pika.channel.Channel, exchange: str, key: str) -> None:
     channel.basic_publish(exchange, key, b"forged")
 
 
-def test_a_stage_cannot_take_the_work_of_another(connect: Connect) -> None:
+def test_stage_cannot_consume_the_queue_of_another_stage(connect: Connect) -> None:
     with connect("preprocessor") as owner:
         owner.declare(PREPROCESSOR)
         with connect("extractor") as other:
@@ -131,22 +131,25 @@ def test_a_stage_cannot_take_the_work_of_another(connect: Connect) -> None:
                 other.declare(Queue("gliaflow.extractor", ("features.labelled",)))
 
 
-def test_a_changed_password_is_read_again_and_nothing_is_lost(
+def test_changed_password_is_read_again_and_no_message_is_lost(
     connect: Connect, secrets: Path, tmp_path: Path, rabbitmq_url: str, rabbitmqctl: Callable[..., str]
 ) -> None:
-    """No stage is started again: it finds the new password in its file when it next connects."""
+    """No restart is needed: the broker's client reads the password file again when it next connects."""
     file = tmp_path / "password"
     file.write_text((secrets / "generator" / "password").read_text())
     queue = Queue("gliaflow.generator", ("generate",))
     url = f"amqp://generator@{host(rabbitmq_url)}/"
-    with AmqpBroker(rabbitmq_url) as client, AmqpBroker(url, access=Access(file), connect_timeout=5) as broker:
+    with (
+        AmqpBroker(rabbitmq_url) as client,
+        AmqpBroker(url, credentials=Credentials(file), connect_timeout=5) as broker,
+    ):
         broker.declare(queue)
         with broker.consume(queue, 1) as consumer:
             file.write_text("another\n")
             rabbitmqctl("change_password", "generator", "another")
             client.publish("generate", b"before")
             delivery = consumer.next(5)
-            assert delivery is not None, "connections that stand are not cut"
+            assert delivery is not None, "open connections stay open"
             consumer.ack(delivery)
             rabbitmqctl("close_all_connections", "rotated")
             client.publish("generate", b"after")
@@ -154,62 +157,61 @@ def test_a_changed_password_is_read_again_and_nothing_is_lost(
             assert delivery is not None
             assert delivery.body == b"after"
             consumer.ack(delivery)
-        old = Access(secrets / "generator" / "password")
+        old = Credentials(secrets / "generator" / "password")
         with pytest.raises(BrokerError, match=r"refuses the access.*broker_password_file"):
-            AmqpBroker(url, access=old, connect_timeout=5)
+            AmqpBroker(url, credentials=old, connect_timeout=5)
     rabbitmqctl("change_password", "generator", (secrets / "generator" / "password").read_text().strip())
 
 
 class TestTls:
-    """``tls.conf``: RabbitMQ wants a certificate of each client, besides user and password."""
+    """``tls.conf``: each client needs a certificate besides its user and password."""
 
     @pytest.fixture
-    def mine(self, secrets: Path) -> dict[str, Path]:
+    def own(self, secrets: Path) -> dict[str, Path]:
         folder = secrets / "extractor"
         files = {"password_file": "password", "ca": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
         return {name: folder / file for name, file in files.items()}
 
     def refused(self, url: str, **files: Path | None) -> str:
         with pytest.raises(BrokerError) as caught:
-            AmqpBroker(url, access=Access(**files), connect_timeout=20)
+            AmqpBroker(url, credentials=Credentials(**files), connect_timeout=20)
         return str(caught.value)
 
-    def test_without_a_certificate_or_with_one_of_others_nobody_gets_in(
-        self, tls: str, mine: dict[str, Path], tmp_path: Path
+    def test_missing_certificate_or_one_of_another_authority_is_refused(
+        self, tls: str, own: dict[str, Path], tmp_path: Path
     ) -> None:
-        assert "it refuses our certificate" in self.refused(tls, **(mine | {"cert": None, "key": None}))
+        assert "the broker refuses our certificate" in self.refused(tls, **(own | {"cert": None, "key": None}))
         make_certificates(tmp_path, ["extractor"], [], [])
-        others = tmp_path / "extractor"
-        theirs = {"cert": others / "cert.pem", "key": others / "key.pem"}
-        assert "it refuses our certificate" in self.refused(tls, **(mine | theirs))
+        other = {"cert": tmp_path / "extractor" / "cert.pem", "key": tmp_path / "extractor" / "key.pem"}
+        assert "the broker refuses our certificate" in self.refused(tls, **(own | other))
 
-    def test_an_expired_certificate_is_told(
-        self, tls: str, mine: dict[str, Path], secrets: Path, tmp_path: Path
+    def test_expired_certificate_is_reported(
+        self, tls: str, own: dict[str, Path], secrets: Path, tmp_path: Path
     ) -> None:
-        made = {name: tmp_path / name for name in ("key", "csr", "cert")}
+        files = {name: tmp_path / name for name in ("key", "csr", "cert")}
         authority = ["-CA", secrets / "ca" / "ca.pem", "-CAkey", secrets / "ca" / "ca.key", "-CAcreateserial"]
         for command in (
-            ["req", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=old", "-keyout", made["key"], "-out", made["csr"]],
-            ["x509", "-req", "-in", made["csr"], *authority, "-days", "-1", "-out", made["cert"]],
+            ["req", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=old", "-keyout", files["key"], "-out", files["csr"]],
+            ["x509", "-req", "-in", files["csr"], *authority, "-days", "-1", "-out", files["cert"]],
         ):
             subprocess.run(["openssl", *map(str, command)], check=True, capture_output=True)
-        told = self.refused(tls, **(mine | {"cert": made["cert"], "key": made["key"]}))
-        assert "it refuses our certificate" in told
-        assert "expired" in told
+        message = self.refused(tls, **(own | {"cert": files["cert"], "key": files["key"]}))
+        assert "the broker refuses our certificate" in message
+        assert "expired" in message
 
-    def test_a_broker_that_is_not_the_one_is_not_talked_to(
-        self, tls: str, mine: dict[str, Path], tmp_path: Path
+    def test_broker_with_an_unknown_certificate_or_another_name_is_refused(
+        self, tls: str, own: dict[str, Path], tmp_path: Path
     ) -> None:
         make_certificates(tmp_path, ["extractor"], [], [])
-        told = self.refused(tls, **(mine | {"ca": tmp_path / "extractor" / "ca.pem"}))
-        assert "its certificate is refused" in told
-        assert "broker_ca" in told
-        told = self.refused(tls.replace("localhost", "127.1"), **mine)
-        assert "127.1" in told
-        assert "mismatch" in told
+        message = self.refused(tls, **(own | {"ca": tmp_path / "extractor" / "ca.pem"}))
+        assert "the broker's certificate is not valid" in message
+        assert "broker_ca" in message
+        message = self.refused(tls.replace("localhost", "127.1"), **own)
+        assert "127.1" in message
+        assert "mismatch" in message
 
-    def test_what_is_wrong_with_a_file_is_told_with_its_setting(
-        self, tls: str, mine: dict[str, Path], secrets: Path, rabbitmq_url: str
+    def test_problem_with_a_file_is_reported_with_its_setting(
+        self, tls: str, own: dict[str, Path], secrets: Path, rabbitmq_url: str
     ) -> None:
         nowhere = Path("/nowhere.pem")
         for name, setting in (
@@ -218,22 +220,20 @@ class TestTls:
             ("key", "broker_key"),
             ("password_file", "broker_password_file"),
         ):
-            assert (
-                self.refused(tls, **(mine | {name: nowhere})) == f"{setting}: /nowhere.pem: No such file or directory"
-            )
-        assert "broker_ca" in self.refused(tls, **(mine | {"ca": mine["password_file"]}))
-        assert "KEY_VALUES_MISMATCH" in self.refused(tls, **(mine | {"key": secrets / "inbox" / "key.pem"}))
-        assert "5671" in self.refused(f"amqps://extractor@{host(rabbitmq_url)}/", **mine)
+            assert self.refused(tls, **(own | {name: nowhere})) == f"{setting}: /nowhere.pem: No such file or directory"
+        assert "broker_ca" in self.refused(tls, **(own | {"ca": own["password_file"]}))
+        assert "KEY_VALUES_MISMATCH" in self.refused(tls, **(own | {"key": secrets / "inbox" / "key.pem"}))
+        assert "5671" in self.refused(f"amqps://extractor@{host(rabbitmq_url)}/", **own)
 
 
-def test_without_their_knowing_the_submission_nobody_reads_its_answers(connect: Connect) -> None:
-    mine = submission_queue(uuid.uuid4().hex)
-    with connect("gliaflow") as me, connect("classifier") as classifier:
-        me.declare(mine)
-        classifier.publish(mine.keys[0], b"answer")
-        with me.consume(mine, 1) as consumer:
+def test_client_reads_the_answers_of_its_own_submission(connect: Connect) -> None:
+    queue = submission_queue(uuid.uuid4().hex)
+    with connect("gliaflow") as client, connect("classifier") as classifier:
+        client.declare(queue)
+        classifier.publish(queue.keys[0], b"answer")
+        with client.consume(queue, 1) as consumer:
             delivery = consumer.next(5)
             assert delivery is not None
             assert delivery.body == b"answer"
             consumer.ack(delivery)
-        me.delete(mine.name)
+        client.delete(queue.name)

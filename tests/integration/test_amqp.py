@@ -1,4 +1,4 @@
-"""What only RabbitMQ has: connections that live and die, and policies."""
+"""Features of the RabbitMQ broker only: connections that break, and policies."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def queue(broker: AmqpBroker) -> Iterator[Queue]:
 
 def take(consumer: Consumer) -> Delivery:
     delivery = consumer.next(timeout=10)
-    assert delivery is not None, "nothing came"
+    assert delivery is not None, "no message arrived"
     return delivery
 
 
 def test_connections_outlive_a_compute_longer_than_several_heartbeats(rabbitmq_url: str, queue: Queue) -> None:
-    # RabbitMQ gives up a connection that was silent for two heartbeats
+    # RabbitMQ closes a connection that was silent for two heartbeats
     url = f"{rabbitmq_url}?heartbeat=1"
     with AmqpBroker(url, connect_timeout=5) as broker, broker.consume(queue, 1) as consumer:
         broker.publish(queue.keys[0], b"first")
@@ -57,7 +57,7 @@ def test_connections_outlive_a_compute_longer_than_several_heartbeats(rabbitmq_u
         assert take(consumer).body == b"second"
 
 
-def test_a_consumer_goes_on_after_its_connection_was_cut(
+def test_consumer_resumes_after_its_connection_was_cut(
     broker: AmqpBroker, queue: Queue, rabbitmqctl: Callable[..., str]
 ) -> None:
     with broker.consume(queue, 3) as consumer:
@@ -65,7 +65,7 @@ def test_a_consumer_goes_on_after_its_connection_was_cut(
             broker.publish(queue.keys[0], b"%d" % number)
         in_work = take(consumer)
         rabbitmqctl("close_all_connections", "test")
-        consumer.ack(in_work)  # too late, and passed over: it comes again
+        consumer.ack(in_work)  # too late: ignored, and the message comes again
         seen: dict[bytes, int] = {}
         while len(seen) < 3:
             delivery = take(consumer)
@@ -77,7 +77,7 @@ def test_a_consumer_goes_on_after_its_connection_was_cut(
         assert broker.connected
 
 
-def test_a_publisher_loses_nothing_when_its_connection_is_cut(
+def test_publisher_loses_no_message_when_its_connection_is_cut(
     broker: AmqpBroker, queue: Queue, rabbitmqctl: Callable[..., str]
 ) -> None:
     numbers, cut = iter(range(100_000)), threading.Event()
@@ -106,7 +106,7 @@ def test_a_publisher_loses_nothing_when_its_connection_is_cut(
     assert arrived == {str(number) for number in sent}
 
 
-def test_a_queue_that_was_deleted_under_its_consumer_is_made_again(
+def test_queue_that_was_deleted_under_its_consumer_is_declared_again(
     broker: AmqpBroker, queue: Queue, rabbitmqctl: Callable[..., str]
 ) -> None:
     with broker.consume(queue, 1) as consumer:
@@ -121,24 +121,26 @@ def test_a_queue_that_was_deleted_under_its_consumer_is_made_again(
         assert take(consumer).body == b"again"
 
 
-def test_a_message_over_the_limit_is_an_error_that_names_it(broker: AmqpBroker, queue: Queue) -> None:
+def test_message_over_the_limit_is_an_error_that_names_it(broker: AmqpBroker, queue: Queue) -> None:
     with pytest.raises(BrokerError, match=rf"17825792 bytes for '{queue.keys[0]}'"):
         broker.publish(queue.keys[0], bytes(17 * 2**20))
     with pytest.raises(BrokerError, match="0 bytes"):
         broker.publish(queue.keys[0], b"", headers={"long": "x" * 200_000})
-    broker.publish(queue.keys[0], b"and the connection goes on")
+    broker.publish(queue.keys[0], b"the connection is still open")
 
 
-def test_an_id_that_is_no_text_and_headers_that_nearly_fill_a_frame_are_no_fault(
+def test_id_that_is_not_text_and_headers_that_nearly_fill_a_frame_are_accepted(
     broker: AmqpBroker, queue: Queue, rabbitmq_url: str
 ) -> None:
-    death = {"x-first-death-reason": "x", "x-death": [{"routing-keys": 5}]}  # as no broker writes it
-    odd = pika.BasicProperties(message_id=b"\xff" * 200, headers=death | {f"x-{n}": "語" * 1500 for n in range(25)})
+    death = {"x-first-death-reason": "x", "x-death": [{"routing-keys": 5}]}  # no broker writes it like this
+    properties = pika.BasicProperties(
+        message_id=b"\xff" * 200, headers=death | {f"x-{n}": "語" * 1500 for n in range(25)}
+    )
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
-        connection.channel().basic_publish("", queue.name, b"body", odd)
+        connection.channel().basic_publish("", queue.name, b"body", properties)
     with broker.consume(queue, 1) as consumer:
         delivery = take(consumer)
-        assert delivery.message_id == "\ufffd" * 85, "as many as go into a short string again"
+        assert delivery.message_id == "\ufffd" * 85, "as many as fit into a short string"
         broker.dead_letter(delivery, "語" * 5000)
         consumer.ack(delivery)
     with broker.consume(Queue(queue.dead), 1) as consumer:
@@ -147,9 +149,7 @@ def test_an_id_that_is_no_text_and_headers_that_nearly_fill_a_frame_are_no_fault
     assert letter.headers[REASON] == "語" * 4000
 
 
-def test_an_upload_that_is_another_connections_alone_is_the_senders_fault(
-    broker: AmqpBroker, rabbitmq_url: str
-) -> None:
+def test_upload_in_an_exclusive_queue_is_an_error_of_the_sender(broker: AmqpBroker, rabbitmq_url: str) -> None:
     name = f"gliaflow.upload.{uuid.uuid4().hex}"
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         connection.channel().queue_declare(name, exclusive=True)
@@ -158,13 +158,13 @@ def test_an_upload_that_is_another_connections_alone_is_the_senders_fault(
     assert broker.connected
 
 
-def test_a_queue_that_is_something_else_already_is_an_error(broker: AmqpBroker, queue: Queue) -> None:
+def test_declaring_a_queue_with_other_arguments_is_an_error(broker: AmqpBroker, queue: Queue) -> None:
     with pytest.raises(BrokerError, match="inequivalent arg"):
         broker.declare(Queue(queue.name, single_active=True))
     assert broker.connected
 
 
-def test_a_wrong_password_is_an_error_at_once_and_never_shown(rabbitmq_server: str) -> None:
+def test_wrong_password_is_an_error_at_once_and_never_printed(rabbitmq_server: str) -> None:
     parts = urlsplit(rabbitmq_server)
     began = time.monotonic()
     with pytest.raises(BrokerError, match="refuses the access") as caught:
@@ -174,18 +174,18 @@ def test_a_wrong_password_is_an_error_at_once_and_never_shown(rabbitmq_server: s
     assert f"guest@{parts.hostname}" in str(caught.value)
 
 
-def test_a_virtual_host_that_is_not_there_is_an_error_at_once(rabbitmq_server: str) -> None:
+def test_unknown_virtual_host_is_an_error_at_once(rabbitmq_server: str) -> None:
     parts = urlsplit(rabbitmq_server)
     with pytest.raises(BrokerError, match="virtual host"):
         AmqpBroker(f"amqp://{parts.netloc}/nowhere")
 
 
 @pytest.mark.parametrize("messages", [1, 2, 3])
-def test_a_connection_that_is_cut_in_the_handshake_is_tried_again(rabbitmq_server: str, messages: int) -> None:
-    """And not taken for a wrong password."""
+def test_connection_that_is_cut_in_the_handshake_is_tried_again(rabbitmq_server: str, messages: int) -> None:
+    """It must not be reported as a wrong password."""
     parts = urlsplit(rabbitmq_server)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        cut = threading.Thread(target=_cut_first, args=[listener, (parts.hostname, parts.port), messages])
+        cut = threading.Thread(target=_serve_second, args=[listener, (parts.hostname, parts.port), messages])
         cut.start()
         port = listener.getsockname()[1]
         with AmqpBroker(f"amqp://{parts.username}:{parts.password}@127.0.0.1:{port}/", connect_timeout=20) as broker:
@@ -193,8 +193,8 @@ def test_a_connection_that_is_cut_in_the_handshake_is_tried_again(rabbitmq_serve
         cut.join()
 
 
-def _cut_first(listener: socket.socket, target: tuple[str, int], messages: int) -> None:
-    """Pass so many messages of the server on to the first that comes, then hang up; the second is served."""
+def _serve_second(listener: socket.socket, target: tuple[str, int], messages: int) -> None:
+    """Forward so many messages on the first connection, then close it. Forward everything on the second."""
     near, _ = listener.accept()
     with near, socket.create_connection(target) as far, contextlib.suppress(OSError):
         for _ in range(messages):
@@ -202,20 +202,20 @@ def _cut_first(listener: socket.socket, target: tuple[str, int], messages: int) 
             near.sendall(far.recv(4096))
     near, _ = listener.accept()
     with near, socket.create_connection(target) as far:
-        back = threading.Thread(target=_pass_on, args=[far, near])
+        back = threading.Thread(target=_forward, args=[far, near])
         back.start()
-        _pass_on(near, far)
+        _forward(near, far)
         back.join()
 
 
-def _pass_on(source: socket.socket, to: socket.socket) -> None:
+def _forward(source: socket.socket, to: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(4096):
             to.sendall(data)
         to.shutdown(socket.SHUT_WR)
 
 
-def test_a_broker_that_takes_the_connection_and_says_nothing_is_waited_for_and_no_fault_of_ours() -> None:
+def test_broker_that_accepts_the_connection_and_stays_silent_is_reported_after_the_timeout() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(BrokerError, match=r"no RabbitMQ at .* within 1 s \(Timeout during AMQP handshake"),
@@ -223,7 +223,7 @@ def test_a_broker_that_takes_the_connection_and_says_nothing_is_waited_for_and_n
         AmqpBroker(f"amqp://127.0.0.1:{silent.getsockname()[1]}/?stack_timeout=0.3", connect_timeout=1)
 
 
-def test_no_broker_is_an_error_that_says_what_to_do() -> None:
+def test_missing_broker_is_an_error_with_the_remedy() -> None:
     with pytest.raises(
         BrokerError, match=r"amqp://guest@127.0.0.1:1/ within 0.5 s .*refused.* GLIAFLOW_BROKER"
     ) as caught:
@@ -231,19 +231,19 @@ def test_no_broker_is_an_error_that_says_what_to_do() -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_url_that_makes_no_sense_is_a_value_error() -> None:
+def test_url_with_an_invalid_option_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="heartbeat"):
         AmqpBroker("amqp://guest:s3cret@localhost/?heartbeat=soon")
 
 
 class TestPolicies:
-    """``deploy/rabbitmq/definitions.json`` is in force."""
+    """The policies of ``deploy/rabbitmq/definitions.json`` apply."""
 
     @pytest.fixture(autouse=True)
     def _policies(self, rabbitmqctl: Callable[..., str]) -> None:
         assert "gliaflow.dead-letters" in rabbitmqctl("list_policies")
 
-    def test_a_full_queue_refuses(self, broker: AmqpBroker) -> None:
+    def test_full_queue_refuses_messages(self, broker: AmqpBroker) -> None:
         def fill() -> None:
             for _ in range(300):
                 broker.publish("slices", b"")
@@ -255,9 +255,11 @@ class TestPolicies:
         with broker.consume(EXTRACTOR, 50) as consumer:
             for _ in range(50):
                 consumer.ack(take(consumer))
-        broker.publish("slices", b"there is room again")
+        broker.publish("slices", b"the queue has room again")
 
-    def test_the_assembler_never_refuses_and_the_balancer_drops_the_oldest(self, broker: AmqpBroker) -> None:
+    def test_queue_of_the_assembler_never_refuses_and_that_of_the_balancer_drops_the_oldest(
+        self, broker: AmqpBroker
+    ) -> None:
         broker.declare(ASSEMBLER)
         broker.declare(BALANCER)
         for _ in range(300):
@@ -266,7 +268,7 @@ class TestPolicies:
         assert broker.depth(ASSEMBLER.name) == 300
         assert broker.depth(BALANCER.name) < 100
 
-    def test_a_message_that_comes_back_too_often_is_a_dead_letter(self, broker: AmqpBroker) -> None:
+    def test_message_that_was_requeued_too_often_becomes_a_dead_letter(self, broker: AmqpBroker) -> None:
         broker.declare(EXTRACTOR)
         broker.publish("slices", b"poison", message_id="id-1")
         with broker.consume(EXTRACTOR, 1) as consumer:
@@ -278,27 +280,27 @@ class TestPolicies:
         assert "delivery_limit" in letter.headers[REASON]
         assert (letter.headers[DIED_IN], letter.headers[ROUTING_KEY]) == (EXTRACTOR.name, "slices")
 
-    def test_looking_at_dead_letters_does_not_use_them_up(self, broker: AmqpBroker) -> None:
+    def test_reading_dead_letters_without_acknowledging_keeps_them(self, broker: AmqpBroker) -> None:
         broker.declare(EXTRACTOR)
         broker.dead_letter(Delivery(EXTRACTOR.name, "slices", b""), "reason")
         for _ in range(25):
             with broker.consume(Queue(EXTRACTOR.dead), 10) as dead:
                 take(dead)
         until = time.monotonic() + 10
-        while broker.depth(EXTRACTOR.dead) != 1:  # it is a moment until the broker has it back
+        while broker.depth(EXTRACTOR.dead) != 1:  # the broker needs a moment to requeue it
             assert time.monotonic() < until
             time.sleep(0.05)
 
 
-def test_of_a_cluster_any_node_will_do(rabbitmq_server: str) -> None:
-    """Also where the others are gone; and a refusal stays one."""
+def test_any_node_of_a_cluster_is_enough(rabbitmq_server: str) -> None:
+    """The other nodes may be down. A refused password is still an error."""
     parts = urlsplit(rabbitmq_server)
     user, _, node = parts.netloc.rpartition("@")
-    for _ in range(4):  # nodes are tried in any order
+    for _ in range(4):  # the client tries the nodes in random order
         with AmqpBroker(f"amqp://{user}@127.0.0.1:1,{node},127.0.0.1:2{parts.path}", connect_timeout=5) as broker:
             assert broker.connected
     with pytest.raises(BrokerError, match="refuses the access") as caught:
         AmqpBroker(f"amqp://guest:s3cret@127.0.0.1:1,{node}/", connect_timeout=20)
     assert "s3cret" not in str(caught.value)
-    with pytest.raises(ValueError, match="a node between the commas has no name"):
+    with pytest.raises(ValueError, match="a node between the commas is empty"):
         AmqpBroker(f"amqp://{user}@{node},/")

@@ -1,4 +1,4 @@
-"""What every broker promises, checked on the embedded one and on RabbitMQ."""
+"""The contract of ``Broker``, tested on the embedded broker and on RabbitMQ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Make = Callable[..., Queue]
 
 @pytest.fixture(params=["memory", pytest.param("amqp", marks=pytest.mark.rabbitmq)])
 def open_broker(request: pytest.FixtureRequest) -> Iterator[Callable[[], Broker]]:
-    """Opens connections to one broker, each as another process would have it."""
+    """Opens connections to one broker, each like that of another process."""
     url = f"memory://{uuid.uuid4()}" if request.param == "memory" else request.getfixturevalue("rabbitmq_server")
     opened: list[Broker] = []
 
@@ -49,20 +49,20 @@ def broker(open_broker: Callable[[], Broker]) -> Broker:
 
 @pytest.fixture
 def make(open_broker: Callable[[], Broker]) -> Iterator[Make]:
-    """Makes a queue of the test's own, bound to ``<its name>.scan`` and nothing else."""
-    janitor = open_broker()
-    made: list[Queue] = []
+    """Declares a queue for the test, bound to ``<its name>.scan`` only, and deletes it afterwards."""
+    connection = open_broker()
+    declared: list[Queue] = []
 
     def declare(**options: object) -> Queue:
         name = f"gliaflow.test-{uuid.uuid4().hex[:12]}"
-        made.append(replace(Queue(name, (f"{name}.scan",)), **options))  # type: ignore[arg-type]
-        janitor.declare(made[-1])
-        return made[-1]
+        declared.append(replace(Queue(name, (f"{name}.scan",)), **options))  # type: ignore[arg-type]
+        connection.declare(declared[-1])
+        return declared[-1]
 
     yield declare
-    for queue in made:
-        janitor.delete(queue.name)
-        janitor.delete(queue.dead)
+    for queue in declared:
+        connection.delete(queue.name)
+        connection.delete(queue.dead)
 
 
 def key(queue: Queue) -> str:
@@ -70,23 +70,23 @@ def key(queue: Queue) -> str:
 
 
 def receive(consumer: Consumer, count: int) -> list[Delivery]:
-    """Exactly so many deliveries, which stay open."""
-    found: list[Delivery] = []
+    """Exactly ``count`` deliveries, not acknowledged."""
+    received: list[Delivery] = []
     for _ in range(count):
         delivery = consumer.next(timeout=5)
-        assert delivery is not None, f"only {len(found)} of {count} came"
-        found.append(delivery)
-    return found
+        assert delivery is not None, f"only {len(received)} of {count} arrived"
+        received.append(delivery)
+    return received
 
 
-def eventually(check: Callable[[], bool], within_s: float = 5) -> None:
-    until = time.monotonic() + within_s
-    while not check():
-        assert time.monotonic() < until, "it did not come to that"
+def eventually(condition: Callable[[], bool], within_s: float = 5) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_a_message_arrives_as_it_was_published(broker: Broker, make: Make) -> None:
+def test_message_arrives_as_it_was_published(broker: Broker, make: Make) -> None:
     queue = make()
     broker.publish(key(queue), b"body", message_id="id-1", headers={"traceparent": "00-1"})
     with broker.consume(queue, 1) as consumer:
@@ -99,14 +99,14 @@ def test_a_message_arrives_as_it_was_published(broker: Broker, make: Make) -> No
     assert broker.depth(queue.name) == 0
 
 
-def test_a_message_is_in_the_queue_once_publish_returns(broker: Broker, make: Make) -> None:
+def test_message_is_in_the_queue_once_publish_returns(broker: Broker, make: Make) -> None:
     queue = make()
     for count in (1, 2, 3):
         broker.publish(key(queue), b"")
         assert broker.depth(queue.name) == count
 
 
-def test_messages_come_in_the_order_in_which_they_were_published(broker: Broker, make: Make) -> None:
+def test_messages_arrive_in_the_order_of_publishing(broker: Broker, make: Make) -> None:
     queue = make()
     for number in range(50):
         broker.publish(key(queue), b"%d" % number)
@@ -117,7 +117,7 @@ def test_messages_come_in_the_order_in_which_they_were_published(broker: Broker,
             consumer.ack(delivery)
 
 
-def test_a_message_goes_to_every_queue_that_asks_for_its_kind(broker: Broker, make: Make) -> None:
+def test_message_goes_to_every_queue_with_a_matching_key(broker: Broker, make: Make) -> None:
     prefix = uuid.uuid4().hex
     all_features = make(keys=(f"{prefix}.features.*",))
     labelled = make(keys=(f"{prefix}.features.labelled",))
@@ -128,18 +128,18 @@ def test_a_message_goes_to_every_queue_that_asks_for_its_kind(broker: Broker, ma
     assert [broker.depth(queue.name) for queue in (all_features, labelled, everything)] == [2, 1, 3]
 
 
-def test_a_message_that_no_queue_asks_for_is_an_error(broker: Broker) -> None:
+def test_message_that_matches_no_queue_is_an_error(broker: Broker) -> None:
     with pytest.raises(Unroutable):
         broker.publish(f"nobody.{uuid.uuid4().hex}", b"")
     with pytest.raises(Unroutable):
         broker.send(f"gliaflow.test-{uuid.uuid4().hex}", b"")
 
 
-def test_an_announcement_that_nobody_listens_to_is_none(broker: Broker) -> None:
+def test_optional_message_that_matches_no_queue_is_no_error(broker: Broker) -> None:
     broker.publish(f"nobody.{uuid.uuid4().hex}", b"", mandatory=False)
 
 
-def test_sending_reaches_a_queue_by_its_name(broker: Broker, make: Make) -> None:
+def test_send_reaches_a_queue_by_its_name(broker: Broker, make: Make) -> None:
     queue = make(keys=())
     broker.send(queue.name, b"body", message_id="id", headers={"a": "b"})
     with broker.consume(queue, 1) as consumer:
@@ -147,7 +147,7 @@ def test_sending_reaches_a_queue_by_its_name(broker: Broker, make: Make) -> None
     assert (delivery.body, delivery.message_id, delivery.headers["a"]) == (b"body", "id", "b")
 
 
-def test_a_large_message_arrives_whole(broker: Broker, make: Make) -> None:
+def test_large_message_arrives_whole(broker: Broker, make: Make) -> None:
     queue, body = make(), bytes(range(256)) * 2**15  # 8 MiB
     broker.publish(key(queue), body)
     with broker.consume(queue, 1) as consumer:
@@ -156,7 +156,7 @@ def test_a_large_message_arrives_whole(broker: Broker, make: Make) -> None:
         consumer.ack(delivery)
 
 
-def test_a_consumer_that_crashes_loses_nothing(open_broker: Callable[[], Broker], make: Make) -> None:
+def test_crash_of_a_consumer_loses_no_message(open_broker: Callable[[], Broker], make: Make) -> None:
     queue, other = make(), open_broker()
     for number in range(3):
         other.publish(key(queue), b"%d" % number)
@@ -171,7 +171,7 @@ def test_a_consumer_that_crashes_loses_nothing(open_broker: Callable[[], Broker]
     assert max(delivery.attempts for delivery in again) == 1
 
 
-def test_attempts_count_what_went_before(broker: Broker, make: Make) -> None:
+def test_attempts_count_earlier_deliveries(broker: Broker, make: Make) -> None:
     queue = make()
     broker.publish(key(queue), b"poison")
     with broker.consume(queue, 1) as consumer:
@@ -181,7 +181,7 @@ def test_attempts_count_what_went_before(broker: Broker, make: Make) -> None:
             consumer.requeue(delivery)
 
 
-def test_what_is_returned_comes_before_what_is_new(broker: Broker, make: Make) -> None:
+def test_returned_messages_come_before_new_ones(broker: Broker, make: Make) -> None:
     queue = make()
     for body in (b"old", b"new"):
         broker.publish(key(queue), body)
@@ -191,7 +191,7 @@ def test_what_is_returned_comes_before_what_is_new(broker: Broker, make: Make) -
         assert receive(consumer, 1)[0].body == b"old"
 
 
-def test_a_dead_letter_says_why_and_keeps_the_message(broker: Broker, make: Make) -> None:
+def test_dead_letter_carries_the_reason_and_the_message(broker: Broker, make: Make) -> None:
     queue = make()
     broker.publish(key(queue), b"not msgpack", message_id="id-1", headers={"traceparent": "00-1"})
     with broker.consume(queue, 1) as consumer:
@@ -208,7 +208,7 @@ def test_a_dead_letter_says_why_and_keeps_the_message(broker: Broker, make: Make
     assert letter.headers[DIED_AT].endswith("+00:00")
 
 
-def test_dead_letters_can_be_looked_at_and_stay(broker: Broker, make: Make) -> None:
+def test_dead_letters_stay_after_reading(broker: Broker, make: Make) -> None:
     queue = make()
     for number in range(5):
         broker.dead_letter(Delivery(queue.name, key(queue), b"%d" % number), f"reason {number}")
@@ -221,7 +221,7 @@ def test_dead_letters_can_be_looked_at_and_stay(broker: Broker, make: Make) -> N
     eventually(lambda: broker.depth(queue.dead) == 5)
 
 
-def test_a_dead_letter_can_be_replayed(broker: Broker, make: Make) -> None:
+def test_dead_letter_can_be_replayed(broker: Broker, make: Make) -> None:
     queue = make()
     broker.dead_letter(Delivery(queue.name, key(queue), b"body", "id-1"), "reason")
     with broker.consume(Queue(queue.dead), 10) as dead:
@@ -232,7 +232,7 @@ def test_a_dead_letter_can_be_replayed(broker: Broker, make: Make) -> None:
     assert broker.depth(queue.name) == 1
 
 
-def test_no_more_than_prefetch_deliveries_are_open(broker: Broker, make: Make) -> None:
+def test_at_most_prefetch_deliveries_are_unacknowledged(broker: Broker, make: Make) -> None:
     queue = make()
     for _ in range(5):
         broker.publish(key(queue), b"")
@@ -247,27 +247,27 @@ def test_no_more_than_prefetch_deliveries_are_open(broker: Broker, make: Make) -
 def test_consumers_share_the_work(open_broker: Callable[[], Broker], make: Make) -> None:
     queue, seen, lock = make(), [], threading.Lock()
 
-    def work(broker: Broker, me: int) -> None:
+    def work(broker: Broker, worker: int) -> None:
         with broker.consume(queue, 1) as consumer:
             while delivery := consumer.next(timeout=1):
                 time.sleep(0.01)
                 with lock:
-                    seen.append((me, delivery.body))
+                    seen.append((worker, delivery.body))
                 consumer.ack(delivery)
 
     publisher = open_broker()
     for number in range(40):
         publisher.publish(key(queue), b"%d" % number)
-    threads = [threading.Thread(target=work, args=(open_broker(), me)) for me in (0, 1)]
+    threads = [threading.Thread(target=work, args=(open_broker(), worker)) for worker in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(body for _, body in seen) == sorted(b"%d" % number for number in range(40))
-    assert min([me for me, _ in seen].count(me) for me in (0, 1)) > 5
+    assert min([by for by, _ in seen].count(worker) for worker in (0, 1)) > 5
 
 
-def test_of_several_consumers_a_single_active_one_gets_all(open_broker: Callable[[], Broker], make: Make) -> None:
+def test_only_one_consumer_of_a_single_active_queue_receives(open_broker: Callable[[], Broker], make: Make) -> None:
     queue = make(single_active=True)
     one, two = open_broker(), open_broker()
     active, waiting = one.consume(queue, 1), two.consume(queue, 1)
@@ -281,7 +281,7 @@ def test_of_several_consumers_a_single_active_one_gets_all(open_broker: Callable
     receive(waiting, 1)
 
 
-def test_an_upload_is_read_to_its_end_and_deleted(open_broker: Callable[[], Broker]) -> None:
+def test_upload_is_read_to_its_end_and_deleted(open_broker: Callable[[], Broker]) -> None:
     client, stage = open_broker(), open_broker()
     queue = upload_queue(uuid.uuid4().hex)
     client.declare(queue)
@@ -294,37 +294,37 @@ def test_an_upload_is_read_to_its_end_and_deleted(open_broker: Callable[[], Brok
     assert stage.depth(queue.name) == 0
     with pytest.raises(Unroutable):
         client.publish(queue.keys[0], b"")
-    stage.delete(queue.name)  # once more is no error
+    stage.delete(queue.name)  # a second delete is no error
 
 
-def test_a_submission_reads_its_own_answers_only(broker: Broker) -> None:
-    mine, yours = (submission_queue(uuid.uuid4().hex) for _ in range(2))
-    broker.declare(mine)
-    broker.declare(yours)
-    broker.publish(mine.keys[0], b"mine")
-    assert (broker.depth(mine.name), broker.depth(yours.name)) == (1, 0)
-    broker.delete(mine.name)
-    broker.delete(yours.name)
+def test_submission_receives_only_its_own_answers(broker: Broker) -> None:
+    one, other = (submission_queue(uuid.uuid4().hex) for _ in range(2))
+    broker.declare(one)
+    broker.declare(other)
+    broker.publish(one.keys[0], b"answer")
+    assert (broker.depth(one.name), broker.depth(other.name)) == (1, 0)
+    broker.delete(one.name)
+    broker.delete(other.name)
 
 
-def test_a_queue_may_be_declared_again(broker: Broker, make: Make) -> None:
+def test_queue_may_be_declared_again(broker: Broker, make: Make) -> None:
     queue = make(single_active=True, expires_s=60)
     broker.publish(key(queue), b"")
     broker.declare(queue)
     assert broker.depth(queue.name) == 1
 
 
-def test_a_look_tells_what_waits_and_who_reads(broker: Broker, make: Make) -> None:
+def test_queue_state_counts_waiting_messages_and_consumers(broker: Broker, make: Make) -> None:
     queue = make()
     broker.publish(key(queue), b"")
-    assert broker.look(queue.name) == QueueState(waiting=1, consumers=0)
+    assert broker.queue_state(queue.name) == QueueState(waiting=1, consumers=0)
     with broker.consume(queue, 1) as consumer:
         receive(consumer, 1)
-        assert broker.look(queue.name) == QueueState(waiting=0, consumers=1)
-    assert broker.look("gliaflow.nowhere") is None
+        assert broker.queue_state(queue.name) == QueueState(waiting=0, consumers=1)
+    assert broker.queue_state("gliaflow.nowhere") is None
 
 
-def test_a_queue_that_does_not_exist(broker: Broker) -> None:
+def test_missing_queue_is_empty_and_cannot_be_consumed(broker: Broker) -> None:
     nowhere = Queue(f"gliaflow.test-{uuid.uuid4().hex}")
     assert broker.depth(nowhere.name) == 0
     with pytest.raises(BrokerError, match=nowhere.name):
@@ -332,7 +332,7 @@ def test_a_queue_that_does_not_exist(broker: Broker) -> None:
     assert broker.connected
 
 
-def test_what_was_open_when_a_consumer_closed_is_no_longer_its_business(broker: Broker, make: Make) -> None:
+def test_closed_consumer_ignores_acknowledgements_and_its_messages_return(broker: Broker, make: Make) -> None:
     queue = make()
     broker.publish(key(queue), b"")
     consumer = broker.consume(queue, 1)
@@ -357,7 +357,7 @@ def test_queues_outlive_the_connection_that_declared_them(open_broker: Callable[
     assert open_broker().depth(queue.name) == 1
 
 
-def test_waiting_for_a_message_ends_as_soon_as_it_comes(broker: Broker, make: Make) -> None:
+def test_waiting_for_a_message_ends_as_soon_as_it_arrives(broker: Broker, make: Make) -> None:
     queue = make()
     with broker.consume(queue, 1) as consumer:
         timer = threading.Timer(0.2, broker.publish, [key(queue), b""])
@@ -369,6 +369,6 @@ def test_waiting_for_a_message_ends_as_soon_as_it_comes(broker: Broker, make: Ma
 
 
 @pytest.mark.parametrize("url", ["http://localhost", "rabbit", "amqp:/localhost", ""])
-def test_another_kind_of_broker_is_refused(url: str) -> None:
+def test_unknown_kind_of_broker_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"memory://, amqp:// or amqps://"):
         connect(url)

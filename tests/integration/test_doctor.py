@@ -1,4 +1,4 @@
-"""``gliaflow doctor`` and ``gliaflow status`` on a real RabbitMQ, with real stages and real mistakes."""
+"""``gliaflow doctor`` and ``gliaflow status`` on a real RabbitMQ, with real stages and typical mistakes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pika
 import pytest
-from broken import good_scan
+from gliaflow_cli.checks import machine
+from gliaflow_cli.checks.broker import check_alarms, expected_policy
+from gliaflow_cli.checks.outcome import Wrong
 from gliaflow_cli.client.management import Management, ManagementError
+from gliaflow_cli.client.queues import read_status
 from gliaflow_cli.commands import doctor
-from gliaflow_cli.commands.status import read_status
 from gliaflow_proto.routing import ALL_QUEUES, EXTRACTOR, GENERATOR, STAGE_QUEUES, Queue
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
@@ -25,7 +27,7 @@ from gliaflow_runtime.bundle.load import demo_bundle
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.version import VERSION
 from processes import free_port
-from rich.console import Console
+from sample_scans import good_scan
 
 DEFINITIONS = Path(__file__).parents[2] / "deploy" / "rabbitmq" / "definitions.json"
 
@@ -40,7 +42,7 @@ def management(rabbitmq_url: str) -> str:
 
 @pytest.fixture
 def consumers(rabbitmq_url: str) -> Iterator[Callable[..., None]]:
-    """Something of a version and bundle that reads a stage's queue: all that the broker sees of a stage."""
+    """Starts consumers that look to the broker like stages of some version with some bundle."""
     brokers = []
 
     def start(*queues, version=VERSION, bundle="demo@1"):
@@ -58,53 +60,53 @@ def consumers(rabbitmq_url: str) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def examine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    """Runs the doctor in this process; gives its exit code and what it said."""
+    """Runs the doctor in this process. Returns its exit code and its output."""
 
     def run(inbox=None, out=None, **settings):
         chosen = Settings(**{"state": tmp_path / "state", **settings})
-        code = doctor.run_doctor(chosen, Console(markup=False, width=500), inbox=inbox, out=out)
+        code = 1 if doctor.examine(chosen, inbox, out) else 0
         return code, capsys.readouterr().out
 
     return run
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the bundle out, which takes seconds, where the broker is what is looked at."""
-    monkeypatch.setattr(doctor, "_bundle", lambda settings: "left out")
+def no_bundle_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips the check of the bundle, which takes seconds, in tests of other checks."""
+    monkeypatch.setattr(machine, "check_bundle", lambda settings: "skipped")
 
 
-def eventually(look: Callable[[], bool], within_s: float = 60) -> None:
-    """The management API learns of connections and queues a few seconds late."""
+def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
+    """Wait for the condition: the management API learns of connections and queues a few seconds late."""
     deadline = time.monotonic() + within_s
-    while not look():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.5)
 
 
-def test_all_is_well_in_one_process(examine):
-    code, said = examine()
-    assert code == 0, said
-    assert "wrong" not in said
-    assert "all digests match and all networks run" in said
+def test_no_problem_in_one_process(examine):
+    code, output = examine()
+    assert code == 0, output
+    assert "wrong" not in output
+    assert "all digests match and all networks run" in output
 
 
-def test_a_changed_file_of_the_bundle_is_named(examine, tmp_path):
+def test_changed_file_of_the_bundle_is_reported_by_name(examine, tmp_path):
     bundle = shutil.copytree(demo_bundle(), tmp_path / "bundle")
     with (bundle / "classifier.onnx").open("ab") as file:
         file.write(b"x")
-    code, said = examine(bundle=bundle)
+    code, output = examine(bundle=bundle)
     assert code == 1
-    assert "wrong  bundle" in said
-    assert f"{bundle / 'classifier.onnx'}: its sha256 is" in said
-    assert "copy the bundle again" in said
+    assert "wrong  bundle" in output
+    assert f"{bundle / 'classifier.onnx'}: its sha256 is" in output
+    assert "copy the bundle again" in output
 
 
-def test_cuda_without_a_gpu(examine, quick, monkeypatch, tmp_path):
-    code, said = examine(device="cuda")
+def test_cuda_without_a_gpu_is_reported(examine, no_bundle_check, monkeypatch, tmp_path):
+    code, output = examine(device="cuda")
     assert code == 1
-    assert "wrong  device: this onnxruntime has no CUDA" in said
-    assert "pip install 'gliaflow[serve-gpu]'" in said
+    assert "wrong  device: this onnxruntime has no CUDA" in output
+    assert "pip install 'gliaflow[serve-gpu]'" in output
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'; exit 18\n")
     tool.chmod(0o755)
@@ -115,72 +117,76 @@ def test_cuda_without_a_gpu(examine, quick, monkeypatch, tmp_path):
     )
 
 
-def test_folders_that_cannot_be_read_or_written(examine, quick, monkeypatch, tmp_path):
+def test_unreadable_and_unwritable_folders_are_reported(examine, no_bundle_check, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     inbox = tmp_path / "inbox"
     inbox.mkdir(mode=0o755)
     inbox.chmod(0o755)
     (inbox / "scan.nii.gz").touch(mode=0o600)
-    code, said = examine(inbox=inbox, out=tmp_path / "file")
+    code, output = examine(inbox=inbox, out=tmp_path / "file")
     assert code == 1
-    assert f"{inbox / 'scan.nii.gz'}: the containers' user cannot read it: chmod -R o+rX {inbox}" in said
-    assert f"{tmp_path / 'file'} cannot be written" in said
-    monkeypatch.setattr(doctor, "NEEDS_BYTES", 2**60)
+    assert f"{inbox / 'scan.nii.gz'}: the containers' user cannot read it: chmod -R o+rX {inbox}" in output
+    assert f"{tmp_path / 'file'} cannot be written" in output
+    monkeypatch.setattr(machine, "NEEDS_BYTES", 2**60)
     assert "free on its disk: make room" in examine()[1]
 
 
-def test_no_broker_and_how_to_start_one(examine, quick, monkeypatch):
-    monkeypatch.setattr(doctor, "open_broker", lambda s, connect_timeout: connect(s.broker, connect_timeout=0.2))
-    code, said = examine(broker=f"amqp://guest:guest@127.0.0.1:{free_port()}/")
+def test_missing_broker_is_reported_with_how_to_start_one(examine, no_bundle_check, monkeypatch):
+    monkeypatch.setattr(
+        "gliaflow_runner.broker.open_broker", lambda s, connect_timeout: connect(s.broker, connect_timeout=0.2)
+    )
+    code, output = examine(broker=f"amqp://guest:guest@127.0.0.1:{free_port()}/")
     assert code == 1
-    assert "no RabbitMQ at amqp://guest@127.0.0.1" in said
-    assert "docker compose up --wait rabbitmq" in said
-    assert "rabbitmqctl import_definitions" in said
+    assert "no RabbitMQ at amqp://guest@127.0.0.1" in output
+    assert "docker compose up --wait rabbitmq" in output
+    assert "rabbitmqctl import_definitions" in output
 
 
 @pytest.mark.rabbitmq
-def test_a_refused_password(examine, quick, rabbitmq_url):
+def test_refused_password_is_reported(examine, no_bundle_check, rabbitmq_url):
     wrong = rabbitmq_url.replace("//", "//nobody:").replace(":guest@", "@").replace("nobody:guest", "nobody:x")
-    code, said = examine(broker=wrong)
+    code, output = examine(broker=wrong)
     assert code == 1
-    assert "refuses the access" in said
+    assert "refuses the access" in output
 
 
-def test_the_expected_policies_are_those_of_the_definitions():
+def test_expected_policies_are_those_of_the_definitions():
     policies = {p["name"]: p["definition"] for p in json.loads(DEFINITIONS.read_text())["policies"]}
     policies.pop("gliaflow.dead-letters")
-    assert policies == {queue.name: doctor.expected_policy(queue) for queue in ALL_QUEUES}
+    assert policies == {queue.name: expected_policy(queue) for queue in ALL_QUEUES}
 
 
 @pytest.mark.rabbitmq
-def test_a_broker_on_which_no_stage_has_run(examine, quick, rabbitmq_url):
-    code, said = examine(broker=rabbitmq_url)
+def test_broker_on_which_no_stage_has_run_is_reported(examine, no_bundle_check, rabbitmq_url):
+    code, output = examine(broker=rabbitmq_url)
     assert code == 1
-    assert "no stage has run on this broker yet" in said
+    assert "no stage has run on this broker yet" in output
 
 
 @pytest.mark.rabbitmq
-def test_queues_nobody_reads_and_queues_of_another_kind(examine, quick, consumers, rabbitmq_url):
+def test_queues_without_consumer_and_queues_of_another_type_are_reported(
+    examine, no_bundle_check, consumers, rabbitmq_url
+):
     channel = pika.BlockingConnection(pika.URLParameters(rabbitmq_url)).channel()
     channel.queue_declare(GENERATOR.name, durable=True)  # a classic queue
     consumers(*(q for q in STAGE_QUEUES if q not in (EXTRACTOR, GENERATOR)))
     with AmqpBroker(rabbitmq_url) as broker:
         broker.declare(EXTRACTOR)
-        code, said = examine(broker=rabbitmq_url)
+        code, output = examine(broker=rabbitmq_url)
     channel.connection.close()
     assert code == 1
-    assert "extractor has no consumer, 0 messages wait: gliaflow serve extractor" in said
-    assert "generator: declared by something else than gliaflow (cannot declare 'gliaflow.generator'" in said
-    assert "rabbitmqctl delete_queue gliaflow.generator" in said
+    assert "extractor has no consumer, 0 messages wait: gliaflow serve extractor" in output
+    assert "generator: not declared by gliaflow (cannot declare 'gliaflow.generator'" in output
+    assert "rabbitmqctl delete_queue gliaflow.generator" in output
 
 
 @pytest.mark.rabbitmq
-def test_wrong_and_missing_policies(examine, quick, consumers, management, rabbitmq_url):
+def test_wrong_and_missing_policies_are_reported(examine, no_bundle_check, consumers, management, rabbitmq_url):
     consumers(*STAGE_QUEUES)
     api = Management(rabbitmq_url, management)
 
     def policy(name: str, queue: Queue, definition: dict[str, object] | None, priority: int = 30) -> None:
-        """Sets a policy of a queue; None: takes it away."""
+        """Set a policy of a queue, or delete it where the definition is None."""
         pattern = f"^{re.escape(queue.name)}$"
         body = {"pattern": pattern, "apply-to": "queues", "priority": priority, "definition": definition}
         headers = {"Authorization": f"Basic {api._key}", "Content-Type": "application/json"}
@@ -190,65 +196,69 @@ def test_wrong_and_missing_policies(examine, quick, consumers, management, rabbi
             pass
 
     try:
-        policy("mine", EXTRACTOR, doctor.expected_policy(EXTRACTOR) | {"max-length": 7})
-        code, said = examine(broker=rabbitmq_url, management=management)
-        assert code == 0, said
-        assert "ok     policies: those of deploy/rabbitmq, but for extractor max-length 7 instead of 128" in said
+        policy("mine", EXTRACTOR, expected_policy(EXTRACTOR) | {"max-length": 7})
+        code, output = examine(broker=rabbitmq_url, management=management)
+        assert code == 0, output
+        assert "ok     policies: those of deploy/rabbitmq, but for extractor max-length 7 instead of 128" in output
         policy("mine", EXTRACTOR, {"max-length": 7, "delivery-limit": 20, "overflow": "drop-head"})
         policy(GENERATOR.name, GENERATOR, None)
-        code, said = examine(broker=rabbitmq_url, management=management)
+        code, output = examine(broker=rabbitmq_url, management=management)
         assert code == 1
-        assert "extractor: overflow is 'drop-head', not 'reject-publish', by policy 'mine'" in said
-        assert "extractor: dead-letter-exchange is missing" in said
-        assert "no policy for generator: queues grow without limit" in said
+        assert "extractor: overflow is 'drop-head', not 'reject-publish', by policy 'mine'" in output
+        assert "extractor: dead-letter-exchange is missing" in output
+        assert "no policy for generator: queues grow without limit" in output
     finally:
         policy("mine", EXTRACTOR, None)
-        policy(GENERATOR.name, GENERATOR, doctor.expected_policy(GENERATOR), priority=10)
+        policy(GENERATOR.name, GENERATOR, expected_policy(GENERATOR), priority=10)
 
 
 @pytest.mark.rabbitmq
-def test_stages_of_other_versions_and_bundles(examine, quick, consumers, management, rabbitmq_url):
+def test_stages_of_other_versions_and_bundles_are_reported(
+    examine, no_bundle_check, consumers, management, rabbitmq_url
+):
     consumers(*(q for q in STAGE_QUEUES if q not in (EXTRACTOR, GENERATOR)))
     consumers(GENERATOR, version="0.0.1")
     consumers(EXTRACTOR, bundle="mine@2")
     api = Management(rabbitmq_url, management)
     eventually(lambda: len(api.clients()) == len(STAGE_QUEUES))
-    code, said = examine(broker=rabbitmq_url, management=management)
+    code, output = examine(broker=rabbitmq_url, management=management)
     assert code == 1
-    assert f"gliaflow 0.0.1 runs generator, but this is {VERSION}" in said
-    assert "the stages serve different bundles (demo@1: " in said
-    assert "mine@2: extractor" in said
+    assert f"gliaflow 0.0.1 runs generator, but this is {VERSION}" in output
+    assert "the stages serve different bundles (demo@1: " in output
+    assert "mine@2: extractor" in output
 
 
 @pytest.mark.rabbitmq
-def test_a_broker_that_blocks_its_publishers(management, rabbitmqctl, rabbitmq_url):
+def test_alarm_that_blocks_publishers_and_a_wrong_clock_are_reported(management, rabbitmqctl, rabbitmq_url):
     api = Management(rabbitmq_url, management)
     limit = "1GB"
     rabbitmqctl("set_disk_free_limit", "900000GB")
     try:
         eventually(lambda: bool(api.alarms()))
-        with pytest.raises(doctor.Wrong, match=r"blocks all publishers, being short of disk .*make room"):
-            doctor._alarms(api)
+        with pytest.raises(Wrong, match=r"blocks all publishers, being short of disk .*make room"):
+            check_alarms(api)
     finally:
         rabbitmqctl("set_disk_free_limit", limit)
     eventually(lambda: not api.alarms())
-    api_of_another_day = Management(rabbitmq_url, management)
-    api_of_another_day.alarms = lambda: setattr(api_of_another_day, "clock", time.time() - 60) or []
-    with pytest.raises(doctor.Wrong, match="60 s apart"):
-        doctor._alarms(api_of_another_day)
+    slow_clock = Management(rabbitmq_url, management)
+    slow_clock.alarms = lambda: setattr(slow_clock, "clock", time.time() - 60) or []
+    with pytest.raises(Wrong, match="60 s apart"):
+        check_alarms(slow_clock)
 
 
 @pytest.mark.rabbitmq
-def test_without_the_management_api_the_doctor_says_what_it_could_not_see(examine, quick, consumers, rabbitmq_url):
+def test_checks_that_need_the_management_api_are_reported_as_skipped_without_it(
+    examine, no_bundle_check, consumers, rabbitmq_url
+):
     consumers(*STAGE_QUEUES)
-    code, said = examine(broker=rabbitmq_url, management=f"http://127.0.0.1:{free_port()}")
-    assert code == 0, said
-    assert said.count("not looked at: no management API at http://127.0.0.1") == 3
-    assert "GLIAFLOW_MANAGEMENT" in said
+    code, output = examine(broker=rabbitmq_url, management=f"http://127.0.0.1:{free_port()}")
+    assert code == 0, output
+    assert output.count("not checked: no management API at http://127.0.0.1") == 3
+    assert "GLIAFLOW_MANAGEMENT" in output
 
 
 @pytest.mark.rabbitmq
-def test_a_user_who_may_not_look(management, rabbitmq_url, rabbitmqctl):
+def test_user_without_the_monitoring_tag_is_reported(management, rabbitmq_url, rabbitmqctl):
     rabbitmqctl("add_user", "plain", "plain")
     try:
         with pytest.raises(ManagementError, match="answers 401: the user needs the tag monitoring"):
@@ -258,7 +268,7 @@ def test_a_user_who_may_not_look(management, rabbitmq_url, rabbitmqctl):
 
 
 @pytest.mark.rabbitmq
-def test_status_of_a_pipeline_at_work(gliaflow, stages, management, rabbitmq_url, tmp_path):
+def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url, tmp_path):
     def status() -> str:
         return gliaflow("status", "--management", management, broker=rabbitmq_url).stdout
 
@@ -273,33 +283,33 @@ def test_status_of_a_pipeline_at_work(gliaflow, stages, management, rabbitmq_url
     with connect(rabbitmq_url) as broker:
         eventually(lambda: broker.depth(EXTRACTOR.name) >= 3)
         eventually(lambda: len(api.clients()) >= 5)
-        said = status()
-        extractor = next(line for line in said.splitlines() if line.startswith("extractor"))
+        output = status()
+        extractor = next(line for line in output.splitlines() if line.startswith("extractor"))
         assert int(extractor.split()[1]) >= 3
-        assert extractor.split()[3] == "0", "nobody reads it"
-        assert "time left: not known, as messages wait" in said
-        assert f"classifier   1 running, gliaflow {VERSION}, gliaflow-demo@" in said
+        assert extractor.split()[3] == "0", "it has no consumer"
+        assert "time left: not known, as messages wait" in output
+        assert f"classifier   1 running, gliaflow {VERSION}, gliaflow-demo@" in output
         stages("extractor")
         client.join(60)
 
-        def moved() -> bool:
+        def messages_flow() -> bool:
             read = read_status(broker, api, "")
             lines = {line.queue: line for line in read.queues}
             return lines["extractor"].rate_out > 0 and lines["assembler"].rate_in > 0
 
-        eventually(moved)
-    told = json.loads(gliaflow("status", "--json", "--management", management, broker=rabbitmq_url).stdout)
-    assert told["left_s"] == 0
-    assert {stage["queue"] for stage in told["stages"]} == {q.name.removeprefix("gliaflow.") for q in STAGE_QUEUES}
+        eventually(messages_flow)
+    report = json.loads(gliaflow("status", "--json", "--management", management, broker=rabbitmq_url).stdout)
+    assert report["left_s"] == 0
+    assert {stage["queue"] for stage in report["stages"]} == {q.name.removeprefix("gliaflow.") for q in STAGE_QUEUES}
 
 
 @pytest.mark.rabbitmq
-def test_status_without_the_management_api_looks_twice(gliaflow, consumers, rabbitmq_url):
+def test_status_without_the_management_api_measures_rates_from_two_readings(gliaflow, consumers, rabbitmq_url):
     consumers(EXTRACTOR)
     nowhere = f"http://127.0.0.1:{free_port()}"
-    said = gliaflow("status", "--management", nowhere, broker=rabbitmq_url).stdout
-    assert "rates are net, over 3 s; work and versions are not known: no management API" in said
+    output = gliaflow("status", "--management", nowhere, broker=rabbitmq_url).stdout
+    assert "rates are net, over 3 s; work and versions are not known: no management API" in output
 
 
-def test_status_of_memory_says_what_that_means(gliaflow):
+def test_status_of_a_memory_broker_explains_that_each_command_has_its_own(gliaflow):
     assert "a broker inside each gliaflow command" in gliaflow("status").stdout

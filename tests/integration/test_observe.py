@@ -1,6 +1,6 @@
-"""Dashboard and alerts: what they ask for exists, and on a running pipeline each answers or fires.
+"""Dashboard and alerts: their metrics exist, and on a running pipeline each panel has data and the alerts fire.
 
-Those that need Prometheus skip where it is not installed (Debian: ``apt-get install prometheus``), in CI too.
+Tests that need Prometheus skip where it is not installed (Debian: ``apt-get install prometheus``), in CI too.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken import good_scan
-from gliaflow_cli.commands.doctor import LENGTHS
+from gliaflow_cli.checks.broker import LENGTHS
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime import metrics
 from processes import free_port
 from prometheus_client import generate_latest
+from sample_scans import good_scan
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
@@ -35,17 +35,17 @@ DETAILED = "/metrics/detailed?family=queue_coarse_metrics&family=queue_consumer_
 SUFFIXES = r"_(bucket|count|sum)$"
 
 
-def ours() -> dict[str, str]:
-    """Every series that gliaflow itself exposes, with its kind; histograms by their own name."""
+def exposed_by_gliaflow() -> dict[str, str]:
+    """Every metric that gliaflow exposes, with its kind."""
     return dict(re.findall(r"^# TYPE (gliaflow_\w+) (\w+)$", generate_latest().decode(), re.MULTILINE))
 
 
-def named(text: str) -> set[str]:
-    """The metrics that expressions name."""
+def metrics_in(text: str) -> set[str]:
+    """The names of the metrics in PromQL expressions."""
     return {re.sub(SUFFIXES, "", name) for name in re.findall(r"\b(?:gliaflow|rabbitmq|process)_[a-z_]+\b", text)}
 
 
-def alerts() -> list[str]:
+def alert_names() -> list[str]:
     return re.findall(r"- alert: (\w+)", RULES)
 
 
@@ -63,12 +63,12 @@ def rabbitmq_metrics() -> Callable[[str], str]:
 
 
 def test_every_metric_is_documented_and_every_documented_metric_exists():
-    created = {name for name in ours() if not name.endswith("_created")}
-    assert set(re.findall(r"^\| `(gliaflow_\w+)", DOCS, re.MULTILINE)) == created
+    exposed = {name for name in exposed_by_gliaflow() if not name.endswith("_created")}
+    assert set(re.findall(r"^\| `(gliaflow_\w+)", DOCS, re.MULTILINE)) == exposed
 
 
-def test_names_follow_the_conventions_of_prometheus():
-    for name, kind in ours().items():
+def test_metric_names_follow_the_conventions_of_prometheus():
+    for name, kind in exposed_by_gliaflow().items():
         assert (kind == "counter") == name.endswith("_total"), name
         assert "milli" not in name
     for metric in vars(metrics).values():
@@ -76,22 +76,22 @@ def test_names_follow_the_conventions_of_prometheus():
             assert label in {"stage", "doing", "outcome", "kind", "label", "verdict", "version", "bundle"}
 
 
-def test_dashboard_and_alerts_ask_our_stages_only_for_what_they_expose():
-    asked = {name for name in named(" ".join(EXPRESSIONS) + RULES) if name.startswith("gliaflow_")}
-    assert asked <= ours().keys()
-    assert len(asked) > 10
+def test_dashboard_and_alerts_use_only_metrics_that_the_stages_expose():
+    used = {name for name in metrics_in(" ".join(EXPRESSIONS) + RULES) if name.startswith("gliaflow_")}
+    assert used <= exposed_by_gliaflow().keys()
+    assert len(used) > 10
 
 
 @pytest.mark.rabbitmq
-def test_dashboard_and_alerts_ask_rabbitmq_only_for_what_it_exposes(stages, rabbitmq_metrics):
+def test_dashboard_and_alerts_use_only_metrics_that_rabbitmq_exposes(stages, rabbitmq_metrics):
     stages("generator")
-    asked = {name for name in named(" ".join(EXPRESSIONS) + RULES) if name.startswith("rabbitmq_")}
+    used = {name for name in metrics_in(" ".join(EXPRESSIONS) + RULES) if name.startswith("rabbitmq_")}
     exposed = rabbitmq_metrics("/metrics") + rabbitmq_metrics(DETAILED)
-    assert asked <= set(re.findall(r"^# TYPE (rabbitmq_\w+)", exposed, re.MULTILINE))
-    assert "rabbitmq_detailed_queue_consumers" in asked
+    assert used <= set(re.findall(r"^# TYPE (rabbitmq_\w+)", exposed, re.MULTILINE))
+    assert "rabbitmq_detailed_queue_consumers" in used
 
 
-def test_the_dashboard_is_one_that_grafana_provisions():
+def test_dashboard_fits_the_provisioning_of_grafana():
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
     source = (DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text(encoding="utf-8")
@@ -107,18 +107,18 @@ def test_the_dashboard_is_one_that_grafana_provisions():
     assert f"./deploy/grafana/dashboards:{folder.group(1)}:ro" in compose
 
 
-def test_alerts_know_the_limits_of_the_queues():
+def test_alerts_use_the_length_limits_of_the_queues():
     for name, length in LENGTHS.items():
-        if name != "balancer":  # it drops the oldest: being full is no trouble
+        if name != "balancer":  # a full balancer drops its oldest messages, which needs no alert
             assert re.search(rf"ready{{queue=~?\S*\b{name}\b\S*}} > 0\.9 \* {length}\n", RULES), name
     watched = re.search(r"consumers{queue=~\"gliaflow\\+\.\(([a-z|]+)\)\"} == 0", RULES)
     assert watched
     assert {f"gliaflow.{name}" for name in watched.group(1).split("|")} == {queue.name for queue in STAGE_QUEUES}
 
 
-def test_alerts_are_documented_and_have_a_case_that_fires_them():
+def test_alerts_are_documented_and_a_rule_test_fires_each():
     cases = (DEPLOY / "prometheus" / "alerts_test.yml").read_text(encoding="utf-8")
-    for name in alerts():
+    for name in alert_names():
         assert f'alertname="{name}"' in cases
         assert f"`{name.removeprefix('Gliaflow')}`" in DOCS
 
@@ -129,14 +129,14 @@ def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("what", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")])
-def test_prometheus_accepts_its_configuration_and_the_alerts_do_what_they_should(what):
-    done = promtool(*what[:2], DEPLOY / "prometheus" / what[2])
+@pytest.mark.parametrize("arguments", [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")])
+def test_promtool_accepts_the_configuration_and_the_rule_tests(arguments):
+    done = promtool(*arguments[:2], DEPLOY / "prometheus" / arguments[2])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Prometheus:
-    """A Prometheus of the shipped configuration, but for where the hosts are and how long it waits."""
+    """A Prometheus with the shipped configuration. Only the hosts and the waiting times differ."""
 
     def __init__(self, folder: Path, rabbitmq: str, stages: dict[str, int]) -> None:
         config = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
@@ -175,22 +175,22 @@ class Prometheus:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return json.load(answer)["data"]
 
-    def ask(self, expression: str) -> list[Any]:
-        found: list[Any] = self.get("query", query=expression)["result"]
-        return found
+    def query(self, expression: str) -> list[Any]:
+        return list(self.get("query", query=expression)["result"])
 
     def firing(self) -> set[str]:
         return {a["labels"]["alertname"] for a in self.get("alerts")["alerts"] if a["state"] == "firing"}
 
-    def wait(self, seen: Callable[[], object], what: str) -> None:
+    def wait(self, condition: Callable[[], object], message: str) -> None:
+        """Return once the condition holds. After a minute the test fails with the message."""
         deadline = time.monotonic() + 60
         while True:
             try:
-                if seen():
+                if condition():
                     return
             except OSError:
                 assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, f"{what}\n{self.log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"{message}\n{self.log.read_text()[-2000:]}"
             time.sleep(0.3)
 
 
@@ -210,18 +210,21 @@ def watched(stages, tmp_path, rabbitmq_metrics) -> Iterator[tuple[Prometheus, di
 
 
 @pytest.mark.rabbitmq
-def test_every_panel_shows_something_and_alerts_fire_on_a_real_pipeline(watched, gliaflow, tmp_path, rabbitmq_url):
+def test_panels_have_data_and_alerts_fire_on_a_real_pipeline(watched, gliaflow, tmp_path, rabbitmq_url):
     prometheus, running = watched
     good_scan(tmp_path / "good.nii.gz")
     (tmp_path / "poison.nii.gz").write_bytes(b"no scan")
-    prometheus.wait(lambda: len(prometheus.ask("up == 1")) == 6, "all of it is scraped")
-    prometheus.wait(lambda: len(prometheus.ask("count_over_time(up[1m]) > 2")) == 6, "a rate needs two values")
+    prometheus.wait(lambda: len(prometheus.query("up == 1")) == 6, "not every target is scraped")
+    prometheus.wait(lambda: len(prometheus.query("count_over_time(up[1m]) > 2")) == 6, "a rate needs two values")
     assert prometheus.firing() == set()
     gliaflow("submit", ".", "--out", "out", "--grade", "LGG", broker=rabbitmq_url, check=False)
     for expression in EXPRESSIONS:
-        asked = expression.replace("$__rate_interval", "1m").replace("$__range", "5m")
-        prometheus.wait(lambda asked=asked: prometheus.ask(asked), f"no data: {expression}")
-    assert float(prometheus.ask("sum(gliaflow_scan_seconds_count)")[0]["value"][1]) == 1
-    prometheus.wait(lambda: "GliaflowDeadLetters" in prometheus.firing(), "the dead letter raises its alert")
+        query = expression.replace("$__rate_interval", "1m").replace("$__range", "5m")
+        prometheus.wait(lambda query=query: prometheus.query(query), f"no data: {expression}")
+    assert float(prometheus.query("sum(gliaflow_scan_seconds_count)")[0]["value"][1]) == 1
+    prometheus.wait(lambda: "GliaflowDeadLetters" in prometheus.firing(), "no alert for the dead letter")
     running["extractor"].stop(signal.SIGKILL)
-    prometheus.wait(lambda: {"GliaflowNoConsumer", "GliaflowDown"} <= prometheus.firing(), "nobody reads its queue")
+    prometheus.wait(
+        lambda: {"GliaflowNoConsumer", "GliaflowDown"} <= prometheus.firing(),
+        "no alert for the queue without a consumer",
+    )

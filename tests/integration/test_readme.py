@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there."""
+"""The commands, snippets and links of the README work as printed."""
 
 import re
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broken import good_scan
 from processes import environment
+from sample_scans import good_scan
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.rabbitmq
-def test_the_publisher_in_plain_pika_and_msgpack(stages, tmp_path, rabbitmq_url):
+def test_publisher_in_plain_pika_and_msgpack(stages, tmp_path, rabbitmq_url):
     (publisher,) = (block for block in blocks("python") if "basic_publish" in block)
     stages("preprocessor", "extractor", "classifier", "generator")
     good_scan(tmp_path / "scan.nii.gz")
@@ -36,7 +36,30 @@ def test_the_publisher_in_plain_pika_and_msgpack(stages, tmp_path, rabbitmq_url)
     assert run.stdout.startswith("failure None None not a NIfTI file")
 
 
-def test_the_plugin():
+def test_from_python(tmp_path):
+    (code,) = (block for block in blocks("python") if "import gliaflow\n" in block)
+    (tmp_path / "SCANS").mkdir()
+    good_scan(tmp_path / "scan.nii.gz")
+    good_scan(tmp_path / "SCANS" / "p_flair.nii.gz")
+    (tmp_path / "SCANS" / "bad.nii").write_bytes(b"no scan")
+    code += "print(answer.mask is None, synthetic.shape, found.features.shape)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(tmp_path, "memory://"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    *answers, last = run.stdout.splitlines()
+    assert re.fullmatch(
+        r"bad failed None None .*not a NIfTI file.*\np_flair ok (HGG|LGG) 0\.\d+ ", "\n".join(sorted(answers))
+    )
+    assert re.fullmatch(r"(True|False) \(100, \d+, \d+, \d+\) \(\d+, \d+, \d+, \d+\)", last)
+
+
+def test_plugin():
     from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
     from gliaflow_plugins.registry import Origin, load_registry
 
@@ -54,16 +77,16 @@ def test_the_plugin():
     np.testing.assert_array_equal(same, mask)
 
 
-def test_the_commands(tmp_path):
-    """Every gliaflow command of the README that needs neither a broker nor training."""
+def test_commands(tmp_path):
+    """Run every gliaflow command of the README that needs neither a broker nor training."""
     (tmp_path / "SCANS").mkdir()
     good_scan(tmp_path / "SCANS" / "p_flair.nii.gz")
     commands = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    ours = [c for c in commands if c.startswith("gliaflow ")]
-    assert len(ours) >= 5
-    ran = [c for c in ours if not re.search(r"--broker|COHORT|my-bundle", c)]
-    assert len(ran) >= 2
-    for command in ran:
+    commands = [command for command in commands if command.startswith("gliaflow ")]
+    assert len(commands) >= 5
+    runnable = [command for command in commands if not re.search(r"--broker|COHORT|my-bundle", command)]
+    assert len(runnable) >= 2
+    for command in runnable:
         arguments = [sys.executable, "-m", "gliaflow_cli", *command.split()[1:]]
         done = subprocess.run(
             arguments, cwd=tmp_path, env=environment(tmp_path, "memory://"), capture_output=True, text=True, timeout=120
@@ -73,7 +96,7 @@ def test_the_commands(tmp_path):
     assert (tmp_path / "lgg.safetensors").exists()
 
 
-def test_every_make_target_and_file_that_is_named_exists():
+def test_make_targets_and_links_in_the_documents_exist():
     makefile = (ROOT / "Makefile").read_text()
     documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
     for document in documents:
@@ -84,12 +107,12 @@ def test_every_make_target_and_file_that_is_named_exists():
             assert (document.parent / link).exists(), f"{document}: {link}"
 
 
-def test_every_setting_of_the_operations_and_security_pages_exists():
+def test_settings_named_in_the_operations_and_security_pages_exist():
     from gliaflow_runtime.settings import Settings
 
     overrides = (ROOT / "deploy").glob("compose.*.yml")
     compose = "".join(path.read_text() for path in (ROOT / "docker-compose.yml", *overrides))
     known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields} | {"GLIAFLOW_CONFIG"}
-    told = "".join((ROOT / "docs" / page).read_text() for page in ("operations.md", "security.md"))
-    for name in re.findall(r"GLIAFLOW_[A-Z0-9_]+[A-Z0-9]", told):
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("operations.md", "security.md"))
+    for name in re.findall(r"GLIAFLOW_[A-Z0-9_]+[A-Z0-9]", text):
         assert name in known or f"${{{name}" in compose, name

@@ -1,4 +1,4 @@
-"""One trace from the submission to the answer, through RabbitMQ and every stage, as an OTLP receiver sees it."""
+"""One trace leads from the submission to the answer, through RabbitMQ and every stage, as an OTLP receiver sees it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from broken import good_scan
+from sample_scans import good_scan
 
 pytest.importorskip("opentelemetry.sdk")
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 
 class Receiver:
-    """Takes OTLP over HTTP as a collector does, and keeps the spans with the service that each is of."""
+    """Receives OTLP over HTTP as a collector does. ``spans`` holds each span with the name of its service."""
 
     def __init__(self) -> None:
         spans: list[tuple[str, Span]] = []
@@ -42,16 +42,16 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def wait_for(self, seen: Callable[[dict[str, list[Span]]], bool]) -> dict[str, list[Span]]:
-        """The spans by name, once ``seen`` says that all are there."""
+    def wait_for(self, names: set[str]) -> dict[str, list[Span]]:
+        """The spans by name, once there is at least one of each of these names."""
         deadline = time.monotonic() + 60
         while True:
-            found: dict[str, list[Span]] = {}
+            by_name: dict[str, list[Span]] = {}
             for _, span in list(self.spans):
-                found.setdefault(span.name, []).append(span)
-            if seen(found):
-                return found
-            assert time.monotonic() < deadline, sorted(found)
+                by_name.setdefault(span.name, []).append(span)
+            if names <= by_name.keys():
+                return by_name
+            assert time.monotonic() < deadline, sorted(by_name)
             time.sleep(0.1)
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ def test_one_trace_from_submit_to_prediction(gliaflow, stages, receiver, tmp_pat
     good_scan(tmp_path / "DOE_JANE_flair.nii.gz")
     (tmp_path / "ROE_flair.nii.gz").write_bytes(b"no scan")
     gliaflow("submit", ".", "--out", "out", "--grade", "HGG", broker=rabbitmq_url, check=False)
-    wanted = {
+    names = {
         "submit scan",
         "preprocessor scan",
         "extractor slices",
@@ -88,11 +88,11 @@ def test_one_trace_from_submit_to_prediction(gliaflow, stages, receiver, tmp_pat
         "answer prediction",
         "answer failure",
     }
-    found = receiver.wait_for(lambda spans: wanted <= spans.keys())
-    whole = found["answer prediction"][0].trace_id
-    spans = {s.span_id: s for of_name in found.values() for s in of_name if s.trace_id == whole}
+    by_name = receiver.wait_for(names)
+    trace = by_name["answer prediction"][0].trace_id
+    spans = {span.span_id: span for same_name in by_name.values() for span in same_name if span.trace_id == trace}
 
-    path, span = [], found["answer prediction"][0]
+    path, span = [], by_name["answer prediction"][0]
     while True:
         path.append(span.name)
         if not span.parent_span_id:
@@ -105,22 +105,22 @@ def test_one_trace_from_submit_to_prediction(gliaflow, stages, receiver, tmp_pat
         "classifier features",
         "assembler graded",
         "answer prediction",
-    ], "each span's parent is the one whose message it worked on"
-    extracted = attributes(found["extractor slices"][0].attributes)
+    ], "a span's parent is the span that sent its message"
+    extracted = attributes(by_name["extractor slices"][0].attributes)
     assert extracted["gliaflow.stage"] == "extractor"
     assert extracted["gliaflow.slices"] > 0
     services = {service for service, _ in receiver.spans}
     assert services == {f"gliaflow-{s}" for s in ("client", "preprocessor", "extractor", "classifier", "generator")}
 
-    (failed,) = [s for s in found["preprocessor scan"] if s.trace_id != whole]
+    (failed,) = [span for span in by_name["preprocessor scan"] if span.trace_id != trace]
     assert failed.status.code == Status.STATUS_CODE_ERROR
     assert attributes(failed.attributes)["error.type"] == "InvalidInput"
     for _, span in receiver.spans:
-        assert "DOE" not in str(span), "nothing of a patient, and no file's name"
+        assert "DOE" not in str(span), "spans carry no patient's name and no file's name"
         assert "ROE" not in str(span)
 
 
-def test_opentelemetry_is_not_even_imported_unless_the_environment_names_a_receiver():
+def test_opentelemetry_is_imported_only_if_the_environment_names_a_receiver():
     code = (
         "import sys; from gliaflow_runtime import tracing, stage; from gliaflow_proto import Scan, GenerateMessage\n"
         "tracing.start('extractor')\n"
@@ -132,7 +132,7 @@ def test_opentelemetry_is_not_even_imported_unless_the_environment_names_a_recei
     assert done.stdout.strip() == "[]"
 
 
-def test_a_receiver_that_is_not_there_hurts_nothing(gliaflow, tmp_path, monkeypatch):
+def test_unreachable_receiver_does_not_disturb_the_pipeline(gliaflow, tmp_path, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     good_scan(tmp_path / "scan.nii.gz")

@@ -1,9 +1,8 @@
-"""The Kubernetes manifests: valid against Kubernetes' own schemas, and true of this code."""
+"""The Kubernetes manifests are valid against Kubernetes' own schemas and agree with this code."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 import pytest
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runtime.settings import Settings
+from requirements import skip_or_fail
 
 MANIFESTS = Path(__file__).parents[3] / "deploy" / "kubernetes"
 RABBITMQ = Path(__file__).parents[3] / "deploy" / "rabbitmq"
-VERSION = "1.32"  # of the schemas: the oldest that is supported
+VERSION = "1.32"  # of the schemas: the oldest supported one
 STAGES = {"preprocessor", "extractor", "classifier", "generator"}
 
 
@@ -33,7 +33,7 @@ TRIGGER = fields(
     }
 )
 SECRET_REF = fields({"parameter": {"const": "host"}, "name": TEXT, "key": TEXT})
-# What we use of KEDA's and the RabbitMQ operator's own kinds: Kubernetes' schemas do not have them.
+# The fields that we use of KEDA's and the RabbitMQ operator's kinds, which Kubernetes' schemas lack.
 CUSTOM = {
     ("keda.sh/v1alpha1", "ScaledObject"): fields(
         {
@@ -63,7 +63,7 @@ CUSTOM = {
 def rendered(folder: str) -> list[dict[str, Any]]:
     yaml = pytest.importorskip("yaml")
     if shutil.which("kubectl") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no kubectl, which renders a kustomization")
+        skip_or_fail("no kubectl, which renders a kustomization")
     done = subprocess.run(["kubectl", "kustomize", MANIFESTS / folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -71,11 +71,11 @@ def rendered(folder: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", params=["base", "example"])
 def manifests(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """All that `kubectl apply -k` would send: the base alone, and with every component."""
+    """The objects that `kubectl apply -k` would send: of the base alone, and of the example with every component."""
     return rendered(request.param)
 
 
-def of(manifests: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+def of_kind(manifests: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
     return {one["metadata"]["name"]: one for one in manifests if one["kind"] == kind}
 
 
@@ -90,13 +90,15 @@ def test_each_manifest_is_valid_and_has_no_unknown_field(manifests):
             jsonschema.validate(one["spec"], custom)
         assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "gliaflow"
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(of(manifests, "Deployment")["extractor"] | {"unknown": 1}, VERSION, strict=True)
+        kubernetes_validate.validate(
+            of_kind(manifests, "Deployment")["extractor"] | {"unknown": 1}, VERSION, strict=True
+        )
 
 
-def test_each_container_is_locked_limited_and_watched(manifests):
-    deployments = of(manifests, "Deployment")
+def test_each_container_is_locked_down_has_limits_and_probes(manifests):
+    deployments = of_kind(manifests, "Deployment")
     assert set(deployments) >= STAGES
-    for name, one in (deployments | of(manifests, "Job")).items():
+    for name, one in (deployments | of_kind(manifests, "Job")).items():
         pod = one["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"], name
         assert pod["securityContext"]["runAsUser"] == 10001
@@ -117,24 +119,24 @@ def test_each_container_is_locked_limited_and_watched(manifests):
         assert container["ports"] == [{"name": "health", "containerPort": 8080}]
 
 
-def test_a_stage_has_the_time_to_finish_its_message(manifests):
-    for one in of(manifests, "Deployment").values():
+def test_stage_has_time_to_finish_its_message(manifests):
+    for one in of_kind(manifests, "Deployment").values():
         grace = one["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         assert grace > Settings.model_fields["deadline_s"].default
-    budgets = of(manifests, "PodDisruptionBudget")
+    budgets = of_kind(manifests, "PodDisruptionBudget")
     assert set(budgets) == STAGES
     assert all(one["spec"]["maxUnavailable"] == 1 for one in budgets.values())
 
 
-def test_every_setting_is_one_that_gliaflow_has(manifests):
+def test_every_setting_exists(manifests):
     known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields}
-    for one in of(manifests, "Deployment").values():
+    for one in of_kind(manifests, "Deployment").values():
         (container,) = one["spec"]["template"]["spec"]["containers"]
         environment = {variable["name"]: variable for variable in container["env"]}
         assert set(environment) <= known
         assert container["args"][0] == "serve"
     settings = {}
-    for name, one in of(manifests, "ConfigMap").items():
+    for name, one in of_kind(manifests, "ConfigMap").items():
         settings |= one["data"] if name.startswith("settings") else {}
     assert set(settings) <= known
     values = {name.removeprefix("GLIAFLOW_").lower(): value for name, value in settings.items()}
@@ -143,9 +145,9 @@ def test_every_setting_is_one_that_gliaflow_has(manifests):
     Settings(**values)
 
 
-def test_each_stage_is_the_brokers_user_of_its_name(manifests):
+def test_each_stage_connects_as_the_broker_user_of_its_name(manifests):
     users = {user["name"] for user in json.loads((RABBITMQ / "users.json").read_text())["users"]}
-    for name, one in of(manifests, "Deployment").items():
+    for name, one in of_kind(manifests, "Deployment").items():
         pod = one["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         environment = {variable["name"]: variable.get("value") for variable in container["env"]}
@@ -157,11 +159,11 @@ def test_each_stage_is_the_brokers_user_of_its_name(manifests):
         assert volume["secret"] == {"secretName": f"broker-{name}"}
 
 
-def test_queues_that_scale_exist_and_can_grow_long_enough(manifests):
+def test_scaled_queues_exist_and_their_limits_suit_the_replicas(manifests):
     queues = {queue.name for queue in STAGE_QUEUES}
     definitions = json.loads((RABBITMQ / "definitions.json").read_text())
     longest = {policy["name"]: policy["definition"].get("max-length") for policy in definitions["policies"]}
-    scaled = of(manifests, "ScaledObject")
+    scaled = of_kind(manifests, "ScaledObject")
     assert set(scaled) == STAGES
     for name, one in scaled.items():
         assert one["spec"]["scaleTargetRef"]["name"] == name
@@ -169,17 +171,17 @@ def test_queues_that_scale_exist_and_can_grow_long_enough(manifests):
         queue = trigger["metadata"]["queueName"]
         assert queue in queues
         assert int(trigger["metadata"]["value"]) * one["spec"]["maxReplicaCount"] <= longest[queue]
-        assert trigger["authenticationRef"]["name"] in of(manifests, "TriggerAuthentication")
-        assert "replicas" not in of(manifests, "Deployment")[name]["spec"], "which would undo KEDA's count"
+        assert trigger["authenticationRef"]["name"] in of_kind(manifests, "TriggerAuthentication")
+        assert "replicas" not in of_kind(manifests, "Deployment")[name]["spec"], "a fixed count would undo KEDA's"
 
 
-def test_nobody_talks_but_who_must(manifests):
-    policies = of(manifests, "NetworkPolicy")
+def test_network_policies_allow_only_the_required_connections(manifests):
+    policies = of_kind(manifests, "NetworkPolicy")
     assert policies["nothing"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     (to_broker,) = policies["stages"]["spec"]["egress"]
     assert to_broker["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "rabbitmq"}}}]
     assert to_broker["ports"] == [{"protocol": "TCP", "port": 5672}]
     (from_prometheus,) = policies["stages"]["spec"]["ingress"]
     assert from_prometheus["ports"] == [{"protocol": "TCP", "port": 8080}]
-    for one in of(manifests, "Deployment").values():
+    for one in of_kind(manifests, "Deployment").values():
         assert one["spec"]["template"]["metadata"]["labels"]["gliaflow/stage"] == "true"
