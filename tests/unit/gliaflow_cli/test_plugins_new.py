@@ -24,7 +24,7 @@ def test_a_new_plugin_passes_the_contract_unchanged(kind: str, tmp_path: Path, m
     assert len(code.read_text().splitlines()) < 75, "short enough to read before changing it"
     monkeypatch.syspath_prepend(str(folder))
     done = 0
-    for name, check in checks(code.stem, {"steps": "100", "ngf": "16", "ndf": "16"}):
+    for name, check in checks(code.stem, {"steps": "60", "ngf": "16", "ndf": "16"}):
         if "5×24" not in name:
             check()
             done += 1

@@ -11,7 +11,7 @@ from gliaflow_plugins.generators.baselines import SMOTE, Baseline, Gaussian, Mix
 
 torch = pytest.importorskip("torch")
 
-from gliaflow_plugins.networks.export import export_generator  # noqa: E402
+from gliaflow_plugins.networks.export import export  # noqa: E402
 from gliaflow_plugins.networks.principal_components import ComponentSpace  # noqa: E402
 
 every = pytest.mark.parametrize("baseline", [SMOTE(), Gaussian(), Mixup()], ids=lambda baseline: baseline.name)
@@ -63,9 +63,10 @@ def off_segments(generated: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, n
 def test_onnx_gives_the_same_features_as_torch(baseline: Baseline, tmp_path: Path) -> None:
     features = sample()
     fitted = fit(baseline, features)
-    export_generator(fitted, tmp_path, features.shape, baseline.name)
-    session = ort.InferenceSession(tmp_path / f"generator-{baseline.name}.onnx", providers=["CPUExecutionProvider"])
     z, label = np.random.default_rng(0).standard_normal((200, fitted.nz), dtype=np.float32), np.arange(200) % 2
+    example = [torch.from_numpy(z[:5]), torch.from_numpy(label[:5])]
+    path = export(fitted.generator, example, tmp_path / "generator.onnx", ["z", "label"], ["features"])
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (served,) = session.run(["features"], {"z": z, "label": label})
     with torch.no_grad():
         generated = fitted.generator(torch.from_numpy(z), torch.from_numpy(label)).numpy()

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 
 from gliaflow_plugins.testing import checks
 
+pytestmark = pytest.mark.slow
 QUICK = {"steps": "60", "epochs": "6", "batch": "16", "ngf": "16", "ndf": "16", "levels": "1"}
 ELSEWHERE = (
     "skull-strip::test_it",

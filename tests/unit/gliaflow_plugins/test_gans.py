@@ -26,6 +26,7 @@ from gliaflow_plugins.networks.gan_networks import GANGenerator, ladder, paper_n
 from gliaflow_plugins.networks.gan_training import augmented  # noqa: E402
 from gliaflow_plugins.networks.pooled_classifier import fit_pooled, statistics  # noqa: E402
 
+pytestmark = pytest.mark.slow
 CLASSES = ("HGG", "LGG")
 SHIPPED = (ACGAN, PaperACGAN, SNGANProjection, ReACGAN, ADCGAN, WGANGP, InfoGAN)
 every_gan = pytest.mark.parametrize("gan", [gan() for gan in SHIPPED], ids=[gan.name for gan in SHIPPED])
@@ -180,7 +181,7 @@ def test_each_learns_the_classes(gan: GAN) -> None:
     """The judge is a grader that was fitted on real features alone."""
     real = separable(200)
     grader = fit_pooled(statistics(real), real.labels, [str(n) for n in range(200)], weights="balanced")
-    options = gan.options.model_validate({"ngf": 16, "ndf": 16, "steps": 300})
+    options = gan.options.model_validate({"ngf": 16, "ndf": 16, "steps": 150})
     fitted = gan.fit(real, options, FitContext(0))
     features, label = sample(fitted)
     with torch.no_grad():

@@ -13,13 +13,13 @@ from gliaflow_runtime.bundle.load import Bundle
 
 pytest.importorskip("torch")
 
-# The command with a smaller "demo" profile.
+# The command with smaller slices in its "demo" profile.
 SMALL_TRAIN = """
 from dataclasses import replace
 import small
 from gliaflow_cli.main import main
 from gliaflow_trainer.profiles import PROFILES
-PROFILES["demo"] = replace(small.PROFILE, unet={**small.PROFILE.unet, "epoch_slices": 400})
+PROFILES["demo"] = replace(PROFILES["demo"], input=small.PROFILE.input)
 main()
 """
 
