@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parents[2]
+MARKER = ".gliaflow-site"  # in a site that this program built, and so may replace
 CONFIG = Path(__file__).with_name("mkdocs.yml")
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "proto/README.md", "deploy/*/README.md")
 SOURCES = ("docs", "proto", "plugins", "services")
@@ -37,6 +38,8 @@ def build(out: Path) -> None:
     ------
     SiteError: a tool reports a problem, a link is broken, or a page fetches something from another host.
     """
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        raise SiteError(f"{out}: is not empty and not an earlier site; name another folder")
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary)
         for name in SOURCES:
@@ -56,8 +59,10 @@ def build(out: Path) -> None:
         problems = [*_outside_navigation(), *(each for page in sorted(site.rglob("*.html")) for each in _faults(page))]
         if problems:
             raise SiteError("\n".join(problems).replace(f"{site}/", ""))
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(out)
         shutil.copytree(site, out)
+        (out / MARKER).touch()
 
 
 @cache

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import Field
 
-from gliaflow_plugins.contracts import FeatureSource, FitContext, Fitted, Options
+from gliaflow_plugins.contracts import FeatureSource, FitContext, Fitted, Options, PluginError
 from gliaflow_plugins.gan_losses import GANLosses
+from gliaflow_plugins.moved import UPGRADING
 
 
 class GANOptions(Options):
@@ -34,7 +35,16 @@ class GANOptions(Options):
 
 
 class GAN(GANLosses):
-    """A GAN variant: ``name``, ``options`` and the two losses. See ``GeneratorVariant``."""
+    """A GAN variant: ``name``, ``options`` and the two losses. See ``GeneratorVariant``.
+
+    Raises
+    ------
+    PluginError: a subclass has a method ``setup``, which had been the way to other networks.
+    """
+
+    def __init_subclass__(cls) -> None:
+        if "setup" in vars(cls):
+            raise PluginError(f"{cls.__name__}.setup: is not called any more; override fit; {UPGRADING}")
 
     def fit(self, features: FeatureSource, options: Any, context: FitContext) -> Fitted:
         """See ``GeneratorVariant.fit``. Raises ValueError if a class has no sample."""

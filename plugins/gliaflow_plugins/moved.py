@@ -39,11 +39,13 @@ NAMES = {
     **dict.fromkeys(("FittedClassifier", "ClassifierVariant", "Augmentation", "Step", "Image", "Mask"), "contracts"),
     **dict.fromkeys(("Case", "Cohort", "Reader", "Volume"), "contracts"),
     **dict.fromkeys(("ArrayFeatures", "Joined", "patients_of", "slices_of", "channel_scale"), "features"),
-    **dict.fromkeys(("hinge", "cross_entropy", "at"), "gan_losses"),
+    **dict.fromkeys(("hinge", "cross_entropy", "at", "Seen"), "gan_losses"),
     **dict.fromkeys(("NiftiFile", "TiffStack", "DicomSeries"), "cohorts.volumes"),
     **dict.fromkeys(("Geometric", "Affine", "Displacement", "resample", "shape_of"), "augmentations.geometry"),
+    **dict.fromkeys(("CoordinateMap", "Points", "Shape"), "augmentations.geometry"),
     **dict.fromkeys(("HorizontalFlip", "VerticalFlip", "Elastic", "Rotation"), "augmentations.shipped"),
-    **dict.fromkeys(("Shift", "Shear", "Zoom"), "augmentations.shipped"),
+    **dict.fromkeys(("Shift", "Shear", "Zoom", "FlipOptions", "ElasticOptions"), "augmentations.shipped"),
+    **dict.fromkeys(("RotationOptions", "ShiftOptions", "ShearOptions", "ZoomOptions"), "augmentations.shipped"),
 }
 """A name that has left its module → the module that has it today."""
 

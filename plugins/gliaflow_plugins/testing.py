@@ -215,7 +215,7 @@ class StepChecks(_Checks):
         volume.setflags(write=False)  # the plugin must return a new array
         return self.plugin(volume, affine, self.options)
 
-    def test_a_scan_keeps_its_shape(self) -> None:
+    def test_it_keeps_the_shape_of_a_scan(self) -> None:
         volume = self.apply(np.diag([1.0, 1, 2, 1]))
         assert volume.shape == (32, 30, 28), f"{volume.shape} for a scan of (32, 30, 28)"
         assert np.isfinite(volume).all(), "voxels that are not finite"

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import lz4.block
 import nibabel as nib
 import numpy as np
 from gliaflow_proto import PredictionMessage
 from gliaflow_runtime.files import whole_file
 
 from gliaflow.scans import Input
+
+NO_TUMOUR = "no tumour was found, so grade and p_hgg say nothing about this scan"
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask, compressed: a thousand answers in a list take megabytes, not gigabytes."""
+
+    data: bytes
+    shape: tuple[int, ...]
+    dtype: str
+    affine: tuple[float, ...]
+
+    @classmethod
+    def of(cls, message: PredictionMessage) -> PackedMask:
+        """The mask of a prediction."""
+        mask = np.ascontiguousarray(message.mask)
+        return cls(lz4.block.compress(mask), mask.shape, mask.dtype.str, tuple(message.affine))
+
+    def image(self) -> Any:
+        """A nibabel image on the scan's own grid."""
+        mask = np.frombuffer(lz4.block.decompress(self.data), self.dtype).reshape(self.shape)
+        image = nib.Nifti1Image(mask, np.reshape(self.affine, (4, 4)))
+        image.header.set_xyzt_units("mm")
+        return image
 
 
 @dataclass(frozen=True)
@@ -49,7 +74,7 @@ class Answer:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     _input: Input | None = field(default=None, repr=False, compare=False)
-    _prediction: PredictionMessage | None = field(default=None, repr=False, compare=False)
+    _mask: PackedMask | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_prediction(cls, item: Input, message: PredictionMessage, seconds: float) -> Answer:
@@ -67,7 +92,8 @@ class Answer:
             bundle=message.bundle,
             seconds=seconds,
             _input=item,
-            _prediction=message,
+            warnings=() if message.tumour_slices else (NO_TUMOUR,),
+            _mask=PackedMask.of(message),
         )
 
     @classmethod
@@ -75,14 +101,14 @@ class Answer:
         """The answer of a scan that could not be worked on."""
         return cls(item.name, item.patient, item.source, "failed", seconds=seconds, reason=reason, _input=item)
 
-    @cached_property
+    @property
     def mask(self) -> Any:
         """The tumour mask on the scan's own grid: a nibabel image, uint8, 1 in the tumour. None if the scan failed."""
-        return mask_image(self._prediction) if self._prediction else None
+        return self._mask.image() if self._mask else None
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks: a picture. None, so that the text is shown, if the scan failed or matplotlib is missing."""
-        if self.mask is None:
+        if self._mask is None:
             return None
         try:
             from gliaflow.picture import draw
@@ -90,13 +116,6 @@ class Answer:
             return draw(self)
         except ModuleNotFoundError:
             return None
-
-
-def mask_image(prediction: PredictionMessage) -> Any:
-    """A prediction's mask as a nibabel image, on the scan's own grid."""
-    image = nib.Nifti1Image(prediction.mask, np.reshape(prediction.affine, (4, 4)))
-    image.header.set_xyzt_units("mm")
-    return image
 
 
 def write_image(path: Path, image: Any) -> None:

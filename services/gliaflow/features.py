@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gliaflow.scans import find_one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScanFeatures:
     """The deep features of a scan, slice by slice.
 

@@ -19,6 +19,7 @@ from gliaflow_proto import FailureMessage, PredictionMessage, SyntheticMessage
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runner.broker import open_broker
 from gliaflow_runtime import tracing
+from gliaflow_runtime.broker.connect import forget
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.logs import configure_logging
@@ -83,6 +84,8 @@ def open_flow(settings: Settings, timeout: float = TIMEOUT_S) -> Flow:
     if embedded:  # a URL of its own, so that two flows in one process do not share their stages
         settings = settings.model_copy(update={"broker": f"memory://{uuid4().hex}"})
     with ExitStack() as resources:
+        if embedded:
+            resources.callback(forget, settings.broker)
         connection = resources.enter_context(open_broker(settings))
         if embedded:
             from gliaflow_runner.running import RunningStages
@@ -197,9 +200,11 @@ class Flow:
 
     def close(self) -> None:
         """Stop the stages in this process, and leave the broker."""
-        for answers in list(self._running):
-            answers.close()
-        self._resources.close()
+        try:
+            for answers in list(self._running):
+                answers.close()
+        finally:
+            self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -265,4 +270,6 @@ def _inputs(scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: st
     each: list[Any] = [scans] if isinstance(scans, str | PathLike | Input) else list(scans)
     if all(isinstance(scan, Input) for scan in each):
         return each
+    if any(isinstance(scan, Input) for scan in each):
+        raise UsageError("scans: give paths or Inputs, not both")
     return find_inputs(each, grade=grade, channel=channel)

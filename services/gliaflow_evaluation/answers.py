@@ -31,10 +31,16 @@ def answers_file(plan: Plan, fold: Fold, seed: int, entrant: Comparator | Planne
     whole = [
         *(ANSWERS, seed, fold.split, asdict(plan.profile), classifier.name, classifier.options, classifier.code),
         *(design.task, design.seed, design.counts, design.scarce, design.shuffle, plan.rare, entrant.name),
-        *([entrant.version] if isinstance(entrant, Comparator) else [entrant.options, entrant.code]),
+        *_version(plan, entrant),
     ]
     digest = hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode()).hexdigest()
     return fold.folder(plan) / f"seed-{seed}-{entrant.name}-{digest[:12]}.npz"
+
+
+def _version(plan: Plan, entrant: Comparator | PlannedVariant) -> list[Any]:
+    if isinstance(entrant, Comparator):
+        return [entrant.version, plan.comparator_code.get(entrant.name, "")]
+    return [entrant.options, entrant.code]
 
 
 def failed_file(file: Path) -> Path:

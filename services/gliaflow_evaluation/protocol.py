@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,7 @@ class Plan:
     rare: int  # the class that ``scarce`` thins
     generators: tuple[PlannedVariant, ...]
     classifier: PlannedVariant
+    comparator_code: Mapping[str, str] = field(default_factory=dict)  # digests, of those that are generators
     init: Path | None = None  # a bundle whose U-Net every fold's starts from
     unet: Path | None = None  # a bundle whose U-Net is used unchanged
     device: str = "cpu"

@@ -137,6 +137,9 @@ def _plan(request: EvaluateRequest, rare: int, jobs: int) -> Plan:
             variants.classifier_options.model_dump(mode="json"),
             registry.code_of("classifier", variants.classifier),
         ),
+        comparator_code={
+            name: registry.code_of("generator", name) for name, each in COMPARATORS.items() if each.plain_generator
+        },
         init=request.init,
         unet=request.unet,
         device=request.device,

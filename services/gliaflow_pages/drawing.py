@@ -12,8 +12,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+from gliaflow_runtime.errors import UsageError
 from numpy.typing import NDArray
 
 BLACK, BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#1b1f24", "#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00"
@@ -53,6 +55,12 @@ class Picture:
         """The data URI for a page."""
         kind = "png" if self.data.startswith(b"\x89PNG") else "svg+xml"
         return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
+
+
+def require_matplotlib() -> None:
+    """Raises UsageError: matplotlib is not installed. The text has the command that installs it."""
+    if find_spec("matplotlib") is None:
+        raise UsageError("this needs matplotlib: pip install 'gliaflow[report]'")
 
 
 @contextmanager

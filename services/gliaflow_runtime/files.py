@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import stat
 from collections.abc import Iterator
@@ -25,16 +26,20 @@ def write_whole(path: Path, content: str | bytes, *, sync: bool = False) -> None
 
 
 @contextmanager
-def whole_file(path: Path, *, ending: str = ".part", sync: bool = False) -> Iterator[Path]:
+def whole_file(path: Path, *, ending: str = ".part", sync: bool = False, alone: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path``, and rename it to ``path`` when the block ends without an error.
 
-    After an error, the temporary file is removed. A process that is killed leaves at most ``.<name>.<random>.part``.
+    After an error, the temporary file is removed. A process that is killed leaves at most ``.<name>.<random><ending>``.
 
     Parameters
     ----------
     ending: for a library that chooses the format by the name: ``.part.nii.gz``.
     sync: return only when the content and the new name are on the disk (fsync of the file and of its folder).
+    alone: no other process writes this file, so what killed processes left of it is removed.
     """
+    if alone:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*{ending}"):
+            left.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{uuid4().hex[:8]}{ending}")
     try:
         yield part

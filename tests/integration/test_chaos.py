@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CHAOS = Path(__file__).parents[1] / "chaos"
-SMALL = "--scans 24 --distinct 12 --faults 8 --quick --replicas 1 --clients 2 --pause 0.7 --flood 0 --timeout 60"
+SMALL = "--scans 24 --distinct 12 --faults 8 --quick --replicas 1 --clients 2 --pause 0.7 --flood 0 --timeout 150"
 
 
 @pytest.mark.rabbitmq

@@ -11,7 +11,7 @@ import msgpack
 import nibabel as nib
 import numpy as np
 import pytest
-from gliaflow.answer import mask_image, write_image
+from gliaflow.answer import PackedMask, write_image
 from gliaflow.scans import Input
 from gliaflow.submission import Submission
 from gliaflow_proto import FailureMessage, PredictionMessage, Queue
@@ -83,7 +83,7 @@ def send_all(broker: Broker, roots: Path, out: Path) -> list[str]:
             if isinstance(answer, PredictionMessage):
                 answered = True
                 assert answer.scan.patient == NAME, "messages carry the name"
-                write_image(out, mask_image(answer))
+                write_image(out, PackedMask.of(answer).image())
     assert NAME.encode() not in gzip.decompress(out.read_bytes()), "the mask's header carries none of the scan's texts"
     return reasons
 

@@ -34,6 +34,7 @@ def augment(
     Pictures follow the radiological convention: the patient's left (L) is at the right.
     """
     import numpy as np
+    from gliaflow_pages.drawing import require_matplotlib
     from gliaflow_pages.slices import mark_sides, upright
     from gliaflow_plugins.augmentations.pipeline import (
         PAPER_AUGMENTATIONS,
@@ -47,10 +48,9 @@ def augment(
     from gliaflow_runtime.bundle.manifest import InputSpec
     from gliaflow_runtime.errors import UsageError
 
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UsageError("this needs matplotlib: pip install 'gliaflow[report]'") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     if out.suffix != ".png":
         raise UsageError(f"--out: {out} is not a .png")
     steps = [*(read_augmentations(pipeline) if pipeline else []), *map(parse_named, augmentation or [])]

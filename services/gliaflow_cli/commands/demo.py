@@ -36,9 +36,11 @@ def demo(
 
     from gliaflow.flow import open_flow
     from gliaflow.scans import Input
+    from gliaflow_pages.drawing import require_matplotlib
     from gliaflow_phantoms.phantom import write_cohort
     from gliaflow_plugins.cohorts.case_folders import Brats
     from gliaflow_proto import Queue
+    from gliaflow_runtime.broker.interface import BrokerError
     from gliaflow_runtime.bundle.load import load_bundle
     from gliaflow_runtime.errors import UsageError
     from gliaflow_runtime.settings import load_settings
@@ -46,6 +48,7 @@ def demo(
     from gliaflow_cli.client.table import save_answers
     from gliaflow_cli.commands.demo_report import write_report
 
+    require_matplotlib()
     started = time.monotonic()
     settings = load_settings({"broker": broker, "bundle": bundle})
     manifest = load_bundle(settings.bundle, state=settings.state).manifest
@@ -77,7 +80,10 @@ def demo(
                 real = _fullest(consumer)
             flow.broker.delete(features.name)
             task = bar.add_task("making synthetic features", total=1)
-            synthetic = {grade: flow.generate(grade, SYNTHETIC, seed=seed) for grade in sorted(real)}
+            try:
+                synthetic = {grade: flow.generate(grade, SYNTHETIC, seed=seed) for grade in sorted(real)}
+            except UsageError as error:  # the bundle's generator fails; the command was used correctly
+                raise BrokerError(str(error)) from None
             bar.advance(task)
     shown = [_shown(path, answers[item.name], row) for path, item, row in zip(paths, inputs, rows, strict=True)]
     _print_table(shown)

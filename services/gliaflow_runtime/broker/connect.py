@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.broker.memory import STAGE_LIMITS, MemoryBroker
+from gliaflow_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from gliaflow_runtime.broker.credentials import Credentials
@@ -38,7 +39,7 @@ def connect(
 
     Raises
     ------
-    ValueError: the URL is malformed or its scheme is unknown.
+    UsageError: the URL is malformed or its scheme is unknown.
     BrokerError: the broker cannot be reached, or denies access.
     """
     scheme = url.partition("://")[0]
@@ -51,4 +52,10 @@ def connect(
         from gliaflow_runtime.broker.rabbitmq import AmqpBroker  # so that memory:// does not load pika
 
         return AmqpBroker(url, credentials=credentials, connect_timeout=connect_timeout, about=about)
-    raise ValueError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")
+    raise UsageError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")
+
+
+def forget(url: str) -> None:
+    """Drop the queues of a ``memory://`` URL; open connections keep them until they are closed."""
+    with _lock:
+        _embedded.pop(url, None)

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pika
 
 from gliaflow_runtime.broker.interface import BrokerError, without_password
+from gliaflow_runtime.errors import UsageError
 
 HEARTBEAT_S = 30  # unless the URL has ?heartbeat=
 BLOCKED_S = 300  # a broker short of memory or disk blocks publishers: reconnect after this time
@@ -44,7 +45,7 @@ class Credentials:
 
         Raises
         ------
-        ValueError: the URL is malformed.
+        UsageError: the URL is malformed.
         BrokerError: a file cannot be read, or has no certificate or key in it.
         """
         parts = urlsplit(url)
@@ -56,7 +57,7 @@ class Credentials:
             nodes_parameters = [pika.URLParameters(parts._replace(netloc=node).geturl()) for node in nodes]
             user, password = parts.username, parts.password
         except Exception as error:  # pika raises many types here
-            raise ValueError(f"broker URL {without_password(url)}: {error or type(error).__name__}") from None
+            raise UsageError(f"broker URL {without_password(url)}: {error or type(error).__name__}") from None
         if password is None and self.password_file is not None:
             password = _read("broker_password_file", self.password_file).strip()
         elif password is not None:

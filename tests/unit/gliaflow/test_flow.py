@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import gliaflow
+import numpy as np
 import pytest
+from gliaflow.answer import Answer
 from gliaflow.flow import RESEND, Flow
 from gliaflow.scans import Input
 from gliaflow_proto import Queue, ScanMessage, encode, submission_queue
+from gliaflow_runtime.broker import connect
 from gliaflow_runtime.broker.interface import Broker, BrokerError
 from gliaflow_runtime.errors import UsageError
 from sample_messages import ONE_OF_EACH, changed
@@ -164,3 +170,46 @@ def test_an_iteration_can_be_broken_off(scans: list[Input]) -> None:
             assert stages.broker.queue_state(queue)
         assert stages.broker.queue_state(queue) is None, "its queue is deleted"
         assert list(answers) == []
+
+
+def test_closing_a_flow_closes_its_connection_even_if_an_open_loop_cannot_clean_up(scans: list[Input]) -> None:
+    closed = []
+    with StandIn(lambda *_: None) as stages:
+        flow = Flow(stages.broker.attach(), timeout=60)
+        flow._resources.callback(closed.append, "connection")
+        answers = flow.submit_all([*scans, scans[0], Input(scans[0].path.with_name("missing.nii"), "m", "m")])
+        assert next(answers).status == "failed"  # the loop is left while scans are in work
+        flow.broker.close()
+        with pytest.raises(BrokerError, match="closed"):
+            flow.close()
+    assert closed == ["connection"]
+
+
+def test_paths_and_inputs_are_not_mixed(scans: list[Input]) -> None:
+    with StandIn(fail) as stages, pytest.raises(UsageError, match="give paths or Inputs, not both"):
+        Flow(stages.broker.attach()).submit_all([scans[0], str(scans[1].path)])  # type: ignore[list-item]
+
+
+def test_an_answer_keeps_its_mask_compressed_and_warns_where_there_is_no_tumour() -> None:
+    item = Input(Path("s.nii"), "s", "p")
+    mask = np.zeros((240, 240, 155), np.uint8)
+    mask[100:130, 100:130, 60:80] = 1
+    answer = Answer.of_prediction(item, replace(PREDICTION, mask=mask), 1.0)
+    assert len(pickle.dumps(answer)) < mask.nbytes / 50
+    np.testing.assert_array_equal(np.asarray(answer.mask.dataobj), mask)
+    assert answer.warnings == ()
+    nothing = Answer.of_prediction(item, replace(PREDICTION, mask=0 * mask, tumour_slices=0), 1.0)
+    assert nothing.warnings == ("no tumour was found, so grade and p_hgg say nothing about this scan",)
+
+
+def test_a_malformed_broker_url_is_a_usage_error_without_its_password() -> None:
+    for url in ("amqp://user:secret@h:x/", "amqp://user:secret@a,,b/", "ftp://h/"):
+        with pytest.raises(UsageError, match="broker") as error:
+            gliaflow.open(url)
+        assert "secret" not in str(error.value)
+
+
+def test_an_embedded_flow_leaves_no_broker_behind() -> None:
+    before = dict(connect._embedded)
+    gliaflow.open("memory://", threads=1).close()
+    assert connect._embedded == before

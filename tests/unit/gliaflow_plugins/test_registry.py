@@ -125,6 +125,7 @@ def register_generators(register):
         ("from gliaflow_plugins.generators import Fitted", "`Fitted` is now in `gliaflow_plugins.contracts`"),
         ("import gliaflow_plugins.generators as g; g.Fitted", "`Fitted` is now in `gliaflow_plugins.contracts`"),
         ("from gliaflow_plugins.gan import hinge", "`hinge` is now in `gliaflow_plugins.gan_losses`"),
+        ("from gliaflow_plugins.gan import GAN, Seen", "`Seen` is now in `gliaflow_plugins.gan_losses`"),
         (
             "from gliaflow_plugins.readers import Case, NiftiFile",
             "`gliaflow_plugins.readers` is now `gliaflow_plugins.contracts`",
@@ -242,3 +243,10 @@ def test_each_kind_has_its_hook_its_template_and_its_checks() -> None:
     assert templates == {"pyproject.toml.tmpl", *(kind.template for kind in KINDS.values())}
     assert set(CHECKS) == set(KINDS)
     assert KINDS["classifier"].parameters == ["features", "options", "samples", "context"]
+
+
+def test_a_gan_with_networks_of_the_old_contract_is_refused(install) -> None:
+    module = "from gliaflow_plugins.gan import GAN\nclass Mine(GAN):\n    def setup(self): ..."
+    install("gliaflow_old", module)
+    [problem] = load_registry().problems
+    assert "Mine.setup: is not called any more; override fit; see docs/upgrading.md" in problem.error

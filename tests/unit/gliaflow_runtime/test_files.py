@@ -231,3 +231,11 @@ def test_sync_flushes_the_file_and_its_folder_to_the_disk(tmp_path, monkeypatch)
     synced.clear()
     write_whole(tmp_path / "table", b"1")
     assert not synced
+
+
+def test_the_only_writer_of_a_file_removes_what_a_killed_one_left(tmp_path):
+    (tmp_path / ".unet.checkpoint.0123abcd.part").write_bytes(b"half")
+    (tmp_path / ".other.0123abcd.part").write_bytes(b"of another file")
+    with whole_file(tmp_path / "unet.checkpoint", alone=True) as part:
+        part.write_bytes(b"whole")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.0123abcd.part", "unet.checkpoint"]
