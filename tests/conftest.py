@@ -83,8 +83,14 @@ def secrets(rabbitmq_url: str) -> Path:
     return Path(folder)
 
 
-@pytest.fixture
-def printed(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """Returns what this process has printed, and logged after ``configure_logging``."""
-    yield lambda: "".join(capfd.readouterr())
+@pytest.fixture(autouse=True)
+def default_logging() -> Iterator[None]:
+    """No test sees the log level that another test, or a flow in it, has configured."""
+    yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def printed(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Returns what this process has printed, and logged after ``configure_logging``."""
+    return lambda: "".join(capfd.readouterr())
