@@ -44,7 +44,9 @@ class GAN(GANLosses):
 
     def __init_subclass__(cls) -> None:
         if "setup" in vars(cls):
-            raise PluginError(f"{cls.__name__}.setup: is not called any more; override fit; {UPGRADING}")
+            raise PluginError(
+                f"{cls.__name__}.setup: is not called any more; set networks, or override fit; {UPGRADING}"
+            )
 
     def fit(self, features: FeatureSource, options: Any, context: FitContext) -> Fitted:
         """See ``GeneratorVariant.fit``. Raises ValueError if a class has no sample."""

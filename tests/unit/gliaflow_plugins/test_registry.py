@@ -249,4 +249,4 @@ def test_a_gan_with_networks_of_the_old_contract_is_refused(install) -> None:
     module = "from gliaflow_plugins.gan import GAN\nclass Mine(GAN):\n    def setup(self): ..."
     install("gliaflow_old", module)
     [problem] = load_registry().problems
-    assert "Mine.setup: is not called any more; override fit; see docs/upgrading.md" in problem.error
+    assert "Mine.setup: is not called any more; set networks, or override fit; see docs/upgrading.md" in problem.error
