@@ -21,7 +21,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from gliaflow.answer import mask_image, write_image
+from gliaflow.answer import PackedMask, write_image
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.grader import Grader
 from gliaflow_extractor.extractor import Extractor, UNetSession
@@ -76,7 +76,7 @@ def costs(folder: Path, width: int, slices: int) -> None:
             waiting += [decode(result) for result in bodies]
         elif isinstance(message, PredictionMessage):
             started = time.process_time()
-            write_image(folder / "mask.nii.gz", mask_image(message))
+            write_image(folder / "mask.nii.gz", PackedMask.of(message).image())
             cpu["client"] += time.process_time() - started
     per_slice = size["features"] / slices / 1000
     print(f"{bundle.id}: a scan of {slices} slices, {len(data):,} bytes; {per_slice:,.1f} kB of features per slice")
