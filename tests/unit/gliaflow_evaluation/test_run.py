@@ -31,6 +31,7 @@ from gliaflow_trainer.slices import kept_scans
 from gliaflow_trainer.variants import choose
 from rich.progress import Progress
 
+pytestmark = pytest.mark.slow
 DESIGN = Design(folds=2, seeds=1, counts=(5, 10))
 
 

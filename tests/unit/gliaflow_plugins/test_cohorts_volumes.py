@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import sys
 from pathlib import Path
@@ -79,6 +80,7 @@ def dicom(folder: Path, voxels: np.ndarray, description: str, uid: str) -> Path:
     folder.mkdir(parents=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    usual = locale.setlocale(locale.LC_CTYPE)
     for k, plane in enumerate(voxels):
         image = sitk.GetImageFromArray(plane)
         image.SetSpacing((0.5, 0.75))
@@ -94,6 +96,7 @@ def dicom(folder: Path, voxels: np.ndarray, description: str, uid: str) -> Path:
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{9 - k}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_CTYPE, usual)  # the writer leaves "C", in which later tests could not read UTF-8
     return folder
 
 

@@ -13,6 +13,8 @@ from gliaflow_runtime.bundle.load import Bundle
 
 pytest.importorskip("torch")
 
+pytestmark = pytest.mark.slow
+
 # The command with smaller slices in its "demo" profile.
 SMALL_TRAIN = """
 from dataclasses import replace
