@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -9,6 +10,7 @@ import numpy as np
 from gliaflow_proto import (
     FailureMessage,
     FeaturesMessage,
+    Forms,
     GenerateMessage,
     Geometry,
     GradedMessage,
@@ -32,11 +34,24 @@ GEOMETRY = Geometry(
     size=[8, 8],
     slices=[1, 3],
 )
+FORMS = Forms(
+    pixdim=[1.0, 1.0, 1.0, 1.0],
+    units=10,
+    qform_code=1,
+    sform_code=2,
+    quatern=[0.0, 0.0, 0.0, -5.0, 3.0, 2.0],
+    srow=[1.0, 0, 0, -5.0, 0, 1, 0, 3.0, 0, 0, 1, 2.0],
+)
 SCAN = Scan(id="s1", submission="sub", name="brain", patient="p1", label="HGG")
 COMMON: dict[str, Any] = {"id": "m1", "scan": SCAN, "part": [1, 3], "trace": new_trace()}
 ONE_OF_EACH: list[Message] = [
     ScanMessage(**COMMON, source=Source(uri="file:///a.nii.gz"), channel="0"),
-    SlicesMessage(**COMMON, geometry=GEOMETRY, image=np.ones((2, 1, 8, 8), np.float16)),
+    SlicesMessage(
+        **COMMON,
+        warnings=["sform, qform: they differ"],
+        geometry=replace(GEOMETRY, forms=FORMS),
+        image=np.ones((2, 1, 8, 8), np.float16),
+    ),
     FeaturesMessage(
         **COMMON,
         bundle="b@1",
@@ -56,6 +71,9 @@ ONE_OF_EACH: list[Message] = [
         tumour_slices=1,
         affine=GEOMETRY.affine,
         mask=np.zeros((4, 5, 6), np.uint8),
+        status="no tumour",
+        trained_on="phantoms",
+        forms=FORMS,
     ),
     GenerateMessage(**COMMON, label="LGG", count=3, seed=5),
     SyntheticMessage(

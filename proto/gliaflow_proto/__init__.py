@@ -2,10 +2,11 @@
 
 from gliaflow_proto.classes import CLASSES
 from gliaflow_proto.errors import ProtocolError
-from gliaflow_proto.geometry import Geometry, restore, voxel_ml
+from gliaflow_proto.geometry import Forms, Geometry, restore, voxel_ml
 from gliaflow_proto.messages import (
     KINDS,
     MAX_MESSAGE_BYTES,
+    NO_TUMOUR,
     SCHEMA,
     FailureMessage,
     FeaturesMessage,
@@ -32,9 +33,11 @@ __all__ = [
     "FP16_MAX",
     "KINDS",
     "MAX_MESSAGE_BYTES",
+    "NO_TUMOUR",
     "SCHEMA",
     "FailureMessage",
     "FeaturesMessage",
+    "Forms",
     "GenerateMessage",
     "Geometry",
     "GradedMessage",

@@ -18,6 +18,18 @@ MIN_VOLUME = 1e-9  # mm³, of a voxel
 
 
 @dataclass(frozen=True, kw_only=True)
+class Forms:
+    """How a scan's NIfTI header states its place, so that the mask's header states it in the same words (NIfTI-1)."""
+
+    pixdim: list[float]  # the first 4: qfac, and the voxel's sides
+    units: int  # xyzt_units
+    qform_code: int
+    sform_code: int
+    quatern: list[float]  # b, c, d and the offsets x, y, z
+    srow: list[float]  # 12 numbers: srow_x, srow_y, srow_z
+
+
+@dataclass(frozen=True, kw_only=True)
 class Geometry:
     """The position of the network's pixels in the scan, so that a mask can be mapped onto the scan's own grid.
 
@@ -32,6 +44,7 @@ class Geometry:
     step: list[float]  # canonical voxels per network pixel along x and y
     size: list[int]  # network rows and columns
     slices: list[int]  # canonical z of each slice in this message
+    forms: Forms | None = None  # None: the scan is not NIfTI, or of an earlier version
 
 
 def restore(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
@@ -84,6 +97,16 @@ def check_geometry(geometry: Geometry) -> None:
         raise ProtocolError(f"geometry.slices: expected slices from 0 to {height - 1}")
     if len(set(geometry.slices)) < len(geometry.slices):
         raise ProtocolError("geometry.slices: a slice is listed twice")
+
+
+def check_forms(forms: Forms) -> None:
+    """Raise ProtocolError if the values do not fit into a NIfTI-1 header."""
+    for name, length in {"pixdim": 4, "quatern": 6, "srow": 12}.items():
+        numbers = getattr(forms, name)
+        if len(numbers) != length or not all(abs(number) <= MAX_PLACE for number in numbers):
+            raise ProtocolError(f"forms.{name}: expected {length} numbers within ±{MAX_PLACE:g}, got {len(numbers)}")
+    if not (0 <= forms.units <= 255 and 0 <= forms.qform_code <= 2**15 - 1 and 0 <= forms.sform_code <= 2**15 - 1):
+        raise ProtocolError("forms.units, forms.qform_code, forms.sform_code: out of range")
 
 
 def check_affine(affine: list[float], where: str) -> None:

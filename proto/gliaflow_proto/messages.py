@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gliaflow_proto.errors import ProtocolError, shown
-from gliaflow_proto.geometry import MAX_SIDE, Geometry, check_affine, check_geometry
+from gliaflow_proto.geometry import MAX_SIDE, Forms, Geometry, check_affine, check_forms, check_geometry
 from gliaflow_proto.tensors import DTYPES, MAX_TENSOR_BYTES, pack_tensor, unpack_tensor
 
 SCHEMA = "gliaflow/1"
+NO_TUMOUR: Literal["no tumour"] = "no tumour"  # the status of a prediction without a grade
 MAX_MESSAGE_BYTES = 8 * 2**20  # RabbitMQ 4 refuses messages over 16 MiB
 MAX_DECODED_BYTES = 16 * 2**20
 MAX_TEXT = 4096
+MAX_WARNINGS = 32
 SUBMISSION = re.compile(r"[A-Za-z0-9_-]{0,64}")
 MAX_LIST = 8192  # entries of a msgpack array or map
 MAX_CONTAINERS = 256  # arrays and maps in a message; together with MAX_LIST, this limits the memory for decoding
@@ -76,7 +78,8 @@ class Message:
     """The fields of all kinds.
 
     ``id`` is deterministic (``message_id``), so that a result that is computed again has the same id.
-    ``part`` is [index, count]; ``trace`` is a W3C traceparent.
+    ``part`` is [index, count]; ``trace`` is a W3C traceparent. ``warnings`` are doubts about the scan, one sentence
+    each: a stage adds its own to those of the message that it received.
     """
 
     kind: ClassVar[str]
@@ -86,6 +89,7 @@ class Message:
     scan: Scan
     part: list[int] = field(default_factory=lambda: [0, 1])
     trace: str = ""
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +143,9 @@ class PredictionMessage(Message):
     """The answer for one scan. ``mask`` UINT8 has the scan's own spatial shape.
 
     ``slices`` is the number of slices that the U-Net processed, ``tumour_slices`` of those with tumour in the mask.
+    ``status`` is ``ok``, or ``no tumour``: then the scan has no grade (``grade`` is empty) and no probability
+    (``p_hgg`` is 0.5, since older readers expect a number; ignore it). ``trained_on`` says what the bundle was trained
+    on: ``phantoms``, ``patients``, or nothing if it is not known. ``forms``: see ``Geometry.forms``.
     """
 
     kind: ClassVar[str] = "prediction"
@@ -152,6 +159,9 @@ class PredictionMessage(Message):
     tumour_slices: int
     affine: list[float]
     mask: Tensor = field(metadata=MASKS)
+    status: str = "ok"
+    trained_on: str = ""
+    forms: Forms | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +203,7 @@ class FailureMessage(Message):
     reason: str
 
 
+MAPPED: dict[str, type[Any]] = {"Scan": Scan, "Geometry": Geometry, "Source": Source, "Forms": Forms}
 KINDS: dict[str, type[Message]] = {cls.kind: cls for cls in Message.__subclasses__()}
 AnyKind = TypeVar("AnyKind", bound=Message)
 
@@ -215,13 +226,11 @@ def encode(message: Message, encoding: Literal["raw", "lz4"] = "raw") -> bytes:
         value = getattr(message, item.name)
         if isinstance(value, np.ndarray):
             tensors[item.name] = pack_tensor(value, encoding)
-        elif dataclasses.is_dataclass(value):
-            document[item.name] = vars(value)
         else:
             document[item.name] = value
     if tensors:
         document["tensors"] = tensors
-    packed: bytes = msgpack.packb(document)
+    packed: bytes = msgpack.packb(document, default=vars)  # a nested dataclass becomes a map
     return packed
 
 
@@ -305,6 +314,8 @@ def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], 
     built = cls(**values)
     if isinstance(built, Message):
         _check_part(built.part)
+    if isinstance(built, Forms):
+        check_forms(built)
     if isinstance(built, Scan) and not SUBMISSION.fullmatch(built.submission):
         raise ProtocolError(
             "scan.submission: expected at most 64 letters, digits, - and _: it is part of a routing key"
@@ -322,13 +333,13 @@ def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], 
 
 def _check(value: Any, kind: str, where: str) -> Any:
     """The value, if it has the type ``kind`` (the annotation of its field)."""
-    if kind in ("Scan", "Geometry", "Source"):
-        if not isinstance(value, dict):
-            raise ProtocolError(f"{where}: expected a map, got {type(value).__name__}")
-        return _build({"Scan": Scan, "Geometry": Geometry, "Source": Source}[kind], value, {}, where + ".")
     if value is None and kind.endswith(" | None"):
         return None
     kind = kind.removesuffix(" | None")
+    if kind in MAPPED:
+        if not isinstance(value, dict):
+            raise ProtocolError(f"{where}: expected a map, got {type(value).__name__}")
+        return _build(MAPPED[kind], value, {}, where + ".")
     if kind == "str" and isinstance(value, str) and len(value) <= MAX_TEXT:
         return value
     if kind == "bytes" and isinstance(value, bytes):
@@ -337,6 +348,9 @@ def _check(value: Any, kind: str, where: str) -> Any:
         return value
     if kind == "float" and _finite(value):
         return float(value)
+    if kind == "list[str]" and isinstance(value, list) and len(value) <= MAX_WARNINGS:
+        if all(isinstance(x, str) and len(x) <= MAX_TEXT for x in value):
+            return value
     if kind == "list[int]" and isinstance(value, list) and all(type(x) is int for x in value):
         return value
     if kind == "list[float]" and isinstance(value, list) and all(_finite(x) for x in value):
@@ -360,3 +374,5 @@ def _check_prediction(prediction: PredictionMessage) -> None:
         raise ProtocolError(f"tensors.mask: shape {list(sides)}, expected sizes from 1 to {MAX_SIDE}")
     if not 0 <= prediction.p_hgg <= 1:
         raise ProtocolError(f"p_hgg: {prediction.p_hgg:g} is not a probability")
+    if prediction.status not in ("ok", NO_TUMOUR):
+        raise ProtocolError(f"status: {shown(prediction.status)} is not 'ok' or {NO_TUMOUR!r}")

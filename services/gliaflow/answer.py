@@ -9,12 +9,10 @@ from typing import Any, Literal
 import lz4.block
 import nibabel as nib
 import numpy as np
-from gliaflow_proto import PredictionMessage
+from gliaflow_proto import NO_TUMOUR, PredictionMessage
 from gliaflow_runtime.files import whole_file
 
 from gliaflow.scans import Input
-
-NO_TUMOUR = "no tumour was found, so grade and p_hgg say nothing about this scan"
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,15 @@ class Answer:
     scan: the scan's name, from the file's name; unique within the submission.
     patient: the patient, from the file's name or the cohort.
     source: the scan's path or URI.
-    status: ``ok``, or ``failed`` with a ``reason``; then the fields below are None.
+    status: ``ok``; ``no tumour``, then there is no grade and no probability; or ``failed`` with a ``reason``, then the
+        fields below are None.
     grade: HGG or LGG.
     p_hgg: the probability of HGG.
     tumour_ml: the mask's volume.
     slices, tumour_slices: the slices that went through the U-Net, and those in which it found tumour.
     bundle: the model bundle that answered.
+    trained_on: what that bundle was trained on: ``phantoms`` (drawings of scans, so its answers say nothing about a
+        patient), ``patients``, or nothing if the bundle does not say it.
     seconds: from sending the scan to its answer.
     reason: why there is no answer.
     warnings: doubts about the answer.
@@ -63,13 +64,14 @@ class Answer:
     scan: str
     patient: str
     source: str
-    status: Literal["ok", "failed"]
+    status: Literal["ok", "no tumour", "failed"]
     grade: str | None = None
     p_hgg: float | None = None
     tumour_ml: float | None = None
     slices: int | None = None
     tumour_slices: int | None = None
     bundle: str | None = None
+    trained_on: str = ""
     seconds: float | None = None
     reason: str = ""
     warnings: tuple[str, ...] = ()
@@ -79,27 +81,38 @@ class Answer:
     @classmethod
     def of_prediction(cls, item: Input, message: PredictionMessage, seconds: float) -> Answer:
         """The answer that a prediction message gives."""
+        graded = message.status != NO_TUMOUR
         return cls(
             scan=item.name,
             patient=item.patient,
             source=item.source,
-            status="ok",
-            grade=message.grade,
-            p_hgg=message.p_hgg,
+            status="ok" if graded else NO_TUMOUR,
+            grade=message.grade if graded else None,
+            p_hgg=message.p_hgg if graded else None,
             tumour_ml=message.tumour_ml,
             slices=message.slices,
             tumour_slices=message.tumour_slices,
             bundle=message.bundle,
+            trained_on=message.trained_on,
             seconds=seconds,
             _input=item,
-            warnings=() if message.tumour_slices else (NO_TUMOUR,),
+            warnings=(*item.warnings, *message.warnings),
             _mask=PackedMask.of(message),
         )
 
     @classmethod
     def failed(cls, item: Input, reason: str, seconds: float | None = None) -> Answer:
         """The answer of a scan that could not be worked on."""
-        return cls(item.name, item.patient, item.source, "failed", seconds=seconds, reason=reason, _input=item)
+        return cls(
+            item.name,
+            item.patient,
+            item.source,
+            "failed",
+            seconds=seconds,
+            reason=reason,
+            warnings=item.warnings,
+            _input=item,
+        )
 
     @property
     def mask(self) -> Any:

@@ -78,7 +78,7 @@ def extract(
 
     item = find_one(scan, channel=channel)
     settings = load_settings({"tap": tap, "bundle": bundle and str(bundle), "device": device, "threads": threads})
-    served = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state)
+    served = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles)
     source = Source(uri=item.uri or item.path.resolve().as_uri())
     message = ScanMessage(id="scan", scan=Scan(id="scan"), source=source, channel=item.channel)
     delivery = Delivery("", "", b"")

@@ -272,4 +272,4 @@ def _inputs(scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: st
         return each
     if any(isinstance(scan, Input) for scan in each):
         raise UsageError("scans: give paths or Inputs, not both")
-    return find_inputs(each, grade=grade, channel=channel)
+    return find_inputs(each, grade=grade, channel=channel).inputs

@@ -39,7 +39,8 @@ def draw(answer: Answer) -> bytes:
     nothing = np.zeros_like(found[:, :, z])
     (picture,) = slice_pictures([Slice(image, nothing, found[:, :, z], (float(spacing[0]), float(spacing[1])))])
     volume = f"{answer.tumour_ml:.1f} ml of tumour" if area.any() else "no tumour found"
-    lines = [answer.scan, f"{answer.grade}, P(HGG) {answer.p_hgg:.3f}, {volume}"]
+    grade = f"{answer.grade}, P(HGG) {answer.p_hgg:.3f}" if answer.grade else "no grade"
+    lines = [answer.scan, f"{grade}, {volume}"]
     lines.append(f"slice {z + 1} of {found.shape[2]}" + ("" if scan is not None else ", without the scan's image"))
     return _with_text(picture.data, [*lines, *answer.warnings])
 

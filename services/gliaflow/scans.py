@@ -40,6 +40,8 @@ class Input:
     cohort: a scan of a cohort has the same id in every submission, so that a feature store keeps it once.
     volume: gives the NIfTI bytes where ``path`` is not a NIfTI file.
     uri: the preprocessor reads the scan from here.
+    relative: its path, relative to the folder that was submitted.
+    warnings: doubts about the file, from its name and its folder, for its answer.
     """
 
     path: Path
@@ -50,6 +52,8 @@ class Input:
     cohort: str = ""
     volume: Volume | None = None
     uri: str = ""
+    relative: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -60,6 +64,22 @@ class Input:
     def root(self) -> str:
         """The folder or URL under which it is: a preprocessor reads nothing outside the roots that are allowed."""
         return self.uri.rpartition("/")[0] or str(Path(os.path.realpath(self.path)).parent)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file under a submitted folder that is not a scan to submit, and why."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The scans at the paths that a user gave, and what was left out."""
+
+    inputs: list[Input]
+    left_out: list[LeftOut]
 
 
 def stem(path: Path) -> str:
@@ -73,9 +93,7 @@ def patient_of(path: Path) -> str:
     return FLAIR.sub("", stem(path))
 
 
-def find_inputs(
-    paths: Iterable[str | PathLike[str]], *, grade: str | None = None, channel: str | None = None
-) -> list[Input]:
+def find_inputs(paths: Iterable[str | PathLike[str]], *, grade: str | None = None, channel: str | None = None) -> Found:
     """The scans at these paths (files, folders, globs, or URLs of them), each with a unique name, in a fixed order.
 
     A file that is given by name is always submitted. Of a folder, files with the ending of a scan are submitted,
@@ -102,15 +120,16 @@ def find_inputs(
             raise UsageError(f"{text}: no such file, folder or match")
     if not files:
         raise UsageError(f"no scan (*.nii, *.nii.gz) in {', '.join(texts)}")
-    return [
-        Input(path, name, _short(patient_of(path)), grade, _channel(path, channel), uri=uri)
+    inputs = [
+        Input(path, name, _short(patient_of(path)), grade, _channel(path, channel), uri=uri, relative=path.name)
         for (path, uri), name in zip(files.items(), _names(list(files)), strict=True)
     ]
+    return Found(inputs, [])
 
 
 def find_one(path: str | PathLike[str], *, grade: str | None = None, channel: str | None = None) -> Input:
     """The one scan at this path. Raises UsageError as ``find_inputs`` does, and if there are several."""
-    found = find_inputs([path], grade=grade, channel=channel)
+    found = find_inputs([path], grade=grade, channel=channel).inputs
     if len(found) > 1:
         raise UsageError(f"{path}: {len(found)} scans, where one is expected")
     return found[0]

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from gliaflow_proto import (
     MAX_MESSAGE_BYTES,
+    NO_TUMOUR,
     FailureMessage,
+    Geometry,
     GradedMessage,
     Message,
     PredictionMessage,
@@ -30,11 +32,14 @@ from gliaflow_proto import (
     restore,
     voxel_ml,
 )
+from gliaflow_proto.messages import MAX_WARNINGS
 from gliaflow_proto.routing import ASSEMBLER
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import Outcome, Stage, failure
+from numpy.typing import NDArray
+from scipy import ndimage
 
 REMEMBERED = 10_000  # ended scans to remember, so that late copies of their parts are ignored
 PREFETCH = 2000  # the largest that RabbitMQ's quorum queues allow, for:
@@ -72,12 +77,13 @@ class Gathering:
 class Assembler(Stage):
     """``graded`` → ``prediction``: mean logit, mask on the scan's own grid, tumour volume.
 
-    The logit of a scan is the mean over the slices with tumour in their mask, since a slice without tumour says
-    nothing about the grade. If no slice has tumour, it is the mean over all slices.
+    Spots in the mask that are smaller than the bundle's ``min_tumour_ml`` are removed. The logit of a scan is the mean
+    over the slices with tumour, since a slice without tumour says nothing about the grade. A scan without tumour has
+    no grade.
 
     Parameters
     ----------
-    bundle: has the classes.
+    bundle: has the classes, and the volume of the smallest tumour.
     timeout_s: a scan that gets no part for so long fails, and its parts become dead letters.
     """
 
@@ -87,7 +93,8 @@ class Assembler(Stage):
     max_attempts = 15  # all that it holds is delivered again at each restart, without any fault of the messages
 
     def __init__(self, bundle: Bundle, *, timeout_s: float) -> None:
-        self._classes = bundle.manifest.classes
+        self._classes, self._min_tumour_ml = bundle.manifest.classes, bundle.manifest.min_tumour_ml
+        self._trained_on = bundle.trained_on
         self._timeout_s = timeout_s
         self._open: dict[Key, Gathering] = {}
         self._ended: OrderedDict[Key, tuple[int, str]] = OrderedDict()  # the attempt, and why it failed or ""
@@ -210,27 +217,59 @@ class Assembler(Stage):
         logit = np.concatenate([part.logit for part in parts])
         masks = np.concatenate([part.mask for part in parts])
         geometry = replace(first.geometry, slices=[z for part in parts for z in part.geometry.slices])
-        with_tumour = masks.any(axis=(1, 2))
-        score = float(logit[with_tumour].mean() if with_tumour.any() else logit.mean())
-        p_first = 0.5 * (1 + math.tanh(score / 2))  # the sigmoid, without overflow
         mask = restore(masks, geometry)
+        remove_spots(mask, self._min_tumour_ml / voxel_ml(geometry))
+        with_tumour = _in_slices(mask, geometry)
+        score = float(logit[with_tumour].mean()) if with_tumour.any() else 0.0
+        p_first = 0.5 * (1 + math.tanh(score / 2))  # the sigmoid, without overflow
+        graded = bool(with_tumour.any())
+        grade = self._classes[0 if p_first >= 0.5 else 1] if graded else ""
+        metrics.ANSWERS.labels(grade or NO_TUMOUR).inc()
         return PredictionMessage(
             id=message_id(first.scan.submission, first.scan.id, "prediction", first.bundle),
             scan=first.scan,
             trace=first.trace,
+            warnings=list(dict.fromkeys(text for part in parts for text in part.warnings))[:MAX_WARNINGS],
             bundle=first.bundle,
-            grade=self._classes[0] if p_first >= 0.5 else self._classes[1],
+            status="ok" if graded else NO_TUMOUR,
+            grade=grade,
             p_hgg=p_first,
             tumour_ml=float(mask.sum(dtype=np.int64)) * voxel_ml(geometry),
             slices=len(logit),
             tumour_slices=int(with_tumour.sum()),
             affine=geometry.affine,
+            forms=geometry.forms,
+            trained_on=self._trained_on,
             mask=mask,
         )
+
+
+def remove_spots(mask: NDArray[np.uint8], voxels: float) -> None:
+    """Set every connected part of a mask [i, j, k] with fewer than ``voxels`` voxels to 0, in place.
+
+    Voxels that touch at a side, an edge or a corner are connected.
+    """
+    inside = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    if voxels <= 1 or not inside[0].size:
+        return
+    box = mask[tuple(slice(each[0], each[-1] + 1) for each in inside)]
+    label, count = ndimage.label(box, structure=np.ones((3, 3, 3)))
+    small = np.bincount(label.ravel(), minlength=count + 1) < voxels
+    small[0] = False
+    if small.any():
+        box[small[label]] = 0
+
+
+def _in_slices(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.bool_]:
+    """Whether the mask, on the scan's own grid, has tumour in each of the geometry's slices."""
+    stored_axis, mirrored = geometry.orientation[::2], geometry.orientation[1::2]
+    axis = stored_axis.index(2)
+    planes = np.asarray(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    return np.asarray((planes if mirrored[axis] > 0 else planes[::-1])[geometry.slices])
 
 
 def _frame(part: GradedMessage) -> tuple[object, ...]:
     """The number of parts, the bundle and the grids, which are the same in all parts of a scan."""
     g = part.geometry
-    grids = (*g.affine, *g.shape, *g.orientation, *g.origin, *g.step, *g.size)
+    grids = (*g.affine, *g.shape, *g.orientation, *g.origin, *g.step, *g.size, g.forms)
     return part.part[1], part.bundle, grids

@@ -45,6 +45,7 @@ class Grader(Stage):
                     scan=part.scan,
                     part=part.part,
                     trace=part.trace,
+                    warnings=part.warnings,
                     bundle=self._bundle.id,
                     geometry=part.geometry,
                     logit=logit.reshape(slices).astype(np.float64),

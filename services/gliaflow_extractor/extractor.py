@@ -115,6 +115,7 @@ class Extractor(Stage):
                     scan=slices.scan,
                     part=slices.part,
                     trace=slices.trace,
+                    warnings=slices.warnings,
                     bundle=self._bundle.id,
                     tap=self._bundle.tap,
                     geometry=slices.geometry,

@@ -87,6 +87,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     phantoms = made_by(request.folder)
     manifest = base.manifest.model_dump(mode="json", exclude={"schema_", "files"})
     manifest["notice"] = f"Trained on {len(split)} {'phantoms' if phantoms else 'patients'}. {NOTICE}"
+    manifest["trained_on"] = "phantoms" if phantoms else "patients"
     manifest["training"] |= {
         "profile": asdict(profile),
         "seed": request.seed,

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     folder, out, url, timeout = sys.argv[1:]
     configure_logging("error", "auto")
     known = {n: r for n, r in read_table(Path(out) / TABLE).items() if r.status == "ok"}
-    todo = [item for item in find_inputs([folder]) if item.name not in known]
+    todo = [item for item in find_inputs([folder]).inputs if item.name not in known]
     gliaflow.flow.Submission = Twice  # type: ignore[misc]
     with connect(url) as broker:
         save_answers(gliaflow.flow.Flow(broker, timeout=float(timeout)), todo, Path(out), known=known)

@@ -25,7 +25,7 @@ def new_scans(inbox: Path, out: Path) -> list[tuple[Input, int]]:
     scan that is dropped again under the same name is answered again.
     """
     try:
-        found = find_inputs([inbox])
+        found = find_inputs([inbox]).inputs
     except UsageError:  # nothing there yet
         return []
     fresh = []

@@ -60,7 +60,7 @@ def submit(
         print_problems(cohort)
         inputs = cohort_inputs(cohort, folder.resolve().name, channel)
     else:
-        inputs = find_inputs(paths, grade=grade, channel=channel)
+        inputs = find_inputs(paths, grade=grade, channel=channel).inputs
     before = {n: r for n, r in read_table(out / TABLE).items() if r.status == "ok"} if resume else {}
     todo = [item for item in inputs if item.name not in before]
     if before:

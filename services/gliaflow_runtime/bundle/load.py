@@ -74,6 +74,13 @@ class Bundle:
         channels, height, width = self.manifest.taps[self.tap]
         return (channels, height // 2, width // 2) if self.manifest.cropped else (channels, height, width)
 
+    @property
+    def trained_on(self) -> str:
+        """What the U-Net learned from: ``phantoms``, ``patients``, or nothing if the manifest does not say it."""
+        cohort = self.manifest.training.get("cohort")
+        drawn = isinstance(cohort, dict) and "made_by" in cohort  # as manifests without the field say it
+        return self.manifest.trained_on or ("phantoms" if drawn else "")
+
     def require_own_tap(self, network: str) -> None:
         """Raise BundleError if features come from another tap than ``network`` was fitted on."""
         if self.tap != self.manifest.tap:
@@ -95,20 +102,51 @@ class Bundle:
         return max(1, min(16, (max_bytes - 64 * 2**10) // each))
 
 
-def load_bundle(where: str | Path | None, tap: str = "", sha256: str = "", state: Path = Path()) -> Bundle:
-    """The bundle in a folder or at a URL (which is downloaded into ``state``); None: the shipped demonstration.
+def load_bundle(
+    where: str | Path | None, tap: str = "", sha256: str = "", state: Path = Path(), bundles: Path | None = None
+) -> Bundle:
+    """The bundle that ``find_bundle`` finds, or the one at a URL, which is downloaded into ``state``.
 
-    Raises BundleError as ``Bundle`` does, or if the download fails.
+    Raises BundleError as ``Bundle`` and ``find_bundle`` do, or if the download fails.
     """
-    if where is None:
-        folder = demo_bundle()
-    elif "://" in str(where):
+    if "://" in str(where):
         from gliaflow_runtime.bundle.download import fetch_bundle  # it loads fsspec
 
         folder = fetch_bundle(str(where), state / "fetched")
     else:
-        folder = Path(where)
+        folder = find_bundle(where, bundles)
     return Bundle(folder, tap, sha256)
+
+
+def find_bundle(where: str | Path | None, bundles: Path | None = None) -> Path:
+    """The folder of a bundle. None: the shipped demonstration.
+
+    Parameters
+    ----------
+    where: a path; or a name: of a folder here, of a folder in ``bundles``, or ``demo``, the shipped demonstration.
+
+    Raises
+    ------
+    BundleError: no bundle has that name, or two have it.
+    """
+    if where is None:
+        return demo_bundle()
+    name = str(where)
+    if Path(name).name != name:  # a path
+        return Path(name)
+    known = [folder / name for folder in (Path(), bundles) if folder is not None and (folder / name / MANIFEST).exists()]
+    known += [demo_bundle()] if name == "demo" else []
+    if not known:
+        others = sorted(path.parent.name for path in bundles.glob(f"*/{MANIFEST}")) if bundles else []
+        inside = f" or in {bundles} (which has {', '.join(others[:20]) or 'no bundle'})" if bundles else ""
+        raise BundleError(
+            f"no bundle {name!r}: there is no {name}/{MANIFEST} in {Path.cwd()}{inside}; name a folder that `gliaflow "
+            "train` wrote, or demo, the shipped demonstration"
+        )
+    if len({os.path.realpath(folder) for folder in known}) > 1:
+        paths = " or ".join(str(folder.absolute()) for folder in known)
+        raise BundleError(f"bundle {name!r} may be {paths}: write the path of the one that you mean")
+    return known[0]
 
 
 def demo_bundle() -> Path:

@@ -71,6 +71,8 @@ class Manifest(Strict):
     taps: dict[Name, tuple[Channels, Side, Side]] = Field(max_length=64)
     tap: str
     cropped: bool = Field(default=False, description="whether features are cropped to the predicted mask")
+    min_tumour_ml: float = Field(default=0.0, ge=0, le=1000, description="a smaller spot in a mask is not a tumour")
+    trained_on: Literal["", "phantoms", "patients"] = Field(default="", description="what the U-Net learned from")
     generator: str = Field(description="the generator that is served by default; empty: there is none")
     generators: dict[Name, GeneratorSpec] = Field(max_length=64)
     training: dict[str, Any]

@@ -190,16 +190,25 @@ def test_paths_and_inputs_are_not_mixed(scans: list[Input]) -> None:
         Flow(stages.broker.attach()).submit_all([scans[0], str(scans[1].path)])  # type: ignore[list-item]
 
 
-def test_an_answer_keeps_its_mask_compressed_and_warns_where_there_is_no_tumour() -> None:
-    item = Input(Path("s.nii"), "s", "p")
+def test_an_answer_keeps_its_mask_compressed() -> None:
     mask = np.zeros((240, 240, 155), np.uint8)
     mask[100:130, 100:130, 60:80] = 1
-    answer = Answer.of_prediction(item, replace(PREDICTION, mask=mask), 1.0)
+    answer = Answer.of_prediction(Input(Path("s.nii"), "s", "p"), replace(PREDICTION, mask=mask), 1.0)
     assert len(pickle.dumps(answer)) < mask.nbytes / 50
     np.testing.assert_array_equal(np.asarray(answer.mask.dataobj), mask)
-    assert answer.warnings == ()
-    nothing = Answer.of_prediction(item, replace(PREDICTION, mask=0 * mask, tumour_slices=0), 1.0)
-    assert nothing.warnings == ("no tumour was found, so grade and p_hgg say nothing about this scan",)
+
+
+def test_an_answer_without_tumour_has_no_grade_and_no_probability() -> None:
+    answer = Answer.of_prediction(Input(Path("s.nii"), "s", "p"), replace(PREDICTION, status="no tumour"), 1.0)
+    assert (answer.status, answer.grade, answer.p_hgg) == ("no tumour", None, None)
+
+
+def test_an_answer_has_the_warnings_of_the_client_and_of_the_stages() -> None:
+    item = Input(Path("s_t1.nii"), "s_t1", "s", warnings=("its name says T1",))
+    message = replace(PREDICTION, warnings=["sform and qform differ"], trained_on="phantoms")
+    answer = Answer.of_prediction(item, message, 1.0)
+    assert answer.warnings == ("its name says T1", "sform and qform differ")
+    assert answer.trained_on == "phantoms"
 
 
 def test_a_malformed_broker_url_is_a_usage_error_without_its_password() -> None:

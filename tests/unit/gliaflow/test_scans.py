@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def names(paths, **options):
-    return [item.name for item in find_inputs([str(p) for p in paths], **options)]
+    return [item.name for item in find_inputs([str(p) for p in paths], **options).inputs]
 
 
 def test_masks_and_other_sequences_in_a_folder_are_skipped(folder):
@@ -45,7 +45,10 @@ def test_a_scan_given_twice_is_submitted_once(folder):
 
 
 def test_the_patient_is_read_from_the_name(folder):
-    assert [i.patient for i in find_inputs([str(folder / "a"), str(folder / "c")])][:2] == ["p1", "BraTS-GLI-00001-000"]
+    assert [i.patient for i in find_inputs([str(folder / "a"), str(folder / "c")]).inputs][:2] == [
+        "p1",
+        "BraTS-GLI-00001-000",
+    ]
 
 
 def test_scans_with_the_same_file_name_get_different_names(tmp_path):
@@ -81,8 +84,8 @@ def test_the_flair_channel_of_a_decathlon_folder_is_found(tmp_path):
     images.mkdir()
     (images / "BRATS_306.nii.gz").touch()
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "T1w", "1": "FLAIR"}}))
-    assert find_inputs([str(images)])[0].channel == "1"
-    assert find_inputs([str(images)], channel="3")[0].channel == "3"
-    assert find_inputs([str(images)], channel="t1w")[0].channel == "0"
+    assert find_inputs([str(images)]).inputs[0].channel == "1"
+    assert find_inputs([str(images)], channel="3").inputs[0].channel == "3"
+    assert find_inputs([str(images)], channel="t1w").inputs[0].channel == "0"
     with pytest.raises(UsageError, match="T2"):
         find_inputs([str(images)], channel="T2")

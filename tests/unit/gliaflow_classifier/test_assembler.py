@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from gliaflow_classifier.assembler import ENDING_ATTEMPTS, Assembler
+from gliaflow_classifier.assembler import ENDING_ATTEMPTS, Assembler, remove_spots
 from gliaflow_proto import (
     FailureMessage,
     Geometry,
@@ -32,8 +32,13 @@ TUMOUR = [[1, 0], [1, 1], [0, 0]]  # whether a slice's mask has tumour
 
 
 class FakeBundle:
-    class manifest:  # all that an assembler uses of a bundle
+    """All that an assembler uses of a bundle."""
+
+    trained_on = "phantoms"
+
+    class manifest:
         classes = ("HGG", "LGG")
+        min_tumour_ml = 0.0
 
 
 def assembler(timeout_s=60.0):
@@ -84,12 +89,51 @@ def test_the_prediction_has_the_mean_logit_of_slices_with_tumour_and_the_mask_on
     assert prediction.tumour_ml == pytest.approx(12 * 2 * 2 * 5 / 1000)
 
 
-def test_without_tumour_the_mean_is_over_all_slices():
+def test_a_scan_without_tumour_has_no_grade_and_no_probability():
+    before = REGISTRY.get_sample_value("gliaflow_answers_total", {"answer": "no tumour"}) or 0
+    (prediction,) = deliver(assembler(), changed(part(2), part=[0, 1]))[1].publish
+    assert (prediction.status, prediction.grade, prediction.tumour_ml) == ("no tumour", "", 0.0)
+    assert prediction.p_hgg == 0.5, "a number, for readers of earlier versions"
+    assert REGISTRY.get_sample_value("gliaflow_answers_total", {"answer": "no tumour"}) == before + 1
+
+
+def test_spots_smaller_than_the_bundles_smallest_tumour_are_removed(monkeypatch):
+    """The parts have a spot of 4 voxels (80 µl) in slice 0, and one of 8 in slices 2 and 3."""
+    monkeypatch.setattr(FakeBundle.manifest, "min_tumour_ml", 0.1)
+    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
+    assert prediction.mask.sum(axis=(0, 1)).tolist() == [0, 0, 4, 4, 0, 0]
+    assert (prediction.tumour_slices, prediction.tumour_ml) == (2, pytest.approx(0.16))
+    assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(-(2.0 + 5.0) / 2))), "slice 0 has no tumour now"
+    monkeypatch.setattr(FakeBundle.manifest, "min_tumour_ml", 0.2)
+    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
+    assert (prediction.status, int(prediction.mask.sum())) == ("no tumour", 0)
+
+
+def test_voxels_that_touch_at_a_corner_are_one_tumour():
+    mask = np.zeros((5, 5, 5), np.uint8)
+    mask[0, 0, 0] = mask[1, 1, 1] = mask[4, 4, 4] = 1
+    remove_spots(mask, voxels=2)
+    assert np.argwhere(mask).tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("orientation", list(itertools.permutations([(0, 1), (1, -1), (2, -1)])))
+def test_slices_with_tumour_are_counted_on_any_orientation_of_the_scan(orientation):
+    message = part(1)
+    stored = [axis for axis, _ in orientation]
+    shape = [SHAPE[axis] for axis in stored]
+    geometry = dataclasses.replace(message.geometry, orientation=[n for pair in orientation for n in pair], shape=shape)
+    message.mask[0] = 0
+    (prediction,) = deliver(assembler(), changed(message, part=[0, 1], geometry=geometry))[1].publish
+    assert prediction.tumour_slices == 1
+    assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(-5.0))), "the logit of the second slice"
+
+
+def test_the_prediction_hands_on_the_warnings_of_all_parts_and_what_the_bundle_learned_from():
     stage = assembler()
-    plain = changed(part(2), part=[0, 1])
-    (prediction,) = deliver(stage, plain)[1].publish
-    assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(4.25)))
-    assert prediction.grade == "LGG"
+    parts = [changed(part(0, count=2), warnings=["a", "b"]), changed(part(1, count=2), warnings=["b", "c"])]
+    (prediction,) = predictions([deliver(stage, each)[1] for each in parts])
+    assert prediction.warnings == ["a", "b", "c"]
+    assert prediction.trained_on == "phantoms"
 
 
 @given(st.lists(st.integers(0, 2), max_size=6), st.permutations([0, 1, 2]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gliaflow_proto import (
     KINDS,
+    PredictionMessage,
     ProtocolError,
     Scan,
     ScanMessage,
@@ -25,6 +26,8 @@ from gliaflow_proto import (
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_messages import FEATURES, ONE_OF_EACH, SCAN_MESSAGE, SLICES, changed
+
+PREDICTION = next(message for message in ONE_OF_EACH if isinstance(message, PredictionMessage))
 
 
 def same(a, b):
@@ -107,6 +110,14 @@ def test_a_truncated_or_altered_message_decodes_or_raises_a_protocol_error(data)
         (changed(SLICES, geometry__affine=[1.0]), "geometry.affine: expected 16"),
         (changed(SLICES, geometry__affine=[float("nan")] * 16), "geometry.affine"),
         (changed(SLICES, geometry__shape=[4, 5, 2**40]), "geometry.shape"),
+        (changed(SLICES, geometry__forms="none"), "geometry.forms: expected a map"),
+        (changed(SLICES, geometry__forms__srow=[1.0]), "forms.srow: expected 12"),
+        (changed(SLICES, geometry__forms__pixdim=[1e9] * 4), "forms.pixdim"),
+        (changed(SLICES, geometry__forms__sform_code=2**16), "forms.sform_code"),
+        (changed(SLICES, warnings="far"), "warnings: expected list"),
+        (changed(SLICES, warnings=[7]), "warnings: expected list"),
+        (changed(SLICES, warnings=["x"] * 33), "warnings: expected list"),
+        (changed(PREDICTION, status="perhaps"), "status: 'perhaps'"),
         (changed(SLICES, geometry__shape=[30000, 30000, 30000]), "geometry.shape"),
         (changed(SLICES, geometry__orientation=[0, 1, 0, 1, 2, 1]), "geometry.orientation"),
         (changed(SLICES, geometry__step=[0.0, 1.0]), "geometry.step"),
@@ -144,6 +155,13 @@ def test_millions_of_empty_arrays_in_one_message_take_little_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 * 2**20
+
+
+def test_a_message_of_an_earlier_version_has_no_warnings_no_forms_and_the_status_ok():
+    slices = decode(changed(SLICES, warnings=..., geometry__forms=...))
+    prediction = decode(changed(PREDICTION, warnings=..., status=..., trained_on=..., forms=...))
+    assert (slices.warnings, slices.geometry.forms) == ([], None)
+    assert (prediction.warnings, prediction.status, prediction.trained_on, prediction.forms) == ([], "ok", "", None)
 
 
 def test_an_unknown_field_is_ignored():
