@@ -20,7 +20,6 @@ from gliaflow_proto import (
     MAX_MESSAGE_BYTES,
     NO_TUMOUR,
     FailureMessage,
-    Geometry,
     GradedMessage,
     Message,
     PredictionMessage,
@@ -217,13 +216,13 @@ class Assembler(Stage):
         logit = np.concatenate([part.logit for part in parts])
         masks = np.concatenate([part.mask for part in parts])
         geometry = replace(first.geometry, slices=[z for part in parts for z in part.geometry.slices])
-        mask = restore(masks, geometry)
-        remove_spots(mask, self._min_tumour_ml / voxel_ml(geometry))
-        with_tumour = _in_slices(mask, geometry)
+        masks = without_spots(masks, self._min_tumour_ml / (voxel_ml(geometry) * geometry.step[0] * geometry.step[1]))
+        with_tumour = masks.any(axis=(1, 2))
         score = float(logit[with_tumour].mean()) if with_tumour.any() else 0.0
         p_first = 0.5 * (1 + math.tanh(score / 2))  # the sigmoid, without overflow
         graded = bool(with_tumour.any())
         grade = self._classes[0 if p_first >= 0.5 else 1] if graded else ""
+        mask = restore(masks, geometry)
         metrics.ANSWERS.labels(grade or NO_TUMOUR).inc()
         return PredictionMessage(
             id=message_id(first.scan.submission, first.scan.id, "prediction", first.bundle),
@@ -244,28 +243,21 @@ class Assembler(Stage):
         )
 
 
-def remove_spots(mask: NDArray[np.uint8], voxels: float) -> None:
-    """Set every connected part of a mask [i, j, k] with fewer than ``voxels`` voxels to 0, in place.
+def without_spots(masks: NDArray[np.uint8], pixels: float) -> NDArray[np.uint8]:
+    """The masks [n, rows, columns] of a scan's slices without the connected parts that have fewer than ``pixels``.
 
-    Voxels that touch at a side, an edge or a corner are connected.
+    Pixels that touch at a side, an edge or a corner are connected, also those of neighbouring slices.
     """
-    inside = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    if voxels <= 1 or not inside[0].size:
-        return
-    box = mask[tuple(slice(each[0], each[-1] + 1) for each in inside)]
-    label, count = ndimage.label(box, structure=np.ones((3, 3, 3)))
-    small = np.bincount(label.ravel(), minlength=count + 1) < voxels
-    small[0] = False
-    if small.any():
-        box[small[label]] = 0
-
-
-def _in_slices(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.bool_]:
-    """Whether the mask, on the scan's own grid, has tumour in each of the geometry's slices."""
-    stored_axis, mirrored = geometry.orientation[::2], geometry.orientation[1::2]
-    axis = stored_axis.index(2)
-    planes = np.asarray(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-    return np.asarray((planes if mirrored[axis] > 0 else planes[::-1])[geometry.slices])
+    if pixels <= 1 or not masks.any():
+        return masks
+    inside = [np.flatnonzero(masks.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    box = tuple(slice(each[0], each[-1] + 1) for each in inside)  # far smaller than all slices
+    label, count = ndimage.label(masks[box], structure=np.ones((3, 3, 3)))
+    large = np.bincount(label.ravel(), minlength=count + 1) >= pixels
+    large[0] = False
+    kept = np.zeros_like(masks)
+    kept[box] = large[label]
+    return kept
 
 
 def _frame(part: GradedMessage) -> tuple[object, ...]:
