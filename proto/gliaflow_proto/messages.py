@@ -348,14 +348,18 @@ def _check(value: Any, kind: str, where: str) -> Any:
         return value
     if kind == "float" and _finite(value):
         return float(value)
-    if kind == "list[str]" and isinstance(value, list) and len(value) <= MAX_WARNINGS:
-        if all(isinstance(x, str) and len(x) <= MAX_TEXT for x in value):
-            return value
+    if kind == "list[str]" and _is_texts(value):
+        return value
     if kind == "list[int]" and isinstance(value, list) and all(type(x) is int for x in value):
         return value
     if kind == "list[float]" and isinstance(value, list) and all(_finite(x) for x in value):
         return [float(x) for x in value]
     raise ProtocolError(f"{where}: expected {kind}, got {type(value).__name__}")  # not the value: reasons are logged
+
+
+def _is_texts(value: Any) -> bool:
+    few = isinstance(value, list) and len(value) <= MAX_WARNINGS
+    return few and all(isinstance(text, str) and len(text) <= MAX_TEXT for text in value)
 
 
 def _finite(value: Any) -> bool:

@@ -10,9 +10,13 @@ import lz4.block
 import nibabel as nib
 import numpy as np
 from gliaflow_proto import NO_TUMOUR, PredictionMessage
+from gliaflow_proto.geometry import Forms
 from gliaflow_runtime.files import whole_file
 
 from gliaflow.scans import Input
+
+QUATERN = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")  # as in Forms
+SROW = ("srow_x", "srow_y", "srow_z")
 
 
 @dataclass(frozen=True)
@@ -23,19 +27,35 @@ class PackedMask:
     shape: tuple[int, ...]
     dtype: str
     affine: tuple[float, ...]
+    forms: Forms | None = None
 
     @classmethod
     def of(cls, message: PredictionMessage) -> PackedMask:
         """The mask of a prediction."""
         mask = np.ascontiguousarray(message.mask)
-        return cls(lz4.block.compress(mask), mask.shape, mask.dtype.str, tuple(message.affine))
+        return cls(lz4.block.compress(mask), mask.shape, mask.dtype.str, tuple(message.affine), message.forms)
 
     def image(self) -> Any:
-        """A nibabel image on the scan's own grid."""
+        """A nibabel image on the scan's own grid. Its header states the place in the same fields as the scan's does."""
         mask = np.frombuffer(lz4.block.decompress(self.data), self.dtype).reshape(self.shape)
         image = nib.Nifti1Image(mask, np.reshape(self.affine, (4, 4)))
         image.header.set_xyzt_units("mm")
+        if self.forms is None:
+            return image
+        _copy_forms(self.forms, image.header)
+        image = nib.Nifti1Image(mask, image.header.get_best_affine())  # given a header, it would change what it doubts
+        _copy_forms(self.forms, image.header)
         return image
+
+
+def _copy_forms(forms: Forms, header: Any) -> None:
+    """Set the fields of a NIfTI header that state its place."""
+    header["pixdim"][:4] = forms.pixdim
+    header["xyzt_units"], header["qform_code"], header["sform_code"] = forms.units, forms.qform_code, forms.sform_code
+    for name, value in zip(QUATERN, forms.quatern, strict=True):
+        header[name] = value
+    for name, row in zip(SROW, np.reshape(forms.srow, (3, 4)), strict=True):
+        header[name] = row
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,8 @@ class Answer:
     bundle: the model bundle that answered.
     trained_on: what that bundle was trained on: ``phantoms`` (drawings of scans, so its answers say nothing about a
         patient), ``patients``, or nothing if the bundle does not say it.
-    seconds: from sending the scan to its answer.
+    seconds: the scan's own time: to its answer, from the answer before it or, if that is later, from its sending. The
+        sum over a submission is the time that the submission took.
     reason: why there is no answer.
     warnings: doubts about the answer.
     """

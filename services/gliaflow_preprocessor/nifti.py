@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from gliaflow_proto.geometry import MAX_PLACE, MIN_VOLUME
+from gliaflow_proto.geometry import Forms
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
+
+from gliaflow_preprocessor.file_kinds import name_kind
+from gliaflow_preprocessor.placement import place
 
 GZIP = b"\x1f\x8b"
 MAX_VOXELS = 2**28  # 512 x 512 x 1024
 MAX_VOLUME_BYTES = 2**30
 MAX_MEMBERS = 2**15  # of a gzip file: bgzip makes so many from 2 GiB
-MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 100  # smaller voxels would be blurred over hundreds of others
 MAX_HEADER_BYTES = 2**20  # extensions included
 HEADER_BYTES = 540  # of a NIfTI-2 header; NIfTI-1 has 348
 MAX_SIDE = 4096
@@ -28,8 +31,34 @@ class NiftiError(ValueError):
     """The bytes are not a usable NIfTI file. The text names the field and the expected value."""
 
 
+class SeveralVolumes(NiftiError):
+    """A 4-D file, and no channel was named."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(
+            f"dim: 4-D image {list(shape)}: say which of its {shape[3]} volumes is FLAIR (--channel NUMBER, from 0)"
+        )
+        self.shape = shape
+
+
+@dataclass(frozen=True)
+class NiftiScan:
+    """``volume`` [i, j, k] in stored order; ``affine`` [4, 4], voxel to mm; the header's ``forms``; ``warnings``."""
+
+    volume: NDArray[Any]
+    affine: NDArray[np.float64]
+    forms: Forms
+    warnings: list[str]
+
+
 def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The FLAIR volume [i, j, k] in stored order, and its affine [4, 4].
+    """The volume and the affine of ``read_scan``."""
+    scan = read_scan(data, channel)
+    return scan.volume, scan.affine
+
+
+def read_scan(data: bytes, channel: str | None = None) -> NiftiScan:
+    """The FLAIR volume of a NIfTI file, and its place.
 
     Parameters
     ----------
@@ -42,9 +71,7 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     """
     if not data:
         raise NiftiError("the file is empty")
-    if data[128:132] == b"DICM":
-        raise NiftiError("a DICOM file, not NIfTI: convert the series first (dcm2niix does)")
-    header = _header(bytes(_inflate(data, 0, HEADER_BYTES)))
+    header, stated = _header(bytes(_inflate(data, 0, HEADER_BYTES)))
     shape = _shape(header, channel)
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
@@ -66,24 +93,30 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     volume = np.frombuffer(raw, dtype).reshape(shape[:3], order="F")
     try:
         slope, inter = header.get_slope_inter()
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise NiftiError(f"scl_slope, qform: {error}") from None
+        raise NiftiError(f"scl_slope, scl_inter: {error}") from None
     if slope is not None and (slope, inter or 0.0) != (1.0, 0.0):
-        with np.errstate(over="ignore", invalid="ignore"):  # prepare treats values that are not finite
-            volume = volume.astype(np.float32) * np.float32(slope) + np.float32(inter or 0.0)
-    if not (np.abs(affine) <= MAX_PLACE).all() or abs(np.linalg.det(affine[:3, :3])) < MIN_VOLUME:
-        raise NiftiError("sform, qform: the affine is not finite or has no volume; repair the header's orientation")
-    sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if sides.min() < MIN_VOXEL_MM or sides.max() > MAX_VOXEL_MM:
-        raise NiftiError(
-            f"pixdim: voxels of {np.round(sides, 4).tolist()} mm are not those of an MRI scan; is the unit not mm?"
-        )
-    return volume, affine
+        volume = _scaled(volume, float(slope), float(inter or 0.0))
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # place treats fields that are not finite
+            placement = place(stated, shape[:3])
+    except ValueError as error:
+        raise NiftiError(str(error)) from None
+    return NiftiScan(volume, placement.affine, placement.forms, placement.warnings)
 
 
-def _header(raw: bytes) -> Any:
-    """The NIfTI-1 or NIfTI-2 header at the start of ``raw``."""
+def _scaled(volume: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    """The stored numbers times ``slope`` plus ``inter``, in float64 where float32 would round them."""
+    exact = volume.dtype.itemsize <= 2 and abs(inter) <= 2**16 * abs(slope) and 1e-20 < abs(slope) < 1e20
+    real = np.float32 if exact else np.float64
+    with np.errstate(over="ignore", invalid="ignore"):  # prepare treats values that are not finite
+        scaled: NDArray[Any] = np.multiply(volume, real(slope), dtype=real)
+        np.add(scaled, real(inter), out=scaled)
+    return scaled
+
+
+def _header(raw: bytes) -> tuple[Any, Any]:
+    """The NIfTI-1 or NIfTI-2 header at the start of ``raw``, as nibabel repairs it, and as it is."""
     for image in (nib.Nifti1Image, nib.Nifti2Image):
         header_class = image.header_class
         block = raw[: header_class.template_dtype.itemsize]
@@ -92,15 +125,19 @@ def _header(raw: bytes) -> Any:
         try:
             header = header_class(block, check=False)
             if header["magic"].item() not in (b"n+1", b"n+2"):
-                raise NiftiError("magic: header and image in two files (.hdr/.img); convert to one .nii file")
+                raise NiftiError(
+                    "magic: header and image in two files (.hdr/.img); convert them to one .nii file: "
+                    "fslchfiletype NIFTI_GZ scan.hdr"
+                )
+            stated = header.copy()
             header.check_fix(logger=_SILENT, error_level=40)
-            return header
+            return header, stated
         except NiftiError:
             raise
         except Exception as error:  # nibabel raises many kinds for a broken header
             known = isinstance(error, HeaderDataError)  # its texts have only numbers; others may quote the file
             raise NiftiError(f"header: {error if known else type(error).__name__}") from None
-    raise NiftiError("not a NIfTI file: neither a NIfTI-1 nor a NIfTI-2 header at its start")
+    raise NiftiError(f"not a NIfTI file: {name_kind(raw)}")
 
 
 def _shape(header: Any, channel: str | None) -> tuple[int, ...]:
@@ -120,9 +157,7 @@ def _shape(header: Any, channel: str | None) -> tuple[int, ...]:
         raise NiftiError(f"dim: {list(shape)} is over the limit of {MAX_VOXELS} voxels")
     if len(shape) == 4:
         if channel is None:
-            raise NiftiError(
-                f"dim: 4-D image {list(shape)}: say which of its {shape[3]} volumes is FLAIR (--channel NUMBER, from 0)"
-            )
+            raise SeveralVolumes(shape)
         if not channel.isdecimal() or int(channel) >= shape[3]:
             raise NiftiError(f"channel: not a number from 0 to {shape[3] - 1}")
     return shape

@@ -16,6 +16,8 @@ from gliaflow_runtime.bundle.manifest import InputSpec
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from gliaflow_preprocessor.intensities import fit_float32
+
 CLIP = 4.0  # in units of the head's median: far above any FLAIR lesion, far below a metal artefact
 HEAD = 0.2  # a voxel above this share of the 99.5th percentile is head, not air
 FILLED = 0.1  # if this share of voxels has the corners' value, the background was filled in
@@ -60,8 +62,7 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     orientation = nib.io_orientation(affine)
     if np.isnan(orientation).any():
         raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions")
-    if volume.dtype.kind in "iu" and volume.dtype.itemsize == 8:
-        volume = volume - volume.min()  # float32 has only 24 bits
+    volume = fit_float32(volume)
     with np.errstate(over="ignore", invalid="ignore"):  # _scale treats values that are not finite
         canonical = np.array(nib.apply_orientation(volume, orientation), dtype=np.float32, order="C")
         head = _scale(canonical)
@@ -94,13 +95,9 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     return Prepared(image, geometry)
 
 
-def prepare_mask(mask: NDArray[Any], geometry: Geometry) -> NDArray[np.uint8]:
-    """A mask [i, j, k] on the network's grid: uint8 [n, rows, columns], nearest neighbour.
-
-    Voxels above 0 are tumour. Labels up to 255 keep their value, higher ones become 255.
-    """
-    small = np.where(mask > 0, np.ceil(np.minimum(mask, 255)), 0).astype(np.uint8)
-    canonical = nib.apply_orientation(small, np.array(geometry.orientation, dtype=float).reshape(3, 2))
+def prepare_mask(labels: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """A mask's labels [i, j, k] on the network's grid: uint8 [n, rows, columns], nearest neighbour."""
+    canonical = nib.apply_orientation(labels, np.array(geometry.orientation, dtype=float).reshape(3, 2))
     nearest, inside = [], []  # for rows and for columns: canonical voxels, and whether they are in the scan
     for axis in (0, 1):
         voxel = np.floor(geometry.origin[axis] + geometry.step[axis] * np.arange(geometry.size[axis]) + 0.5).astype(int)

@@ -12,6 +12,7 @@ from gliaflow_runtime.bundle.manifest import StepSpec
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from gliaflow_preprocessor.intensities import fit_float32
 from gliaflow_preprocessor.slices import UnusableScan, fill_not_finite
 
 WARM = 32  # voxels: each step is tried on a ball in a cube with this side
@@ -52,7 +53,8 @@ class Steps:
         """
         if not self._steps:
             return volume
-        volume = volume.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # fill_not_finite treats values that are not finite
+            volume = fit_float32(volume).astype(np.float32)
         fill_not_finite(volume)
         for step, options in self._steps:
             try:

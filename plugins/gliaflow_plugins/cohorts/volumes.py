@@ -1,4 +1,4 @@
-"""Images of a cohort as NIfTI bytes: a NIfTI file, a stack of .tif slices, a DICOM series.
+"""Images of a cohort as NIfTI bytes: an image file, a stack of .tif slices, a DICOM series.
 
 Image files are untrusted: every size is checked before memory is allocated.
 """
@@ -6,7 +6,6 @@ Image files are untrusted: every size is checked before memory is allocated.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_FILE_BYTES = 2**31
-MAX_VOXELS = 2**28
-MAX_SIDE = 4096
+from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES, as_nifti, check_size
+from gliaflow_plugins.cohorts.other_formats import convert, is_other_format
+
 MAX_FOLDERS = 1000  # under one patient's DICOM folder
 DESCRIPTIONS = ("0008|103e", "0018|1030")  # DICOM PS3.6: Series Description, Protocol Name
 
 
 @dataclass(frozen=True)
 class NiftiFile:
-    """A NIfTI file."""
+    """A NIfTI file, or an image file of another format that is converted when it is read (see ``other_formats``)."""
 
     path: Path
 
@@ -34,6 +33,8 @@ class NiftiFile:
         """See ``Volume.read``."""
         if not self.path.is_file():  # opening a pipe would block for ever
             raise FileNotFoundError(f"{self.path}: no such file")
+        if is_other_format(self.path):
+            return convert(self.path)
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
@@ -69,12 +70,12 @@ class TiffStack:
                     size = planes[0].shape[::-1] if planes else image.size
                     if image.size != size:
                         raise ValueError(f"{image.size} pixels; the slices before it have {size}")
-                    _check_size((*size, len(self.paths)))
+                    check_size((*size, len(self.paths)))
                     planes.append(self._plane(np.asarray(image)))
             except Exception as error:  # Pillow raises many types for a broken file; warnings may be errors too
                 raise ValueError(f"{path}: {error}") from None
         x, y, z = self.spacing
-        return _nifti(np.stack(planes, axis=-1).transpose(1, 0, 2), np.diag([-x, -y, z, 1]))
+        return as_nifti(np.stack(planes, axis=-1).transpose(1, 0, 2), np.diag([-x, -y, z, 1]))
 
     def _plane(self, pixels: NDArray[Any]) -> NDArray[Any]:
         if self.channel is not None and pixels.ndim == 3 and self.channel < pixels.shape[2]:
@@ -111,7 +112,7 @@ class DicomSeries:
         header = _dicom_header(sitk, files[0])
         if header.GetNumberOfComponents() != 1:
             raise ValueError(f"{files[0]}: a colour image, not a scan")
-        _check_size((*header.GetSize()[:2], len(files)), f"{self}: ")
+        check_size((*header.GetSize()[:2], len(files)), f"{self}: ")
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(files)
         image = reader.Execute()
@@ -121,7 +122,7 @@ class DicomSeries:
         affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
         affine[:3, 3] = image.GetOrigin()
         # DICOM's x and y run to the left and back, NIfTI's to the right and front
-        return _nifti(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine)
+        return as_nifti(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ affine)
 
     def _flair(self, sitk: Any) -> list[str]:
         """The files of the FLAIR series, in the order of their positions."""
@@ -148,14 +149,3 @@ def _dicom_header(sitk: Any, file: str) -> Any:
     header.SetFileName(file)
     header.ReadImageInformation()
     return header
-
-
-def _check_size(shape: Sequence[int], where: str = "") -> None:
-    if max(shape) > MAX_SIDE or int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
-        raise ValueError(f"{where}{tuple(shape)} is over the limit of {MAX_SIDE} a side or {MAX_VOXELS} voxels")
-
-
-def _nifti(voxels: NDArray[Any], affine: NDArray[Any]) -> bytes:
-    import nibabel as nib
-
-    return bytes(nib.Nifti1Image(voxels, affine).to_bytes())
