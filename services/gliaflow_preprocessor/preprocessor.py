@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
 import structlog
 from gliaflow_proto import MAX_MESSAGE_BYTES, Message, ScanMessage, SlicesMessage, expect, message_id
+from gliaflow_proto.messages import MAX_WARNINGS
 from gliaflow_proto.routing import PREPROCESSOR
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Broker, Delivery
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
 
-from gliaflow_preprocessor.nifti import NiftiError, read_nifti
+from gliaflow_preprocessor.intensities import doubts
+from gliaflow_preprocessor.nifti import NiftiError, read_scan
 from gliaflow_preprocessor.slices import Prepared, UnusableScan, prepare
 from gliaflow_preprocessor.sources import SourceError, UploadGone, read_source
 from gliaflow_preprocessor.steps import Steps
+from gliaflow_preprocessor.typical import doubt
 
 log = structlog.get_logger()
 
@@ -47,8 +51,9 @@ class Preprocessor(Stage):
         scan = expect(message, ScanMessage)
         try:
             data = read_source(scan.source, self._roots, self._broker)
-            volume, affine = read_nifti(data, scan.channel)
-            prepared = prepare(self._steps(volume, affine), affine, self._bundle.manifest.input)
+            nifti = read_scan(data, scan.channel)
+            volume = self._steps(nifti.volume, nifti.affine)
+            prepared = prepare(volume, nifti.affine, self._bundle.manifest.input)
         except (SourceError, NiftiError, UnusableScan) as error:
             if isinstance(error, UploadGone) and delivery.attempts:
                 # the sender deleted its upload: an earlier delivery was most likely answered
@@ -56,9 +61,13 @@ class Preprocessor(Stage):
                 return Outcome()
             raise InvalidInput(str(error)) from None
         metrics.SLICES.labels(self.name).inc(len(prepared.image))
-        return Outcome(self._parts(scan, prepared))
+        prepared = replace(prepared, geometry=replace(prepared.geometry, forms=nifti.forms))
+        manifest = self._bundle.manifest
+        unlike = doubt(prepared.image, manifest.input, manifest.typical)
+        warnings = [*scan.warnings, *nifti.warnings, *doubts(nifti.volume), *unlike]
+        return Outcome(self._parts(scan, prepared, warnings[:MAX_WARNINGS]))
 
-    def _parts(self, scan: ScanMessage, prepared: Prepared) -> Iterator[SlicesMessage]:
+    def _parts(self, scan: ScanMessage, prepared: Prepared, warnings: list[str]) -> Iterator[SlicesMessage]:
         size = self._bundle.slices_per_part(MAX_MESSAGE_BYTES)
         count = ceil(len(prepared.image) / size)
         for index in range(count):
@@ -68,6 +77,7 @@ class Preprocessor(Stage):
                 scan=scan.scan,
                 part=[index, count],
                 trace=scan.trace,
+                warnings=warnings,
                 bundle=self._bundle.id,
                 geometry=some.geometry,
                 image=some.image[:, None].astype(np.float16),

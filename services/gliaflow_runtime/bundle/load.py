@@ -134,8 +134,8 @@ def find_bundle(where: str | Path | None, bundles: Path | None = None) -> Path:
     name = str(where)
     if Path(name).name != name:  # a path
         return Path(name)
-    known = [folder / name for folder in (Path(), bundles) if folder is not None and (folder / name / MANIFEST).exists()]
-    known += [demo_bundle()] if name == "demo" else []
+    places = [Path(name), *([bundles / name] if bundles else []), *([demo_bundle()] if name == "demo" else [])]
+    known = [folder for folder in places if (folder / MANIFEST).exists()]
     if not known:
         others = sorted(path.parent.name for path in bundles.glob(f"*/{MANIFEST}")) if bundles else []
         inside = f" or in {bundles} (which has {', '.join(others[:20]) or 'no bundle'})" if bundles else ""

@@ -25,6 +25,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=2048)]
 Millimetres = Annotated[float, Field(ge=0.05, le=100)]
 Channels = Annotated[int, Field(ge=1, le=65536)]
+Statistic = Literal["filled", "noise", "flat", "bright_fluid", "bright_lines", "dark_cortex"]
+"""How a scan looks: see ``gliaflow_preprocessor.typical``."""
 
 
 class BundleError(UsageError):
@@ -73,6 +75,7 @@ class Manifest(Strict):
     cropped: bool = Field(default=False, description="whether features are cropped to the predicted mask")
     min_tumour_ml: float = Field(default=0.0, ge=0, le=1000, description="a smaller spot in a mask is not a tumour")
     trained_on: Literal["", "phantoms", "patients"] = Field(default="", description="what the U-Net learned from")
+    typical: dict[Statistic, float] = Field(default={}, description="limits; a scan beyond one gets a warning")
     generator: str = Field(description="the generator that is served by default; empty: there is none")
     generators: dict[Name, GeneratorSpec] = Field(max_length=64)
     training: dict[str, Any]
