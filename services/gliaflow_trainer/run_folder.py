@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gliaflow_plugins.contracts import PluginError
+from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_runtime.files import write_whole
 
 LIBRARIES = ("gliaflow", "torch", "onnx", "onnxruntime", "numpy", "scipy", "nibabel", "scikit-learn")
+
+SHOWN = 3  # of the differences between two runs
 
 
 def same_run(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -30,11 +32,42 @@ def same_run(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     before = file.read_text(encoding="utf-8")
     if before != text:
-        known, wanted = json.loads(before), json.loads(text)
-        differ = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
+        differences = list(_differences(json.loads(before), json.loads(text)))
+        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise PluginError(
-            f"{folder}: holds the work of a run that differs in {', '.join(differ)}; remove it, or name another --out"
+            f"{folder}: holds the work of another run: {', '.join(differences[:SHOWN])}{more}; remove it, or name "
+            "another --out"
         )
+
+
+def settings_of(cases: Iterable[Case]) -> dict[str, dict[str, str | None]]:
+    """What a run depends on of each scan, beside its files."""
+    return {
+        case.id: {"patient": case.patient, "grade": case.grade, "class": case.label, "channel": case.channel}
+        for case in cases
+    }
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """One text for each difference: ``scan P7 is new``, ``scan P1 grade was II and is now IV``, ``seed was 0 …``."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        if before != now:
+            yield f"{name} was {_text(before)} and is now {_text(now)}"
+        return
+    for key in sorted({*before, *now}):
+        each = f"{name} {key}".strip()
+        if key not in before:
+            yield f"{each} is new"
+        elif key not in now:
+            yield f"{each} is gone"
+        else:
+            yield from _differences(before[key], now[key], each)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "none" if value is None or value is False else json.dumps(value)
 
 
 def versions() -> dict[str, str]:

@@ -1,26 +1,26 @@
 """The slices of a cohort on disk, cut by the preprocessor that serves, each with its mask on the same grid.
 
 The folder has three files for each scan: ``<id>.image.npy`` float16 [n, H, W], ``<id>.mask.npy`` uint8 [n, H, W] and
-``<id>.json`` (patient, label, geometry), which is written last: a scan without it was interrupted, and is cut again.
+``<id>.json`` (patient, label, geometry, digests of the scan's and the mask's files), which is written last: a scan
+without it was interrupted, and is cut again. A scan that cannot be used has ``<id>.refused``: why, and the digests.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gliaflow_plugins.contracts import Case, PluginError
-from gliaflow_preprocessor.nifti import NiftiError, read_nifti
+from gliaflow_plugins.contracts import Case, PluginError, Volume
+from gliaflow_preprocessor.masks import cut_mask
 from gliaflow_preprocessor.preprocessor import Preprocessor
-from gliaflow_preprocessor.slices import prepare_mask
 from gliaflow_proto import (
     CLASSES,
     Geometry,
-    Message,
     Scan,
     ScanMessage,
     SlicesMessage,
@@ -31,7 +31,6 @@ from gliaflow_proto import (
 from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.bundle.load import Bundle, write_manifest
 from gliaflow_runtime.files import write_whole
-from gliaflow_runtime.stage import InvalidInput
 from numpy.typing import NDArray
 from rich.progress import Progress
 
@@ -41,7 +40,10 @@ from gliaflow_trainer.stream import stream
 
 @dataclass(frozen=True)
 class CutScan:
-    """One scan: ``image`` [n, H, W] float16 (air 0, head about 1) and ``mask`` [n, H, W] uint8 are memory maps."""
+    """One scan: ``image`` [n, H, W] float16 (air 0, head about 1) and ``mask`` [n, H, W] uint8 are memory maps.
+
+    ``voxels`` is the digest of ``image``: two scans with the same voxels have the same digest.
+    """
 
     id: str
     case: str
@@ -50,6 +52,7 @@ class CutScan:
     geometry: Geometry
     image: NDArray[np.float16]
     mask: NDArray[np.uint8]
+    voxels: str
 
     def messages(self, per_part: int) -> Iterator[SlicesMessage]:
         """The messages that the preprocessor sent for this scan."""
@@ -60,7 +63,7 @@ class CutScan:
                 id=message_id(self.id, index, "slices"),
                 scan=Scan(id=self.id, name=self.case, patient=self.patient, label=self.label),
                 part=[index, count],
-                geometry=Geometry(**{**asdict(self.geometry), "slices": self.geometry.slices[some]}),
+                geometry=replace(self.geometry, slices=self.geometry.slices[some]),
                 image=np.asarray(self.image[some])[:, None],
             )
 
@@ -78,20 +81,47 @@ class Slices:
         return np.flatnonzero(np.isin(self.patients, list(patients)))
 
 
+@dataclass(frozen=True)
+class CutResult:
+    """What became of a case: ``scan`` with its slices in memory, or the ``reason`` why it cannot be used.
+
+    ``doubts`` are about files that are used. ``files`` has the digests of scan and mask, "" for one without data.
+    """
+
+    case: Case
+    files: Mapping[str, str]
+    scan: CutScan | None = None
+    reason: str = ""
+    doubts: Sequence[str] = ()
+
+
 def cut_cohort(cases: Iterable[Case], profile: Profile, work: Path, bar: Progress) -> list[CutScan]:
-    """Cut every case with a mask, into ``work / "slices"``. Cases that cannot be used are named and left out."""
-    usable = [case for case in cases if case.mask is not None]
+    """Cut every case with a mask, into ``work / "slices"``. Cases that cannot be used are named and left out.
+
+    Raises
+    ------
+    PluginError: no case can be used, or files changed since an earlier run cut them.
+    """
+    folder, usable = work / "slices", [case for case in cases if case.mask is not None]
+    if changed := changed_files(usable, folder):
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise PluginError(
+            f"{work}: has slices of files that changed since they were cut: {', '.join(changed[:3])}{more}; remove it, "
+            "or name another --out"
+        )
     row = bar.add_task("slices", total=len(usable))
 
-    def answered(case: Case, reason: str | None) -> None:
+    def answered(result: CutResult) -> None:
         bar.advance(row)
-        if reason is not None:
-            bar.console.print(f"passed over  {reason}", style="yellow", soft_wrap=True)
+        if result.reason:
+            bar.console.print(f"passed over  {result.reason}", style="yellow", soft_wrap=True)
+        for doubt in result.doubts:
+            bar.console.print(f"doubtful  {doubt}", style="yellow", soft_wrap=True)
 
-    scans = cut(usable, blank_bundle(profile, work / "blank"), work / "slices", answered)
+    scans = cut(usable, blank_bundle(profile, work / "blank"), folder, answered)
     bar.remove_task(row)
     if not scans:
-        raise PluginError("no scan with a mask could be read")
+        raise PluginError("no scan with a mask can be used")
     return scans
 
 
@@ -111,45 +141,86 @@ def blank_bundle(profile: Profile, folder: Path) -> Bundle:
     return write_manifest(folder, manifest | {key: {} for key in ("generators", "training", "metrics", "versions")})
 
 
-def cut(
-    cases: Sequence[Case], bundle: Bundle, folder: Path, answered: Callable[[Case, str | None], None]
-) -> list[CutScan]:
-    """Send every case with a mask through the preprocessor and keep the slices in ``folder``.
+def cut(cases: Sequence[Case], bundle: Bundle, folder: Path, answered: Callable[[CutResult], None]) -> list[CutScan]:
+    """Keep the slices of every case with a mask in ``folder``. Cases that cannot be used are left out.
 
-    Scans that are there already are not cut again, so an interrupted run resumes. Cases that cannot be used are left
-    out.
+    Cases that an earlier run cut or refused are not cut again, so an interrupted run resumes.
 
     Parameters
     ----------
     bundle: has the size and spacing of slices.
-    answered: called with each case, and the reason if it cannot be used.
+    answered: called with the result of each case.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    by_id = {message_id(case.id): case for case in cases if case.mask is not None}
-    have = {path.stem for path in folder.glob("*.json")}
-
-    def messages() -> Iterator[Message]:
-        for scan_id, case in by_id.items():
-            if scan_id in have:
-                answered(case, None)
-                continue
-            try:
-                source = Source(data=case.scan.read())
-            except (OSError, ValueError) as error:
-                answered(case, f"{case.scan}: {error}" if str(case.scan) not in str(error) else str(error))
-                continue
-            scan = Scan(id=scan_id, name=case.id, patient=case.patient, label=case.label)
-            yield ScanMessage(id=message_id(scan_id, "scan"), scan=scan, source=source, channel=case.channel)
-
-    def record(parts: list[Message]) -> None:
-        _record(folder, [expect(part, SlicesMessage) for part in parts], by_id[parts[0].scan.id])
-
-    def done(scan_id: str, reason: str | None) -> None:
-        case = by_id[scan_id]
-        answered(case, reason and f"{case.scan}: {reason}")
-
-    stream(messages(), Preprocessor(bundle, MemoryBroker(), []), record, done)
+    new = []
+    for case in cases:
+        if case.mask is None:
+            continue
+        known = _record(folder, case)
+        if known is None:
+            new.append(case)
+        else:
+            answered(CutResult(case, known["files"], reason=known.get("reason", "")))
+    for result in cut_each(new, bundle):
+        _keep(folder, result)
+        answered(result)
     return kept_scans(folder)
+
+
+def cut_each(cases: Iterable[Case], bundle: Bundle) -> Iterator[CutResult]:
+    """Send each case's scan through the preprocessor, and judge its mask. A case without a mask has one of zeros."""
+    stage = Preprocessor(bundle, MemoryBroker(), [])
+    for case in cases:
+        yield _cut(case, stage)
+
+
+def _cut(case: Case, stage: Preprocessor) -> CutResult:
+    data, fault = _read(case.scan)
+    mask_data, mask_fault = _read(case.mask)
+    files = {"scan": _digest(data), "mask": _digest(mask_data)}
+    if fault or mask_fault:
+        return CutResult(case, files, reason=fault or mask_fault)
+    if data and data == mask_data:
+        return CutResult(case, files, reason=f"mask {case.mask}: it is the scan itself")
+    about = Scan(id=message_id(case.id), name=case.id, patient=case.patient, label=case.label)
+    message = ScanMessage(id=message_id(about.id, "scan"), scan=about, source=Source(data=data), channel=case.channel)
+    parts: list[SlicesMessage] = []
+    reasons: list[str | None] = []
+    stream(
+        [message],
+        stage,
+        lambda results: parts.extend(expect(each, SlicesMessage) for each in results),
+        lambda _, reason: reasons.append(reason),
+    )
+    if reasons[0] is not None:
+        return CutResult(case, files, reason=f"{case.scan}: {reasons[0]}")
+    slices = [z for part in parts for z in part.geometry.slices]
+    geometry = replace(parts[0].geometry, slices=slices, forms=None)
+    image = np.concatenate([part.image[:, 0] for part in parts])
+    mask, doubts = np.zeros(image.shape, np.uint8), [f"{case.scan}: {warning}" for warning in parts[0].warnings]
+    if case.mask is not None:
+        try:
+            mask, about_mask = cut_mask(mask_data, geometry, image)
+            doubts += [f"mask {case.mask}: {doubt}" for doubt in about_mask]
+        except ValueError as error:
+            return CutResult(case, files, reason=f"mask {case.mask}: {error}")
+    voxels = hashlib.sha256(image.tobytes()).hexdigest()
+    scan = CutScan(about.id, case.id, case.patient, case.label, geometry, image, mask, voxels)
+    return CutResult(case, files, scan, doubts=doubts)
+
+
+def changed_files(cases: Iterable[Case], folder: Path) -> list[str]:
+    """The scans and masks whose content is not that of the files which were cut into ``folder``."""
+    changed = []
+    for case in cases:
+        known = _record(folder, case)
+        if known is None:
+            continue
+        for name, volume in (("scan", case.scan), ("mask", case.mask)):
+            data, fault = _read(volume)
+            if _digest(data) != known["files"][name]:
+                changed.append(fault or str(volume))
+    return changed
 
 
 def kept_scans(folder: Path) -> list[CutScan]:
@@ -157,36 +228,46 @@ def kept_scans(folder: Path) -> list[CutScan]:
     return [_load(folder, path.stem) for path in sorted(folder.glob("*.json"))]
 
 
-def _record(folder: Path, parts: Sequence[SlicesMessage], case: Case) -> None:
-    """Write a scan's slices, and its mask resampled onto their grid. Raises InvalidInput: the mask cannot be used."""
-    geometry = asdict(parts[0].geometry) | {"slices": [z for part in parts for z in part.geometry.slices]}
-    assert case.mask is not None
+def _read(volume: Volume | None) -> tuple[bytes, str]:
+    """The volume's data, and why it cannot be read, with its name."""
     try:
-        mask, affine = read_nifti(case.mask.read())
-    except (NiftiError, OSError, ValueError) as error:
-        raise InvalidInput(f"mask {case.mask}: {error}") from None
-    if list(mask.shape) != geometry["shape"]:
-        raise InvalidInput(f"mask {case.mask}: shape {mask.shape}, but its scan has {tuple(geometry['shape'])}")
-    apart = _voxels_apart(affine, np.array(geometry["affine"]).reshape(4, 4), mask.shape)
-    if apart > 0.5:
-        raise InvalidInput(
-            f"mask {case.mask}: its affine puts it up to {apart:.3g} voxels away from its scan; resample it onto "
-            "the scan's grid, or repair its header"
+        return volume.read() if volume is not None else b"", ""
+    except (OSError, ValueError) as error:
+        return b"", str(error) if str(volume) in str(error) else f"{volume}: {error}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if data else ""
+
+
+def _record(folder: Path, case: Case) -> dict[str, Any] | None:
+    """What an earlier run wrote about a case; None if it did not finish it."""
+    for ending in (".json", ".refused"):
+        path = folder / (message_id(case.id) + ending)
+        if path.exists():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
+def _keep(folder: Path, result: CutResult) -> None:
+    stem, scan = folder / message_id(result.case.id), result.scan
+    if scan is None:
+        write_whole(
+            stem.with_suffix(".refused"),
+            json.dumps({"case": result.case.id, "reason": result.reason, "files": result.files}),
         )
-    planes = prepare_mask(mask, Geometry(**geometry))
-    image = np.concatenate([part.image[:, 0] for part in parts])
-    stem = folder / parts[0].scan.id
-    np.save(stem.with_suffix(".image.npy"), image)
-    np.save(stem.with_suffix(".mask.npy"), planes)
-    about = {"case": case.id, "patient": case.patient, "label": case.label, "geometry": geometry}
+        return
+    np.save(stem.with_suffix(".image.npy"), scan.image)
+    np.save(stem.with_suffix(".mask.npy"), scan.mask)
+    about = {
+        "case": scan.case,
+        "patient": scan.patient,
+        "label": scan.label,
+        "geometry": asdict(scan.geometry),
+        "voxels": scan.voxels,
+        "files": result.files,
+    }
     write_whole(stem.with_suffix(".json"), json.dumps(about))
-
-
-def _voxels_apart(mask: NDArray[np.float64], scan: NDArray[np.float64], shape: tuple[int, ...]) -> float:
-    """The largest distance, in the scan's voxels, between the places that two affines give a corner of the grid."""
-    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(shape) - 1)
-    corners = np.c_[corners, np.ones(8)].T
-    return float(np.abs(np.linalg.solve(scan, mask @ corners) - corners).max())
 
 
 def _load(folder: Path, scan_id: str) -> CutScan:
@@ -194,4 +275,4 @@ def _load(folder: Path, scan_id: str) -> CutScan:
     image = np.load(folder / f"{scan_id}.image.npy", mmap_mode="r")
     mask = np.load(folder / f"{scan_id}.mask.npy", mmap_mode="r")
     geometry = Geometry(**about["geometry"])
-    return CutScan(scan_id, about["case"], about["patient"], about["label"], geometry, image, mask)
+    return CutScan(scan_id, about["case"], about["patient"], about["label"], geometry, image, mask, about["voxels"])

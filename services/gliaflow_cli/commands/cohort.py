@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, print_problems, progress_bar
+from gliaflow_cli.terminal import console, print_leaks, print_left_out, print_problems, progress_bar
 
 if TYPE_CHECKING:
-    from gliaflow_plugins.contracts import Case, Volume
+    from gliaflow_plugins.contracts import Case
 
 
 def cohort(
@@ -23,18 +24,17 @@ def cohort(
     grades: flags.Grades = None,
     patient_column: flags.PatientColumn = None,
     grade_column: flags.GradeColumn = None,
-    check: Annotated[bool, typer.Option("--check", help="Open every scan and mask too.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Cut every scan and mask as training does too.")] = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Print what is read from a folder: layout, scans, patients, grades, masks, problems.
 
-    Exit code 1: no scan can be used.
+    Exit code 1: there is no scan. With --check also: a scan or mask is bad, or two patients have the same data.
     """
     from gliaflow_plugins.cohorts.read import CohortRequest
+    from gliaflow_plugins.cohorts.scan_files import not_read
     from gliaflow_plugins.registry import load_registry
-    from gliaflow_runtime.errors import UsageError
 
-    if grades is None and (patient_column or grade_column):
-        raise UsageError("--patient-column and --grade-column are of a table: name it with --grades")
     found = CohortRequest(folder, reader, high, grades, patient_column, grade_column).read(load_registry())
     cases = found.cases
     console.print(f"layout    {found.layout} (reader {found.reader})")
@@ -44,18 +44,13 @@ def cohort(
     console.print(f"classes   {_classes(cases)}", soft_wrap=True)
     console.print(f"masks     {sum(case.mask is not None for case in cases)}")
     print_problems(found)
-    usable = len(cases)
+    print_leaks(found.leaks)
+    if folder.is_dir():
+        print_left_out(not_read(found, folder), verbose)
+    good = bool(cases)
     if check:
-        with progress_bar() as bar:
-            task = bar.add_task("opening images", total=len(cases))
-            for case in cases:
-                faults = list(_faults(case))
-                for fault in faults:
-                    console.print(f"bad       {fault}", style="red", soft_wrap=True)
-                usable -= any(faults)
-                bar.advance(task)
-        console.print(f"checked   {usable} of {len(cases)} scans are good")
-    raise typer.Exit(0 if usable else 1)
+        good &= _check(cases) and not found.leaks
+    raise typer.Exit(0 if good else 1)
 
 
 def _counts(grades: Sequence[str | None]) -> str:
@@ -76,30 +71,30 @@ def _classes(cases: Sequence[Case]) -> str:
     return ", ".join(texts + ([f"none {without}"] if without else []))
 
 
-def _faults(case: Case) -> Iterator[str]:
-    """The faults of a case's images: they do not open, do not fit each other, or are empty."""
-    from gliaflow_preprocessor.nifti import read_nifti
+def _check(cases: Sequence[Case]) -> bool:
+    """Cut every scan and mask as ``gliaflow train`` does, and print what it would refuse. True: all are good."""
+    from gliaflow_plugins.cohorts.leaks import same_voxels
+    from gliaflow_trainer.profiles import PROFILES
+    from gliaflow_trainer.slices import blank_bundle, cut_each
 
-    shape = None
-    for volume, channel in ((case.scan, case.channel), (case.mask, None)):
-        if volume is None:
-            continue
-        try:
-            voxels, _ = read_nifti(volume.read(), channel)
-        except (OSError, ValueError) as error:
-            yield _fault(volume, str(error))
-            continue
-        if volume is case.scan:
-            shape = voxels.shape
-            if voxels.min() == voxels.max():
-                yield _fault(volume, "every voxel has the same value")
-            continue
-        if shape is not None and voxels.shape != shape:
-            yield _fault(volume, f"shape {list(voxels.shape)}, but its scan has {list(shape)}")
-        if not voxels.any():
-            yield _fault(volume, "the mask is empty")
+    voxels = []
+    with progress_bar() as bar, TemporaryDirectory() as folder:
+        task = bar.add_task("scans and masks", total=len(cases))
+        for result in cut_each(cases, blank_bundle(PROFILES["demo"], Path(folder))):
+            if result.scan is None:
+                console.print(f"bad       {_printable(result.reason)}", style="red", soft_wrap=True)
+            else:
+                voxels.append((result.scan.voxels, result.case.patient, result.case.id))
+            for doubt in result.doubts:
+                console.print(f"doubtful  {_printable(doubt)}", style="yellow", soft_wrap=True)
+            bar.advance(task)
+    leaks, problems = same_voxels(voxels)
+    for problem in problems:
+        console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
+    print_leaks(leaks)
+    console.print(f"checked   {len(voxels)} of {len(cases)} scans are good")
+    return len(voxels) == len(cases) and not leaks
 
 
-def _fault(volume: Volume, error: str) -> str:
-    text = error if str(volume) in error else f"{volume}: {error}"
+def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,8 @@ pytest.importorskip("torch")
 
 import small
 from gliaflow_extractor.extractor import Extractor, UNetSession, crop
-from gliaflow_plugins.contracts import Case
+from gliaflow_plugins.cohorts.volumes import NiftiFile
+from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_preprocessor.nifti import read_nifti
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_preprocessor.slices import prepare, prepare_mask
@@ -27,7 +30,7 @@ from gliaflow_runtime.stage import Stage
 from gliaflow_trainer import slices as slices_module
 from gliaflow_trainer.features import extract
 from gliaflow_trainer.run_context import RunContext
-from gliaflow_trainer.slices import CutScan, Slices, blank_bundle, cut, kept_scans
+from gliaflow_trainer.slices import CutScan, Slices, blank_bundle, changed_files, cut, cut_cohort, kept_scans
 from rich.progress import Progress
 from sample_scans import BROKEN
 
@@ -44,9 +47,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return blank_bundle(small.PROFILE, tmp_path_factory.mktemp("blank"))
 
 
-def cut_all(cases: list[Case], bundle: Bundle, folder: Path) -> tuple[list[CutScan], dict[str, str | None]]:
-    reasons: dict[str, str | None] = {}
-    scans = cut(cases, bundle, folder, lambda case, reason: reasons.update({case.id: reason}))
+def cut_all(cases: list[Case], bundle: Bundle, folder: Path) -> tuple[list[CutScan], dict[str, str]]:
+    """The scans, and for each case the reason why it cannot be used; "": it can."""
+    reasons: dict[str, str] = {}
+    scans = cut(cases, bundle, folder, lambda result: reasons.update({result.case.id: result.reason}))
     return scans, reasons
 
 
@@ -54,7 +58,7 @@ def test_slices_and_masks_are_what_prepare_and_prepare_mask_give(
     cases: list[Case], bundle: Bundle, tmp_path: Path
 ) -> None:
     scans, reasons = cut_all(cases, bundle, tmp_path)
-    assert reasons == dict.fromkeys(["H0", "H1", "L0", "L1"])
+    assert reasons == dict.fromkeys(["H0", "H1", "L0", "L1"], "")
     assert {(scan.case, scan.patient, scan.label) for scan in scans} == {(c.id, c.patient, c.label) for c in cases}
     for scan in scans:
         case = next(case for case in cases if case.id == scan.case)
@@ -139,15 +143,19 @@ class Missing(Bytes):
 def test_bad_scans_and_masks_are_named_and_left_out(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
     good, case = cases[0], cases[1]
     text, empty = (BROKEN[name][0]() for name in ("text.nii", "all_zero.nii.gz"))
-    other = nib.Nifti1Image(np.ones((9, 8, 7), np.uint8), np.eye(4)).to_bytes()
-    beside = nib.Nifti1Image(np.ones(small.SHAPE, np.uint8), nib.affines.from_matvec(np.diag([-5.0, 5, 6]))).to_bytes()
+    other = nib.Nifti1Image(np.eye(9, 8, dtype=np.uint8)[..., None].repeat(7, 2), np.eye(4)).to_bytes()
+    soft = nib.Nifti1Image(np.random.default_rng(0).random(small.SHAPE).astype(np.float32), np.eye(4)).to_bytes()
+    labels = np.asarray(nib.load(case.mask.path).dataobj)
+    beside = nib.Nifti1Image(labels, np.diag([-5.0, 5, 6, 1])).to_bytes()
     bad = {
         "gone": (replace(case, scan=Missing(b"")), "cohort/bad.nii: no such file"),
         "text": (replace(case, scan=Bytes(text)), "cohort/bad.nii: .*not a NIfTI"),
         "empty": (replace(case, scan=Bytes(empty)), "cohort/bad.nii: it is constant or almost empty"),
         "mask text": (replace(case, mask=Bytes(text)), "mask cohort/bad.nii: .*not a NIfTI"),
-        "mask gone": (replace(case, mask=Missing(b"")), "mask cohort/bad.nii: .*no such file"),
-        "mask shape": (replace(case, mask=Bytes(other)), r"mask cohort/bad.nii: shape \(9, 8, 7\), but its scan has"),
+        "mask gone": (replace(case, mask=Missing(b"")), "cohort/bad.nii: no such file"),
+        "mask shape": (replace(case, mask=Bytes(other)), r"mask cohort/bad.nii: shape \[9, 8, 7\], but its scan has"),
+        "mask is scan": (replace(case, mask=Bytes(case.scan.read())), "mask cohort/bad.nii: it is the scan itself"),
+        "mask soft": (replace(case, mask=Bytes(soft)), "mask cohort/bad.nii: .* a probability map"),
         "mask beside": (
             replace(case, mask=Bytes(beside)),
             "mask cohort/bad.nii: .* up to 70 voxels away from its scan",
@@ -156,8 +164,71 @@ def test_bad_scans_and_masks_are_named_and_left_out(cases: list[Case], bundle: B
     scans, reasons = cut_all([*(replace(case, id=name) for name, (case, _) in bad.items()), good], bundle, tmp_path)
     assert [scan.case for scan in scans] == [good.id]
     for name, (_, reason) in bad.items():
-        assert re.search(reason, str(reasons[name])), reasons[name]
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npy"}
+        assert re.search(reason, reasons[name]), reasons[name]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".npy", ".refused"}
+
+
+def test_a_refused_scan_stays_refused_on_resume(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
+    """Or a mask that was repaired after the U-Net was fitted would change the split of the patients."""
+    refused = replace(cases[0], mask=Bytes(cases[0].scan.read()))
+    _, before = cut_all([refused, cases[1]], bundle, tmp_path)
+    scans, after = cut_all([cases[0], cases[1]], bundle, tmp_path)
+    assert [scan.case for scan in scans] == [cases[1].id]
+    assert after == before
+    assert changed_files([refused, cases[1]], tmp_path) == []
+    assert changed_files([cases[0], cases[1]], tmp_path) == [str(cases[0].mask)]
+
+
+def test_an_empty_mask_is_used_and_named(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
+    mask = nib.load(cases[0].mask.path)
+    empty = nib.Nifti1Image(np.zeros(small.SHAPE, np.uint8), mask.affine).to_bytes()
+    doubts: list[str] = []
+    (scan,) = cut([replace(cases[0], mask=Bytes(empty))], bundle, tmp_path, lambda result: doubts.extend(result.doubts))
+    assert not scan.mask.any()
+    assert doubts == ["mask cohort/bad.nii: the mask is empty; the patient counts as one without tumour"]
+
+
+def copies(cases: list[Case], folder: Path) -> list[Case]:
+    """The cases with copies of their files, which a test may change."""
+    folder.mkdir()
+    copied = []
+    for case in cases:
+        paths = [Path(shutil.copy(volume.path, folder)) for volume in (case.scan, case.mask)]
+        copied.append(replace(case, scan=NiftiFile(paths[0]), mask=NiftiFile(paths[1])))
+    return copied
+
+
+def test_files_that_changed_since_they_were_cut_are_named(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
+    own = copies(cases, tmp_path / "cohort")
+    folder = tmp_path / "slices"
+    cut_all(own, bundle, folder)
+    assert changed_files(own, folder) == []
+    scan, mask, gone = own[0].scan.path, own[1].mask.path, own[2].scan.path
+    for path in (scan, mask, gone):
+        os.utime(path, (0, 0))
+    assert changed_files(own, folder) == [], "a new date is no change"
+    assert changed_files(copies(cases, tmp_path / "copy"), folder) == [], "nor is a copy of the folder"
+    for path in (scan, mask):
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj).copy()
+        voxels[0, 0, 0] += 1
+        nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    gone.unlink()
+    assert changed_files(own, folder) == [str(scan), str(mask), f"{gone}: no such file"]
+    with (
+        Progress(disable=True) as bar,
+        pytest.raises(PluginError, match=r"changed since they were cut: .*remove it, or"),
+    ):
+        cut_cohort(own, small.PROFILE, tmp_path, bar)
+
+
+def test_two_scans_with_the_same_voxels_have_the_same_digest(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
+    """However they are packed."""
+    image = nib.load(cases[0].scan.path)
+    packed = Bytes(gzip.compress(nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine).to_bytes()))
+    scans, _ = cut_all([*cases[:2], replace(cases[0], id="again", scan=packed)], bundle, tmp_path)
+    voxels = {scan.case: scan.voxels for scan in scans}
+    assert voxels["again"] == voxels["H0"] != voxels["H1"]
 
 
 def test_a_scan_without_mask_is_not_read(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
@@ -171,7 +242,7 @@ def test_gzip_and_the_stored_order_make_no_difference(cases: list[Case], bundle:
     turned = [each.as_reoriented([[1, -1], [0, 1], [2, 1]]).to_bytes() for each in (image, mask)]
     case = replace(cases[0], id="turned", scan=Bytes(gzip.compress(turned[0])), mask=Bytes(turned[1]))
     (plain, same), reasons = cut_all([cases[0], case], bundle, tmp_path)
-    assert set(reasons.values()) == {None}
+    assert set(reasons.values()) == {""}
     assert np.array_equal(plain.image, same.image)
     assert np.array_equal(plain.mask, same.mask)
 

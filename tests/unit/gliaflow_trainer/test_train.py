@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from gliaflow_plugins.contracts import PluginError
@@ -118,6 +120,30 @@ def start_with_work_of(bundle: Bundle, out: str) -> None:
     shutil.copytree(work, bundle.folder.with_name(f"{out}.work"), ignore=shutil.ignore_patterns("bundle"))
 
 
+def test_leaks_are_refused_or_noted(folder: Path, bundle: Bundle) -> None:
+    leaking = dataclasses.replace(small.cohort(folder / "cohort"), leaks=["H0 and h0"])
+    with pytest.raises(PluginError, match="--allow\n  leak: H0 and h0"):
+        fit(folder, "leaks", leaking)
+    assert not (folder / "leaks.work").exists()
+    start_with_work_of(bundle, "leaks")
+    allowed = fit(folder, "leaks", leaking, allow=True)
+    assert (bundle.manifest.training["cohort"]["leaks"], allowed.manifest.training["cohort"]["leaks"]) == (0, 1)
+
+
+def test_two_patients_with_the_same_voxels_are_a_leak(tmp_path: Path) -> None:
+    small.write_cohort(tmp_path / "cohort", 2, 2)
+    for kind in ("flair", "seg"):
+        source = tmp_path / f"cohort/HGG/H0/H0_{kind}.nii.gz"
+        voxels = nib.load(source)
+        target = tmp_path / f"cohort/LGG/X/X_{kind}.nii.gz"
+        target.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.asarray(voxels.dataobj), voxels.affine), target.with_suffix(""))
+    with pytest.raises(PluginError, match="--allow\n  leak: the same voxels: ") as error:
+        fit(tmp_path, "out")
+    assert {"H0", "X"} <= set(str(error.value).split())
+    assert not (tmp_path / "out.work/unet").exists(), "nothing was fitted"
+
+
 def test_the_bundle_serves(bundle: Bundle) -> None:
     assert bundle.tap == "dec3"
     assert bundle.tap_shape == (8, 12, 12)
@@ -153,6 +179,8 @@ def test_the_manifest_says_how_the_bundle_was_made_and_names_no_patient(bundle: 
     assert not [name for name in ("H0", "L0", "H4", str(bundle.folder.parent)) if name in text]
     assert "not a clinical model" in manifest.notice.lower()
     assert "9 phantoms" in manifest.notice
+    assert {"filled", "noise", "flat"} <= manifest.typical.keys(), "limits of a scan like the training scans"
+    assert 0 <= manifest.min_tumour_ml <= 1
 
 
 def test_a_second_run_fits_nothing_again_and_refuses_other_settings(
@@ -165,8 +193,28 @@ def test_a_second_run_fits_nothing_again_and_refuses_other_settings(
     weights = bundle.read("unet.onnx"), bundle.read("classifier.onnx")
     again = fit(folder, "bundle", options={"spread": "0.3"})
     assert (again.read("unet.onnx"), again.read("classifier.onnx")) == weights
-    with pytest.raises(PluginError, match=r"differs in seed; remove it"):
+    with pytest.raises(PluginError, match=r"another run: seed was 3 and is now 4; remove it"):
         fit(folder, "bundle", options={"spread": "0.3"}, seed=4)
+
+
+def test_work_of_scans_masks_or_grades_that_changed_is_refused(folder: Path, bundle: Bundle) -> None:
+    cohort = small.cohort(folder / "cohort")
+    first, *others = cohort.cases
+    swapped = dataclasses.replace(first, mask=others[0].mask)
+    for cases, message in (
+        (others, f"another run: scan {first.id} is gone; remove it, or name another --out"),
+        ([dataclasses.replace(first, grade="IV"), *others], f"scan {first.id} grade was {first.grade} and is now IV;"),
+        ([dataclasses.replace(first, id="new"), *others], f"scan {first.id} is gone, scan new is new;"),
+        ([swapped, *others], f"bundle.work: has slices of files that changed since they were cut: {swapped.mask};"),
+    ):
+        with pytest.raises(PluginError, match=re.escape(message)):
+            fit(folder, "bundle", dataclasses.replace(cohort, cases=cases), options={"spread": "0.3"})
+
+
+def test_a_copy_of_the_cohort_resumes(folder: Path, bundle: Bundle) -> None:
+    start_with_work_of(bundle, "of-copy")
+    copy = shutil.copytree(folder / "cohort", folder / "copy")
+    assert fit(folder, "of-copy", small.cohort(copy), options={"spread": "0.3"}).id.startswith("tiny")
 
 
 def test_a_folder_that_is_not_a_bundle_is_not_overwritten(folder: Path) -> None:
