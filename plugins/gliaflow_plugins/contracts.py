@@ -266,12 +266,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A folder's layout, its cases and its problems (one line each), and the name of the reader that read it."""
+    """What a reader found in a folder.
+
+    Parameters
+    ----------
+    layout, reader: the name of the layout, and of the reader that knows it.
+    problems: lines for the user.
+    leaks: problems that can make an evaluation worthless: one patient's data under two names, one patient's two grades.
+    tables: of each table, the columns that were used, and how many patients matched.
+    """
 
     layout: str
     cases: list[Case]
     problems: list[str] = field(default_factory=list)
     reader: str = ""
+    leaks: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
 
 
 @runtime_checkable

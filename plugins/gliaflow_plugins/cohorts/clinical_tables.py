@@ -1,26 +1,27 @@
-"""Grades in their many spellings, and the tables that contain them. A table is untrusted, so its size is limited."""
+"""Grades in their many spellings, and the clinical tables that contain them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from gliaflow_plugins.contracts import Case
+from gliaflow_proto import CLASSES
 
-MAX_TABLE_BYTES = 4 * 2**20
+from gliaflow_plugins.cohorts.patient_rows import PatientRows, find_rows, patients_of
+from gliaflow_plugins.cohorts.tables import Table, few, quoted, read_table, simple
+from gliaflow_plugins.contracts import Case, Cohort
+
 ROMAN = {"1": "I", "2": "II", "3": "III", "4": "IV"}
-WHO = re.compile(r"(?:(?:who|cns|grade|gr|g)[\s_.:-]*)*(iv|iii|ii|i|[1-4])(?:\.0+)?")
+WHO = re.compile(r"(?:(?:who|cns|grade|grad|gr|g)[\s_.:-]*)*(iv|iii|ii|i|[1-4])(?:[.,]0+)?")
 HIGH_OR_LOW = re.compile(r"(hgg|high[\s_-]*grade(?:[\s_-]*glioma)?)|(?:lgg|low[\s_-]*grade(?:[\s_-]*glioma)?)")
 GLIOBLASTOMA = re.compile(r"(?:gbm|glioblastoma)\b.*")  # grade IV by definition (WHO 2016 and 2021)
-UNKNOWN = {"", "-", "--", "?", ".", "na", "n/a", "nan", "none", "null", "unknown", "not available", "not reported"}
-GRADE_COLUMNS = ("who_cns_grade", "who_grade", "grade", "tumor_grade", "tumour_grade", "neoplasm_histologic_grade")
+UNKNOWN = {"", "-", "--", "'--", "?", ".", "na", "n/a", "nan", "none", "null", "unknown", "unbekannt"}
+UNKNOWN |= {"not available", "not reported", "not applicable"}
+GRADE_WORD = re.compile(r"(who|cns|who_?cns)?(tumou?r|glioma)?grad(e|ing)?")
 # The Kaggle LGG set codes TCGA's G2 and G3 as 1 and 2; TCGA itself writes no bare digit in this column.
-CODES = {"neoplasm_histologic_grade": {"1": "II", "2": "III"}}
+CODED_COLUMN, CODES = "neoplasm_histologic_grade", {"1": "II", "2": "III"}
 
 
 def normal_grade(text: str) -> str | None:
@@ -42,147 +43,158 @@ def normal_grade(text: str) -> str | None:
     raise ValueError(f"grade {text[:40]!r} is not understood")
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows with their line numbers, each a mapping from column to text; ``problems`` lists the ignored rows."""
-
-    path: Path
-    columns: list[str]
-    rows: list[tuple[int, dict[str, str]]]
-    problems: list[str]
-
-
-def read_table(path: Path) -> Table:
-    """Read a CSV or TSV file with a header, in UTF-8, UTF-16 or Windows-1252.
-
-    Raises
-    ------
-    OSError, ValueError: the file cannot be read, or is not such a table. The text names the file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as file:
-        data = file.read(MAX_TABLE_BYTES + 1)
-    if len(data) > MAX_TABLE_BYTES:
-        raise ValueError(f"{path}: over {MAX_TABLE_BYTES} bytes, too large for a table of patients")
-    if data.startswith(b"PK"):
-        raise ValueError(f"{path}: a spreadsheet; save it as CSV first")
-    text = _decoded(data)
-    header = text.partition("\n")[0]
-    tabs = path.suffix.casefold() == ".tsv"
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else max(",;\t", key=header.count))
-    rows, problems = [], []
-    try:
-        columns = [cell.strip() for cell in next(lines, [])]
-        if not any(columns):
-            raise ValueError(f"{path}: no header in its first line")
-        for cells in lines:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) < len(columns) or any(cells[len(columns) :]):
-                problems.append(f"{path.name} line {lines.line_num}: {len(cells)} cells, expected {len(columns)}")
-                continue
-            rows.append((lines.line_num, dict(zip(columns, map(str.strip, cells), strict=False))))
-    except csv.Error as error:
-        raise ValueError(f"{path} line {lines.line_num}: {error}") from None
-    return Table(path, columns, rows, problems)
-
-
 def with_grades(
-    cases: Sequence[Case], path: Path, patient_column: str | None = None, grade_column: str | None = None
-) -> tuple[list[Case], list[str]]:
-    """The cases with the grades of a table, and its problems, one line each.
+    cohort: Cohort, path: Path, patient_column: str | None = None, grade_column: str | None = None
+) -> Cohort:
+    """The cohort with the grades of a table, and with what was read from the table and what was not.
 
-    A case's row has the scan's id, or else the patient's. If no row has the exact text, ``tcga_1`` and ``TCGA-001`` are
-    the same patient. A case without a row, or whose rows contradict each other, keeps its grade.
+    A case without a row keeps its grade, and so does one whose rows contradict each other: that is a leak.
 
     Parameters
     ----------
-    patient_column: None: the column that matches most cases.
-    grade_column: None: one of GRADE_COLUMNS, or the only column with the word in its name.
+    patient_column: None: the column that identifies the patients (``find_rows``).
+    grade_column: None: the only column of grades that is called so.
 
     Raises
     ------
-    OSError, ValueError: the table or the column does not exist, or no case matches.
+    OSError, ValueError: the table or the column does not exist, several columns would do, or no case matches.
     """
-    table = read_table(path)
-    grade_column = _known(table, grade_column) if grade_column is not None else _grade_column(table)
-    among = [_known(table, patient_column)] if patient_column is not None else table.columns
-    # of equally good columns, the leftmost
-    rows = max((_Rows(table, column) for column in among), key=lambda rows: sum(map(bool, map(rows.of, cases))))
-    if cases and patient_column is None and not any(map(rows.of, cases)):
-        raise ValueError(f"{path}: none of the patients is in it (columns: {', '.join(table.columns)})")
-    graded, problems = [], list(table.problems)
-    codes = CODES.get(_simple(grade_column), {})
-    for case in cases:
+    table, cases = read_table(path), cohort.cases
+    grade_column = table.column(grade_column) if grade_column is not None else grade_column_of(table)
+    kaggle = _has_codes(table, grade_column)
+    found = find_rows(table, cases, grade_column, patient_column)
+    problems = [*cohort.problems, *table.problems, *found.doubts.values()]
+    leaks = list(cohort.leaks)
+    graded, replaced = [], []
+    for case, rows in zip(cases, found.rows, strict=True):
         normal = set()
-        for line, row in rows.of(case):
-            text = row[grade_column]
+        for row in rows:
             try:
-                normal.add(codes.get(text) or normal_grade(text))
+                normal.add(_grade(row.cells[grade_column], kaggle))
             except ValueError as error:
-                problems.append(f"{case.id}: {path.name} line {line}: {error}")
+                problems.append(f"{case.id}: {path.name} line {row.line}: {error}")
         grades = sorted(grade for grade in normal if grade)
-        if len(grades) == 1:
-            case = replace(case, grade=grades[0])
+        if len(grades) > 1:
+            leaks.append(f"{case.patient}: {path.name} says {' and '.join(grades)}")
         elif grades:
-            problems.append(f"{case.id}: {path.name} says {' and '.join(grades)}")
-        elif not rows.of(case):
-            problems.append(f"{case.id}: no row in {path.name}")
+            if _contradict(case.grade, grades[0]):
+                replaced.append(f"{case.id} {grades[0]} for {case.grade}")
+            case = replace(case, grade=grades[0])
         graded.append(case)
-    return graded, problems
+    if replaced:
+        problems.append(f"{path.name} replaces grades of the folder that contradict it: {few(replaced)}")
+    return replace(
+        cohort,
+        cases=graded,
+        problems=problems + list(_unmatched(table, found, cases)),
+        leaks=list(dict.fromkeys(leaks)),
+        tables=[*cohort.tables, _how_read(table, found, cases, grade_column, kaggle)],
+    )
 
 
-class _Rows:
-    """The rows of a table by one of its columns."""
-
-    def __init__(self, table: Table, column: str) -> None:
-        self._exact: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
-        self._loose: dict[str, list[tuple[int, dict[str, str]]]] = defaultdict(list)
-        for line, row in table.rows:
-            self._exact[row[column]].append((line, row))
-            self._loose[_loose(row[column])].append((line, row))
-
-    def of(self, case: Case) -> list[tuple[int, dict[str, str]]]:
-        for name in (case.id, case.patient):
-            if rows := self._exact.get(name):
-                return rows
-        for name in (case.id, case.patient):
-            if (key := _loose(name)) and (rows := self._loose.get(key)):
-                return rows
-        return []
+def _grade(text: str, kaggle: bool) -> str | None:
+    plain = re.sub(r"[.,]0+$", "", text.strip())
+    return CODES[plain] if kaggle and plain in CODES else normal_grade(text)
 
 
-def _loose(name: str) -> str:
-    """A patient's name in small letters, without leading zeros, separators and BIDS's ``sub-``."""
-    parts = re.findall(r"[^\W\d_]+|\d+", name.casefold())
-    return "-".join(part.lstrip("0") or part[:1] for part in (parts[1:] if parts[:1] == ["sub"] else parts))
+def _has_codes(table: Table, column: str) -> bool:
+    """Whether the column has Kaggle's codes: 1 or 2, and no other bare number.
+
+    Raises
+    ------
+    ValueError: it has a 0, so its numbers are codes of something else: a 1 is not grade I.
+    """
+    numbers = {re.sub(r"[.,]0+$", "", row.cells[column]) for row in table.rows}
+    if "0" in numbers and numbers & ROMAN.keys():
+        raise ValueError(
+            f"{table.path}: the column {column!r} has 0, so its numbers are codes and no WHO grades; write HGG, LGG or "
+            "I to IV, or name another column with --grade-column"
+        )
+    return simple(column) == CODED_COLUMN and bool(numbers & CODES.keys()) and not numbers & {"3", "4"}
 
 
-def _known(table: Table, column: str) -> str:
-    if column not in table.columns:
-        raise ValueError(f"{table.path}: no column {column!r}; there is: {', '.join(table.columns)}")
-    return column
-
-
-def _grade_column(table: Table) -> str:
-    by_name = {_simple(column): column for column in reversed(table.columns)}
-    named = [by_name[name] for name in GRADE_COLUMNS if name in by_name]
-    named = named or [column for name, column in by_name.items() if "grade" in name.split("_")]
-    if not named or (len(named) > 1 and _simple(named[0]) not in GRADE_COLUMNS):
-        which = "several columns may be the grade" if named else "no column is called grade"
-        raise ValueError(f"{table.path}: {which} (columns: {', '.join(table.columns)})")
-    return named[0]
-
-
-def _simple(column: str) -> str:
-    return re.sub(r"[\W_]+", "_", column.casefold()).strip("_")
-
-
-def _decoded(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", "replace")
+def _contradict(before: str | None, now: str) -> bool:
+    """Whether two grades cannot both be true; a WHO grade III may count as HGG or as LGG."""
+    if before is None:
+        return False
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
+        before = normal_grade(before)
+    except ValueError:
+        return False
+    low, high = ("LGG", "I", "II"), ("HGG", "IV")
+    if before is None or before == now:
+        return False
+    return (before in low and now in high) or (before in high and now in low) or not {before, now} & {*CLASSES}
+
+
+def grade_column_of(table: Table) -> str:
+    """The column of grades. Several that would do are fine if all of them say the same."""
+    named = [column for column in table.columns if is_grade(column)]
+    if not named:
+        raise ValueError(
+            f"{table.path}: no column is called grade (columns: {', '.join(table.columns)}); name it with "
+            "--grade-column"
+        )
+    filled = [column for column in named if any(grades := _grades(table, column)) and _mostly_known(grades)]
+    if len(filled) > 1 and any(_grades(table, column) != _grades(table, filled[0]) for column in filled[1:]):
+        raise ValueError(
+            f"{table.path}: several columns may be the grade, and differ: {quoted(filled)}; name the right one with "
+            "--grade-column"
+        )
+    if not filled and len(named) > 1:
+        raise ValueError(f"{table.path}: none of the columns {quoted(named)} has grades; name one with --grade-column")
+    return (filled or named)[0]
+
+
+def is_grade(column: str) -> bool:
+    """Whether a word of the column's name is grade: also ``WHO-Grad``, ``Tumorgrad``, ``Grading``."""
+    words = re.sub(r"_column_\d+$", "", simple(column)).split("_")
+    return any(GRADE_WORD.fullmatch(word) for word in words)
+
+
+def _grades(table: Table, column: str) -> list[str | None]:
+    """The grade of each row; the text itself, if it is not understood."""
+    grades: list[str | None] = []
+    for row in table.rows:
+        try:
+            grades.append(normal_grade(row.cells[column]))
+        except ValueError:
+            grades.append(row.cells[column])
+    return grades
+
+
+def _mostly_known(grades: Sequence[str | None]) -> bool:
+    texts = [grade for grade in grades if grade]
+    return 2 * sum(grade in ROMAN.values() or grade in CLASSES for grade in texts) >= len(texts)
+
+
+def _unmatched(table: Table, found: PatientRows, cases: Sequence[Case]) -> list[str]:
+    held = found.held
+    without = patients_of(cases, set(range(len(cases))) - held)
+    lines = []
+    if without:
+        every = len({case.patient for case in cases})
+        lines.append(f"{table.path.name}: no row for {len(without)} of {every} patients: {few(without)}")
+    if found.by_number:
+        others = f" ({quoted(found.others)} has them too, but is no identifier)" if found.others else ""
+        lines.append(
+            f"{table.path.name}: {few(found.spellings, 2)}, by the number alone{others}; if this is wrong, name the "
+            "column with --patient-column"
+        )
+    return lines
+
+
+def _how_read(table: Table, found: PatientRows, cases: Sequence[Case], grade_column: str, kaggle: bool) -> str:
+    """The columns that were used, and how many patients and rows belong to each other."""
+    used = {row.line for rows in found.rows for row in rows}
+    rest = list(dict.fromkeys(row.cells[found.column] or "no name" for row in table.rows if row.line not in used))
+    matched = patients_of(cases, {number for number, rows in enumerate(found.rows) if rows})
+    parts = [f"{len(matched)} of {len({case.patient for case in cases})} patients matched"]
+    if found.texts and not found.by_number:
+        spelled = few([f"{text} for {name}" for name, text in found.texts.items()], 2)
+        parts.append(f"{len(found.texts)} in another spelling ({spelled})")
+    if rest:
+        parts.append(f"{len(table.rows) - len(used)} rows match no patient ({few(rest, 3)})")
+    if kaggle:
+        parts.append("1 and 2 are Kaggle's codes of II and III")
+    return f"{table.path.name}: patients by {found.column!r}, grades by {grade_column!r}; {'; '.join(parts)}"

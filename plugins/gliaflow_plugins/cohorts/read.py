@@ -10,6 +10,7 @@ from pathlib import Path
 from gliaflow_proto import CLASSES
 
 from gliaflow_plugins.cohorts.clinical_tables import normal_grade, with_grades
+from gliaflow_plugins.cohorts.leaks import leaks_by_name, same_files
 from gliaflow_plugins.contracts import Case, Cohort, PluginError
 from gliaflow_plugins.registry import Registry
 
@@ -27,7 +28,7 @@ class CohortRequest:
     high: the WHO grades that are labelled HGG, with commas between them; other grades are LGG. None: ``HIGH``. What the
         folder calls HGG or LGG stays HGG or LGG.
     grades: a CSV or TSV table whose grades replace the folder's.
-    patient_column, grade_column: the columns of that table. None: found by their content (``with_grades``).
+    patient_column, grade_column: the columns of that table. None: found by their names and content (``with_grades``).
     """
 
     folder: Path
@@ -43,7 +44,7 @@ class CohortRequest:
         return HIGH if self.high is None else tuple(grade.strip() for grade in self.high.split(",") if grade.strip())
 
     def read(self, registry: Registry) -> Cohort:
-        """The cohort's cases, with unique ids, normal grades and labels.
+        """The cohort's cases, with unique ids, normal grades and labels; and its problems and leaks.
 
         A patient with scans of both labels gets neither: one patient has one class, and must not be in two.
 
@@ -53,6 +54,8 @@ class CohortRequest:
         OSError: the folder or table does not exist or cannot be read.
         """
         high = _normal(self.high_grades)
+        if self.grades is None and (self.patient_column or self.grade_column):
+            raise PluginError("--patient-column and --grade-column are of a table: name it with --grades")
         if not self.folder.is_dir() and not self.folder.is_file():
             raise FileNotFoundError(f"{self.folder}: no such folder or table")
         if self.folder.is_dir():
@@ -60,24 +63,30 @@ class CohortRequest:
         cohort = _read(self.folder, registry, self.reader)
         problems = list(cohort.problems)
         cases = []
-        for case in _unique(cohort.cases):
+        for case in cohort.cases:
             try:
                 case = replace(case, grade=normal_grade(case.grade or ""))
             except ValueError as error:
                 case = replace(case, grade=None)
                 problems.append(f"{case.id}: {error}")
             cases.append(case)
+        cohort = replace(cohort, cases=cases, problems=problems)
         if self.grades is not None:
             try:
-                cases, more = with_grades(cases, self.grades, self.patient_column, self.grade_column)
+                cohort = with_grades(cohort, self.grades, self.patient_column, self.grade_column)
             except ValueError as error:
-                raise PluginError(f"{error} (--patient-column and --grade-column name them)") from None
-            problems += more
-        cases, more = _labelled(cases, high)
-        problems += more
-        problems += _missing(cases, "mask", [case.mask is None for case in cases])
-        problems += _missing(cases, "grade", [case.grade is None for case in cases])
-        return replace(cohort, cases=cases, problems=[_plain(problem) for problem in problems])
+                raise PluginError(str(error)) from None
+        cases = _labelled(_unique(cohort.cases), high)
+        file_leaks, file_problems = same_files(cases)
+        leaks = [*cohort.leaks, *leaks_by_name(cases), *file_leaks, *_two_grades(cases)]
+        problems = [*cohort.problems, *file_problems, *_about(cases, high)]
+        return replace(
+            cohort,
+            cases=cases,
+            problems=[*map(_plain, problems)],
+            leaks=[*map(_plain, leaks)],
+            tables=[*map(_plain, cohort.tables)],
+        )
 
 
 def _normal(grades: Sequence[str]) -> list[str]:
@@ -131,24 +140,40 @@ def _unique(cases: Sequence[Case]) -> list[Case]:
     return named
 
 
-def _labelled(cases: Sequence[Case], high: Sequence[str]) -> tuple[list[Case], list[str]]:
-    scans = Counter(case.patient for case in cases)
-    grades: dict[str, set[str]] = defaultdict(set)
+def _labelled(cases: Sequence[Case], high: Sequence[str]) -> list[Case]:
+    """The cases with the class of their grade; a patient with scans of both classes gets neither."""
     labels: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         if case.grade is not None:
-            grades[case.patient].add(case.grade)
             labels[case.patient].add(case.grade if case.grade in CLASSES else "HGG" if case.grade in high else "LGG")
-    problems = [f"{patient}: {count} scans" for patient, count in scans.items() if count > 1]
-    problems += [
-        f"{patient}: grades {' and '.join(sorted(grades[patient]))} are both high and low; left out of both"
-        for patient in scans
-        if len(labels[patient]) > 1
-    ]
     known = {patient: next(iter(of_patient)) for patient, of_patient in labels.items() if len(of_patient) == 1}
-    if len(every := set(known.values())) == 1:
+    return [replace(case, label=known.get(case.patient) if case.grade else None) for case in cases]
+
+
+def _two_grades(cases: Sequence[Case]) -> list[str]:
+    """The patients whose scans have different grades."""
+    grades: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        if case.grade is not None:
+            grades[case.patient].add(case.grade)
+    both = {case.patient for case in cases if case.grade and not case.label}
+    return [
+        f"{patient}: scans of grade {' and '.join(sorted(of_patient))}"
+        + ("; both high and low, so left out of both" if patient in both else "")
+        for patient, of_patient in grades.items()
+        if len(of_patient) > 1
+    ]
+
+
+def _about(cases: Sequence[Case], high: Sequence[str]) -> list[str]:
+    """Problems of the whole: patients with several scans, one class only, no mask, no grade."""
+    scans = Counter(case.patient for case in cases)
+    problems = [f"{patient}: {count} scans" for patient, count in scans.items() if count > 1]
+    every = {case.label for case in cases if case.label}
+    if len(every) == 1:
         problems.append(f"every scan with a class is {every.pop()} (high: {', '.join(high) or 'none'})")
-    return [replace(case, label=known.get(case.patient) if case.grade else None) for case in cases], problems
+    problems += _missing(cases, "mask", [case.mask is None for case in cases])
+    return problems + _missing(cases, "grade", [case.grade is None for case in cases])
 
 
 def _missing(cases: Sequence[Case], what: str, missing: Sequence[bool]) -> list[str]:

@@ -1,0 +1,36 @@
+"""Stops before anything is fitted, if one patient's data may be on both sides of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gliaflow_plugins.cohorts.leaks import same_voxels
+from gliaflow_plugins.contracts import PluginError
+from rich.progress import Progress
+
+from gliaflow_trainer.slices import CutScan
+
+
+def refuse_leaks(leaks: Sequence[str], allow: bool, bar: Progress) -> None:
+    """Print the leaks, if they are allowed.
+
+    Raises
+    ------
+    PluginError: there are leaks, and they are not allowed. The text has a line for each.
+    """
+    if leaks and not allow:
+        lines = "".join(f"\n  leak: {leak}" for leak in leaks)
+        raise PluginError(
+            f"the same patient's data may be in several parts of the split; fix the cohort, or give --allow{lines}"
+        )
+    for leak in leaks:
+        bar.console.print(f"leak      {leak} (allowed)", style="yellow", soft_wrap=True)
+
+
+def refuse_copies(scans: Sequence[CutScan], allow: bool, bar: Progress) -> list[str]:
+    """The leaks by scans with the same voxels, if they are allowed; see ``refuse_leaks``."""
+    leaks, problems = same_voxels((scan.voxels, scan.patient, scan.case) for scan in scans)
+    for problem in problems:
+        bar.console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
+    refuse_leaks(leaks, allow, bar)
+    return leaks
