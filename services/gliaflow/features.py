@@ -31,6 +31,7 @@ class ScanFeatures:
     slices: the slices' numbers [n], from 0 at the feet.
     tumour: whether the U-Net found tumour in the slice: bool [n].
     tap, bundle: where in the network they were read, and which bundle's network it is.
+    warnings: doubts about the scan, as in its answer.
     """
 
     features: NDArray[np.float32]
@@ -38,6 +39,7 @@ class ScanFeatures:
     tumour: NDArray[np.bool_]
     tap: str
     bundle: str
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.features)
@@ -99,4 +101,5 @@ def extract(
         np.concatenate([part.mask.any(axis=(1, 2)) for part in parts]),
         served.tap,
         served.id,
+        tuple(dict.fromkeys([*item.warnings, *(text for part in parts for text in part.warnings)])),
     )

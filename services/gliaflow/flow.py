@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -14,6 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 import structlog
+from gliaflow_plugins.cohorts.scan_files import summary
 from gliaflow_plugins.contracts import PluginError
 from gliaflow_proto import FailureMessage, PredictionMessage, SyntheticMessage
 from gliaflow_proto.routing import STAGE_QUEUES
@@ -148,7 +150,8 @@ class Flow:
 
         Parameters
         ----------
-        scans: paths of files, folders and globs, or URLs of them. Masks and other sequences in a folder are skipped.
+        scans: paths of files, folders and globs, or URLs of them. Of several files or a folder, the FLAIR scans are
+            submitted; a Python warning counts what is left out.
         grade, channel: as for ``submit``, of all of them.
 
         Raises
@@ -175,7 +178,7 @@ class Flow:
         self, grade: str, count: int, *, seed: int = 0, progress: Callable[[int], None] = lambda done: None
     ) -> list[SyntheticMessage]:
         """As ``generate``, but gives the messages, in order: they name generator, bundle and tap."""
-        check_grade(grade)
+        grade = check_grade(grade)
         if count < 1:
             raise UsageError(f"count: {count} is below 1")
         parts: dict[int, SyntheticMessage] = {}
@@ -217,6 +220,7 @@ class Flow:
         waiting = list(reversed(inputs))
         sent: dict[str, tuple[Input, float]] = {}
         quiet = since_sent = 0.0  # seconds of waiting: since the last answer, and since scans were last sent
+        answered = 0.0  # when the last answer came
         patience, attempt = self._timeout / RESEND, 0
         if self._stages:
             self._stages.allow(item.root for item in inputs if item.volume is None)
@@ -241,7 +245,8 @@ class Flow:
                     quiet = since_sent = 0.0
                     patience = self._timeout / RESEND
                     item, at = sent.pop(message.scan.id)
-                    seconds = round(now - at, 3)
+                    seconds = round(now - max(at, answered), 3)  # without the wait behind the scans before it
+                    answered = now
                     if isinstance(message, PredictionMessage):
                         yield Answer.of_prediction(item, message, seconds)
                     else:
@@ -251,7 +256,7 @@ class Flow:
                     if submission.unreadable:
                         reason = f"no readable answer within {self._timeout:g} s: {submission.unreadable}"
                     for item, at in sent.values():
-                        yield Answer.failed(item, reason, round(now - at, 3))
+                        yield Answer.failed(item, reason, round(now - max(at, answered), 3))
                     sent.clear()
                 elif since_sent > patience:
                     attempt += 1
@@ -272,4 +277,7 @@ def _inputs(scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: st
         return each
     if any(isinstance(scan, Input) for scan in each):
         raise UsageError("scans: give paths or Inputs, not both")
-    return find_inputs(each, grade=grade, channel=channel).inputs
+    found = find_inputs(each, grade=grade, channel=channel)
+    for line in summary(found.left_out):
+        warnings.warn(f"left out: {line}", stacklevel=3)
+    return found.inputs

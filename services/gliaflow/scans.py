@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
-import fsspec
+from gliaflow_plugins.cohorts.image_names import name_of, numbered, patient_folder, patient_of, stem
+from gliaflow_plugins.cohorts.other_formats import is_other_format
+from gliaflow_plugins.cohorts.scan_files import SHOWN, ScanFile
 from gliaflow_plugins.cohorts.volumes import NiftiFile
+from gliaflow_plugins.cohorts.walk import LeftOut
 from gliaflow_plugins.contracts import Cohort, Volume
 from gliaflow_proto import CLASSES
-from gliaflow_runtime.errors import UsageError, describe_error
+from gliaflow_runtime.errors import UsageError
+
+from gliaflow.places import search
 
 MAX_NAME_BYTES = 160  # file systems allow 255; endings and numbers are appended to the name
-SCAN_ENDINGS = (".nii", ".nii.gz", ".gz", ".hdr", ".img", ".mgz", ".mgh", ".mha", ".mhd", ".nrrd", ".dcm", ".ima")
-FLAIR = re.compile(r"[_-](flair|t2f)$", re.IGNORECASE)
-OTHER = re.compile(  # other sequences, and masks, as the public data sets name them
-    r"[_-](t1|t1w|t1ce|t1c|t1n|t1gd|t2|t2w|mask|labels?|seg(mentation)?([_-]\w+)?|GlistrBoost(_\w+)?)$",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -67,14 +64,6 @@ class Input:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A file under a submitted folder that is not a scan to submit, and why."""
-
-    path: Path
-    why: str
-
-
-@dataclass(frozen=True)
 class Found:
     """The scans at the paths that a user gave, and what was left out."""
 
@@ -82,49 +71,33 @@ class Found:
     left_out: list[LeftOut]
 
 
-def stem(path: Path) -> str:
-    """The file's name without ``.nii``, ``.nii.gz`` or another ending of a scan."""
-    name = path.name.removesuffix(".gz")
-    return Path(name).stem if Path(name).suffix.lower() in SCAN_ENDINGS else name
-
-
-def patient_of(path: Path) -> str:
-    """The patient by the file's name: ``BRATS_7_flair.nii.gz`` is a scan of BRATS_7."""
-    return FLAIR.sub("", stem(path))
-
-
 def find_inputs(paths: Iterable[str | PathLike[str]], *, grade: str | None = None, channel: str | None = None) -> Found:
     """The scans at these paths (files, folders, globs, or URLs of them), each with a unique name, in a fixed order.
 
-    A file that is given by name is always submitted. Of a folder, files with the ending of a scan are submitted,
-    except masks and other sequences, which are known by their usual names (``_seg``, ``_t1ce`` …).
+    A file that is named alone is always a scan, with a warning if its name says something else. Of a folder, a glob or
+    several files, the FLAIR scans are taken (``gliaflow_plugins.cohorts.scan_files``), and the rest is left out.
 
     Raises
     ------
     UsageError: a path does not exist, a glob matches nothing, there is no scan, or the grade is unknown.
     """
-    check_grade(grade)
+    grade = None if grade is None else check_grade(grade)
     texts = [fspath(path) for path in paths]
-    files: dict[Path, str] = {}  # each with its URI, if it has one
-    for text in texts:
-        path = Path(text)
-        if "://" in text:
-            files |= _behind_url(text)
-        elif path.is_dir():
-            files |= dict.fromkeys(sorted(f for f in path.rglob("*") if _is_scan(f)), "")
-        elif path.exists() or path.is_symlink():
-            files[path] = ""
-        elif found := sorted(glob.glob(text, recursive=True)):  # noqa: PTH207 - absolute patterns too
-            files |= dict.fromkeys((Path(f) for f in found if not Path(f).is_dir()), "")
-        else:
-            raise UsageError(f"{text}: no such file, folder or match")
-    if not files:
-        raise UsageError(f"no scan (*.nii, *.nii.gz) in {', '.join(texts)}")
-    inputs = [
-        Input(path, name, _short(patient_of(path)), grade, _channel(path, channel), uri=uri, relative=path.name)
-        for (path, uri), name in zip(files.items(), _names(list(files)), strict=True)
-    ]
-    return Found(inputs, [])
+    places = search(texts, channel)
+    if not places.scans:
+        raise UsageError(f"no FLAIR scan in {', '.join(texts)}{_why_none(places.left_out)}")
+    relative = [places.relative(scan.path) for scan in places.scans]
+    names, patients = _names(places.scans, relative)
+    inputs = []
+    for scan, name, patient, where in zip(places.scans, names, patients, relative, strict=True):
+        uri = places.uris.get(scan.path, "")
+        path = Path(scan.path) if uri else _shown(Path(scan.path), texts)
+        chosen = _channel(scan, channel)
+        volume = NiftiFile(path) if is_other_format(path) and not uri else None
+        inputs.append(
+            Input(path, name, patient, grade, chosen, "", volume, uri=uri, relative=where, warnings=scan.warnings)
+        )
+    return Found(inputs, places.left_out)
 
 
 def find_one(path: str | PathLike[str], *, grade: str | None = None, channel: str | None = None) -> Input:
@@ -152,77 +125,65 @@ def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None) -> list
     inputs = []
     for case, unique in zip(cohort.cases, names, strict=True):
         path = case.scan.path if isinstance(case.scan, NiftiFile) else Path(str(case.scan))
-        volume = None if isinstance(case.scan, NiftiFile) else case.scan
+        volume = None if isinstance(case.scan, NiftiFile) and not is_other_format(path) else case.scan
         inputs.append(Input(path, unique, case.patient, case.label, case.channel or channel, name, volume))
     return inputs
 
 
-def check_grade(grade: str | None) -> None:
-    """Raise UsageError if this is not the name of a class."""
-    if grade is not None and grade not in CLASSES:
+def check_grade(grade: str) -> str:
+    """The class of this name, in any case. Raises UsageError: there is none."""
+    name = grade.strip().upper()
+    if name not in CLASSES:
         raise UsageError(f"grade: {grade!r} is not one of {', '.join(CLASSES)}")
+    return name
 
 
-def _behind_url(url: str) -> dict[Path, str]:
-    """The scans behind the URL of a file, a folder or a glob: their places in the store, and their URIs.
+def _why_none(left_out: Sequence[LeftOut]) -> str:
+    """Why nothing is left, for an error."""
+    if not left_out:
+        return " (no file ends in .nii, .nii.gz or another ending of an image)"
+    by_reason: dict[str, list[LeftOut]] = defaultdict(list)
+    for each in left_out:
+        by_reason[each.why].append(each)
+    reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    lines = [
+        f"{each[0].path}{f' and {len(each) - 1} more' if each[1:] else ''}: {why}" for why, each in reasons[:SHOWN]
+    ]
+    more = f"; {len(reasons) - SHOWN} more reasons" if len(reasons) > SHOWN else ""
+    return f": {'; '.join(lines)}{more}. A file that is named alone is always submitted"
+
+
+def _shown(path: Path, texts: Sequence[str]) -> Path:
+    """The path as the user writes paths: relative, if all that were given are."""
+    return path if any(Path(text).is_absolute() for text in texts) else Path(os.path.relpath(path))
+
+
+def _channel(scan: ScanFile, channel: str | None) -> str | None:
+    """The number of the FLAIR volume: as given, or by the name in ``dataset.json``.
 
     Raises
     ------
-    UsageError: there are none, or the store cannot be read.
+    UsageError: ``channel`` is a name that no ``dataset.json`` has.
     """
-    try:
-        store, place = fsspec.core.url_to_fs(url)
-        if glob.has_magic(place):
-            found = sorted(store.glob(place))
-        elif store.isfile(place):
-            found = [place]
-        else:
-            found = sorted(each for each in store.find(place) if _is_scan(Path(each)))
-        uris = {Path(each): str(store.unstrip_protocol(each)) for each in found if not store.isdir(each)}
-    except Exception as error:  # each protocol has its own errors
-        raise UsageError(f"{url}: {describe_error(error)}") from None
-    if not uris:
-        raise UsageError(f"{url}: no such file, folder or match")
-    return uris
+    chosen = scan.channel if scan.case else channel
+    if chosen is not None and not chosen.isdecimal():
+        raise UsageError(f"channel: {channel!r} is not a number, and no dataset.json beside {scan.path} names it")
+    return chosen
 
 
-def _channel(path: Path, channel: str | None) -> str | None:
-    """The number of the FLAIR volume: as given, or looked up by name in ``dataset.json``.
-
-    The Medical Segmentation Decathlon layout has that file beside its folders of scans. Without ``channel``, the
-    volume called FLAIR is taken.
-    """
-    if channel is not None and channel.isdecimal():
-        return channel
-    for folder in path.absolute().parents[:2]:
-        try:
-            modality = json.loads((folder / "dataset.json").read_bytes())["modality"]
-            return next(str(n) for n, name in modality.items() if name.upper() == (channel or "FLAIR").upper())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, StopIteration):
-            continue
-    if channel is not None:
-        raise UsageError(f"channel: {channel!r} is not a number, and no dataset.json beside {path} names it")
-    return None
-
-
-def _is_scan(path: Path) -> bool:
-    by_name = path.name.lower().endswith(SCAN_ENDINGS) and not path.name.startswith(".")
-    try:
-        return by_name and not path.is_dir() and not OTHER.search(stem(path))
-    except OSError:  # in a folder without permission
-        return False
-
-
-def _names(files: list[Path]) -> list[str]:
-    """The stems; if two are equal, with the folder's name in front; if that is not enough, with a number."""
-    stems = [_short(stem(f)) for f in files]
-    common = Counter(s.casefold() for s in stems)
-    return _unique(
-        [
-            _short(f"{file.absolute().parent.name}_{name}") if common[name.casefold()] > 1 else name
-            for file, name in zip(files, stems, strict=True)
-        ]
-    )
+def _names(scans: Sequence[ScanFile], relative: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The scans' names and patients, by their own paths. Equal names get the folders in front, or else a number."""
+    names = [name_of(scan.path) for scan in scans]
+    patients = [
+        patient_of(PurePath(scan.path.parent, scan.case)) if scan.case else patient_of(scan.path) for scan in scans
+    ]
+    common = Counter(name.casefold() for name in names)
+    for number, (scan, where) in enumerate(zip(scans, relative, strict=True)):
+        if common[names[number].casefold()] > 1:
+            names[number] = "_".join([*PurePosixPath(where).parts[:-1], stem(scan.path)])
+            if numbered(scan.path):  # another patient's scan has the same number
+                patients[number] = patient_folder(scan.path)[0] or patients[number]
+    return _unique(map(_short, names)), [_short(patient) for patient in patients]
 
 
 def _unique(names: Iterable[str]) -> list[str]:

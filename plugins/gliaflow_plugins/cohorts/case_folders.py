@@ -1,4 +1,4 @@
-"""Layouts with one folder for each case, as most public data sets have: ``CASE_FOLDERS`` lists them.
+"""Layouts with one folder for each case, as most public data sets have.
 
 All readers ignore hidden files: archives made on a Mac are full of ``._`` twins.
 """
@@ -6,7 +6,8 @@ All readers ignore hidden files: archives made on a Mac are full of ``._`` twins
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -15,39 +16,52 @@ from pathlib import Path
 from gliaflow_proto import CLASSES
 
 from gliaflow_plugins.cohorts.clinical_tables import with_grades
+from gliaflow_plugins.cohorts.image_names import (
+    case_key,
+    is_image,
+    names_nothing,
+    numbered,
+    patient_of,
+    simplicity,
+    stem,
+)
+from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Case, Cohort
 
-NIFTI = (".nii.gz", ".nii")  # where a folder has both, they are the same image
-Graded = Callable[[Path, list[Case], list[str]], list[Case]]
-"""Folder, cases, problems → the cases with the grades that the folder contains. It adds to the problems."""
+TUMOUR = re.compile(r"tumou?r|lesion|glioma|gtv|wmh", re.IGNORECASE)
+TISSUE = re.compile(
+    r"brain|skull|head|aseg|aparc|wmparc|pve|tissue|ventric|(^|[_-])(gm|wm|csf)([_.-]|$)", re.IGNORECASE
+)
+Graded = Callable[[Path, Cohort], Cohort]
+"""Folder, cohort → the cohort with the grades that the folder contains."""
 
 
-def graded_by(table: Path, cases: list[Case], problems: list[str], *columns: str) -> list[Case]:
-    """The cases with the grades of ``table``; ``columns``: of the patients and of the grades, if they are known."""
+def graded_by(table: Path, cohort: Cohort, *columns: str) -> Cohort:
+    """The cohort with the grades of ``table``; ``columns``: of the patients and of the grades, if they are known."""
     try:
-        cases, more = with_grades(cases, table, *columns)
+        return with_grades(cohort, table, *columns)
     except (OSError, ValueError) as error:
-        more = [f"no grades: {error}"]
-    problems += more
-    return cases
+        remedy = f" (with --grades {table})" if "-column" in str(error) else ""
+        return replace(cohort, problems=[*cohort.problems, f"no grades: {error}{remedy}"])
 
 
-def participants(folder: Path, cases: list[Case], problems: list[str]) -> list[Case]:
-    """The cases with the grades of BIDS's ``participants.tsv``, if it exists."""
+def participants(folder: Path, cohort: Cohort) -> Cohort:
+    """The cohort with the grades of BIDS's ``participants.tsv``, if it exists."""
     table = folder / "participants.tsv"
-    return graded_by(table, cases, problems) if table.is_file() else cases
+    return graded_by(table, cohort) if table.is_file() else cohort
 
 
-def _name_mapping(folder: Path, cases: list[Case], problems: list[str]) -> list[Case]:
-    return graded_by(folder / "name_mapping.csv", cases, problems, "BraTS_2020_subject_ID", "Grade")
+def _name_mapping(folder: Path, cohort: Cohort) -> Cohort:
+    return graded_by(folder / "name_mapping.csv", cohort, "BraTS_2020_subject_ID", "Grade")
 
 
-def _only_table(folder: Path, cases: list[Case], problems: list[str]) -> list[Case]:
+def _only_table(folder: Path, cohort: Cohort) -> Cohort:
     tables = [path for path in files_in(folder).values() if path.suffix.casefold() in (".csv", ".tsv")]
     if len(tables) > 1:
-        problems.append(f"several tables ({', '.join(path.name for path in tables)}): name one with --grades")
-    return graded_by(tables[0], cases, problems) if len(tables) == 1 else cases
+        several = f"several tables ({', '.join(path.name for path in tables)}): name one with --grades"
+        return replace(cohort, problems=[*cohort.problems, several])
+    return graded_by(tables[0], cohort) if tables else cohort
 
 
 @dataclass(frozen=True)
@@ -58,9 +72,9 @@ class CaseFolders:
     ----------
     folder: pattern of the folders' names. The file names begin with its group ``id``; its group ``patient`` is the
         patient (default: ``id``).
-    scan, mask: file names without ending, best first; ``{id}`` stands for that group, and ``*`` for anything.
+    scan, mask: file names without ending, best first; ``{id}`` stands for that group, and ``*`` for anything. Where no
+        file is called so, the FLAIR scans are found as ``submit`` finds them.
     graded: finds the grades; None: the layout has no grades, or in a table elsewhere.
-    any_name: any folder may be a case, so at least one scan must exist.
     """
 
     name: str
@@ -69,7 +83,6 @@ class CaseFolders:
     scan: tuple[str, ...]
     mask: tuple[str, ...]
     graded: Graded | None = None
-    any_name: bool = False
 
     def read(self, folder: Path) -> Cohort | None:
         """See ``Reader.read``."""
@@ -84,19 +97,84 @@ class CaseFolders:
                 continue
             patient = match.groupdict().get("patient", match["id"])
             cases += self.cases(sub, match["id"], patient, sub.name, problems)
-        if self.any_name and not cases:
-            return None
-        cases = cases if self.graded is None else self.graded(folder, cases, problems)
-        return Cohort(self.layout, cases, problems)
+        cohort = Cohort(self.layout, cases, problems)
+        return cohort if self.graded is None else self.graded(folder, cohort)
 
     def cases(self, folder: Path, name: str, patient: str, shown: str, problems: list[str]) -> list[Case]:
-        """The case in ``folder``; none, and a problem with the folder ``shown``, if it has no scan."""
+        """The cases in ``folder``; none, and a problem with the folder ``shown``, if it has no scan."""
         files = files_in(folder)
         scan = image(files, self.scan, name)
-        if scan is None:
+        if scan is not None:
+            return [Case(name, scan, image(files, self.mask, name), patient, None)]
+        chooser = Chooser()
+        scans = [Path(each.path) for each in chooser.folder(folder)]
+        if not scans:
             problems.append(f"{shown}: no {self.scan[0].replace('{id}', name)}.nii.gz or .nii")
-            return []
-        return [Case(name, scan, image(files, self.mask, name), patient, None)]
+            problems += _remarkable(chooser, folder, shown)
+        masks = [Path(each.path) for each in chooser.left_out if each.kind == "mask"]
+        return [replace(case, patient=patient) for case in cases_of(folder, name, scans, masks, problems)]
+
+
+class PatientFolders:
+    """One folder for each patient, with any name: ``ID/ID_flair.nii.gz``, ``ID/FLAIR.nii.gz``, ``ID/visit/flair.nii``.
+
+    The scans are those that ``submit`` finds. A folder whose name is not a patient's (``images``, ``T1``, ``test``) is
+    ignored, unless its scan is called after it.
+    """
+
+    name = "folders"
+
+    def read(self, folder: Path) -> Cohort | None:
+        """See ``Reader.read``."""
+        if not folder.is_dir():
+            return None
+        chooser = Chooser()
+        scans: dict[Path, list[Path]] = defaultdict(list)
+        for path in (Path(scan.path) for scan in chooser.folder(folder)):
+            if path.parent != folder:
+                sub = folder / path.relative_to(folder).parts[0]
+                scans[sub] += [path] if not names_nothing(sub.name) or stem(path).startswith(sub.name) else []
+        passed_over = {each.path for each in chooser.left_out if each.kind.endswith("folder")}
+        masks = [Path(each.path) for each in chooser.left_out if each.kind == "mask"]
+        cases: list[Case] = []
+        problems: list[str] = []
+        for sub in (sub for sub in folders_in(folder) if sub not in passed_over):
+            patients = sorted({patient_of(path) for path in scans[sub] if not numbered(path)} - {sub.name})
+            if len(patients) > 1:
+                names = ", ".join(patients[:3])
+                problems.append(f"{sub.name}: a folder of {len(patients)} patients ({names} …), not of one; ignored")
+            elif scans[sub]:
+                own = [mask for mask in masks if sub in mask.parents]
+                cases += cases_of(sub, sub.name, scans[sub], own, problems)
+            elif names_nothing(sub.name):
+                problems.append(f"{sub.name}: a folder of this name is no patient's; ignored")
+            else:
+                problems.append(f"{sub.name}: no {sub.name}_flair.nii.gz or .nii")
+                problems += _remarkable(chooser, sub, sub.name)
+        return participants(folder, Cohort("one folder a patient", cases, problems)) if cases else None
+
+
+def cases_of(folder: Path, name: str, scans: Sequence[Path], masks: Sequence[Path], problems: list[str]) -> list[Case]:
+    """A case for each scan under a patient's folder, with its mask: ``name_seg``, or else the only one of a tumour."""
+    cases = []
+    for path in scans:
+        inside = [*path.parent.relative_to(folder).parts, stem(path)]
+        alone = sum(each.parent == path.parent for each in scans) == 1
+        case = name if len(scans) == 1 else "_".join([name, *(inside[:-1] if alone else inside)])
+        near = [mask for mask in masks if mask.parent == path.parent]
+        if not near and len(scans) == 1:
+            near = list(masks)
+        if not alone:
+            near = [mask for mask in near if case_key(mask) == case_key(path)]
+        mask = image(files_in(path.parent), ("{id}_seg",), name) if alone else None
+        cases.append(Case(case, NiftiFile(path), mask or tumour_mask(near, case, problems), name, None))
+    return cases
+
+
+def _remarkable(chooser: Chooser, folder: Path, shown: str) -> list[str]:
+    """What was left out under a folder without a scan, and what the user can do about it."""
+    left_out = [each for each in chooser.left_out if folder in each.path.parents and each.kind in REMARKABLE]
+    return [f"{shown}: {each.path.name}: {each.why}" for each in left_out]
 
 
 class Brats:
@@ -110,17 +188,17 @@ class Brats:
     def read(self, folder: Path) -> Cohort | None:
         """See ``Reader.read``."""
         subs = folders_in(folder)
-        if not any(sub.name in CLASSES for sub in subs):
+        if not any(sub.name.upper() in CLASSES for sub in subs):
             return None
         cases: list[Case] = []
         problems: list[str] = []
         for sub in subs:
-            if sub.name not in CLASSES:
+            if sub.name.upper() not in CLASSES:
                 problems.append(f"{sub.name}: beside HGG and LGG; ignored")
                 continue
             for case in folders_in(sub):
-                found = PATIENT_FOLDERS.cases(case, case.name, case.name, f"{sub.name}/{case.name}", problems)
-                cases += [replace(each, grade=sub.name) for each in found]
+                found = _BRATS_CASE.cases(case, case.name, case.name, f"{sub.name}/{case.name}", problems)
+                cases += [replace(each, grade=sub.name.upper()) for each in found]
         return Cohort("BraTS 2017–2019", cases, problems)
 
 
@@ -150,10 +228,7 @@ UCSF = CaseFolders(
     ("{id}_tumor_segmentation",),
     _only_table,
 )
-# <ID>/<ID>_flair.nii.gz and <ID>_seg.nii.gz, with any ID.
-PATIENT_FOLDERS = CaseFolders(
-    "folders", "one folder a patient", r"(?P<id>.+)", ("{id}_flair",), ("{id}_seg",), participants, any_name=True
-)
+_BRATS_CASE = CaseFolders("brats", "BraTS 2017–2019", r"(?P<id>.+)", ("{id}_flair",), ("{id}_seg",))
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -177,12 +252,19 @@ def image(files: Mapping[str, Path], names: tuple[str, ...], case: str) -> Nifti
     """The first of ``names`` that exists; ``{id}`` in them stands for ``case``."""
     for name in names:
         pattern = name.replace("{id}", escape(case)).casefold()
-        for ending in NIFTI:
-            if paths := [path for file, path in files.items() if fnmatchcase(file, pattern + ending)]:
-                return NiftiFile(paths[0])
+        images = (
+            path for path in files.values() if is_image(path.name) and fnmatchcase(stem(path).casefold(), pattern)
+        )
+        if best := min(images, key=simplicity, default=None):
+            return NiftiFile(best)
     return None
 
 
-def stem_of(path: Path) -> str | None:
-    """The name without the ending; None for a file that is not NIfTI."""
-    return next((path.name[: -len(end)] for end in NIFTI if path.name.casefold().endswith(end)), None)
+def tumour_mask(masks: Sequence[Path], case: str, problems: list[str]) -> NiftiFile | None:
+    """The mask of the tumour among masks; none, and a problem, if several may be it."""
+    images = {(path.parent, stem(path).casefold()): path for path in sorted(masks, key=simplicity, reverse=True)}
+    tumour = [path for path in images.values() if TUMOUR.search(path.name)]
+    best = tumour or [path for path in images.values() if not TISSUE.search(path.name)]
+    if len(best) > 1:
+        problems.append(f"{case}: several files may be its mask: {', '.join(sorted(path.name for path in best))}")
+    return NiftiFile(best[0]) if len(best) == 1 else None

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from gliaflow_plugins.cohorts.case_folders import (
     BRATS_2020,
     BRATS_2021,
     BRATS_2023,
-    PATIENT_FOLDERS,
     REMBRANDT,
     UCSF,
     Brats,
+    PatientFolders,
     files_in,
     folders_in,
     graded_by,
     image,
     participants,
-    stem_of,
 )
-from gliaflow_plugins.cohorts.clinical_tables import read_table
+from gliaflow_plugins.cohorts.clinical_tables import grade_column_of, is_grade
+from gliaflow_plugins.cohorts.decathlon import DATASET, parse_channels
+from gliaflow_plugins.cohorts.image_names import is_image, judge, judge_text, stem
+from gliaflow_plugins.cohorts.patient_rows import names_patients
+from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser, LocalFiles
+from gliaflow_plugins.cohorts.tables import Table, few, quoted, read_table
 from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
 from gliaflow_plugins.contracts import Case, Cohort, Reader, Volume
 
-MAX_JSON_BYTES = 16 * 2**20
 MAX_FOLDERS = 200  # folders under one patient that are searched for DICOM
 
 
@@ -47,21 +48,21 @@ class Msd:
             return None
         cases: list[Case] = []
         try:
-            channel = _flair_channel(folder / "dataset.json")
-        except (OSError, ValueError) as error:
-            return Cohort("MSD", [], [f"dataset.json: {error}"])
+            channels = parse_channels(LocalFiles().read(folder / DATASET) or b"")
+        except ValueError as error:
+            return Cohort("MSD", [], [f"{DATASET}: {error}"])
+        chooser = Chooser()
         masks = files_in(folder / "labelsTr")
-        for path in files_in(folder / "imagesTr").values():
-            name = stem_of(path)
-            if name is None:
-                continue
-            own = re.fullmatch(r"(.+)_(\d{4})", name)
-            if own and int(own[2]) != int(channel):
-                continue
-            name = own[1] if own else name
-            mask = image(masks, ("{id}",), name)
-            cases.append(Case(name, NiftiFile(path), mask, name, None, channel=None if own else channel))
-        return Cohort("MSD", cases)
+        for scan in chooser.folder(folder / "imagesTr"):
+            mask = image(masks, ("{id}",), scan.case)
+            cases.append(Case(scan.case, NiftiFile(Path(scan.path)), mask, scan.case, None, channel=scan.channel))
+        problems = [f"{each.path.name}: {each.why}" for each in chooser.left_out if each.kind in REMARKABLE]
+        if not any(judge_text(channel).kind == "FLAIR" for channel in channels.values()):
+            problems.append(f"{DATASET}: no FLAIR among its channels ({', '.join(channels.values())[:200]})")
+        known = {case.id for case in cases}
+        without = [stem(path) for path in masks.values() if is_image(path.name) and stem(path) not in known]
+        problems += [f"{name}: a mask in labelsTr, and no FLAIR scan in imagesTr" for name in without]
+        return Cohort("MSD", cases, problems)
 
 
 class Kaggle:
@@ -99,7 +100,7 @@ class Kaggle:
             scan = TiffStack(tuple(images[number] for number in numbers), channel=1)
             mask = None if unmasked else TiffStack(tuple(masks[number] for number in numbers))
             cases.append(Case(sub.name, scan, mask, match[1], None))
-        return Cohort("Kaggle LGG", graded_by(folder / "data.csv", cases, problems), problems)
+        return graded_by(folder / "data.csv", Cohort("Kaggle LGG", cases, problems))
 
 
 class Bids:
@@ -125,37 +126,41 @@ class Bids:
         problems: list[str] = []
         pipelines = folders_in(folder / "derivatives")
         for sub in subjects:
-            images = {path: stem_of(path) or "" for anat in _anats(sub) for path in files_in(anat).values()}
-            scans = {path: stem for path, stem in images.items() if stem.endswith("_FLAIR")}
+            chooser = Chooser()
+            scans = [Path(scan.path) for anat in _anats(sub) if anat.is_dir() for scan in chooser.folder(anat)]
             if not scans:
                 problems.append(f"{sub.name}: no *_FLAIR.nii.gz in anat")
+            problems += [
+                f"{sub.name}: {each.path.name}: {each.why}" for each in chooser.left_out if each.kind in REMARKABLE
+            ]
             places = [*_anats(sub), *(place for p in pipelines for place in _places(p / sub.name))]
             files = [path for place in places for path in files_in(place).values()]
-            for path, stem in scans.items():
-                mask = self._mask(folder, stem, files, problems)
-                cases.append(Case(stem.removesuffix("_FLAIR"), NiftiFile(path), mask, sub.name, None))
-        return Cohort("BIDS", participants(folder, cases, problems), problems)
+            for path in scans:
+                mask = self._mask(folder, stem(path), files, problems)
+                case = re.sub("_flair$", "", stem(path), flags=re.IGNORECASE)
+                cases.append(Case(case, NiftiFile(path), mask, sub.name, None))
+        return participants(folder, Cohort("BIDS", cases, problems))
 
     def _mask(self, folder: Path, scan: str, files: list[Path], problems: list[str]) -> Volume | None:
         known = _entities(scan.casefold())
         candidates = []
         for path in files:
-            stem = (stem_of(path) or "").casefold()
-            own = _entities(stem)
+            name = stem(path).casefold()
+            own = _entities(name)
             same = all(known.get(key, value) == value for key, value in own.items() if key in ("ses", "acq", "run"))
-            subject, _, rest = stem.partition("_")  # a subject may be called sub-brain01
-            if not self.mask.fullmatch(stem) or self.tissue.search(rest) or not same:
+            subject, _, rest = name.partition("_")  # a subject may be called sub-brain01
+            if not self.mask.fullmatch(name) or self.tissue.search(rest) or not same:
                 continue
             where = str(path.relative_to(folder)).casefold().replace(subject, "")
             named = self.tumour.search(where) is not None
-            if own.get("space", "orig") in self.spaces and (named or not stem.endswith("_dseg")):
+            if own.get("space", "orig") in self.spaces and (named or not name.endswith("_dseg")):
                 candidates.append((named, path))
         best = [path for named, path in candidates if named] or [path for _, path in candidates]
         if len(best) == 1:
             return NiftiFile(best[0])
         if best:
             several = ", ".join(str(path.relative_to(folder)) for path in best)
-            problems.append(f"{scan.removesuffix('_FLAIR')}: several files may be its mask: {several}")
+            problems.append(f"{scan[: -len('_FLAIR')]}: several files may be its mask: {several}")
         return None
 
 
@@ -178,22 +183,21 @@ class Csv:
             table = read_table(path)
         except (OSError, ValueError) as error:
             return Cohort("CSV", [], [str(error)])
-        columns = {column.casefold(): column for column in table.columns}
-        cases: list[Case] = []
         problems = list(table.problems)
-        if "scan" not in columns:
-            return Cohort("CSV", [], [f"{path.name}: no column 'scan'; there is: {', '.join(table.columns)}"])
-        if "patient" not in columns:
-            problems.append(f"{path.name}: no column 'patient', so every scan counts as a patient of its own")
-        for line, row in table.rows:
-            cell = {known: row[columns[known]] for known in columns}
-            where = f"{path.name} line {line}"
+        try:
+            columns = _columns(table, problems)
+        except ValueError as error:
+            return Cohort("CSV", [], [str(error)])
+        cases: list[Case] = []
+        for row in table.rows:
+            cell = {known: row.cells[column] for known, column in columns.items()}
+            where = f"{path.name} line {row.line}"
             try:
                 scan = _located(path.parent, cell["scan"])
             except (OSError, ValueError) as error:
                 problems.append(f"{where}: scan {error}; ignored")
                 continue
-            name = stem_of(scan) or scan.name
+            name = stem(scan)
             if not (patient := cell.get("patient", name)):
                 problems.append(f"{where}: no patient; ignored")
                 continue
@@ -204,7 +208,10 @@ class Csv:
                 problems.append(f"{where}: mask {error}")
             volume: Volume = DicomSeries(scan) if scan.is_dir() else NiftiFile(scan)
             cases.append(Case(name, volume, mask, patient, cell.get("grade"), channel=cell.get("channel") or None))
-        return Cohort("CSV", cases, problems)
+        used = ", ".join(f"{known}s by {column!r}" for known, column in columns.items())
+        unused = [column for column in table.columns if column not in columns.values()]
+        how = f"{path.name}: {used}" + (f"; not used: {few(unused)}" if unused else "")
+        return Cohort("CSV", cases, problems, tables=[how])
 
 
 class Dicom:
@@ -221,29 +228,12 @@ class Dicom:
         cases: list[Case] = []
         problems = [f"{sub.name}: no DICOM in it; ignored" for sub in subs if sub not in patients]
         for sub in patients:
-            masks = [path for path in files_in(sub).values() if (stem_of(path) or "").endswith(("_seg", "_mask"))]
+            masks = [path for path in files_in(sub).values() if is_image(path.name) and judge(path).kind == "mask"]
             if len(masks) > 1:
                 problems.append(f"{sub.name}: several masks: {', '.join(path.name for path in masks)}")
             mask = NiftiFile(masks[0]) if len(masks) == 1 else None
             cases.append(Case(sub.name, DicomSeries(sub), mask, sub.name, None))
         return Cohort("DICOM", cases, problems)
-
-
-def _flair_channel(path: Path) -> str:
-    """The number of the FLAIR volume, from ``dataset.json``. Raises OSError or ValueError if the file has none."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"over {MAX_JSON_BYTES} bytes")
-    try:
-        described: Any = json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    volumes = described.get("modality", described.get("channel_names")) if isinstance(described, dict) else None
-    if not isinstance(volumes, dict):
-        raise ValueError("no 'modality' that says which volume is FLAIR")
-    for number, modality in volumes.items():
-        if re.fullmatch("[0-9]{1,4}", number) and "flair" in str(modality).casefold():
-            return str(int(number))
-    raise ValueError(f"no FLAIR among its modalities ({', '.join(map(str, volumes.values()))[:200]})")
 
 
 def _anats(subject: Path) -> list[Path]:
@@ -261,6 +251,29 @@ def _places(subject: Path) -> Iterator[Path]:
 def _entities(stem: str) -> dict[str, str]:
     """The entities of a BIDS file name, such as ``run-1``."""
     return {key: value for key, dash, value in (part.partition("-") for part in stem.split("_")) if dash}
+
+
+def _columns(table: Table, problems: list[str]) -> dict[str, str]:
+    """The columns of a table of scans, by the names above: ``patient`` may be called ``Patient ID``.
+
+    Raises
+    ------
+    ValueError: there is no column ``scan``, or several columns would do. The text names them.
+    """
+    names = ("scan", "mask", "patient", "grade", "channel")
+    columns = {name: column for name in names if (column := table.find(name))}
+    if "scan" not in columns:
+        raise ValueError(f"{table.path.name}: no column 'scan'; there is: {', '.join(table.columns)}")
+    patients = [column for column in table.columns if names_patients(column)]
+    if "patient" not in columns and len(patients) > 1:
+        raise ValueError(f"{table.path}: several columns may be the patient: {quoted(patients)}; call one 'patient'")
+    if "patient" not in columns and patients:
+        columns["patient"] = patients[0]
+    elif "patient" not in columns:
+        problems.append(f"{table.path.name}: no column 'patient', so every scan counts as a patient of its own")
+    if "grade" not in columns and any(map(is_grade, table.columns)):
+        columns["grade"] = grade_column_of(table)
+    return columns
 
 
 def _located(base: Path, text: str) -> Path:
@@ -298,8 +311,8 @@ def _begins_as_dicom(path: Path) -> bool:
         return False
 
 
-# From the most specific to the most general: PATIENT_FOLDERS would read several of the others, but less well.
+# From the most specific to the most general: PatientFolders would read several of the others, but less well.
 SHIPPED: tuple[Reader, ...] = (
     *(Csv(), Brats(), BRATS_2020, BRATS_2021, BRATS_2023, Msd(), REMBRANDT),
-    *(UCSF, Kaggle(), Bids(), PATIENT_FOLDERS, Dicom()),
+    *(UCSF, Kaggle(), Bids(), PatientFolders(), Dicom()),
 )

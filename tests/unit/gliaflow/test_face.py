@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gliaflow
 import nibabel as nib
 import numpy as np
 import pytest
+from gliaflow_phantoms.phantom import make_patient
 from gliaflow_runtime.bundle.load import demo_bundle
 from sample_scans import good_scan
 
@@ -55,7 +57,7 @@ def test_an_answer_has_the_grade_and_the_mask_on_the_grid_of_the_scan(flow: glia
     path = good_scan(tmp_path / "p1_flair.nii.gz")
     answer = flow.submit(path)
     assert (answer.scan, answer.patient, answer.source) == ("p1_flair", "p1", str(path))
-    assert (answer.status, answer.reason, answer.warnings) == ("ok", "", ())
+    assert (answer.status, answer.reason, answer.trained_on) == ("ok", "", "phantoms")
     assert answer.grade in ("HGG", "LGG")
     assert answer.p_hgg is not None
     assert 0 <= answer.p_hgg <= 1
@@ -68,7 +70,17 @@ def test_an_answer_has_the_grade_and_the_mask_on_the_grid_of_the_scan(flow: glia
     assert answer.tumour_slices is not None
     assert answer.slices >= answer.tumour_slices > 0
     assert repr(answer).startswith("Answer(scan='p1_flair', patient='p1'")
-    assert len(repr(answer)) < 500
+    assert len(repr(answer)) < 500 + len(str(answer.warnings)), "the mask is not in it"
+
+
+def test_only_a_scan_unlike_those_that_the_bundle_was_trained_on_has_a_warning(
+    flow: gliaflow.Flow, tmp_path: Path
+) -> None:
+    (warning,) = flow.submit(good_scan(tmp_path / "drawing_flair.nii.gz")).warnings
+    assert "does not look like a scan that the bundle was trained on" in warning
+    phantom = make_patient("HGG", np.random.default_rng(3))
+    nib.save(nib.Nifti1Image(phantom.flair, phantom.affine), tmp_path / "phantom_flair.nii.gz")
+    assert flow.submit(tmp_path / "phantom_flair.nii.gz").warnings == ()
 
 
 def test_a_broken_scan_is_an_answer_that_failed(flow: gliaflow.Flow, tmp_path: Path) -> None:
@@ -89,6 +101,8 @@ def test_an_answer_shows_a_picture_in_a_notebook(flow: gliaflow.Flow, tmp_path: 
     without_scan.write_bytes(answer._repr_png_() or b"")
     grey = [image.imread(file)[..., :3].mean() for file in (with_scan, without_scan)]
     assert grey[0] > 2 * grey[1] > 0, "the mask alone is drawn on black"
+    no_tumour = replace(answer, status="no tumour", grade=None, p_hgg=None)
+    assert no_tumour._repr_png_() not in (None, answer._repr_png_())
 
 
 def test_without_matplotlib_there_is_no_picture(
@@ -142,7 +156,7 @@ def test_two_flows_in_one_process_have_stages_of_their_own(flow: gliaflow.Flow, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bundle": "nowhere"}, "manifest.json: no such file"),
+        ({"bundle": "nowhere"}, "no bundle 'nowhere'"),
         ({"device": "tpu"}, "device"),
         ({"broker": "http://x"}, "expected memory://, amqp:// or amqps://"),
         ({"generator": "none"}, "has no 'none'"),

@@ -222,3 +222,17 @@ def test_an_embedded_flow_leaves_no_broker_behind() -> None:
     before = dict(connect._embedded)
     gliaflow.open("memory://", threads=1).close()
     assert connect._embedded == before
+
+
+def test_seconds_are_the_scans_own_without_the_wait_behind_others(scans: list[Input]) -> None:
+    """All scans are sent at once. Their seconds add up to the time of the submission, and not to a multiple of it."""
+
+    def slowly(broker: Broker, message: ScanMessage) -> None:
+        time.sleep(0.1)
+        fail(broker, message)
+
+    with StandIn(slowly) as stages:
+        started = time.monotonic()
+        seconds = [answer.seconds for answer in Flow(stages.broker.attach(), timeout=30).submit_all(scans)]
+        passed = time.monotonic() - started
+    assert sum(each for each in seconds if each is not None) < 1.5 * passed

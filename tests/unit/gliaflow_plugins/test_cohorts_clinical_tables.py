@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gliaflow_plugins.cohorts.clinical_tables import normal_grade, read_table, with_grades
+from gliaflow_plugins.cohorts.clinical_tables import normal_grade, with_grades
 from gliaflow_plugins.cohorts.volumes import NiftiFile
-from gliaflow_plugins.contracts import Case
+from gliaflow_plugins.contracts import Case, Cohort
 
 
 @pytest.mark.parametrize(
@@ -32,74 +33,156 @@ def test_a_text_that_is_not_a_grade_is_refused(text: str) -> None:
         normal_grade(text)
 
 
-def cases_of(*patients: str) -> list[Case]:
-    return [Case(f"{patient}_scan", NiftiFile(Path("x")), None, patient, None) for patient in patients]
+def cohort_of(*patients: str) -> Cohort:
+    """One scan of each patient."""
+    return Cohort("test", [Case(f"{patient}_scan", NiftiFile(Path("x")), None, patient, None) for patient in patients])
 
 
-def grades_from(table: Path, *patients: str, **columns: str) -> tuple[list[str | None], list[str]]:
-    cases, problems = with_grades(cases_of(*patients), table, **columns)
-    return [case.grade for case in cases], problems
+def read(table: Path, text: str, *patients: str, **columns: str) -> Cohort:
+    """The patients with the grades of a table with this text."""
+    table.write_text(text, encoding="utf-8")
+    return with_grades(cohort_of(*patients), table, **columns)
 
 
-def test_the_column_with_the_patients_is_found(tmp_path: Path) -> None:
-    table = tmp_path / "clinical.csv"
-    table.write_text("age,Sample,Grade\n1,HF0001,II\n2,hf-2,GBM\n3,HF0003,III\n3,HF0003,IV\n4,HF0004,?\n5,HF0005,odd\n")
-    grades, problems = grades_from(table, "HF0001", "HF0002", "HF0003", "HF0004", "HF0005", "HF0006")
-    assert grades == ["II", "IV", None, None, None, None]
-    assert problems == [
-        "HF0003_scan: clinical.csv says III and IV",
-        "HF0005_scan: clinical.csv line 7: grade 'odd' is not understood",
-        "HF0006_scan: no row in clinical.csv",
+def grades(cohort: Cohort) -> list[str | None]:
+    return [case.grade for case in cohort.cases]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return tmp_path / "t.csv"
+
+
+def test_the_columns_that_were_used_and_the_patients_that_matched_are_named(table: Path) -> None:
+    text = "age,Sample,Grade\n1,HF0001,II\n2,hf-2,GBM\n4,HF0004,?\n5,HF0005,odd\n6,X1,II\n7,X2,II\n"
+    cohort = read(table, text, "HF0001", "HF0002", "HF0004", "HF0005", "HF0006", "HF0007")
+    assert grades(cohort) == ["II", "IV", None, None, None, None]
+    assert cohort.tables == [
+        "t.csv: patients by 'Sample', grades by 'Grade'; 4 of 6 patients matched; 1 in another spelling (hf-2 for "
+        "HF0002); 2 rows match no patient (X1, X2)"
+    ]
+    assert cohort.problems == [
+        "HF0005_scan: t.csv line 5: grade 'odd' is not understood",
+        "t.csv: no row for 2 of 6 patients: HF0006, HF0007",
     ]
 
 
-def test_an_exact_patient_name_comes_before_a_similar_one(tmp_path: Path) -> None:
-    table = tmp_path / "t.csv"
-    table.write_text("patient,grade\nP-1,II\nP-01,IV\n")
-    assert grades_from(table, "P-1", "P-01") == (["II", "IV"], [])
-    assert grades_from(table, "P001")[0] == [None], "either may be meant"
+def test_two_grades_of_one_patient_are_a_leak(table: Path) -> None:
+    cohort = read(table, "patient,visit,grade\nP1,1,II\nP1,2,IV\nP2,1,III\nP2,2,3\n", "P1", "P2")
+    assert grades(cohort) == [None, "III"]
+    assert cohort.leaks == ["P1: t.csv says II and IV"]
 
 
-def test_columns_can_be_named_and_must_exist(tmp_path: Path) -> None:
-    table = tmp_path / "t.tsv"
-    table.write_text("subject\tpath_grade\tgrade_at_biopsy\na\tII\tIV\n")
-    assert grades_from(table, "a", patient_column="subject", grade_column="path_grade")[0] == ["II"]
+def test_an_exact_name_comes_before_another_spelling_and_no_row_serves_two_patients(table: Path) -> None:
+    assert grades(read(table, "patient,grade\nP-1,II\nP-01,IV\n", "P-1", "P-01")) == ["II", "IV"]
+    either = read(table, "patient,grade\nP-1,II\nP-01,II\n", "P001")
+    assert grades(either) == [None]
+    assert either.problems == ["P001_scan: 'P-01' and 'P-1' in t.csv may both be it; no grade taken"]
+    one_row = read(table, "patient,grade\np001,II\nP2,II\n", "P1", "P01", "P2")
+    assert grades(one_row) == [None, None, "II"]
+    assert one_row.problems[0] == "P1_scan: line 2 of t.csv may be 'P1' and 'P01'; no grade taken"
+    assert grades(read(table, "patient,grade\nP1,II\n", "P1", "p1")) == ["II", None], "the row has P1's exact name"
+
+
+@pytest.mark.parametrize("patient", ["sub-0045", "45", "0045"])
+@pytest.mark.parametrize("cell", ["45", "0045", "45.0", "sub-45", " 45 "])
+def test_spreadsheets_change_the_spelling_of_names(table: Path, patient: str, cell: str) -> None:
+    assert grades(read(table, f"participant_id,grade\n{cell},II\n", patient)) == ["II"]
+
+
+def test_a_number_alone_is_a_match_if_nothing_else_would_do_and_the_user_reads_it(table: Path) -> None:
+    text = "patient,age,grade\nREM-45,46,4\nREM-46,45,2\n"
+    cohort = read(table, text, "45", "46")
+    assert grades(cohort) == ["IV", "II"], "the ages are no names"
+    assert cohort.problems == [
+        "t.csv: REM-45 is taken for 45, REM-46 is taken for 46, by the number alone ('age' has them too, but is no "
+        "identifier); if this is wrong, name the column with --patient-column"
+    ]
+    assert grades(read(table, "ID,grade\n45,4\n46,2\n", "REM-45", "REM-46")) == ["IV", "II"]
+    with pytest.raises(ValueError, match="none of the patients is in it"):
+        read(table, "patient,grade\nREM-45,4\nCTL-45,2\n", "45")
+    assert grades(read(table, text, "45", "46", patient_column="age")) == ["II", "IV"], "if the request says so"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("patient,age,grade\nA,1,4\nB,2,4\nC,3,2\n", "3 of 3 patients are in its column 'age', which may not be"),
+        ("nr;grade\n1;4\n2;4\n3;2\n", "column 'nr', which may not be"),
+        (",patient,grade\n1,A,4\n2,B,4\n3,C,2\n", r"column '\(column 1\)', which may not be"),
+        ("patient,site_id,grade\nA,1,4\nB,2,4\nC,3,2\n", "column 'site_id', which may not be"),
+        ("patient_weight,grade\n1,4\n2,4\n3,2\n", "column 'patient_weight', which may not be"),
+        ("id,patient,grade\n1,REM-3,4\n2,REM-1,2\n3,REM-2,2\n", r"'id' and 'patient' may both .*\(3 and 3 found"),
+        ("patient,nr,grade\n1,3,4\n2,1,2\n3,2,2\n", "'patient' and 'nr' may both identify"),
+        ("patient,former id,grade\n1,2,4\n2,1,2\n3,9,2\n", "'patient' and 'former id' may both identify"),
+    ],
+)
+def test_a_column_that_may_be_something_else_than_the_patient_is_asked_about(
+    table: Path, text: str, named: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"t\.csv: .*{named}.*name the right one with --patient-column"):
+        read(table, text, "1", "2", "3")
+
+
+def test_columns_that_agree_and_measures_beside_an_identifier_are_no_question(table: Path) -> None:
+    assert grades(read(table, "subject,Patient ID,age,grade\np1,P1,1,4\np2,P2,2,2\n", "P1", "P2")) == ["IV", "II"]
+    assert grades(read(table, "id,age,grade\n1,2,4\n2,1,2\n", "1", "2")) == ["IV", "II"]
+    assert grades(read(table, "Kürzel,grade\nanna,4\nbert,2\n", "anna", "bert")) == ["IV", "II"]
+
+
+def test_a_few_similar_names_are_no_match(table: Path) -> None:
+    patients = [f"P{number}" for number in range(5)]
+    with pytest.raises(ValueError, match=r"only 1 of the patients match .*p-01 is taken for P1.*--patient-column"):
+        read(table, "patient,grade\np-01,4\nQ7,2\n", *patients)
+    assert grades(read(table, "patient,grade\np-01,4\n", *patients, patient_column="patient"))[1] == "IV"
+
+
+def test_of_two_columns_of_grades_that_differ_one_must_be_named(table: Path) -> None:
+    text = "patient,grade,age,grade\nP1,2,50,4\n"
+    with pytest.raises(ValueError, match=r"'grade \(column 2\)' and 'grade \(column 4\)'.*--grade-column"):
+        read(table, text, "P1")
+    with pytest.raises(ValueError, match=r"called 'Grade': 'grade \(column 2\)' and"):
+        read(table, text, "P1", grade_column="Grade")
+    assert grades(read(table, text, "P1", grade_column="grade (column 4)")) == ["IV"]
+    for other in ("Grade", "WHO CNS Grade", "grade_at_biopsy", "Tumorgrad"):
+        with pytest.raises(ValueError, match=f"several columns may be the grade, and differ: 'grade' and '{other}'"):
+            read(table, f"patient,grade,{other}\nP1,2,4\nP2,4,2\n", "P1", "P2")
+    assert grades(read(table, "patient,grade,WHO grade\nP1,2,WHO II\n", "P1")) == ["II"], "both say the same"
+    assert grades(read(table, "patient,tumor_grade,who_cns_grade\nP1,G2,'--\n", "P1")) == ["II"], "one is empty"
+
+
+def test_columns_can_be_named_and_must_exist(table: Path) -> None:
+    text = "subject,path_grade,grade_at_biopsy\na,II,IV\n"
+    assert grades(read(table, text, "a", patient_column="Subject", grade_column="Path grade")) == ["II"]
     for columns, error in (
         ({}, "several columns may be the grade"),
         ({"grade_column": "grade"}, "no column 'grade'; there is: subject"),
         ({"grade_column": "path_grade", "patient_column": "id"}, "no column 'id'"),
+        ({"grade_column": "path_grade", "patient_column": "grade_at_biopsy"}, "none of the patients is in its column"),
     ):
         with pytest.raises(ValueError, match=error):
-            grades_from(table, "a", **columns)
+            read(table, text, "a", **columns)
     with pytest.raises(ValueError, match="none of the patients is in it"):
-        grades_from(table, "b", grade_column="path_grade")
+        read(table, text, "b", grade_column="path_grade")
 
 
-def test_kaggles_codes_are_not_who_grades(tmp_path: Path) -> None:
-    table = tmp_path / "data.csv"
-    table.write_text("Patient,neoplasm_histologic_grade\na,1\nb,2\nc,G2\n")
-    assert grades_from(table, "a", "b", "c")[0] == ["II", "III", "II"]
+def test_kaggles_codes_are_not_who_grades(table: Path) -> None:
+    cohort = read(table, "Patient,neoplasm_histologic_grade\na,1\nb,2.0\nc,G2\n", "a", "b", "c")
+    assert grades(cohort) == ["II", "III", "II"]
+    assert cohort.tables[0].endswith("1 and 2 are Kaggle's codes of II and III")
+    plain = read(table, "Patient,neoplasm_histologic_grade\na,2\nb,3\n", "a", "b")
+    assert grades(plain) == ["II", "III"], "Kaggle has no 3"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
-def test_a_table_may_come_from_any_spreadsheet(tmp_path: Path, encoding: str) -> None:
-    path = tmp_path / "t.csv"
-    path.write_bytes("patiënt;grade\r\nä;II\r\n\r\nb;III;;\r\nc\r\n".encode(encoding))
-    table = read_table(path)
-    assert table.rows == [(2, {"patiënt": "ä", "grade": "II"}), (4, {"patiënt": "b", "grade": "III"})]
-    assert table.problems == ["t.csv line 5: 1 cells, expected 2"]
+def test_zeros_and_ones_are_no_grades(table: Path) -> None:
+    with pytest.raises(ValueError, match="'grade' has 0, so its numbers are codes"):
+        read(table, "patient,grade\na,1\nb,0\n", "a", "b")
 
 
-@pytest.mark.parametrize(
-    ("data", "error"),
-    [
-        (b"", "no header"),
-        (b"PK\3\4", "spreadsheet"),
-        (b"a," * 2**22, "too large"),
-        (b'a,b\n"' + b"x" * 200_000, "line"),
-    ],
-)
-def test_an_unusable_table_is_named(tmp_path: Path, data: bytes, error: str) -> None:
-    (tmp_path / "t.csv").write_bytes(data)
-    with pytest.raises(ValueError, match=rf"t\.csv.*{error}"):
-        read_table(tmp_path / "t.csv")
+def test_a_grade_that_contradicts_the_folders_is_a_problem(table: Path) -> None:
+    table.write_text("patient,grade\na,II\nb,III\n")
+    cohort = cohort_of("a", "b")
+    cohort = replace(cohort, cases=[replace(case, grade="HGG") for case in cohort.cases])
+    assert with_grades(cohort, table).problems == [
+        "t.csv replaces grades of the folder that contradict it: a_scan II for HGG"
+    ]

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gliaflow_plugins.cohorts.case_folders import PATIENT_FOLDERS, REMBRANDT, UCSF, Brats
+from gliaflow_plugins.cohorts.case_folders import (
+    BRATS_2020,
+    BRATS_2021,
+    REMBRANDT,
+    UCSF,
+    Brats,
+    PatientFolders,
+    files_in,
+    image,
+)
 from gliaflow_plugins.cohorts.layouts import SHIPPED, Bids, Csv, Kaggle, Msd
+from gliaflow_plugins.cohorts.scan_files import Chooser, not_read
 from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
 from gliaflow_plugins.contracts import Case, Cohort, Reader
 
@@ -210,8 +222,10 @@ def test_a_folder_with_another_name_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_folder_name_with_wildcard_characters_is_taken_literally(tmp_path: Path) -> None:
-    write(tmp_path, ["a[b]*/a[b]*_flair.nii", "c/a[b]*_flair.nii"])
-    assert [case.id for case in read(PATIENT_FOLDERS, tmp_path).cases] == ["a[b]*"]
+    write(tmp_path, ["ab_seg.nii"])
+    assert image(files_in(tmp_path), ("{id}_seg",), "a[b]*") is None
+    write(tmp_path, ["a[b]*_seg.nii"])
+    assert image(files_in(tmp_path), ("{id}_seg",), "a[b]*") == NiftiFile(tmp_path / "a[b]*_seg.nii")
 
 
 def test_a_second_scan_of_ucsf_has_the_same_patient_and_two_tables_are_a_problem(tmp_path: Path) -> None:
@@ -290,3 +304,115 @@ def test_a_csv_without_patients_has_a_problem_and_one_without_scans_has_no_cases
     assert "no column 'patient'" in cohort.problems[0]
     write(tmp_path, {"cohort.csv": "image,grade\n1.nii,IV\n"})
     assert read(Csv(), tmp_path).problems == ["cohort.csv: no column 'scan'; there is: image, grade"]
+
+
+@pytest.mark.parametrize(
+    ("header", "used"),
+    [
+        ("SCAN,Patient,Grade", "scans by 'SCAN', patients by 'Patient', grades by 'Grade'"),
+        ("scan,Patient ID,WHO grade", "scans by 'scan', patients by 'Patient ID', grades by 'WHO grade'"),
+        ("scan,patient,age", "scans by 'scan', patients by 'patient'; not used: age"),
+    ],
+)
+def test_a_csvs_columns_are_found_in_any_spelling_and_named(tmp_path: Path, header: str, used: str) -> None:
+    write(tmp_path, {"1.nii": "", "cohort.csv": f"{header}\n1.nii,p,4\n"})
+    cohort = read(Csv(), tmp_path)
+    assert cohort.tables == [f"cohort.csv: {used}"]
+    assert cohort.cases[0].patient == "p"
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ("scan,grade,patient,Grade", "several columns are called 'grade': 'grade' and 'Grade'"),
+        ("scan,grade,patient,grade", r"'grade \(column 2\)' and 'grade \(column 4\)'"),
+        ("scan,x,patient,Scan", "several columns are called 'scan'"),
+        ("scan,x,patient_id,subject", "several columns may be the patient: 'patient_id' and 'subject'"),
+    ],
+)
+def test_two_columns_of_a_csv_that_would_do_are_a_problem(tmp_path: Path, header: str, problem: str) -> None:
+    write(tmp_path, {"1.nii": "", "cohort.csv": f"{header}\n1.nii,2,p,4\n"})
+    cohort = read(Csv(), tmp_path)
+    assert cohort.cases == []
+    assert re.search(problem, cohort.problems[0])
+
+
+def test_a_table_in_the_folder_that_needs_a_choice_gives_no_grade_and_names_the_remedy(tmp_path: Path) -> None:
+    write(tmp_path, {"a/a_flair.nii": "", "participants.tsv": "participant_id\tgrade\tGrade\na\t2\t4\n"})
+    cohort = read(PatientFolders(), tmp_path)
+    assert cohort.cases[0].grade is None
+    [problem] = cohort.problems
+    assert re.fullmatch(
+        r"no grades: .*'grade' and 'Grade'.*--grade-column \(with --grades .*participants\.tsv\)", problem
+    )
+
+
+def test_the_columns_of_name_mapping_are_found_in_any_case(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        LAYOUTS["brats2020"][0] | {"name_mapping.csv": MAPPING.replace("Grade,", "grade,").replace("ID", "id")},
+    )
+    cohort = read(BRATS_2020, tmp_path)
+    assert [case.grade for case in cohort.cases] == ["HGG", "LGG"]
+    assert cohort.tables == [
+        "name_mapping.csv: patients by 'BraTS_2020_subject_id', grades by 'grade'; 2 of 2 patients matched"
+    ]
+
+
+# Chooser finds the scans that ``gliaflow submit`` sends
+NIFTI = sorted(LAYOUTS.keys() - {"csv", "kaggle", "dicom"})
+OTHER_STYLES = {
+    "names without the case": ["P1/FLAIR.nii.gz", "P1/T1.nii.gz", "P1/seg.nii.gz", "P2/flair.nii", "P2/mask.nii"],
+    "upper case": ["P1/P1_FLAIR.NII.GZ", "P1/P1_SEG.NII.GZ", "P2/P2_Flair.nii.gz", "P2/P2_T1CE.nii.gz"],
+    "visits": ["P1/baseline/FLAIR.nii.gz", "P1/followup/FLAIR.nii.gz", "P1/followup/seg.nii.gz"],
+    "names that say nothing": ["P1/P1.nii.gz", "P1/P1_mask.nii.gz", "P2/scan.nii.gz"],
+    "a lower-case BraTS": ["hgg/A/A_flair.nii.gz", "lgg/B/FLAIR.nii.gz", "lgg/B/seg.nii.gz"],
+    "other names in a known layout": ["BraTS2021_00030/FLAIR.nii.gz", "BraTS2021_00030/T1.nii.gz"],
+    "BIDS in small letters": ["sub-01/anat/sub-01_flair.nii.gz", "sub-01/anat/sub-01_t1w.nii.gz"],
+    "BIDS with two runs": ["sub-01/anat/sub-01_run-1_FLAIR.nii.gz", "sub-01/anat/sub-01_run-2_FLAIR.nii.gz"],
+}
+
+
+@pytest.mark.parametrize("name", [*NIFTI, *OTHER_STYLES])
+def test_a_cohort_has_the_scans_that_submit_sends(tmp_path: Path, name: str) -> None:
+    write(tmp_path, LAYOUTS[name][0] if name in LAYOUTS else OTHER_STYLES[name])
+    cohort = next(cohort for reader in SHIPPED if (cohort := reader.read(tmp_path)) is not None)
+    sent = [scan.path for scan in Chooser().folder(tmp_path / "imagesTr" if name == "msd" else tmp_path)]
+    assert sorted(str(case.scan) for case in cohort.cases) == sorted(map(str, sent))
+
+
+def test_masks_of_other_names_are_found_unless_several_would_do(tmp_path: Path) -> None:
+    write(tmp_path, ["a/FLAIR.nii.gz", "a/seg.nii.gz", "a/brain_mask.nii.gz", "b/b_flair.nii.gz", "b/b_lesion.nii"])
+    write(tmp_path, ["c/flair.nii.gz", "c/rater1_seg.nii.gz", "c/rater2_seg.nii.gz", "d/v1/flair.nii", "d/mask.nii"])
+    cohort = read(PatientFolders(), tmp_path)
+    masks = {case.id: os.path.relpath(str(case.mask), tmp_path) if case.mask else "" for case in cohort.cases}
+    assert masks == {"a": "a/seg.nii.gz", "b": "b/b_lesion.nii", "c": "", "d": "d/mask.nii"}
+    assert cohort.problems == ["c: several files may be its mask: rater1_seg.nii.gz, rater2_seg.nii.gz"]
+
+
+def test_a_folder_of_many_patients_is_not_taken_for_one_patients(tmp_path: Path) -> None:
+    write(tmp_path, ["a/a_flair.nii", "site/P1/P1_flair.nii", "site/P2/P2_flair.nii", "b/1/flair.nii", "b/2/flair.nii"])
+    cohort = read(PatientFolders(), tmp_path)
+    assert [(case.id, case.patient) for case in cohort.cases] == [("a", "a"), ("b_1", "b"), ("b_2", "b")]
+    assert cohort.problems == ["site: a folder of 2 patients (P1, P2 …), not of one; ignored"]
+
+
+def test_what_belongs_to_no_case_is_left_out_with_a_reason(tmp_path: Path) -> None:
+    write(tmp_path, ["a/a_flair.nii.gz", "a/a_t1.nii.gz", "a/a_seg.nii.gz", "images/x.nii.gz", "b/b_t1.nii.gz"])
+    cohort = replace(read(PatientFolders(), tmp_path), reader="folders")
+    left_out = {str(each.path.relative_to(tmp_path)): each.why for each in not_read(cohort, tmp_path)}
+    assert left_out == {
+        "images/x.nii.gz": "the reader folders does not read it",
+        "a/a_t1.nii.gz": "its name says t1: another sequence",
+        "b/b_t1.nii.gz": "its name says t1: another sequence",
+    }
+
+
+def test_a_scan_that_was_not_fetched_is_a_problem_with_the_command(tmp_path: Path) -> None:
+    for name in ("sub-01/anat/sub-01_FLAIR.nii.gz", "study/a/a_flair.nii.gz", "BraTS2021_1/BraTS2021_1_flair.nii.gz"):
+        write(tmp_path, [f"{name}.json"])
+        (tmp_path / name).symlink_to(".git/annex/objects/aa/MD5E-s1--1.nii.gz")
+    write(tmp_path, ["study/b/b_flair.nii.gz"])
+    for reader, folder in ((Bids(), tmp_path), (PatientFolders(), tmp_path / "study"), (BRATS_2021, tmp_path)):
+        problems = "\n".join(read(reader, folder).problems)
+        assert "_flair.nii.gz: its content is not on this machine; to fetch it: datalad get " in problems.casefold()

@@ -26,8 +26,13 @@ class Mine:
     def read(self, folder: Path) -> Cohort | None:
         if self.error:
             raise self.error
-        scan = NiftiFile(folder / "scan.nii")
-        return Cohort("mine", [Case(name, scan, scan, patient, grade) for name, patient, grade in self.cases])
+        return Cohort(
+            "mine",
+            [
+                Case(name, NiftiFile(folder / f"{n}.nii"), NiftiFile(folder / f"{n}_seg.nii"), patient, grade)
+                for n, (name, patient, grade) in enumerate(self.cases)
+            ],
+        )
 
 
 def only(*cases: tuple[str, str, str | None]) -> Registry:
@@ -77,9 +82,18 @@ def test_the_grades_of_a_table_replace_those_of_the_folder(tmp_path: Path) -> No
     table.write_text("Sample,Disease,Stage\nHF0001,GBM,4\nHF2,GBM,?\n")
     cohort = CohortRequest(tmp_path, grades=table, grade_column="Stage").read(REGISTRY)
     assert [case.grade for case in cohort.cases] == ["IV", "II", "IV"]
-    assert cohort.problems == ["HF0003: no row in clinical.csv"]
+    assert cohort.problems == [
+        "clinical.csv replaces grades of the folder that contradict it: HF0001 IV for II",
+        "clinical.csv: no row for 1 of 3 patients: HF0003",
+    ]
+    assert [text.partition(";")[0] for text in cohort.tables] == [
+        "participants.tsv: patients by 'participant_id', grades by 'grade'",
+        "clinical.csv: patients by 'Sample', grades by 'Stage'",
+    ]
     with pytest.raises(PluginError, match=r"no column is called grade \(columns: Sample.*--grade-column"):
         CohortRequest(tmp_path, grades=table).read(REGISTRY)
+    with pytest.raises(PluginError, match="name it with --grades"):
+        CohortRequest(tmp_path, grade_column="Stage").read(REGISTRY)
     with pytest.raises(OSError, match="gone"):
         CohortRequest(tmp_path, grades=tmp_path / "gone.csv").read(REGISTRY)
 
@@ -92,10 +106,37 @@ def test_each_problem_names_its_case(tmp_path: Path) -> None:
         "s5: grade 'bad' is not understood",
         "p: 2 scans",
         "q: 2 scans",
-        "p: grades II and IV are both high and low; left out of both",
         "every scan with a class is HGG (high: III, IV)",
         "s5: no grade",
     ]
+    assert cohort.leaks == [
+        "p: scans of grade II and IV; both high and low, so left out of both",
+        "q: scans of grade III and IV",
+    ]
+
+
+def test_names_of_one_patient_in_several_spellings_are_a_leak(tmp_path: Path) -> None:
+    names = ("p1", "P1 ", "P-01", "sub-p1", "P2", "P10", "P-1-0")
+    cohort = CohortRequest(tmp_path).read(only(*((name, name, "II") for name in names)))
+    assert cohort.leaks == [
+        "the patients 'p1', 'P1 ', 'P-01' and 'sub-p1' may be one: their names differ in spelling only"
+    ]
+
+
+def test_one_file_of_two_patients_is_a_leak_and_of_one_patient_a_problem(tmp_path: Path) -> None:
+    for name in ("a.nii", "b.nii", "c.nii", "m.nii"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.nii").symlink_to("a.nii")
+    (tmp_path / "hard.nii").hardlink_to(tmp_path / "b.nii")
+    rows = ["a.nii,,p1,2", "link.nii,,p2,2", "b.nii,,p3,2", "hard.nii,,p3,2", "c.nii,m.nii,p4,2", "c.nii,m.nii,p5,4"]
+    (tmp_path / "cohort.csv").write_text("scan,mask,patient,grade\n" + "\n".join(rows))
+    cohort = CohortRequest(tmp_path).read(REGISTRY)
+    assert cohort.leaks == [
+        "one file is the scan of a (patient p1) and link (patient p2)",
+        "one file is the scan of c (patient p4) and c-2 (patient p5)",
+        "one file is the mask of c (patient p4) and c-2 (patient p5)",
+    ]
+    assert "one file is the scan of b (patient p3) and hard (patient p3)" in cohort.problems
 
 
 def test_a_grade_that_every_scan_misses_is_one_problem(tmp_path: Path) -> None:

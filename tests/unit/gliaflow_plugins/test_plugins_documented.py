@@ -51,7 +51,19 @@ def test_each_option_is_listed_with_its_description() -> None:
         for name, plugin in REGISTRY.of(kind).items() if kind.has_options else ():
             for option, about in plugin.options.model_fields.items():
                 assert about.description, f"{name}: {option}"
-                assert re.search(rf" {option} .*{re.escape(about.description)}", listed), f"{name}: {option}"
+                assert re.search(rf" {option}=.*{re.escape(about.description)}", listed), f"{name}: {option}"
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_list_fits_a_narrow_terminal_and_cuts_nothing(width: int, verbose: bool) -> None:
+    console, wide = (Console(record=True, width=w, file=io.StringIO()) for w in (width, 1000))
+    show_plugins(console, verbose)
+    show_plugins(wide, verbose)
+    narrow = console.export_text()
+    assert "…" not in narrow
+    assert narrow.split() == wide.export_text().split()
+    assert all(len(line) <= width for line in narrow.splitlines() if "/" not in line), "a path is not broken"
 
 
 def test_the_pipeline_of_the_docs_runs(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from gliaflow_plugins import PluginError, hookspecs
+from gliaflow_plugins.conformance import CHECKS
 from gliaflow_plugins.contracts import parse_options
 from gliaflow_plugins.kinds import KINDS
 from gliaflow_plugins.moved import MODULES, NAMES
 from gliaflow_plugins.registry import load_registry
-from gliaflow_plugins.testing import CHECKS
 
 
 @pytest.fixture
@@ -49,7 +49,15 @@ def register_augmentations(register):
 
 def test_shipped_plugins_are_registered_once() -> None:
     registry = load_registry()
-    assert set(registry.augmentations) >= {"hflip", "vflip", "elastic", "rotation", "shift", "shear", "zoom"}
+    assert set(registry.augmentations) >= {
+        "mirror-front-back",
+        "mirror-left-right",
+        "elastic",
+        "rotation",
+        "shift",
+        "shear",
+        "zoom",
+    }
     assert "acgan" in registry.generators
     assert "brats" in registry.readers
     assert registry.problems == []
@@ -192,7 +200,7 @@ def test_neither_of_two_plugins_may_have_the_same_name_and_the_error_names_both(
     install("gliaflow_one", INVERT.format(name="invert"))
     install("gliaflow_two", INVERT.format(name="invert"))
     registry = load_registry()
-    assert registry.augmentation("hflip").name == "hflip"
+    assert registry.augmentation("zoom").name == "zoom"
     with pytest.raises(PluginError) as caught:
         registry.augmentation("invert")
     assert "gliaflow_one" in str(caught.value)
@@ -225,7 +233,7 @@ def test_a_folder_of_plugins_is_read_only_if_the_environment_names_it(
     assert "filed" not in load_registry().augmentations
     monkeypatch.setenv("GLIAFLOW_PLUGINS", str(tmp_path))
     registry = load_registry()
-    assert {"filed", "packed", "hflip"} <= set(registry.augmentations)
+    assert {"filed", "packed", "zoom"} <= set(registry.augmentations)
     assert str(registry.origins["augmentation", "filed"].file) == str(tmp_path / "in_a_file.py")
     broken, hidden = (str(problem) for problem in registry.problems)
     assert "broken_here" in broken

@@ -1,0 +1,238 @@
+"""Which files are FLAIR scans to submit or to learn from, and why the others are left out.
+
+All commands and readers share it. A file that its name calls FLAIR is a scan. A file whose name says nothing is a scan
+unless the files beside it leave a doubt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from gliaflow_plugins.cohorts import image_names
+from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES, Dataset, Files, find_dataset
+from gliaflow_plugins.cohorts.doubts import doubts
+from gliaflow_plugins.cohorts.image_names import (
+    COPY,
+    NameSays,
+    case_key,
+    case_place,
+    is_image,
+    is_visit,
+    simplicity,
+    stem,
+    words,
+)
+from gliaflow_plugins.cohorts.volumes import TiffStack
+from gliaflow_plugins.cohorts.walk import LeftOut, once, unusable, walk
+from gliaflow_plugins.contracts import Cohort, Volume
+
+SHOWN = 3  # names or words in one line of a summary
+HEADER, VOXELS = (re.compile(rf"\.{ending}(\.gz)?$", re.IGNORECASE) for ending in ("hdr", "img"))  # of one image
+REMARKABLE = (
+    "unfetched file",
+    "broken link",
+    "unreadable file",
+    "unreadable folder",
+    "doubtful file",
+    "DICOM file",
+    "unread scan",
+    "repeated file",
+)
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """A FLAIR scan.
+
+    Parameters
+    ----------
+    channel: the number of the FLAIR volume, if ``dataset.json`` says it. case: the case's name in such a dataset.
+    warnings: doubts whether it is a FLAIR scan.
+    """
+
+    path: PurePath
+    channel: str | None = None
+    case: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+class LocalFiles:
+    """The files of this machine, for ``dataset.json``."""
+
+    def names(self, folder: PurePath) -> list[str]:
+        """See ``Files.names``."""
+        try:
+            return [path.name for path in Path(folder).iterdir()]
+        except OSError:  # it does not exist, say
+            return []
+
+    def read(self, path: PurePath) -> bytes | None:
+        """See ``Files.read``."""
+        try:
+            if not Path(path).is_file():  # opening a pipe would block for ever
+                return None
+            with Path(path).open("rb") as file:
+                return file.read(MAX_JSON_BYTES + 1)
+        except OSError:
+            return None
+
+
+class Chooser:
+    """Chooses the FLAIR scans among files.
+
+    Parameters
+    ----------
+    files: where the files are. wanted: the name or number of the channel to take in place of FLAIR.
+    """
+
+    def __init__(self, files: Files | None = None, wanted: str | None = None) -> None:
+        self._files, self._wanted = files or LocalFiles(), wanted
+        self._datasets: dict[PurePath, Dataset | None] = {}
+        self.left_out: list[LeftOut] = []
+
+    def folder(self, folder: Path) -> list[ScanFile]:
+        """The scans under a folder of this machine."""
+        return self.of(self.usable(walk(folder, self.left_out)), folder)
+
+    def usable(self, paths: Iterable[Path]) -> list[Path]:
+        """The files that may be scans; those of other formats, DICOM, and what was not fetched are left out.
+
+        What the name alone leaves out is left out for that reason.
+        """
+        images = []
+        for path in paths:
+            reason = unusable(path)
+            fetched = reason is None or reason.kind in ("DICOM file", "unsupported file")
+            if reason is not None and (fetched or self.judge(path).kind in ("FLAIR", "unknown")):
+                self.left_out.append(reason)
+            elif is_image(path.name):
+                images.append(path)
+        broken = [path for path in images if not path.exists()]
+        return sorted([*once([path for path in images if path.exists()], self.left_out), *broken])
+
+    def one(self, path: PurePath) -> ScanFile:
+        """The scan that a user named alone. It is taken in any case, with a warning if its name says otherwise."""
+        verdict = self.judge(path)
+        doubt = () if verdict.kind in ("FLAIR", "unknown") else (f"{verdict.why}; is it a FLAIR scan?",)
+        return self._scan(path, doubt)
+
+    def judge(self, path: PurePath, root: PurePath | None = None) -> NameSays:
+        """What a file is, by its dataset, or else by its name and folders."""
+        dataset = self._dataset(path)
+        return dataset.judge(path, self._wanted) if dataset else image_names.judge(path, root)
+
+    def of(self, paths: Sequence[PurePath], root: PurePath | None) -> list[ScanFile]:
+        """The scans among image files, which are all under ``root``, if it is given."""
+        headers = {path.with_name(stem(path)) for path in paths if HEADER.search(path.name)}
+        paths = [path for path in paths if not VOXELS.search(path.name) or path.with_name(stem(path)) not in headers]
+        scans: list[PurePath] = []
+        unknown: list[PurePath] = []
+        named: dict[PurePath, NameSays] = {}
+        for path in paths:
+            verdict = self.judge(path, root)
+            if verdict.kind == "FLAIR":
+                scans.append(path)
+            elif verdict.kind == "unknown":
+                unknown.append(path)
+            else:
+                self.left_out.append(LeftOut(path, verdict.why, verdict.kind, verdict.word))
+                named[path] = verdict
+        by_dataset = [path for path in scans if self._dataset(path) is not None]
+        scans = self._one_of_each([path for path in scans if self._dataset(path) is None])
+        unknown = self._one_of_each(unknown)
+        in_doubt = doubts(unknown, [*by_dataset, *scans], named)
+        self.left_out += [LeftOut(path, why, "doubtful file", path.name) for path, why in in_doubt.items()]
+        return [self._scan(path) for path in sorted([*by_dataset, *scans, *unknown]) if path not in in_doubt]
+
+    def _one_of_each(self, paths: Sequence[PurePath]) -> list[PurePath]:
+        """One image of each case: of several versions of it, the one with the simplest name."""
+        cases: dict[tuple[object, ...], list[PurePath]] = defaultdict(list)
+        for path in sorted(paths, key=lambda path: len(words(stem(path)))):
+            if image_names.judge(path).kind == "FLAIR":
+                place, key = case_place(path), case_key(path)
+                whole = (key[:count] for count in range(len(key)) if (place, key[:count]) in cases)
+                case = next((short for short in whole if not any(map(_tells_apart, key[len(short) :]))), key)
+                cases[place, case].append(path)
+            else:
+                cases[path.parent, COPY.sub("", stem(path))].append(path)
+        chosen = []
+        for versions in cases.values():
+            best, *others = sorted(versions, key=simplicity)
+            chosen.append(best)
+            for path in others:
+                same = path.parent == best.parent and stem(path) == stem(best)
+                what = "the same image" if same else "another version of the same scan"
+                where = "" if path.parent == best.parent else f" in {best.parent}"
+                self.left_out.append(LeftOut(path, f"{what}: {best.name}{where} is taken", "other version"))
+        return chosen
+
+    def _scan(self, path: PurePath, warnings: tuple[str, ...] = ()) -> ScanFile:
+        dataset = self._dataset(path)
+        if dataset is None:
+            return ScanFile(path, warnings=warnings)
+        case, number = dataset.case(path)
+        flair = dataset.flair(self._wanted)
+        channel = self._wanted if flair is None else str(flair)
+        return ScanFile(path, None if number is not None else channel, case, warnings)
+
+    def _dataset(self, path: PurePath) -> Dataset | None:
+        folder = path.parent
+        if folder not in self._datasets:
+            self._datasets[folder] = find_dataset(path, self._files)
+        return self._datasets[folder]
+
+
+def _tells_apart(word: str) -> bool:
+    """Whether a further word in a name may name another case or visit: not ``anna`` in ``P1_flair_anna``."""
+    return any(character.isdigit() for character in word) or is_visit(word)
+
+
+def not_read(cohort: Cohort, folder: Path) -> list[LeftOut]:
+    """The files under a cohort's folder that belong to no case: those that ``submit`` leaves out, and unread scans."""
+    used = {str(path) for case in cohort.cases for volume in (case.scan, case.mask) for path in _paths(volume)}
+    parents = {str(up) for path in used for up in Path(path).parents}
+    chooser = Chooser()
+    scans = chooser.folder(folder)
+    unread = [LeftOut(scan.path, f"the reader {cohort.reader} does not read it", "unread scan") for scan in scans]
+    return [
+        each
+        for each in [*unread, *chooser.left_out]
+        if not used & {str(each.path), *map(str, each.path.parents)} and str(each.path) not in parents
+    ]
+
+
+def _paths(volume: Volume | None) -> list[Path]:
+    """The files of an image, or the folder of a DICOM series."""
+    match volume:
+        case None:
+            return []
+        case TiffStack(paths):
+            return list(paths)
+        case _:
+            return [Path(str(volume))]
+
+
+def summary(left_out: Sequence[LeftOut]) -> list[str]:
+    """What was left out: a line with counts by kind, and a line for each kind that the user can do something about."""
+    if not left_out:
+        return []
+    kinds: dict[str, list[LeftOut]] = defaultdict(list)
+    for each in left_out:
+        kinds[each.kind].append(each)
+    counts = []
+    for kind, members in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        details = [
+            detail for detail, _ in Counter(each.detail.split(" (")[0] for each in members if each.detail).most_common()
+        ]
+        shown = f" ({', '.join(details[:SHOWN])}{', …' if len(details) > SHOWN else ''})" if details else ""
+        counts.append(f"{len(members)} {kind}{'s' if len(members) > 1 else ''}{shown}")
+    lines = [", ".join(counts)]
+    for kind in REMARKABLE:
+        if members := kinds.get(kind, []):
+            more = f" (and {len(members) - 1} more)" if len(members) > 1 else ""
+            lines.append(f"{members[0].path}: {members[0].why}{more}")
+    return lines

@@ -1,0 +1,184 @@
+"""The files under a folder, and those of them that cannot be read as they are: links, DICOM, files not fetched."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from gliaflow_plugins.cohorts.image_names import is_image
+
+POINTER_BYTES = 32768  # git-annex: a larger file is no pointer
+ANNEX = re.compile(r"[/\\]annex[/\\]objects[/\\]")
+TEXTS = (
+    ".json",
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".bval",
+    ".bvec",
+    ".mat",
+    ".md",
+    ".xml",
+    ".html",
+    ".pdf",
+    ".png",
+    ".jpg",
+    ".log",
+)
+OTHER_FORMATS = (".mnc", ".brik", ".head", ".par", ".rec", ".gipl", ".npy", ".npz", ".b2nd", ".tif", ".tiff")
+DICOM_ENDINGS = (".dcm", ".ima")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or folder in which there is no scan to submit.
+
+    Parameters
+    ----------
+    why: the reason, as a sentence. kind: what it is, in the singular, to count by. detail: which of that kind.
+    """
+
+    path: PurePath
+    why: str
+    kind: str
+    detail: str = ""
+
+
+def walk(root: Path, left_out: list[LeftOut]) -> list[Path]:
+    """The visible files under ``root``, sorted. Links to folders are followed, each folder once.
+
+    Passed over: hidden files and folders, and what a pipeline derived from a BIDS dataset (``derivatives``). A folder
+    that is passed over for another reason is added to ``left_out``.
+    """
+    real_root = os.path.realpath(root)
+    seen = {real_root}
+    files: list[Path] = []
+    folders, links = deque([root]), deque[Path]()
+    while folders or links:
+        folder = folders.popleft() if folders else links.popleft()
+        real = os.path.realpath(folder)
+        around = real_root.startswith(real.rstrip(os.sep) + os.sep)
+        if folder is not root and (around or real in seen):
+            why = "which contains it" if around else "which is searched already"
+            left_out.append(LeftOut(folder, f"a link to the folder {real}, {why}", "repeated folder"))
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            left_out.append(LeftOut(folder, f"cannot be opened: {error.strerror}", "unreadable folder"))
+            continue
+        names = {entry.name for entry in entries}
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            path = folder / entry.name
+            if not entry.is_dir():
+                files.append(path)
+            elif is_derived(entry.name, names):
+                left_out.append(
+                    LeftOut(path, "what a pipeline derived from the scans, or their source", "derived folder")
+                )
+            elif entry.is_symlink():
+                links.append(path)
+            else:
+                folders.append(path)
+    return sorted(files)
+
+
+def is_derived(name: str, beside: set[str]) -> bool:
+    """Whether a folder of that name holds no scans of a BIDS dataset; ``beside``: the names in the same folder."""
+    if name == "sourcedata":
+        return "dataset_description.json" in beside or any(each.startswith("sub-") for each in beside)
+    return name == "derivatives"
+
+
+def unusable(path: Path) -> LeftOut | None:
+    """Why a file on this machine cannot be submitted; None: it can."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return _broken(path, error) if is_image(path.name) or ANNEX.search(_target(path)) else None
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block for ever
+        return LeftOut(path, "not a regular file", "unreadable file") if is_image(path.name) else None
+    if reason := by_ending(path):
+        return reason
+    if not is_image(path.name):
+        return _dicom(path) if path.suffix.casefold() not in TEXTS and begins_as_dicom(path) else None
+    return _pointer(path) if status.st_size < POINTER_BYTES else None
+
+
+def by_ending(path: PurePath) -> LeftOut | None:
+    """Why a file of this ending cannot be submitted; None: the ending does not show it."""
+    suffix = path.suffix.casefold()
+    if suffix in DICOM_ENDINGS:
+        return _dicom(path)
+    if suffix in OTHER_FORMATS:
+        why = f"{suffix} is a format that gliaflow does not read: convert it to NIfTI (.nii.gz)"
+        return LeftOut(path, why, "unsupported file", suffix)
+    return None
+
+
+def begins_as_dicom(path: Path) -> bool:
+    """Whether the file begins as DICOM does (PS3.10, section 7.1)."""
+    return _head(path, 132)[128:] == b"DICM"
+
+
+def _dicom(path: PurePath) -> LeftOut:
+    return LeftOut(path, "a DICOM file: convert its series to NIfTI first (dcm2niix does)", "DICOM file")
+
+
+def not_fetched(path: PurePath, command: str) -> LeftOut:
+    """A file whose content is elsewhere, and the command that fetches it."""
+    return LeftOut(path, f"its content is not on this machine; to fetch it: {command}", "unfetched file")
+
+
+def _broken(path: Path, error: OSError) -> LeftOut:
+    target = _target(path)
+    if ANNEX.search(target):
+        return not_fetched(path, f"datalad get {path} (or: git annex get {path})")
+    if target:
+        return LeftOut(path, f"a broken link: {target} does not exist", "broken link")
+    return LeftOut(path, f"cannot be opened: {error.strerror}", "unreadable file")
+
+
+def _pointer(path: Path) -> LeftOut | None:
+    """A text that git-annex or Git LFS leaves in the place of a file which is not fetched."""
+    head = _head(path, 256)
+    if head.startswith(b"version https://git-lfs."):
+        return not_fetched(path, f"git lfs pull --include {path.name}")
+    if head.startswith((b"/annex/objects/", b".git/annex/objects/", b"../.git/annex")):
+        return not_fetched(path, f"datalad get {path} (or: git annex get {path})")
+    return None
+
+
+def _target(path: Path) -> str:
+    """The file to which a link leads, whether it exists or not; nothing: it is no link."""
+    return os.path.realpath(path) if path.is_symlink() else ""
+
+
+def _head(path: Path, count: int) -> bytes:
+    try:
+        if not path.is_file():  # opening a pipe would block for ever
+            return b""
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def once(files: list[Path], left_out: list[LeftOut]) -> Iterator[Path]:
+    """The files without those that are the same file as an earlier one, by a link."""
+    known: dict[tuple[int, int], Path] = {}
+    for path in sorted(files, key=lambda path: (path.is_symlink(), path)):
+        status = path.stat()
+        first = known.setdefault((status.st_dev, status.st_ino or id(path)), path)
+        if first is path:
+            yield path
+        elif first.absolute() != path.absolute():
+            left_out.append(LeftOut(path, f"the same file as {first}", "repeated file"))
