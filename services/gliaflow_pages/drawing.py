@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 BLACK, BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#1b1f24", "#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00"
 GREY = "#8c959f"
 FOUND, TRUE = "#ffb000", "#40c4ff"  # outlines of masks, on black
+INSTALL = "pip install matplotlib"
 STYLE = {
     "text.parse_math": False,  # names are untrusted text: a $ in one is a $
     "svg.hashsalt": "gliaflow",  # the same figures give the same bytes
@@ -57,10 +58,15 @@ class Picture:
         return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn."""
+    return find_spec("matplotlib") is not None
+
+
 def require_matplotlib() -> None:
     """Raises UsageError: matplotlib is not installed. The text has the command that installs it."""
-    if find_spec("matplotlib") is None:
-        raise UsageError("this needs matplotlib: pip install 'gliaflow[report]'")
+    if not has_matplotlib():
+        raise UsageError(f"this needs matplotlib: {INSTALL}")
 
 
 @contextmanager

@@ -47,6 +47,10 @@ class DeadLetter:
         except ProtocolError:
             return None
 
+    def delete(self) -> None:
+        """Delete it for good."""
+        self.consumer.ack(self.delivery)
+
     def replay(self, broker: Broker) -> None:
         """Send it back to its queue. A new attempt, so that the end of the last one does not count for it."""
         message, body = self.message, self.delivery.body
@@ -78,9 +82,33 @@ def dead_letters(broker: Broker) -> Iterator[list[DeadLetter]]:
             consumer.close()
 
 
-def count_waiting(broker: Broker) -> int:
-    """How many dead letters no consumer holds."""
-    return sum(broker.depth(queue.dead) for queue in ALL_QUEUES)
+def count_waiting(broker: Broker, queues: Sequence[Queue] = ALL_QUEUES) -> int:
+    """How many dead letters of these queues no consumer holds."""
+    return sum(broker.depth(queue.dead) for queue in queues)
+
+
+def delete_all(broker: Broker, queues: Sequence[Queue]) -> int:
+    """Delete the dead letters that these queues have now; returns how many."""
+    deleted = 0
+    for queue in queues:
+        count = broker.depth(queue.dead)
+        if not count:
+            continue
+        with broker.consume(Queue(queue.dead), AT_ONCE) as consumer:
+            for _ in range(count):
+                if (delivery := consumer.next(timeout=5.0)) is None:  # another process has deleted the rest
+                    break
+                consumer.ack(delivery)
+                deleted += 1
+    return deleted
+
+
+def queues_of(stage: str) -> list[Queue]:
+    """The queue of this name without ``gliaflow.``. Raises UsageError: there is none."""
+    names = {queue.name.removeprefix("gliaflow."): queue for queue in ALL_QUEUES}
+    if stage not in names:
+        raise UsageError(f"--stage: {stage!r} is not one of {', '.join(names)}")
+    return [names[stage]]
 
 
 def choose(letters: Sequence[DeadLetter], starts: Sequence[str]) -> list[DeadLetter]:

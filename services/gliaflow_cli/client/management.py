@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
+
+from gliaflow_runtime.broker.url import HTTP, parse_server_url
 
 WINDOW_S = 30  # rates are means over this window; RabbitMQ counts every 5 seconds
 
@@ -41,19 +43,20 @@ class Management:
 
     Raises
     ------
+    ValueError: a URL is malformed.
     OSError: the password file cannot be read.
     """
 
     def __init__(self, broker: str, url: str = "", password_file: Path | None = None) -> None:
-        amqp = urlsplit(broker)
+        amqp = parse_server_url(broker)
         scheme, port = ("https", 15671) if amqp.scheme == "amqps" else ("http", 15672)
-        http = urlsplit(url or f"{scheme}://{amqp.hostname or 'localhost'}:{port}")
-        named = http if http.username else amqp
-        user, password = unquote(named.username or "guest"), unquote(named.password or "guest")
+        http = parse_server_url(url or f"{scheme}://{amqp.host}:{port}", HTTP)
+        named = http if http.user else amqp
+        user, password = named.user or "guest", named.password or "guest"
         if named.password is None and password_file is not None:
             password = password_file.read_text().strip()
         self._key = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self.url = f"{http.scheme}://{http.netloc.rpartition('@')[2]}{http.path.rstrip('/')}"
+        self.url = f"{http.scheme}://{http.nodes[0]}{http.path.rstrip('/')}"
         self._vhost = quote(unquote(amqp.path[1:]) or "/", safe="")
         self.clock: float | None = None  # the Date of the last answer, in seconds since 1970
 

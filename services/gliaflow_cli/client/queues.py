@@ -10,23 +10,29 @@ from typing import Any
 from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, CLASSIFIER, EXTRACTOR, PREPROCESSOR
 from gliaflow_runtime.broker.interface import Broker
 
-from gliaflow_cli.client.management import Client, Management, ManagementError
+from gliaflow_cli.client.management import WINDOW_S, Client, Management, ManagementError
 
 SCAN_PATH = (PREPROCESSOR.name, EXTRACTOR.name, CLASSIFIER.name, ASSEMBLER.name)
 EMBEDDED = (
     "a broker inside each gliaflow command, with stages that run as long as the command does: it cannot be seen from "
     "outside; for a RabbitMQ, gliaflow status --broker amqp://user:password@host/"
 )
+KEPT = "kept: ended scans that the assembler remembers, and parts of incomplete scans"
 INTERVAL_S = 3.0  # between two counts of the messages, where the management API gives no rates
 
 
 @dataclass(frozen=True)
 class QueueLine:
-    """A queue. Rates are messages a second; without the management API they are net. None: not known."""
+    """A queue. Rates are messages a second; without the management API they are net. None: not known.
+
+    ``kept``: what the assembler keeps in its queue, with or without a consumer: the latest ended scans, and the parts
+    of incomplete scans (ADR 1). Neither waits for work: the missing parts of a scan are in other queues.
+    """
 
     queue: str
     waiting: int
     in_work: int | None
+    kept: int | None
     consumers: int
     dead: int
     rate_in: float
@@ -39,8 +45,8 @@ class QueueLine:
 
     @property
     def held(self) -> int:
-        """Messages still to be worked on. The assembler holds mostly news that it keeps (ADR 1): it does not count."""
-        return self.waiting + (0 if f"gliaflow.{self.queue}" == ASSEMBLER.name else self.in_work or 0)
+        """Messages still to be worked on."""
+        return self.waiting + (self.in_work or 0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Status:
     broker: str
     queues: list[QueueLine]
     stages: list[StageGroup]
-    left_s: float | None  # None: not known, or nothing moves
+    left_s: float | None  # 0: idle; None: not known, or nothing moves
     missing: str = ""  # why some of it is not known
 
 
@@ -68,8 +74,8 @@ def read_status(broker: Broker, management: Management | None, name: str) -> Sta
     """Read the state of all queues. Without the management API, in_work is None, and two counts give net rates."""
     if management is None:
         dead = sum(broker.depth(queue.dead) for queue in ALL_QUEUES)
-        kept = f"; {dead} dead letters are kept (gliaflow dead list)" if dead else ""
-        return Status(name, [], [], None, EMBEDDED + kept)
+        letters = f"; {dead} dead letters are kept (gliaflow dead list)" if dead else ""
+        return Status(name, [], [], None, EMBEDDED + letters)
     details: dict[str, dict[str, Any]] = {}
     clients: list[Client] = []
     missing = ""
@@ -89,11 +95,19 @@ def read_status(broker: Broker, management: Management | None, name: str) -> Sta
         detail = details.get(queue.name, {})
         stats = detail.get("message_stats", {})
         net = (state.waiting - before.get(queue.name, state.waiting)) / INTERVAL_S
+        waiting: int = state.waiting
+        in_work: int | None = detail.get("messages_unacknowledged", 0) if details else None
+        kept: int | None = 0
+        if queue == ASSEMBLER:
+            returned = 0 if state.consumers else waiting  # what an assembler kept that has ended
+            kept = None if in_work is None else in_work + returned
+            waiting, in_work = waiting - returned, 0
         lines.append(
             QueueLine(
                 queue=names[queue.name],
-                waiting=state.waiting,
-                in_work=detail.get("messages_unacknowledged", 0) if details else None,
+                waiting=waiting,
+                in_work=in_work,
+                kept=kept,
                 consumers=state.consumers,
                 dead=broker.depth(queue.dead),
                 rate_in=_rate(stats, "publish") if details else max(0.0, net),
@@ -125,25 +139,41 @@ def as_text(status: Status) -> str:
         return f"{status.broker}: {status.missing}"
     if not status.queues:
         return f"{status.broker}: no stage has run on this broker yet (gliaflow serve STAGE, or docker compose up)"
-    rows = [("queue", "waiting", "in work", "consumers", "dead", "in/s", "out/s")]
+    rows = [("queue", "waiting", "in work", "kept", "consumers", "dead", "in/s", "out/s")]
     for line in status.queues:
-        in_work = "?" if line.in_work is None else str(line.in_work)
+        in_work, kept = ("?" if count is None else str(count) for count in (line.in_work, line.kept))
         rates = f"{line.rate_in:.1f}", f"{line.rate_out:.1f}"
-        rows.append((line.queue, str(line.waiting), in_work, str(line.consumers), str(line.dead), *rates))
-    text = [f"{row[0]:13}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
-    text.append("")
-    if not any(line.held for line in status.queues if line.on_scan_path):
-        text.append("no message is waiting" if status.missing else "no scan is under way")
-    elif status.left_s is not None:
-        text.append(f"time left: about {_duration(status.left_s)}")
-    else:
-        text.append("time left: not known, as messages wait and none leaves (gliaflow doctor finds the reason)")
+        rows.append((line.queue, str(line.waiting), in_work, kept, str(line.consumers), str(line.dead), *rates))
+    text = [f"{row[0]:13}" + "".join(f"{cell:>9}" for cell in row[1:4]) + f"{row[4]:>11}" for row in rows]
+    text = [left + "".join(f"{cell:>8}" for cell in row[5:]) for left, row in zip(text, rows, strict=True)]
+    if any(line.kept for line in status.queues):
+        text.append(KEPT)
+    text += ["", _progress(status)]
     text += [f"{s.queue:13}{s.count} running, gliaflow {s.version}, {s.bundle or 'no bundle'}" for s in status.stages]
     if len({(s.version, s.bundle) for s in status.stages}) > 1:
         text.append("stages differ in version or bundle (gliaflow doctor)")
     if status.missing:
         text.append(f"rates are net, over {INTERVAL_S:g} s; work and versions are not known: {status.missing}")
     return "\n".join(text)
+
+
+def _progress(status: Status) -> str:
+    """Whether the pipeline is idle, the time left, or why it is not known."""
+    busy = [line for line in status.queues if line.held]
+    if not busy:
+        alone = [line.queue for line in status.queues if not line.consumers]
+        note = f"; no consumer: {', '.join(alone)} (gliaflow doctor)" if alone else ""
+        return ("no message is waiting" if status.missing else "idle: no message waits or is in work") + note
+    if status.left_s:
+        return f"time left: about {_duration(status.left_s)}"
+    if status.left_s == 0:  # only queues that are not on a scan's path hold messages
+        return "no scan is under way"
+    still = [line for line in busy if line.on_scan_path and not line.rate_out]
+    if alone := [line.queue for line in still if not line.consumers]:
+        cause = f"messages wait, and no consumer reads them: {', '.join(alone)}"
+    else:
+        cause = f"no message was completed in {WINDOW_S} s: {', '.join(line.queue for line in still)}"
+    return f"time left: not known, as {cause} (gliaflow doctor finds the reason)"
 
 
 def _rate(stats: dict[str, Any], kind: str) -> float:

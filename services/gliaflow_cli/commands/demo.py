@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from gliaflow_runtime.broker.interface import Consumer
     from numpy.typing import NDArray
 
+    from gliaflow_cli.client.out_folder import Target
     from gliaflow_cli.client.table import ScanRow
-    from gliaflow_cli.commands.demo_report import Shown
+    from gliaflow_cli.commands.answers_report import Shown
 
 SYNTHETIC = 8  # features of each class
 TIMEOUT_S = 600.0
@@ -25,7 +26,9 @@ TIMEOUT_S = 600.0
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the scans, answers and report.html.")],
-    patients: Annotated[int, typer.Option("--patients", help="Number of phantom patients.", min=2)] = 6,
+    patients: Annotated[
+        int, typer.Option("--patients", metavar="<int>", help="Number of phantom patients, 2 or more.", min=2)
+    ] = 6,
     seed: flags.Seed = 20_26,
     broker: flags.Broker = None,
     bundle: flags.Bundle = None,
@@ -36,7 +39,7 @@ def demo(
 
     from gliaflow.flow import open_flow
     from gliaflow.scans import Input
-    from gliaflow_pages.drawing import require_matplotlib
+    from gliaflow_pages.drawing import INSTALL, has_matplotlib
     from gliaflow_phantoms.phantom import write_cohort
     from gliaflow_plugins.cohorts.case_folders import Brats
     from gliaflow_proto import Queue
@@ -45,30 +48,35 @@ def demo(
     from gliaflow_runtime.errors import UsageError
     from gliaflow_runtime.settings import load_settings
 
-    from gliaflow_cli.client.table import save_answers
-    from gliaflow_cli.commands.demo_report import write_report
+    from gliaflow_cli.client.out_folder import OutFolder
+    from gliaflow_cli.client.summary import counts, true_grades
+    from gliaflow_cli.commands.answers_report import DemoParts, Shown, answers_page
 
-    require_matplotlib()
     started = time.monotonic()
     settings = load_settings({"broker": broker, "bundle": bundle})
-    manifest = load_bundle(settings.bundle, state=settings.state).manifest
+    manifest = load_bundle(settings.bundle, state=settings.state, bundles=settings.bundles).manifest
     if seed == manifest.training.get("cohort", {}).get("made_by", {}).get("seed"):
         raise UsageError(f"--seed: the bundle was trained on the phantoms of seed {seed}; choose another")
     cohort = out / "phantoms"
-    with progress_bar() as bar:
+    with OutFolder(out) as folder, progress_bar() as bar:
         task = bar.add_task("making phantom scans", total=patients)
         write_cohort(cohort, patients, seed, hgg_share=0.5, progress=lambda done, _: bar.update(task, completed=done))
         found = Brats().read(cohort)
         assert found is not None, "write_cohort writes the layout that Brats reads"
         paths = [cohort / str(case.grade) / case.patient for case in found.cases]
         inputs = [
-            Input(path / f"{path.name}_flair.nii.gz", f"{path.name}_flair", case.patient, case.grade)
+            Input(
+                file := path / f"{path.name}_flair.nii.gz",
+                f"{path.name}_flair",
+                case.patient,
+                case.grade,
+                relative=str(file.relative_to(cohort)),
+            )
             for path, case in zip(paths, found.cases, strict=True)
         ]
-        answers: dict[str, Answer] = {}
+        targets = folder.assign(inputs)
 
-        def answered(answer: Answer) -> None:
-            answers[answer.scan] = answer
+        def answered(target: Target, answer: Answer, row: ScanRow) -> None:
             bar.advance(task)
 
         with open_flow(settings, TIMEOUT_S) as flow:
@@ -76,7 +84,7 @@ def demo(
             flow.broker.declare(features)  # a new consumer is a new queue: no stage knows about it
             with flow.broker.consume(features, prefetch=16) as consumer:
                 task = bar.add_task("segmenting and grading", total=len(inputs))
-                rows = save_answers(flow, inputs, out, answered=answered)
+                folder.answer(flow, targets, answered)
                 real = _fullest(consumer)
             flow.broker.delete(features.name)
             task = bar.add_task("making synthetic features", total=1)
@@ -85,10 +93,15 @@ def demo(
             except UsageError as error:  # the bundle's generator fails; the command was used correctly
                 raise BrokerError(str(error)) from None
             bar.advance(task)
-    shown = [_shown(path, answers[item.name], row) for path, item, row in zip(paths, inputs, rows, strict=True)]
+        rows = [folder.rows[target.scan] for target in targets]
+        truths = [path / f"{path.name}_seg.nii.gz" for path in paths]
+        shown = [Shown.of(row, item, out, truth) for row, item, truth in zip(rows, inputs, truths, strict=True)]
+        page = answers_page(shown, DemoParts(real, synthetic, manifest.metrics))
+        report = out / folder.save("", "report", ".html", lambda part: part.write_text(page, encoding="utf-8"))
     _print_table(shown)
-    report = out / "report.html"
-    write_report(report, shown, real, synthetic, manifest.metrics)
+    console.print(f"{counts(rows)}\n{true_grades(rows)}", soft_wrap=True)
+    if not has_matplotlib():
+        console.print(f"the report has no pictures, for lack of matplotlib: {INSTALL}", style="yellow", soft_wrap=True)
     console.print(f"report: {report} ({time.monotonic() - started:.0f} s; phantoms are not patients)", soft_wrap=True)
     raise typer.Exit(1 if any(row.status == "failed" for row in rows) else 0)
 
@@ -108,39 +121,15 @@ def _fullest(consumer: Consumer) -> dict[str, NDArray[np.float16]]:
     return {label: features for label, (_, features) in fullest.items()}
 
 
-def _shown(folder: Path, answer: Answer, row: ScanRow) -> Shown:
-    import nibabel as nib
-    import numpy as np
-
-    from gliaflow_cli.commands.demo_report import Shown
-
-    def canonical(image: Any) -> NDArray[Any]:
-        return np.asarray(nib.as_closest_canonical(image).dataobj)
-
-    scan = nib.as_closest_canonical(nib.load(folder / f"{folder.name}_flair.nii.gz"))
-    flair, truth = canonical(scan), canonical(nib.load(folder / f"{folder.name}_seg.nii.gz"))
-    spacing = scan.header.get_zooms()
-    mask = canonical(answer.mask) if answer.mask is not None else np.zeros_like(truth)
-    dice = 2 * int(((mask > 0) & (truth > 0)).sum()) / max(1, int((mask > 0).sum() + (truth > 0).sum()))
-    return Shown(
-        row=row,
-        grade=folder.parent.name,
-        dice=dice,
-        flair=flair,
-        mask=(mask > 0).astype(np.uint8),
-        truth=(truth > 0).astype(np.uint8),
-        spacing=(float(spacing[0]), float(spacing[1])),
-    )
-
-
 def _print_table(shown: list[Shown]) -> None:
     from rich.table import Table
 
-    table = Table("scan", "true grade", "grade", "P(HGG)", "tumour ml", "Dice", "seconds", box=None)
+    table = Table("patient", "true grade", "grade", "P(HGG)", "tumour ml", "Dice", "seconds", box=None)
     for each in shown:
         row = each.row
         numbers = (row.error, "", "")
-        if row.status == "ok":
-            numbers = (f"{row.p_hgg:.3f}", f"{row.tumour_ml:.1f}", f"{each.dice:.2f}")
-        table.add_row(row.scan, each.grade, row.grade, *numbers, f"{row.seconds}")
+        if row.status != "failed":
+            p_hgg = "" if row.p_hgg is None else f"{row.p_hgg:.3f}"
+            numbers = (p_hgg, f"{row.tumour_ml:.1f}", f"{each.dice:.2f}")
+        table.add_row(row.patient, row.true_grade, row.grade or row.status, *numbers, f"{row.seconds}")
     console.print(table)

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, print_problems, progress_bar
+from gliaflow_cli.terminal import console, print_leaks, print_left_out, print_problems, progress_bar
 
 if TYPE_CHECKING:
     from gliaflow.answer import Answer
+
+    from gliaflow_cli.client.out_folder import Target
+    from gliaflow_cli.client.table import ScanRow
 
 
 def submit(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Scans (NIfTI), folders, globs or s3://… of scans; or a cohort.", metavar="PATH…"),
+        typer.Argument(help="Scans (NIfTI), folders, globs or s3://… of scans; or a cohort.", metavar="PATH"),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.csv and <scan>_seg.nii.gz.")],
     grade: Annotated[str | None, typer.Option("--grade", help="The known grade of these scans: HGG or LGG.")] = None,
     channel: flags.Channel = None,
     resume: Annotated[bool, typer.Option("--resume", help="Skip scans that are answered in OUT.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write OUT/report.html, with a picture of each scan.")
+    ] = False,
+    verbose: flags.Verbose = False,
     timeout: Annotated[
         float, typer.Option("--timeout", help="Give up after so many seconds without an answer.")
     ] = 1800,
@@ -51,31 +60,58 @@ def submit(
     from gliaflow_plugins.registry import load_registry
     from gliaflow_runtime.settings import load_settings
 
-    from gliaflow_cli.client.table import TABLE, read_table, save_answers
+    from gliaflow_cli.client.out_folder import OutFolder
+    from gliaflow_cli.client.summary import ON_PHANTOMS, attention, counts, is_on_phantoms, true_grades
 
+    if report:
+        from gliaflow_pages.drawing import require_matplotlib
+
+        require_matplotlib()
     settings = load_settings({"broker": broker, "bundle": bundle, "device": device, "threads": threads})
     if labelled:
-        folder = Path(paths[0])
-        cohort = CohortRequest(folder, *reading).read(load_registry())
+        cohort = CohortRequest(Path(paths[0]), *reading).read(load_registry())
         print_problems(cohort)
-        inputs = cohort_inputs(cohort, folder.resolve().name, channel)
+        print_leaks(cohort.leaks)
+        root = Path(paths[0]) if Path(paths[0]).is_dir() else Path(paths[0]).parent
+        inputs = [
+            replace(item, relative=os.path.relpath(item.path, root))
+            for item in cohort_inputs(cohort, Path(paths[0]).resolve().name, channel)
+        ]
     else:
-        inputs = find_inputs(paths, grade=grade, channel=channel).inputs
-    before = {n: r for n, r in read_table(out / TABLE).items() if r.status == "ok"} if resume else {}
-    todo = [item for item in inputs if item.name not in before]
-    if before:
-        console.print(f"{len(inputs) - len(todo)} of {len(inputs)} scans have an answer in {out}")
-    with open_flow(settings, timeout) as flow, progress_bar() as bar:
-        task = bar.add_task("scans", total=len(todo))
+        found = find_inputs(paths, grade=grade, channel=channel)
+        print_left_out(found.left_out, verbose)
+        inputs = found.inputs
+    with OutFolder(out) as folder:
+        targets = folder.assign(inputs)
+        for note in folder.notes:
+            console.print(f"{'restored':<10} {note}", style="yellow", soft_wrap=True)
+        for target in targets:
+            if target.note:
+                console.print(f"{'renamed':<10} {target.place}: {target.note}", style="yellow", soft_wrap=True)
+        kept = {target.scan: target for target in targets if resume and folder.is_answered(target)}
+        todo = [target for target in targets if target.scan not in kept]
+        if resume:
+            console.print(f"{len(kept)} of {len(targets)} scans have an answer in {out}", soft_wrap=True)
+            folder.keep(kept.values())
+        if todo:
+            with open_flow(settings, timeout) as flow, progress_bar() as bar:
+                task = bar.add_task("scans", total=len(todo))
 
-        def show(answer: Answer) -> None:
-            if answer.status == "failed":
-                path = answer.source.encode("utf-8", "replace").decode()
-                bar.console.print(f"failed  {path}: {answer.reason}", style="red", soft_wrap=True)
-            bar.advance(task)
+                def show(target: Target, answer: Answer, row: ScanRow) -> None:
+                    if line := attention(row, target.place):
+                        style = "red" if row.status == "failed" else "yellow"
+                        bar.console.print(line, style=style, soft_wrap=True)
+                    bar.advance(task)
 
-        rows = save_answers(flow, todo, out, known=before, answered=show)
-    rows += before.values()
-    failed = sum(row.status == "failed" for row in rows)
-    console.print(f"{len(rows) - failed} of {len(rows)} scans answered: {out / TABLE}", soft_wrap=True)
-    raise typer.Exit(1 if failed else 0)
+                folder.answer(flow, todo, show)
+        rows = [folder.rows[target.scan] for target in targets if target.scan in folder.rows]
+        if report:
+            from gliaflow_cli.commands.answers_report import write_report
+
+            console.print(f"report: {write_report(folder, targets)}", soft_wrap=True)
+    if is_on_phantoms(rows):
+        console.print(ON_PHANTOMS, style="yellow", soft_wrap=True)
+    if text := true_grades(rows):
+        console.print(text, soft_wrap=True)
+    console.print(f"{counts(rows)}: {folder.table}", soft_wrap=True)
+    raise typer.Exit(1 if any(row.status == "failed" for row in rows) else 0)

@@ -11,8 +11,13 @@ from gliaflow_cli import flags
 
 if TYPE_CHECKING:
     from gliaflow.answer import Answer
+    from gliaflow_plugins.cohorts.walk import LeftOut
+
+    from gliaflow_cli.client.out_folder import Target
+    from gliaflow_cli.client.table import ScanRow
 
 POLL_S = 1.0
+AT_ONCE = 200  # scans; between two rounds, watch can stop and sees new scans
 
 
 def watch(
@@ -20,7 +25,7 @@ def watch(
     out: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
     broker: flags.Broker = None,
 ) -> None:
-    """Answer each scan that is dropped into INBOX, until SIGTERM."""
+    """Answer each scan that is copied into INBOX, until Ctrl-C or SIGTERM."""
     import structlog
     from gliaflow.flow import open_flow
     from gliaflow_runner.serve import become_owner, stop_on_signals
@@ -28,8 +33,9 @@ def watch(
     from gliaflow_runtime.logs import configure_logging
     from gliaflow_runtime.settings import load_settings
 
-    from gliaflow_cli.client.inbox import new_scans, write_answer
-    from gliaflow_cli.client.table import TABLE, read_table, save_answers
+    from gliaflow_cli.client.inbox import list_left_out, new_scans, write_answer
+    from gliaflow_cli.client.out_folder import OutFolder
+    from gliaflow_cli.client.summary import ON_PHANTOMS, is_on_phantoms
 
     settings = load_settings({"broker": broker})
     configure_logging(settings.log_level, settings.log_format)
@@ -38,14 +44,27 @@ def watch(
     out.mkdir(parents=True, exist_ok=True)
     become_owner(out)
     log.info("watching", inbox=str(inbox), out=str(out))
-    with open_flow(settings) as flow, serve_health(settings, lambda: {"broker": flow.broker.connected}):
+    left_out: set[LeftOut] = set()
+    on_phantoms = False
+    with (
+        OutFolder(out) as folder,
+        open_flow(settings) as flow,
+        serve_health(settings, lambda: {"broker": flow.broker.connected}),
+    ):
+
+        def answered(target: Target, answer: Answer, row: ScanRow) -> None:
+            nonlocal on_phantoms
+            log.info("answered", status=row.status, seconds=row.seconds, warnings=len(row.warnings))
+            if not on_phantoms and is_on_phantoms([row]):
+                on_phantoms = True
+                log.warning(ON_PHANTOMS)
+            write_answer(folder, row)
+
         while not stop.wait(POLL_S):
-            new = new_scans(inbox, out)
-            changed = {item.name: at for item, at in new}
-
-            def answered(answer: Answer, changed: dict[str, int] = changed) -> None:
-                log.info("answered", status=answer.status, seconds=answer.seconds)
-                write_answer(out, answer, changed[answer.scan])
-
-            if new:
-                save_answers(flow, [item for item, _ in new], out, known=read_table(out / TABLE), answered=answered)
+            new = new_scans(inbox, folder)
+            if more := set(new.left_out) - left_out:
+                left_out |= more
+                # names of files may name patients, so they are in a file and not in the log
+                log.warning("files left out", files=len(more), list=list_left_out(folder, left_out))
+            if new.targets:
+                folder.answer(flow, new.targets[:AT_ONCE], answered)

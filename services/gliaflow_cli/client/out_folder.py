@@ -1,0 +1,317 @@
+"""The folder of the answers: the table, a mask for each scan, and the record of what gliaflow wrote there.
+
+A scan is known by its place, not by its file name. No two scans share a file, and gliaflow overwrites only files that
+it wrote and that nobody changed since.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import Any, Self
+
+import nibabel as nib
+from gliaflow.answer import Answer
+from gliaflow.flow import Flow
+from gliaflow.scans import Input
+from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.files import whole_file
+
+from gliaflow_cli.client.record import Record, ScanState, name_key, scan_sha256, sha256_of
+from gliaflow_cli.client.table import ANSWERED, TABLE, ScanRow, read_table, write_table
+
+MASK = "_seg.nii.gz"
+WRITE_EVERY_S = 2.0  # the whole table is written each time, so not after each of ten thousand scans
+
+
+@dataclass(frozen=True)
+class Target:
+    """A scan and the name of its answers in the folder. ``note``: why that is not the scan's own name."""
+
+    item: Input
+    scan: str
+    state: ScanState
+    note: str = ""
+
+    @property
+    def place(self) -> str:
+        """The scan's path or URI, for messages."""
+        return readable(self.item.source)
+
+
+class OutFolder:
+    """The folder ``path``, for one command at a time. Close it: ``with`` does.
+
+    Raises
+    ------
+    UsageError: it is not a folder, another command writes into it, or its table cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"--out {path}: not a folder") from None
+        self.path = path
+        self._record = Record(path)
+        self._new: dict[str, ScanRow] = {}  # rows that the table on the disk does not have yet
+        self._table, self._table_stamp = TABLE, _stamp(path / TABLE)
+        self.notes: list[str] = []  # what was restored in the table
+        try:
+            self.rows = self._read_table()
+        except BaseException:
+            self._record.close()
+            raise
+        self._lost = self._record.not_in_table - self.rows.keys()
+
+    @property
+    def table(self) -> Path:
+        """The table's file: ``predictions.csv``, or another if the user made that one unreadable during the run."""
+        return self.path / self._table
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._record.close()
+
+    def assign(self, inputs: Sequence[Input]) -> list[Target]:
+        """Give each scan the name that it has in this folder, or a new one that no other scan has.
+
+        A scan is known by its place. If its folder was moved, it is known by its relative path and its content.
+        """
+        states = [ScanState.of(item) for item in inputs]
+        places, moved = self._known_places({state.location for state in states})
+        taken = {name_key(name) for name in (*self._record.scans, *self.rows)}
+        given: set[str] = set()
+        targets = []
+        for item, state in zip(inputs, states, strict=True):
+            known = [name for name in places[state.location] if name not in given]
+            if not known and (names := [name for name in moved[state.source] if name not in given]):
+                digest = scan_sha256(item)
+                known = [name for name in names if digest and self._record.scans[name].sha256 == digest]
+            if not known and self._is_unrecorded_row_of(item, state) and item.name not in given:
+                known = [item.name]
+            if known:
+                name, note = item.name if item.name in known else known[-1], ""
+            else:
+                name = _free_name(item.name, taken)
+                other = f"another scan in {self.path} is named {item.name}; this scan's answers are named {name}"
+                note = "" if name == item.name else other
+            given.add(name)
+            taken.add(name_key(name))
+            targets.append(Target(item, name, state, note))
+        return targets
+
+    def is_answered(self, target: Target) -> bool:
+        """Whether the table has an answer of the scan as it is now, and the mask is there."""
+        row = self.rows.get(target.scan)
+        return (
+            row is not None
+            and row.status in ANSWERED
+            and row.mask != ""
+            and (self.path / row.mask).is_file()
+            and (self.is_unchanged(target) or self._has_same_content(target))
+        )
+
+    def has_lost_row(self, scan: str) -> bool:
+        """Whether a run was killed between the scan's answer and the writing of the table."""
+        return scan in self._lost
+
+    def is_unchanged(self, target: Target) -> bool:
+        """Whether the scan has the sizes and times that it had when it was answered."""
+        now, known = target.state, self._record.scans.get(target.scan)
+        same = known is not None and (known.location, known.channel, known.stamp) == (
+            now.location,
+            now.channel,
+            now.stamp,
+        )
+        return same and now.stamp != ""
+
+    def has_file(self, scan: str, ending: str) -> bool:
+        """Whether a file with this ending, which gliaflow wrote for the scan, still exists."""
+        return any((self.path / file).exists() for file in self._record.files_of(scan, ending))
+
+    def owns(self, path: PurePath) -> bool:
+        """Whether gliaflow wrote a file of this name into this folder."""
+        return self._record.owns(path)
+
+    def recorded_input(self, scan: str) -> Input | None:
+        """The scan of an earlier submission; None if it is no longer as it was when it was answered."""
+        state = self._record.scans.get(scan)
+        if state is None:
+            return None
+        uri = state.location if "://" in state.location else ""
+        item = Input(Path(state.location), scan, "", channel=state.channel or None, uri=uri, relative=state.source)
+        return item if state.stamp and ScanState.of(item).stamp == state.stamp else None
+
+    def keep(self, targets: Iterable[Target]) -> None:
+        """Keep the answers of these scans, with the patient and the true grade that the scans come with now."""
+        for target in targets:
+            row = self.rows[target.scan]
+            item = target.item
+            kept = replace(row, patient=item.patient, source=readable(target.state.source))
+            kept = replace(kept, true_grade=item.grade or row.true_grade)
+            if kept != row:
+                self._new[row.scan] = kept
+            known = self._record.scans[target.scan]  # it may have been moved, or touched
+            self._record.add_scan(target.scan, replace(target.state, sha256=known.sha256))
+        self._write_table({})
+
+    def answer(
+        self,
+        flow: Flow,
+        targets: Sequence[Target],
+        answered: Callable[[Target, Answer, ScanRow], None] = lambda target, answer, row: None,
+    ) -> None:
+        """Submit scans. Write each mask as its answer comes, and the table every few seconds and at the end.
+
+        ``answered`` is called for each answer, after its mask is written.
+
+        Raises
+        ------
+        BrokerError: as ``Flow.submit_all``.
+        """
+        by_name = {target.item.name: target for target in targets}
+        order = {target.scan: number for number, target in enumerate(targets) if target.scan not in self.rows}
+        written = 0.0
+        try:
+            for answer in flow.submit_all([target.item for target in targets]):
+                target = by_name[answer.scan]
+                row = self._new[target.scan] = self._save_answer(target, answer)
+                if time.monotonic() - written > WRITE_EVERY_S:
+                    self._write_table(order)
+                    written = time.monotonic()
+                answered(target, answer, row)
+        finally:
+            self._write_table(order)
+
+    def save(self, scan: str, stem: str, ending: str, write: Callable[[Path], object]) -> str:
+        """Write a file of a scan, and return its name: another one if a file of the user has ``<stem><ending>``.
+
+        A file that belongs to no scan has an empty ``scan``.
+        """
+        names = (f"{stem}_gliaflow{number if number > 1 else ''}{ending}" for number in count(1))
+        file = stem + ending
+        while not self._record.may_write(file, scan):
+            file = next(names)
+        self._write(file, scan, write, ending)
+        return file
+
+    def _write(self, file: str, scan: str, write: Callable[[Path], object], ending: str) -> None:
+        with whole_file(self.path / file, ending=f".part{ending}") as part:
+            write(part)
+            self._record.add_file(file, scan, sha256_of(part))  # before the file has its name
+
+    def _save_answer(self, target: Target, answer: Answer) -> ScanRow:
+        scan, item = target.scan, target.item
+        row = replace(ScanRow.of(answer), scan=scan, source=readable(target.state.source))
+        row = replace(row, true_grade=item.grade or "")
+        if (mask := answer.mask) is not None:
+            try:
+                row = self._with_mask(row, mask)
+            except OSError as error:
+                failed = ScanRow.of(Answer.failed(item, f"mask not written: {error.strerror}", answer.seconds))
+                row = replace(failed, scan=scan, source=row.source, true_grade=row.true_grade)
+        for file in self._record.files_of(scan, MASK):  # the mask of an answer that this one replaces
+            if file != row.mask and self._record.wrote(self.path / file):
+                (self.path / file).unlink(missing_ok=True)
+        unchanged = ScanState.of(item) == target.state
+        self._record.add_scan(scan, replace(target.state, sha256=scan_sha256(item) if unchanged else ""))
+        return row
+
+    def _with_mask(self, row: ScanRow, mask: Any) -> ScanRow:
+        file = self.save(row.scan, row.scan, MASK, lambda part: nib.save(mask, part))
+        if file == row.scan + MASK:
+            return replace(row, mask=file)
+        kept = f"gliaflow did not write {row.scan + MASK}, or it was changed since: it is kept, and the mask is {file}"
+        return replace(row, mask=file, warnings=(*row.warnings, kept))
+
+    def _known_places(self, submitted: Collection[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The recorded scans by place; and those whose file is no longer there, by relative path."""
+        places, moved = defaultdict(list), defaultdict(list)
+        for name, state in self._record.scans.items():
+            places[state.location].append(name)
+            if state.location not in submitted and "://" not in state.location and not os.path.lexists(state.location):
+                moved[state.source].append(name)
+        return places, moved
+
+    def _is_unrecorded_row_of(self, item: Input, state: ScanState) -> bool:
+        """Whether the record was lost, or never existed, and the table has a row of this scan."""
+        row = self.rows.get(item.name)
+        if row is None or item.name in self._record.scans:
+            return False
+        return row.source == readable(state.source) if row.source else row.patient == item.patient
+
+    def _has_same_content(self, target: Target) -> bool:
+        known = self._record.scans.get(target.scan)
+        same = known is not None and known.sha256 != "" and known.channel == target.state.channel
+        return same and known is not None and known.sha256 == scan_sha256(target.item)
+
+    def _read_table(self) -> dict[str, ScanRow]:
+        path = self.table
+        rows = read_table(path, unchanged=self._record.wrote(path))
+        return {scan: self._restored(row) for scan, row in rows.items()}
+
+    def _restored(self, row: ScanRow) -> ScanRow:
+        """The row with the names that gliaflow gave: a spreadsheet program makes 12 of the patient 0012."""
+        state = self._record.scans.get(row.scan)
+        if state is None:
+            return row
+        masks = [file for file in self._record.files_of(row.scan, MASK) if (self.path / file).exists()]
+        mask = row.mask or (masks[-1] if masks and row.status in ANSWERED else "")
+        restored = replace(row, patient=state.patient, source=readable(state.source), mask=mask)
+        for name in ("patient", "source", "mask"):
+            before, now = getattr(row, name), getattr(restored, name)
+            if before != now:
+                self.notes.append(f"{self.table}: {row.scan}: {name} {before!r} is {now!r} again, as gliaflow wrote it")
+        return restored
+
+    def _write_table(self, order: dict[str, int]) -> None:
+        """Write the table with the new rows: those in ``order`` in that order after all others.
+
+        If the user changed the table meanwhile, the changes are kept.
+        """
+        path = self.table
+        if _stamp(path) != self._table_stamp:
+            try:
+                self.rows = self._read_table()
+            except UsageError:
+                self._table = next(
+                    n for i in count(1) if not (self.path / (n := f"predictions_gliaflow{i}.csv")).exists()
+                )
+                path = self.table
+        for scan, row in self._new.items():
+            before = self.rows.get(scan)
+            self.rows[scan] = replace(row, added=before.added) if before else row
+        self.rows = dict(sorted(self.rows.items(), key=lambda item: order.get(item[0], -1)))
+        if self._new or not path.exists():
+            self._write(self._table, "", lambda part: write_table(part, self.rows.values()), ".csv")
+            self._table_stamp = _stamp(path)
+        self._new.clear()
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name}-{number}" for number in count(2))
+    while name_key(name) in taken:
+        name = next(numbered)
+    return name
+
+
+def readable(text: str) -> str:
+    """The text with bytes that are not UTF-8 replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

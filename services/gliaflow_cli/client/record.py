@@ -1,0 +1,192 @@
+"""``.gliaflow.jsonl``: which scans gliaflow answered in a folder, and which files it wrote there.
+
+One line for each event, appended: a run that is killed leaves at most half a line, which is skipped. A file's digest
+is recorded before the file gets its name, so a file that gliaflow wrote is always known. If the record is lost, all
+files in the folder count as files of the user.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Any
+
+import fsspec
+from gliaflow.scans import Input
+from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.files import open_regular
+
+from gliaflow_cli.client.table import TABLE
+
+RECORD = ".gliaflow.jsonl"
+
+
+@dataclass(frozen=True)
+class ScanState:
+    """A scan's place, and what shows that the scan changed.
+
+    Parameters
+    ----------
+    location: its absolute path or URI. source: its path, relative to what was submitted.
+    stamp: sizes and times of its files. Empty: not known.
+    sha256: the digest of its file. Empty: not known, as for a URI.
+    """
+
+    location: str
+    source: str
+    patient: str
+    channel: str
+    stamp: str
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, item: Input) -> ScanState:
+        """The state now, without the digest, which takes reading the whole file."""
+        return cls(_location(item), item.relative or item.path.name, item.patient, item.channel or "", _stamp(item))
+
+
+def name_key(name: str) -> str:
+    """Two names with one key may be one file on a file system that ignores case, or that decomposes letters."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a regular file; empty if it cannot be read."""
+    try:
+        file: Any = open_regular(path)
+        with file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def scan_sha256(item: Input) -> str:
+    """The digest of a scan that is one file; empty for a URI and for an image of several files."""
+    return "" if item.uri or item.volume is not None else sha256_of(item.path)
+
+
+class Record:
+    """The record of one folder, locked until ``close``: two commands never write into one folder at the same time.
+
+    Raises
+    ------
+    UsageError: another command has the folder.
+    OSError: the record cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = (folder / RECORD).open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UsageError(
+                f"{folder}: another gliaflow command writes into this folder; wait for its end, or choose another --out"
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
+        self.scans: dict[str, ScanState] = {}
+        self.not_in_table: set[str] = set()  # scans that were answered after the table was written last
+        self._files: dict[str, dict[str, str]] = defaultdict(dict)  # of each scan: file names by key
+        self._owners: dict[str, str] = {}  # by key: the scan
+        self._digests: dict[str, set[str]] = defaultdict(set)  # by key
+        self._file.seek(0)
+        for line in self._file.read().splitlines():
+            self._take(line)
+
+    def close(self) -> None:
+        """Unlock the folder. A record without a line is removed."""
+        if self._file.seek(0, os.SEEK_END) == 0:
+            (self._folder / RECORD).unlink(missing_ok=True)
+        self._file.close()
+
+    def add_scan(self, name: str, state: ScanState) -> None:
+        """Record that the scan was answered under this name."""
+        if self.scans.get(name) != state:
+            self._append({"scan": name, **asdict(state)})
+
+    def add_file(self, file: str, scan: str, digest: str) -> None:
+        """Record that gliaflow writes this file, for this scan; a file that belongs to no scan has an empty one."""
+        self._append({"file": file, "of": scan, "sha256": digest})
+
+    def owns(self, path: PurePath) -> bool:
+        """Whether gliaflow wrote a file of this name into this folder."""
+        return name_key(path.name) in self._owners and _real(path.parent) == _real(self._folder)
+
+    def files_of(self, scan: str, ending: str) -> list[str]:
+        """The names of the scan's files with this ending that gliaflow wrote."""
+        return [file for file in self._files.get(scan, {}).values() if file.endswith(ending)]
+
+    def wrote(self, path: Path) -> bool:
+        """Whether gliaflow wrote this file, and nothing changed it since."""
+        return self.owns(path) and not path.is_symlink() and sha256_of(path) in self._digests[name_key(path.name)]
+
+    def may_write(self, file: str, scan: str) -> bool:
+        """Whether the file is free, or is this scan's own and unchanged."""
+        if self._owners.get(name_key(file), scan) != scan:
+            return False
+        path = self._folder / file
+        return not os.path.lexists(path) or self.wrote(path)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line).encode()
+        self._file.write(b"\n" + text)  # the line before may be half a line
+        self._take(text)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+            if "scan" in event:
+                name = event.pop("scan")
+                self.scans[name] = ScanState(**event)
+                self.not_in_table.add(name)
+            else:
+                key = name_key(event["file"])
+                self._owners[key] = event["of"]
+                self._files[event["of"]][key] = event["file"]
+                self._digests[key].add(event["sha256"])
+                if not event["of"] and key == TABLE:
+                    self.not_in_table.clear()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass  # half a line of a run that was killed
+
+
+def _location(item: Input) -> str:
+    return item.uri or f"{_real(item.path.parent)}/{item.path.name}"  # a link to a file keeps its own name
+
+
+@lru_cache(maxsize=2**14)
+def _real(folder: PurePath) -> str:
+    return os.path.realpath(folder)
+
+
+def _stamp(item: Input) -> str:
+    try:
+        if item.uri:
+            store, place = fsspec.core.url_to_fs(item.uri)
+            about = store.info(place)
+            return json.dumps([about.get(key) for key in ("size", "ETag", "mtime", "LastModified")], default=str)
+        files = [f for path in _paths(item) for f in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+        states = [file.stat() for file in files]
+        whole = [[state.st_size, state.st_mtime_ns, state.st_ctime_ns] for state in states]
+        return json.dumps(whole[0] if len(whole) == 1 else hashlib.sha256(json.dumps(whole).encode()).hexdigest())
+    except Exception:  # each protocol has its own errors; reading the scan reports them
+        return ""
+
+
+def _paths(item: Input) -> Sequence[Path]:
+    """The files and folders of a scan: of a stack its slices, of a pair both."""
+    if slices := getattr(item.volume, "paths", None):
+        return list(slices)
+    pair = [item.path.with_suffix(ending) for ending in (".hdr", ".img", ".HDR", ".IMG")]
+    is_pair = item.path.suffix.lower() in (".hdr", ".img")
+    return [path for path in pair if path.exists()] if is_pair else [item.path]
