@@ -12,7 +12,7 @@ from gliaflow_plugins.contracts import Augmentation, ClassifierVariant, Generato
 class PluginKind:
     """One kind of plugin. ``method`` is the one that gliaflow calls; the names of hook and template are derived.
 
-    ``testing.CHECKS`` has the conformance checks of each kind.
+    ``conformance.CHECKS`` has the checks of each kind.
     """
 
     name: str

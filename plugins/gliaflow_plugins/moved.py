@@ -43,8 +43,7 @@ NAMES = {
     **dict.fromkeys(("NiftiFile", "TiffStack", "DicomSeries"), "cohorts.volumes"),
     **dict.fromkeys(("Geometric", "Affine", "Displacement", "resample", "shape_of"), "augmentations.geometry"),
     **dict.fromkeys(("CoordinateMap", "Points", "Shape"), "augmentations.geometry"),
-    **dict.fromkeys(("HorizontalFlip", "VerticalFlip", "Elastic", "Rotation"), "augmentations.shipped"),
-    **dict.fromkeys(("Shift", "Shear", "Zoom", "FlipOptions", "ElasticOptions"), "augmentations.shipped"),
+    **dict.fromkeys(("Elastic", "Rotation", "Shift", "Shear", "Zoom", "ElasticOptions"), "augmentations.shipped"),
     **dict.fromkeys(("RotationOptions", "ShiftOptions", "ShearOptions", "ZoomOptions"), "augmentations.shipped"),
 }
 """A name that has left its module → the module that has it today."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gliaflow_plugins.augmentations.shipped import Elastic, HorizontalFlip, Rotation, Shear, Shift, VerticalFlip, Zoom
+from gliaflow_plugins.augmentations.shipped import (
+    Elastic,
+    MirrorFrontBack,
+    MirrorLeftRight,
+    Rotation,
+    Shear,
+    Shift,
+    Zoom,
+)
 from gliaflow_plugins.classifiers import CNN, Pooled
 from gliaflow_plugins.cohorts.layouts import SHIPPED
 from gliaflow_plugins.contracts import Augmentation, ClassifierVariant, GeneratorVariant, Reader, Step
@@ -22,7 +30,7 @@ from gliaflow_plugins.steps import N4, SkullStrip
 
 @hookimpl
 def register_augmentations(register: Callable[[Augmentation], None]) -> None:
-    for augmentation in (HorizontalFlip, VerticalFlip, Elastic, Rotation, Shift, Shear, Zoom):
+    for augmentation in (MirrorFrontBack, MirrorLeftRight, Elastic, Rotation, Shift, Shear, Zoom):
         register(augmentation())
 
 

@@ -15,8 +15,10 @@ from gliaflow_plugins.contracts import Augmentation, Image, Mask, PluginError, p
 from gliaflow_plugins.registry import Registry
 
 PAPER_AUGMENTATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = tuple(
-    (name, {}) for name in ("hflip", "vflip", "elastic", "rotation", "shift", "shear", "zoom")
+    (name, {}) for name in ("mirror-front-back", "mirror-left-right", "elastic", "rotation", "shift", "shear", "zoom")
 )
+EARLIER_NAMES = {"hflip": "mirror-front-back", "vflip": "mirror-left-right"}
+"""Names in older files and bundles. They suggested the opposite of what the augmentations do."""
 
 
 class AugmentationPipeline:
@@ -24,7 +26,7 @@ class AugmentationPipeline:
 
     Parameters
     ----------
-    registry: where names are looked up.
+    registry: where names are looked up. A name of EARLIER_NAMES gives today's augmentation, with the same numbers.
     named: (name, options) pairs, as in a configuration file.
 
     Raises
@@ -35,7 +37,8 @@ class AugmentationPipeline:
     def __init__(self, registry: Registry, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         self.augmentations: list[tuple[Augmentation, BaseModel]] = []
         for name, values in named:
-            augmentation = registry.augmentation(name)
+            known = name in registry.augmentations  # a plugin may have one of these names today
+            augmentation = registry.augmentation(name if known else EARLIER_NAMES.get(name, name))
             self.augmentations.append((augmentation, parse_options(augmentation, values)))
 
     def __call__(self, image: Image, mask: Mask, rng: np.random.Generator) -> tuple[Image, Mask]:

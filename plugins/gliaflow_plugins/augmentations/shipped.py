@@ -1,6 +1,7 @@
 """The augmentations of the paper's Table 1. All move pixels; ``geometry`` says how their maps compose.
 
-The centre of the image is the fixed point of rotation, shear, zoom and flips.
+Rows of a slice run to the patient's right, columns to the front (``gliaflow_preprocessor.slices``). The centre of the
+image is the fixed point of rotation, shear, zoom and mirrors.
 """
 
 from __future__ import annotations
@@ -13,27 +14,35 @@ from gliaflow_plugins.augmentations.geometry import Affine, Displacement, Geomet
 from gliaflow_plugins.contracts import Options
 
 
-class FlipOptions(Options):
-    probability: float = Field(default=0.5, ge=0, le=1, description="probability that a slice is mirrored")
+class MirrorFrontBackOptions(Options):
+    probability: float = Field(
+        default=0.5, ge=0, le=1, description="probability that front and back change places: the head is upside down"
+    )
 
 
-class HorizontalFlip(Geometric):
-    """Mirrors left and right, with some probability."""
+class MirrorFrontBack(Geometric):
+    """Front and back change places, with some probability: on a page, the head is upside down."""
 
-    name = "hflip"
-    options = FlipOptions
+    name = "mirror-front-back"
+    options = MirrorFrontBackOptions
 
-    def draw(self, shape: Shape, rng: np.random.Generator, options: FlipOptions) -> Affine:
+    def draw(self, shape: Shape, rng: np.random.Generator, options: MirrorFrontBackOptions) -> Affine:
         return Affine.about_centre(shape, [[1, 0], [0, -1 if rng.random() < options.probability else 1]])
 
 
-class VerticalFlip(Geometric):
-    """Mirrors top and bottom, with some probability."""
+class MirrorLeftRightOptions(Options):
+    probability: float = Field(
+        default=0.5, ge=0, le=1, description="probability that the patient's left and right change places"
+    )
 
-    name = "vflip"
-    options = FlipOptions
 
-    def draw(self, shape: Shape, rng: np.random.Generator, options: FlipOptions) -> Affine:
+class MirrorLeftRight(Geometric):
+    """The patient's left and right change places, with some probability."""
+
+    name = "mirror-left-right"
+    options = MirrorLeftRightOptions
+
+    def draw(self, shape: Shape, rng: np.random.Generator, options: MirrorLeftRightOptions) -> Affine:
         return Affine.about_centre(shape, [[-1 if rng.random() < options.probability else 1, 0], [0, 1]])
 
 
@@ -80,10 +89,10 @@ class Rotation(Geometric):
 
 class ShiftOptions(Options):
     rows: float = Field(
-        default=0.1, ge=0, le=1, description="largest shift, in either direction, as a share of the height"
+        default=0.1, ge=0, le=1, description="largest shift to the left or right, as a share of the slice's width"
     )
     columns: float = Field(
-        default=0.1, ge=0, le=1, description="largest shift, in either direction, as a share of the width"
+        default=0.1, ge=0, le=1, description="largest shift to the front or back, as a share of the slice's height"
     )
 
 
@@ -99,11 +108,18 @@ class Shift(Geometric):
 
 
 class ShearOptions(Options):
-    columns: float = Field(default=0.05, ge=0, le=1, description="largest shift of a row against the next, in columns")
+    columns: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="largest slide to the front or back, in pixels for each pixel to the right",
+    )
 
 
 class Shear(Geometric):
-    """Horizontal shear: each row slides by a share of its distance from the middle row.
+    """Shear: each row slides to the front or back by a share of its distance from the middle row.
+
+    The left half slides one way, the right half the other.
 
     The paper's 5 % is the slope (the tangent of the angle). The reference code takes it as radians: at 0.05 the two
     differ by less than 0.1 %, a hundredth of a pixel.

@@ -43,8 +43,9 @@ def augment(
         read_augmentations,
     )
     from gliaflow_plugins.registry import load_registry
+    from gliaflow_preprocessor.masks import MaskError, cut_mask
     from gliaflow_preprocessor.nifti import NiftiError, read_nifti
-    from gliaflow_preprocessor.slices import UnusableScan, prepare, prepare_mask
+    from gliaflow_preprocessor.slices import UnusableScan, prepare
     from gliaflow_runtime.bundle.manifest import InputSpec
     from gliaflow_runtime.errors import UsageError
 
@@ -57,11 +58,14 @@ def augment(
     apply = AugmentationPipeline(load_registry(), steps or PAPER_AUGMENTATIONS)
     try:
         prepared = prepare(*read_nifti(scan.read_bytes(), channel), InputSpec())
-        truth = np.zeros(prepared.image.shape, np.uint8)
-        if mask is not None:
-            truth = prepare_mask(read_nifti(mask.read_bytes())[0], prepared.geometry)
     except (NiftiError, UnusableScan) as error:
         raise UsageError(f"{scan}: {error}") from None
+    truth = np.zeros(prepared.image.shape, np.uint8)
+    if mask is not None:
+        try:
+            truth, _ = cut_mask(mask.read_bytes(), prepared.geometry, prepared.image)
+        except (NiftiError, MaskError) as error:
+            raise UsageError(f"{mask}: {error}") from None
     numbers = prepared.geometry.slices
     if slice_number is not None and slice_number not in numbers:
         raise UsageError(f"--slice: {slice_number} is not one of {numbers[0]} to {numbers[-1]}")
@@ -72,7 +76,7 @@ def augment(
     shown = [("original", image, tumour), *((f"draw {number}", *draw) for number, draw in enumerate(draws, 1))]
     rows = -(-len(shown) // COLUMNS)
     figure = Figure(figsize=(INCHES * COLUMNS, (INCHES + 0.25) * rows), facecolor="white", layout="constrained")
-    figure.suptitle(", ".join(name for name, _ in steps or PAPER_AUGMENTATIONS), fontsize=9)
+    figure.suptitle(", ".join(each.name for each, _ in apply.augmentations), fontsize=9)
     for axes, (title, pixels, outline) in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, shown, strict=False):
         axes.imshow(upright(pixels), cmap="gray", vmin=0, vmax=float(np.percentile(image, 99.8)))
         if outline.any():

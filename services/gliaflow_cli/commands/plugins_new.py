@@ -33,10 +33,21 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
         raise UsageError(f"{folder} exists already; name another folder with --out")
     # The class name ends in the kind: a reader called Cohort would hide the Cohort that it returns.
     cls = "".join(map(str.capitalize, [*name.split("-"), kind]))
-    values = {"name": name, "module": module, "kind": kind, "cls": cls}
+    is_fitted = KINDS[kind].method == "fit"
+    values = {
+        "name": name,
+        "module": module,
+        "kind": kind,
+        "cls": cls,
+        "fits": ', "gliaflow[train]"' if is_fitted else "",  # its checks need torch
+        "options": " --gliaflow-option steps=200" if is_fitted else "",  # a short fit is enough for them
+    }
     templates = files("gliaflow_plugins") / "templates"
-    folder.mkdir(parents=True)
-    written = {folder / "pyproject.toml": "pyproject.toml.tmpl", folder / f"{module}.py": KINDS[kind].template}
+    (folder / module).mkdir(parents=True)
+    written = {
+        folder / "pyproject.toml": "pyproject.toml.tmpl",
+        folder / module / "__init__.py": KINDS[kind].template,
+    }
     for path, template in written.items():
         text = (templates / template).read_text(encoding="utf-8")
         path.write_text(Template(text).substitute(values), encoding="utf-8")
