@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from torch import nn
 
 from gliaflow_evaluation.comparators import balanced_offset
 from gliaflow_evaluation.measures import Floats, mean_by_patient
+from gliaflow_evaluation.progress import report
 from gliaflow_evaluation.protocol import Plan, PlannedVariant
 from gliaflow_evaluation.samples import Parts
 
@@ -39,6 +40,7 @@ class FitSetting:
     seed: int
     bundle: Bundle | None = None  # whose U-Net the features come from
     slices: Mapping[str, int] = field(default_factory=dict)  # the number of each patient's slices
+    row: str = ""  # the name of this fold and seed in the progress
 
     @property
     def context(self) -> FitContext:
@@ -146,7 +148,9 @@ class Arms:
         plan = self.setting.plan
         if self.setting.bundle is not None:  # the slices of the samples are known
             source = FeaturesWithSlices(self.train, plan.slices, self.setting.bundle, plan.profile.cropped)
-        return fit_generator(variant, source, parse_options(variant, planned.options), self.setting.context)
+        row, step = self.setting.row, f"{planned.name}, epochs"
+        context = replace(self.setting.context, progress=lambda epoch, epochs, _: report(row, step, epoch, epochs))
+        return fit_generator(variant, source, parse_options(variant, planned.options), context)
 
     def draw(self, fitted: Fitted, counts: Mapping[int, int], judged: bool = True) -> FeatureSource:
         """Synthetic samples, so many of each class. Raises PluginError where the critic accepts too few."""

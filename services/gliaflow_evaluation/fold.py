@@ -7,9 +7,6 @@ run with another generator fits that generator alone.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +17,7 @@ import torch
 from gliaflow_plugins.contracts import PluginError
 from gliaflow_plugins.registry import load_registry
 from gliaflow_runtime.bundle.load import Bundle
-from gliaflow_runtime.logs import configure_logging
 from gliaflow_store.feature_store import FeatureStore
-from gliaflow_trainer.processes import end_with_parent
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -30,6 +25,8 @@ from gliaflow_evaluation.answers import answers_file, failed_file, load_answers,
 from gliaflow_evaluation.arms import Arms, FitSetting
 from gliaflow_evaluation.comparators import COMPARATORS, Comparator
 from gliaflow_evaluation.generator_arms import GeneratorSamples, augmented, with_most_samples
+from gliaflow_evaluation.own_process import Limits, ProcessEnded, call_in_own_process
+from gliaflow_evaluation.progress import report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 from gliaflow_evaluation.samples import Indices, parts_of, samples_of, shuffled_labels, thinned
 
@@ -62,7 +59,7 @@ class FoldArms:
         bundle = Bundle(fold.unet(plan), plan.profile.tap) if fold.unet(plan).exists() else None
         names, counts = np.unique(store.patients, return_counts=True)
         slices = dict(zip(map(str, names), map(int, counts), strict=True))
-        setting = FitSetting(plan, load_registry(), seed, bundle, slices)
+        setting = FitSetting(plan, load_registry(), seed, bundle, slices, row_of(fold, seed))
         fewer = {few: thinned(samples, parts, plan.rare, few, seed) for few in plan.design.scarce}
         shuffled = None
         if plan.design.shuffle:
@@ -76,17 +73,21 @@ class FoldArms:
         )
 
 
-def grade_fold(plan: Plan, fold: Fold, seed: int) -> list[Path]:
+def row_of(fold: Fold, seed: int) -> str:
+    """The name of a fold and seed in the progress."""
+    return f"fold {fold.number}, seed {seed}"
+
+
+def grade_fold(plan: Plan, fold: Fold, seed: int, alone: bool = False) -> list[Path]:
     """Fit every comparator and every generator with one seed. Returns the files of answers (see ``answers``).
 
-    A generator that fails is noted in its file, and the others continue.
+    A generator that fails is noted in its file, and the others continue. ``alone``: fit the plan's generators only.
     """
     torch.set_num_threads(plan.threads)
     threadpool_limits(plan.threads)  # BLAS threads that spin while they wait take the other folds' cores
-    entrants: list[Comparator | PlannedVariant] = [
-        *(each for each in COMPARATORS.values() if each.kind != "shortcut" or plan.design.task == "grade"),
-        *plan.generators,
-    ]
+    entrants: list[Comparator | PlannedVariant] = [*plan.generators]
+    if not alone:
+        entrants[:0] = (e for e in COMPARATORS.values() if e.kind != "shortcut" or plan.design.task == "grade")
     files = [answers_file(plan, fold, seed, entrant) for entrant in entrants]
     if all(file.exists() for file in files):
         return files
@@ -94,6 +95,8 @@ def grade_fold(plan: Plan, fold: Fold, seed: int) -> list[Path]:
     for number, (entrant, file) in enumerate(zip(entrants, files, strict=True)):
         if file.exists():
             continue
+        if not alone:
+            report(row_of(fold, seed), f"{entrant.name}, arms", number, len(entrants))
         if isinstance(entrant, Comparator):
             arrays, about = compare(entrant, arms)
         else:
@@ -109,6 +112,8 @@ def grade_fold(plan: Plan, fold: Fold, seed: int) -> list[Path]:
                 arrays, about = {}, {entrant.name: {"failed": " ".join(reason.split())}}
                 files[number] = file = failed_file(file)
         save_answers(file, {"index": arms.tested, **arrays}, about)
+    if not alone:
+        report(row_of(fold, seed), "", len(entrants), len(entrants))
     return files
 
 
@@ -145,26 +150,13 @@ def _grade_in_own_process(plan: Plan, fold: Fold, seed: int, file: Path) -> None
 
     Raises
     ------
-    PluginError: the generator failed, its process crashed, or it took longer than ``plan.deadline_s``.
+    PluginError: the generator failed, its process crashed, or it passed a limit of the plan.
     """
     name = plan.generators[0].name
-    process = multiprocessing.get_context("spawn").Process(target=_own_process, args=[plan, fold, seed])
-    process.start()
-    process.join(plan.deadline_s)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise PluginError(f"generator {name!r}: its fit took longer than {plan.deadline_s:g} s, and was ended")
-    if process.exitcode:
-        how = f"killed by {signal.Signals(-process.exitcode).name}" if process.exitcode < 0 else "ended"
-        raise PluginError(f"generator {name!r}: its process was {how}: it crashed, or needed more memory than there is")
+    try:
+        call_in_own_process(grade_fold, (plan, fold, seed, True), Limits(plan.deadline_s, plan.memory_gib))
+    except ProcessEnded as error:
+        raise PluginError(f"generator {name!r}: {error}") from None
     if not file.exists():
         _, about = load_answers(failed_file(file))
         raise PluginError(about[name]["failed"])
-
-
-def _own_process(plan: Plan, fold: Fold, seed: int) -> None:
-    end_with_parent()
-    configure_logging("error", "auto")
-    grade_fold(plan, fold, seed)
-    os._exit(0)  # threads of the plugin may still run

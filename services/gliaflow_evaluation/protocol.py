@@ -73,6 +73,7 @@ class Plan:
     device: str = "cpu"
     threads: int = 1
     deadline_s: float = 86400  # the longest fit of a third-party generator
+    memory_gib: float | None = None  # the most memory of its process
 
     @property
     def slices(self) -> Path:

@@ -26,6 +26,8 @@ class EvaluateRequest:
     init: Path | None = None  # a bundle whose U-Net every fold's starts from
     unet: Path | None = None  # a bundle whose U-Net is used unchanged; neither may have seen this cohort
     high: Sequence[str] = ()  # the grades that count as HGG; they are noted in the report
+    allow: bool = False  # evaluate in spite of leaks, and note them in the report
     device: str = "cpu"
     jobs: int = 0  # processes; 0: one a core
     deadline_s: float = 86400  # a longer fit of a third-party generator is ended, and the others continue
+    memory_gib: float | None = None  # so is one whose process takes more memory

@@ -10,30 +10,32 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gliaflow_phantoms.phantom import made_by
 from gliaflow_plugins.contracts import Case, PluginError
-from gliaflow_proto import message_id
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import whole_file
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import available_cores
+from gliaflow_trainer.leaks import refuse_copies, refuse_leaks
 from gliaflow_trainer.processes import end_with_parent
-from gliaflow_trainer.run_folder import same_run, versions
+from gliaflow_trainer.run_folder import same_run, settings_of, versions
 from gliaflow_trainer.slices import CutScan, cut_cohort
 from gliaflow_trainer.unet_bundle import unet_to_fine_tune
 from rich.progress import Progress
 
 from gliaflow_evaluation.comparators import COMPARATORS
 from gliaflow_evaluation.fold import grade_fold
+from gliaflow_evaluation.progress import Report, Rows, received, send_to
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant, rare_class, split_into_folds
 from gliaflow_evaluation.report.page import FIGURES_FILE, METRICS_FILE, REPORT_FILE, write_report
 from gliaflow_evaluation.report.schema import SCHEMA, Metrics, write_metrics
@@ -52,23 +54,28 @@ def evaluate(request: EvaluateRequest, bar: Progress) -> Metrics:
 
     Raises
     ------
-    PluginError: too few patients of a class, a generator with an arm's name, or ``out/work`` is of another run.
+    PluginError: too few patients of a class, a generator with an arm's name, the cohort leaks, or ``out/work`` is of
+        another run.
     BundleError: ``init`` or ``unet`` cannot be used.
     """
     began = time.monotonic()
+    refuse_leaks(request.cohort.leaks, request.allow, bar)
     if request.unet is not None:
         request = replace(request, profile=replace(request.profile, input=Bundle(request.unet).manifest.input))
     cases = check(request)
     work = request.out / "work"
-    same_run(work, _identity(request))
+    same_run(work, _identity(request, cases.values()))
     scans = cut_cohort(cases.values(), request.profile, work, bar)
+    leaks = [*request.cohort.leaks, *refuse_copies(scans, request.allow, bar)]
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
     folds = split_into_folds(label_of, request.design)
     jobs = 1 if request.device != "cpu" else request.jobs or min(available_cores(), len(folds))
     plan = _plan(request, rare_class(label_of, request.design.task), jobs)
+    _announce(plan, folds, label_of, jobs, bar)
     files = _run_folds(plan, folds, cases, jobs, bar)
     figures, pictures = summarise(plan, folds, files, scans)
     made = _made(request, len(folds), label_of, scans) | figures["made"]
+    made["cohort"]["leaks"] = leaks
     made["seconds"] = round(time.monotonic() - began, 1)
     metrics = write_metrics(
         Metrics.model_validate({**figures, "schema": SCHEMA, "made": made}), request.out / METRICS_FILE
@@ -101,13 +108,11 @@ def check(request: EvaluateRequest) -> dict[str, Case]:
     return cases
 
 
-def _identity(request: EvaluateRequest) -> dict[str, Any]:
+def _identity(request: EvaluateRequest, cases: Iterable[Case]) -> dict[str, Any]:
     """What the U-Nets depend on: a work folder belongs to one such run."""
     design = request.design
-    cases = sorted(f"{case.id} {case.patient} {case.label}" for case in request.cohort.cases)
     return {
-        "cohort": str(request.folder.resolve()),
-        "cases": message_id(*cases),
+        "scan": settings_of(cases),
         "profile": {key: value for key, value in asdict(request.profile).items() if key not in AFTER_THE_UNET},
         "protocol": [design.protocol, design.task, design.folds, design.seed],
         "init": request.init and Bundle(request.init).id,
@@ -145,6 +150,20 @@ def _plan(request: EvaluateRequest, rare: int, jobs: int) -> Plan:
         device=request.device,
         threads=max(1, available_cores() // jobs),
         deadline_s=request.deadline_s,
+        memory_gib=request.memory_gib,
+    )
+
+
+def _announce(plan: Plan, folds: Sequence[Fold], label_of: Mapping[str, str], jobs: int, bar: Progress) -> None:
+    """Print what will be done."""
+    if bar.disable:
+        return
+    names = [generator.name for generator in plan.generators]
+    bar.console.print(
+        f"{len(label_of)} patients, {len(folds)} folds, {plan.design.seeds} seeds, {jobs} at a time: a U-Net for each "
+        f"fold; then, for each fold and seed, {len(COMPARATORS)} comparators"
+        + (f" and {', '.join(names)}" if names else ""),
+        soft_wrap=True,
     )
 
 
@@ -155,7 +174,9 @@ def _run_folds(
     seeds = plan.design.all_seeds
     row = bar.add_task("folds and seeds", total=len(folds) * (1 + len(seeds)))
     files: dict[tuple[int, int], list[Path]] = {}
+    rows = Rows(bar)
     if jobs == 1:
+        send_to(rows)
         for fold in folds:
             fit_segmentation(plan, fold, cases, seeds[0])
             bar.advance(row)
@@ -163,8 +184,12 @@ def _run_folds(
                 files[fold.number, seed] = grade_fold(plan, fold, seed)
                 bar.advance(row)
         return files
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker) as pool:
+    others, context = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
+    reports: SimpleQueue[Report | None] = context.SimpleQueue()
+    with (
+        received(reports, rows),
+        ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(reports,)) as pool,
+    ):
 
         def segment(some: Sequence[Fold]) -> dict[Future[Any], tuple[Fold, int | None]]:
             return {pool.submit(fit_segmentation, plan, fold, cases, seeds[0]): (fold, None) for fold in some}
@@ -195,9 +220,10 @@ def _run_folds(
     return files
 
 
-def _start_worker() -> None:
+def _start_worker(reports: SimpleQueue[Report | None]) -> None:
     configure_logging("error", "auto")
     end_with_parent()
+    send_to(reports.put)
 
 
 def _made(

@@ -12,7 +12,7 @@ import torch
 from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
 from gliaflow_plugins.contracts import Case
 from gliaflow_plugins.registry import load_registry
-from gliaflow_preprocessor.nifti import read_nifti
+from gliaflow_preprocessor.masks import read_mask
 from gliaflow_proto import restore
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import write_whole
@@ -23,8 +23,8 @@ from gliaflow_trainer.slices import CutScan, Slices, kept_scans
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle, unet_to_fine_tune
 from gliaflow_trainer.unet_fit import dice_by_patient
 from numpy.typing import NDArray
-from rich.progress import Progress
 
+from gliaflow_evaluation.progress import ReportingBar, report
 from gliaflow_evaluation.protocol import Fold, Plan
 from gliaflow_evaluation.report import schema
 from gliaflow_evaluation.score import NOT_MEASURED, Score
@@ -40,7 +40,8 @@ def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: in
     folder = fold.folder(plan)
     folder.mkdir(parents=True, exist_ok=True)
     scans = kept_scans(plan.slices)
-    with Progress(disable=True) as bar:
+    row = f"fold {fold.number}"
+    with ReportingBar(row) as bar:
         context = RunContext(seed, plan.device, bar)
         if plan.unet is None:
             augment = AugmentationPipeline(load_registry(), plan.profile.augmentations)
@@ -57,6 +58,7 @@ def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: in
     if not (folder / DICE_FILE).exists():
         tested = [scan for scan in scans if fold.split.get(scan.patient) == "test"]
         write_whole(folder / DICE_FILE, json.dumps(dice_by_patient(_masks(tested, store, cases))))
+    report(row, "", 1, 1)
 
 
 def _masks(
@@ -68,7 +70,7 @@ def _masks(
         assert mask is not None
         index = np.flatnonzero(store.scans == scan.id)
         geometry = replace(scan.geometry, slices=[int(z) for z in store.slices[index]])
-        yield scan.patient, read_nifti(mask.read())[0] > 0, restore(store.masks(index), geometry) > 0
+        yield scan.patient, read_mask(mask.read())[0] > 0, restore(store.masks(index), geometry) > 0
 
 
 def table2(plan: Plan, folds: Sequence[Fold], scans: Sequence[CutScan]) -> schema.Table2:

@@ -27,6 +27,7 @@ class TrainRequest:
     augmentations: names and options, in place of the profile's.
     init: a bundle whose U-Net is fine-tuned (the paper pre-trains on BraTS and fine-tunes on REMBRANDT).
     high: the grades that count as HGG; they are noted in the bundle.
+    allow: train in spite of leaks (``Cohort.leaks``, scans with the same voxels); the bundle notes their number.
     """
 
     cohort: Cohort
@@ -38,5 +39,6 @@ class TrainRequest:
     augmentations: Sequence[tuple[str, Mapping[str, Any]]] = ()
     init: Path | None = None
     high: Sequence[str] = ()
+    allow: bool = False
     seed: int = 0
     device: str = "cpu"

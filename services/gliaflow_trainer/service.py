@@ -145,7 +145,7 @@ def _fit_process(settings: Settings) -> None:
             import torch
 
             torch.set_num_threads(settings.threads)
-        base = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state)
+        base = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles)
         _, number = _last_bundle(settings.bundles, base)
         out = settings.bundles / f"{base.manifest.name[:56]}-{number + 1}"
         bundle = fit_store(settings, base, out)

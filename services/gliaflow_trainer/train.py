@@ -15,19 +15,21 @@ import numpy as np
 from gliaflow_phantoms.phantom import made_by
 from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
 from gliaflow_plugins.contracts import PluginError
-from gliaflow_proto import CLASSES, message_id
+from gliaflow_proto import CLASSES, voxel_ml
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.bundle.manifest import MANIFEST
 from gliaflow_store.feature_store import Samples
 from rich.progress import Progress
 
+from gliaflow_trainer.calibration import Masks, min_tumour_ml, typical_limits
 from gliaflow_trainer.distributed import first_process_first, is_first
 from gliaflow_trainer.features import extract
 from gliaflow_trainer.graders import NOTICE, SplitFeatures, fit_graders, publish, rounded
+from gliaflow_trainer.leaks import refuse_copies, refuse_leaks
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
-from gliaflow_trainer.run_folder import same_run
-from gliaflow_trainer.slices import CutScan, Slices, cut_cohort
+from gliaflow_trainer.run_folder import same_run, settings_of
+from gliaflow_trainer.slices import CutScan, Slices, cut_cohort, kept_scans
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle, unet_to_fine_tune
 from gliaflow_trainer.unet_fit import dice_by_patient
 
@@ -46,13 +48,15 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
 
     Raises
     ------
-    PluginError: no generator is named, too few scans can be used, or ``<out>.work`` is of another run.
+    PluginError: no generator is named, too few scans can be used, the cohort leaks, or ``<out>.work`` is of another
+        run.
     BundleError: ``request.init`` cannot be fine-tuned with this profile.
     """
     cohort, out, profile, variants = request.cohort, request.out, request.profile, request.variants
     context = RunContext(request.seed, request.device, bar)
     if not variants.generators:
         raise PluginError("no generator was named")
+    refuse_leaks(cohort.leaks, request.allow, bar)
     augment = AugmentationPipeline(variants.registry, request.augmentations or profile.augmentations)
     start = unet_to_fine_tune(request.init, profile) if request.init is not None else None
     if out.exists() and not (out / MANIFEST).exists():
@@ -64,8 +68,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             same_run(
                 work,
                 {
-                    "cohort": str(request.folder.resolve()),
-                    "cases": message_id(*sorted(f"{case.id} {case.patient} {case.label}" for case in cohort.cases)),
+                    "scan": settings_of(case for case in cohort.cases if case.mask is not None),
                     "profile": asdict(profile),
                     "augmentations": list(request.augmentations),
                     "init": init or False,
@@ -73,7 +76,10 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
                     "seed": request.seed,
                 },
             )
-        scans = cut_cohort(cohort.cases, profile, work, bar)
+            scans = cut_cohort(cohort.cases, profile, work, bar)
+        else:
+            scans = kept_scans(work / "slices")
+    leaks = [*cohort.leaks, *refuse_copies(scans, request.allow, bar)]
     graded = [scan for scan in scans if scan.label is not None]
     if 0 < len(graded) < len(scans):
         bar.console.print(
@@ -88,6 +94,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     manifest = base.manifest.model_dump(mode="json", exclude={"schema_", "files"})
     manifest["notice"] = f"Trained on {len(split)} {'phantoms' if phantoms else 'patients'}. {NOTICE}"
     manifest["trained_on"] = "phantoms" if phantoms else "patients"
+    seen = (scan.image for scan in scans if split[scan.patient] != "test")
+    manifest["typical"] = typical_limits(seen, base.manifest.input)
     manifest["training"] |= {
         "profile": asdict(profile),
         "seed": request.seed,
@@ -96,7 +104,9 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             **phantoms,
             "layout": cohort.layout,
             "high": list(request.high),
+            "leaks": len(leaks),  # no names: the bundle may be given away
             "patients": patients_by_part(split, {scan.patient: scan.label for scan in scans}),
+            "ungraded": len({scan.patient for scan in scans if scan.label is None}),
         },
         "init": init,
     }
@@ -104,6 +114,9 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
         bar.console.print("no scan has a grade: this bundle segments, and grades nothing", style="yellow")
         return publish(work / "unet", out, manifest)
     store = extract(graded, base, work / "features", context, cropped=profile.cropped)
+    manifest["min_tumour_ml"] = min_tumour_ml(
+        [_masks(scan, store) for scan in graded if split[scan.patient] == "validation"]
+    )
     manifest["metrics"]["segmentation"] = _test_dice(graded, store, split)
     features = SplitFeatures(store, split, base, work / "slices")
     return fit_graders(features, variants, manifest, work / "bundle", out, context)
@@ -146,9 +159,13 @@ def patients_by_part(split: Mapping[str, str], grade: Mapping[str, str | None]) 
 def _test_dice(scans: Sequence[CutScan], store: Samples, split: Mapping[str, str]) -> dict[str, Any]:
     """Dice by test patient, over all slices of the patient on the network's grid."""
     dice = dice_by_patient(
-        (scan.patient, np.asarray(scan.mask) > 0, store.masks(np.flatnonzero(store.scans == scan.id)) > 0)
-        for scan in scans
-        if split[scan.patient] == "test"
+        (scan.patient, masks.true, masks.found > 0)
+        for scan, masks in ((scan, _masks(scan, store)) for scan in scans if split[scan.patient] == "test")
     )
     scores = list(dice.values())
     return {"dice_mean": rounded(np.mean(scores)), "dice_median": rounded(np.median(scores)), "patients": len(scores)}
+
+
+def _masks(scan: CutScan, store: Samples) -> Masks:
+    pixel_ml = voxel_ml(scan.geometry) * scan.geometry.step[0] * scan.geometry.step[1]
+    return Masks(np.asarray(scan.mask) > 0, store.masks(np.flatnonzero(store.scans == scan.id)), pixel_ml)

@@ -6,24 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gliaflow_pages.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, Picture, drawing, panel, to_svg
+from gliaflow_pages.curves import SERIES, finished
+from gliaflow_pages.drawing import BLACK, BLUE, GREY, Picture, drawing, panel
 
 from gliaflow_evaluation.measures import MEASURES
 from gliaflow_evaluation.report.schema import CalibrationBin, Metrics, PatientsDice
 from gliaflow_evaluation.report.verdict import arm_name
 from gliaflow_evaluation.score import Score
 
-SERIES = ((VERMILION, "o"), (BLUE, "s"), (GREEN, "D"), (PURPLE, "^"), (ORANGE, "v"), (BLACK, "P"))
 DASHES = ("-", "--", "-.")
-WORDS = {
-    "loss_d": "discriminator",
-    "loss_g": "generator",
-    "accuracy_real": "real features",
-    "accuracy_fake": "synthetic features",
-    "val_dice": "Dice",
-    "val_iou": "IoU",
-}
-Epochs = Sequence[Mapping[str, float | None]]
 Series = Mapping[str, Sequence[tuple[int, Score]]]
 
 
@@ -50,7 +41,7 @@ def against_counts(metrics: Metrics, measure: str) -> Picture:
         axes.set_xticks([], minor=True)
         axes.set_xlim(-0.15 * least, max(counts) * 1.25 or 1)
         axes.set_xlabel("synthetic samples added")
-        return _finished(figure, axes)
+        return finished(figure, axes)
 
 
 def against_patients(metrics: Metrics, rare: str, measure: str) -> Picture:
@@ -66,7 +57,7 @@ def against_patients(metrics: Metrics, rare: str, measure: str) -> Picture:
         _lines(axes, {name: sorted(line) for name, line in series.items()}, measure)
         axes.set_xticks(sorted({x for line in series.values() for x, _ in line}))
         axes.set_xlabel(f"{rare} patients to fit on")
-        return _finished(figure, axes)
+        return finished(figure, axes)
 
 
 def roc(metrics: Metrics) -> Picture:
@@ -81,7 +72,7 @@ def roc(metrics: Metrics) -> Picture:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set_xlabel(f"share of {second} graded {first} (1 − specificity)")
         axes.set_ylabel(f"share of {first} graded {first} (sensitivity)")
-        return _finished(figure, axes, columns=1)
+        return finished(figure, axes, columns=1)
 
 
 def reliability(bins: Mapping[str, Sequence[CalibrationBin]], positive: str) -> Picture:
@@ -98,63 +89,7 @@ def reliability(bins: Mapping[str, Sequence[CalibrationBin]], positive: str) -> 
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
         axes.set_xlabel(f"predicted probability of {positive}")
         axes.set_ylabel(f"share of {positive}")
-        return _finished(figure, axes, columns=1)
-
-
-def learning_curves(
-    folds: Sequence[Epochs], keys: Sequence[str], title: str, share: bool = False, kept: str = ""
-) -> Picture:
-    """Figures by epoch: each fold thin, the mean of the folds thick.
-
-    Parameters
-    ----------
-    share: the figures are between 0 and 1.
-    kept: of this figure, mark the highest of each fold: the epoch that was kept.
-    """
-    with drawing():
-        figure, axes = panel()
-        for key, (colour, _) in zip(keys, (SERIES[1], SERIES[0], *SERIES[2:]), strict=False):
-            lines = [np.array([epoch.get(key, np.nan) for epoch in fold], dtype=float) for fold in folds]
-            for line in lines:
-                axes.plot(np.arange(len(line)) + 1, line, color=colour, linewidth=0.8, alpha=0.4)
-            shortest = min(len(line) for line in lines)  # beyond, the mean would jump where a fold stops
-            mean = np.mean([line[:shortest] for line in lines], axis=0)
-            label = WORDS.get(key, key.replace("_", " "))
-            axes.plot(np.arange(shortest) + 1, mean, color=colour, linewidth=2, label=label)
-        highest = [max(each) for fold in folds if (each := _known(fold, kept))]
-        if highest:
-            label = "epoch kept, by fold"
-            axes.plot(
-                [n for _, n in highest], [value for value, _ in highest], "o", color=BLACK, markersize=4, label=label
-            )
-        if share:
-            axes.set_ylim(0, 1.03)
-        axes.set_title(title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("epoch")
-        return _finished(figure, axes)
-
-
-def generator_curves(folds: Sequence[Epochs]) -> list[Picture]:
-    """Fig. 11 of the paper: losses, and class accuracies. A variant may report neither."""
-    keys = sorted({key for fold in folds for epoch in fold for key in epoch})
-    losses, accuracies = ([key for key in keys if key.startswith(kind)] for kind in ("loss", "accuracy"))
-    plots = [learning_curves(folds, losses, "Loss")] if losses else []
-    return plots + ([learning_curves(folds, accuracies[::-1], "Class accuracy", share=True)] if accuracies else [])
-
-
-def unet_curves(folds: Sequence[Epochs]) -> list[Picture]:
-    """The loss on training patients, and Dice and IoU of validation patients."""
-    return [
-        learning_curves(folds, ["loss"], "Loss, training patients"),
-        learning_curves(folds, ["val_dice", "val_iou"], "Validation patients", share=True, kept="val_iou"),
-    ]
-
-
-def _known(fold: Epochs, key: str) -> list[tuple[float, int]]:
-    """A figure with the number of its epoch, where it is known."""
-    values = ((epoch.get(key), number) for number, epoch in enumerate(fold, 1))
-    return [(value, number) for value, number in values if value is not None]
+        return finished(figure, axes, columns=1)
 
 
 def dice_histogram(patients: PatientsDice) -> Picture:
@@ -171,7 +106,7 @@ def dice_histogram(patients: PatientsDice) -> Picture:
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("Dice of a test patient, over all slices")
         axes.set_ylabel("patients")
-        return _finished(figure, axes)
+        return finished(figure, axes)
 
 
 def _lines(axes: Any, series: Series, measure: str) -> None:
@@ -195,11 +130,3 @@ def _lines(axes: Any, series: Series, measure: str) -> None:
         axes.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label="chance")
     title = MEASURES[measure].title
     axes.set_title(title[0].upper() + title[1:])
-
-
-def _finished(figure: Any, axes: Any, columns: int = 2) -> Picture:
-    """The SVG with the legend below."""
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
-    return to_svg(figure)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gliaflow_pages import curves
 from gliaflow_pages.pages import render_page
 from gliaflow_pages.slices import Slice, feature_maps, slice_pictures
 from gliaflow_runtime.files import write_whole
@@ -211,8 +212,8 @@ def _plots(metrics: Metrics) -> dict[str, Any]:
         "roc_plot": charts.roc(metrics) if any(metrics.roc.values()) else None,
         "calibration_plot": charts.reliability(bins, metrics.made.classes[0]) if bins else None,
         "dice_plot": charts.dice_histogram(dice) if dice and dice.per_patient else None,
-        "unet_plots": charts.unet_curves(learning.unet) if learning and any(learning.unet) else [],
+        "unet_plots": curves.unet_curves(learning.unet) if learning and any(learning.unet) else [],
         "generator_plots": {
-            name: charts.generator_curves(of.history) for name, of in metrics.gan.items() if any(of.history)
+            name: curves.generator_curves(of.history) for name, of in metrics.gan.items() if any(of.history)
         },
     }

@@ -53,6 +53,7 @@ class CohortMade(Part):
     slices: int = Field(ge=0, description="slices of all patients")
     high: list[str | int] = Field(description="the grades that count as HGG; empty where the folder says HGG or LGG")
     phantoms: bool = Field(default=False, description="the scans are drawings, made by `gliaflow phantom`")
+    leaks: list[str] = Field(default=[], description="leaks that `--allow` allowed")
 
 
 class ProtocolMade(Part):

@@ -95,6 +95,8 @@ def _warnings(metrics: Metrics) -> Iterator[str]:
             "is chance). Information may leak from training to test. Bad luck alone does this in fewer than one run of "
             "ten."
         )
+    for leak in made.cohort.leaks:
+        yield f"Do not believe these figures: a leak was allowed (--allow): {leak}."
     for name, why in made.failed.items():
         yield f"The generator {name} failed and is not compared: {why}"
     if made.cohort.phantoms:

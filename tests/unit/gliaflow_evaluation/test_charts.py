@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 
 from gliaflow_evaluation.report import charts
 from gliaflow_evaluation.report.schema import Metrics
+from gliaflow_pages import curves
 from gliaflow_pages.drawing import Picture
 from sample_metrics import made_up
 
@@ -19,8 +20,8 @@ PLOTS: dict[str, Callable[[Metrics], Picture]] = {
     "patients": lambda metrics: charts.against_patients(metrics, "LGG", "balanced_accuracy"),
     "roc": charts.roc,
     "calibration": lambda metrics: charts.reliability(metrics.calibration, "HGG"),
-    "generator": lambda metrics: charts.generator_curves(metrics.gan["acgan"].history)[1],
-    "unet": lambda metrics: charts.unet_curves(metrics.learning.unet)[1] if metrics.learning else Picture(b""),
+    "generator": lambda metrics: curves.generator_curves(metrics.gan["acgan"].history)[1],
+    "unet": lambda metrics: curves.unet_curves(metrics.learning.unet)[1] if metrics.learning else Picture(b""),
     "dice": lambda metrics: charts.dice_histogram(metrics.table2.test_patients) if metrics.table2 else Picture(b""),
 }
 
@@ -48,10 +49,10 @@ def test_the_same_figures_give_the_same_plot(name: str) -> None:
 
 
 def test_a_generator_that_reports_no_losses_has_no_plot_of_them() -> None:
-    assert charts.generator_curves([[{"seconds": 1.0}, {"seconds": 2.0}]]) == []
-    assert len(charts.generator_curves([[{"accuracy_real": 0.5}, {"accuracy_real": None}]])) == 1
+    assert curves.generator_curves([[{"seconds": 1.0}, {"seconds": 2.0}]]) == []
+    assert len(curves.generator_curves([[{"accuracy_real": 0.5}, {"accuracy_real": None}]])) == 1
 
 
 def test_folds_that_stopped_early_and_missing_figures_are_drawn() -> None:
     folds = [[{"val_iou": 0.2, "loss": 1.0}], [{"val_iou": None, "loss": 0.9}, {"val_iou": 0.4}], []]
-    assert len(charts.unet_curves(folds)) == 2
+    assert len(curves.unet_curves(folds)) == 2

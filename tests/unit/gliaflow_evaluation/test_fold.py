@@ -15,10 +15,12 @@ import small
 import torch
 from gliaflow_evaluation import arms as arms_module
 from gliaflow_evaluation import fold as folds
+from gliaflow_evaluation import progress
 from gliaflow_evaluation.answers import load_answers
 from gliaflow_evaluation.comparators import COMPARATORS
 from gliaflow_evaluation.fold import FoldArms, grade_fold
 from gliaflow_evaluation.generator_arms import GeneratorSamples, augmented
+from gliaflow_evaluation.progress import Report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 from gliaflow_plugins.contracts import Fitted
 from gliaflow_trainer.synthetic import synthetic
@@ -222,6 +224,7 @@ def test_a_generator_that_fails_is_named_and_tried_again(tmp_path: Path, monkeyp
 
 MINE = """
 import os, signal, time
+import numpy as np
 from gliaflow_plugins import Options, hookimpl
 
 
@@ -244,7 +247,13 @@ def register_generators(register):
         ("os.kill(os.getpid(), signal.SIGSEGV)", 200, "generator 'mine': its process was killed by SIGSEGV"),
         ("time.sleep(1000)", 4, "generator 'mine': its fit took longer than 4 s"),
         ("raise SystemExit(0)", 200, "generator 'mine' could not be fitted: SystemExit: 0"),
+        (
+            "kept = [(np.ones(4_000_000), time.sleep(0.02)) for _ in range(1000)]",
+            200,
+            "GiB of memory, more than the limit of 1 GiB, and was ended",
+        ),
     ],
+    ids=["crash", "hang", "exit", "memory"],
 )
 def test_a_third_party_generator_that_crashes_or_hangs_does_not_affect_the_fold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: str, deadline_s: float, reason: str
@@ -253,11 +262,32 @@ def test_a_third_party_generator_that_crashes_or_hangs_does_not_affect_the_fold(
     (tmp_path / "plugins" / f"{tmp_path.name}.py").write_text(MINE.format(fit=fit))
     monkeypatch.setenv("GLIAFLOW_PLUGINS", str(tmp_path / "plugins"))
     mine = PlannedVariant("mine", {}, third_party=True)
-    plan = plan_of(tmp_path, generators=(mine,), shuffle=False, scarce=(), deadline_s=deadline_s)
+    plan = plan_of(tmp_path, generators=(mine,), shuffle=False, scarce=(), deadline_s=deadline_s, memory_gib=1)
     store_of(FOLD.features(plan))
     arrays, about = answers(plan)
     assert reason in about["mine"]["failed"]
     assert "arm/real" in arrays
+
+
+def test_a_fold_reports_each_arm_and_each_epoch_of_a_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(small.Levels):
+        def fit(self, features: Any, options: Any, context: Any) -> Fitted:
+            for epoch in (1, 2):
+                context.progress(epoch, 2, {})
+            return super().fit(features, options, context)
+
+    monkeypatch.setattr(small.REGISTRY, "generators", {"levels": Slow()})
+    reports: list[Report] = []
+    monkeypatch.setattr(progress, "_sends", [reports.append])
+    plan = plan_of(tmp_path, shuffle=False, scarce=())
+    store_of(FOLD.features(plan))
+    grade_fold(plan, FOLD, 0)
+    assert {each.row for each in reports} == {"fold 0, seed 0"}
+    arms = [each.step for each in reports if each.step.endswith(", arms")]
+    assert arms == [f"{name}, arms" for name in (*COMPARATORS, "levels")]
+    epochs = [(each.done, each.total) for each in reports if each.step == "levels, epochs"]
+    assert epochs == [(1, 2), (2, 2)]
+    assert reports[-1].step == "", "the row ends"
 
 
 def test_other_code_under_the_same_name_is_fitted_anew(tmp_path: Path) -> None:

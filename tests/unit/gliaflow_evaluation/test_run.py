@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -95,6 +96,16 @@ def test_it_says_how_it_was_made(metrics: Metrics) -> None:
     assert (made.tap, made.shape) == ("dec3", (8, 12, 12)), "cropped: half of 24"
 
 
+def test_leaks_are_refused_or_noted(folder: Path, metrics: Metrics) -> None:
+    leaking = dataclasses.replace(small.cohort(folder / "cohort"), leaks=["H0 and h0"])
+    with pytest.raises(PluginError, match="--allow\n  leak: H0 and h0"):
+        run(folder, "leaks", leaking)
+    shutil.copytree(folder / "report", folder / "leaks")
+    allowed = run(folder, "leaks", leaking, scarce=(2,), allow=True)
+    assert (metrics.made.cohort.leaks, allowed.made.cohort.leaks) == ([], ["H0 and h0"])
+    assert "a leak was allowed (--allow): H0 and h0." in (folder / "leaks/report.html").read_text()
+
+
 def test_every_patient_is_tested_once_by_a_network_that_never_saw_it(folder: Path, metrics: Metrics) -> None:
     assert metrics.table2 is not None
     tested = [each.patient for each in metrics.table2.test_patients.per_patient]
@@ -172,8 +183,21 @@ def test_a_second_run_fits_nothing_and_gives_the_same_figures(
 
 
 def test_a_run_of_other_settings_needs_another_folder(folder: Path, metrics: Metrics) -> None:
-    with pytest.raises(PluginError, match=r"differs in protocol; remove it, or name another"):
+    with pytest.raises(PluginError, match=r"another run: protocol was .* and is now .*; remove it, or name another"):
         run(folder, "report", folds=3)
+
+
+def test_scans_masks_or_grades_that_changed_need_another_folder(folder: Path, metrics: Metrics) -> None:
+    cohort = small.cohort(folder / "cohort")
+    first, second, *others = cohort.cases
+    regraded = [dataclasses.replace(first, grade="IV"), second, *others]
+    with pytest.raises(
+        PluginError, match=f"another run: scan {first.id} grade was {first.grade} and is now IV; remove"
+    ):
+        run(folder, "report", dataclasses.replace(cohort, cases=regraded))
+    other_scan = [dataclasses.replace(first, scan=second.scan), second, *others]
+    with pytest.raises(PluginError, match=f"changed since they were cut: {second.scan}; remove"):
+        run(folder, "report", dataclasses.replace(cohort, cases=other_scan))
 
 
 def test_other_counts_use_the_same_networks(folder: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
