@@ -49,7 +49,7 @@ def _head() -> np.ndarray:
 BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.nii.gz": (lambda: b"", "the file is empty"),
     "text.nii": (lambda: b"this is a text file, not a scan\n" * 50, "not a NIfTI file"),
-    "text_gz.nii.gz": (lambda: gzip.compress(b"no scan in here " * 100), "not a NIfTI file"),
+    "gz_text.nii.gz": (lambda: gzip.compress(b"no scan in here " * 100), "not a NIfTI file"),
     "not_gzip.nii.gz": (lambda: b"\x1f\x8b" + b"garbage" * 100, "not a valid gzip file"),
     "cut_gzip.nii.gz": (lambda: gzip.compress(_bytes(), 0)[:5000], "cut short"),
     "cut_nii.nii": (lambda: _bytes()[:5000], "cut short"),
@@ -76,12 +76,12 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "offset_nan.nii": (lambda: _patched(108, "f", float("nan")), "vox_offset"),
     "offset_in_header.nii": (lambda: _patched(108, "f", 100.0), "vox.offset"),
     "offset_outside.nii": (lambda: _patched(108, "f", 1e9), "vox_offset"),
-    "pair.hdr": (lambda: _patched(344, "4s", b"ni1\0"), "two files"),
-    "other_format.mgz": (
+    "pair.nii": (lambda: _patched(344, "4s", b"ni1\0"), "two files"),
+    "freesurfer.nii.gz": (
         lambda: gzip.compress(struct.pack(">7i", 1, 40, 48, 12, 1, 0, 0) + bytes(9999)),
-        "not a NIfTI",
+        "a FreeSurfer file",
     ),
-    "dicom.dcm": (lambda: bytes(128) + b"DICM" + bytes(500), "a DICOM file"),
+    "dicom_of_p7.nii": (lambda: bytes(128) + b"DICM" + bytes(500), "a DICOM file"),
 }
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gliaflow_plugins.augmentations.pipeline import parse_named
-from gliaflow_runtime.bundle.manifest import TAPS, StepSpec
+from gliaflow_runtime.bundle.load import Bundle, find_bundle
+from gliaflow_runtime.bundle.manifest import TAPS, BundleError, StepSpec
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.logs import configure_logging
+from gliaflow_runtime.settings import load_settings, parse_pairs
 
 if TYPE_CHECKING:
     from gliaflow_trainer.profiles import Profile
@@ -68,12 +71,34 @@ def read_profile(
     )
 
 
+def find_unet(flag: str, where: str | None, profile: Profile) -> Path | None:
+    """The bundle of ``--init`` or ``--unet``, after a check that its U-Net can be used with this profile.
+
+    Raises
+    ------
+    UsageError: there is no such bundle, its U-Net is missing or damaged, or it is of another size or tap.
+    """
+    from gliaflow_trainer.unet_bundle import unet_to_fine_tune
+
+    if where is None:
+        return None
+    try:
+        folder = find_bundle(where, load_settings().bundles)
+        if flag == "init":
+            unet_to_fine_tune(folder, profile)
+        else:
+            Bundle(folder, profile.tap).model("unet")
+    except BundleError as error:
+        raise UsageError(f"--{flag}: {error}") from None
+    return folder
+
+
 def read_options(texts: Sequence[str] | None) -> dict[str, str]:
-    """The options of ``--option name=value``."""
-    values = {}
+    """The options of ``--option name=value``, by name."""
+    values: dict[str, str] = {}
     for text in texts or []:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--option: {text!r} is not name=value")
-        values[key] = value
+        try:
+            values |= parse_pairs(text)
+        except ValueError as error:
+            raise UsageError(f"--option: {error}; for example steps=100 or reacgan.steps=100") from None
     return values

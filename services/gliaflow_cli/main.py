@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -23,17 +24,36 @@ from gliaflow_cli.commands import (
     watch,
 )
 
-app = typer.Typer(
-    help=(
-        "Brain MRI scans in; tumour masks, deep features, class-balanced synthetic features and a glioma grade out.\n\n"
-        "Try `gliaflow demo --out out/demo`, then `gliaflow submit SCANS --out out`. Settings: flags, then GLIAFLOW_* "
-        "in the environment, then gliaflow.toml. Exit codes: 0 all well, 1 some scans failed, 2 bad usage.\n\n"
-        "Not a medical device."
-    ),
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        from gliaflow_runtime.version import versions
+
+        typer.echo(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def gliaflow(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="Print all versions and exit."),
+    ] = False,
+) -> None:
+    """Brain MRI scans in; tumour masks, deep features, class-balanced synthetic features and a glioma grade out.
+
+    Try `gliaflow demo --out out/demo`, then `gliaflow submit SCANS --out out`.
+
+    Settings: flags, then GLIAFLOW_* in the environment, then gliaflow.toml.
+
+    Exit codes: 0 all well, 1 some scans failed, 2 bad usage.
+
+    Not a medical device.
+    """
+
+
 for command in (
     demo.demo,
     serve.serve,

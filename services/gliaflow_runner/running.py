@@ -34,7 +34,9 @@ class RunningStages:
     """
 
     def __init__(self, services: Sequence[str], settings: Settings, *, deadline: bool = False) -> None:
-        self.bundle = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state)
+        self.bundle = load_bundle(
+            settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles
+        )
         self.failed = threading.Event()
         self.error: BaseException | None = None
         self._settings = settings = settings.model_copy(update={"roots": list(settings.roots)})

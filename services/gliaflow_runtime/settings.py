@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
+from gliaflow_runtime.broker.url import AMQP, HTTP, parse_server_url
 from gliaflow_runtime.errors import UsageError
+
+CONFIG = "gliaflow.toml"
+SECRET = ("broker", "management")  # their values may have a password, so no message quotes them
+FLAGS = {"roots": "--root", "train_profile": "--profile"}  # the others have the name of their setting
 
 
 class SettingsError(UsageError):
-    """A setting has an invalid value. The text names the setting."""
+    """A setting has an invalid value. The text has the setting's name as the user wrote it, and what is expected."""
 
 
 def _state() -> Path:
@@ -41,14 +49,21 @@ class Settings(BaseSettings):
     broker_cert: Path | None = Field(None, description="amqps://: this client's certificate, if the broker demands one")
     broker_key: Path | None = Field(None, description="amqps://: its key; default: in the same file")
     bundle: str | Path | None = Field(
-        None, description="the model bundle, a folder or s3://bucket/path; default: the shipped demonstration"
+        None,
+        description="the model bundle: a folder, the name of one in bundles, s3://bucket/path, or demo (the default)",
     )
-    bundle_sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="its manifest.json must have this SHA-256")
+    bundle_sha256: str = Field(
+        "",
+        pattern="^([0-9a-f]{64})?$",
+        description="the SHA-256 that its manifest.json must have, 64 digits of 0-9 and a-f",
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="the device of onnxruntime; cuda must be available")
     threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")
     tap: str = Field("", description="the tap where features are read; empty: the tap of the bundle's classifier")
     batch: int = Field(4, ge=1, le=64, description="slices in one run of the U-Net")
-    roots: list[str] = Field([], description='allowed roots of scan URIs, as JSON: ["/data", "s3://bucket/scans"]')
+    roots: Annotated[list[str], NoDecode] = Field(
+        [], description="allowed roots of scan URIs: /data,s3://bucket/scans, or JSON"
+    )
     prefetch: int = Field(1, ge=1, le=64, description="open messages per stage; a crash counts for each")
     max_attempts: int = Field(5, ge=1, le=100, description="deliveries after which a message is a dead letter")
     deadline_s: float = Field(600, gt=0, le=1500, description="a message that takes longer ends the process")
@@ -60,21 +75,52 @@ class Settings(BaseSettings):
     health_port: int = Field(0, ge=0, le=65535, description="port for these; 0: none")
     state: Path = Field(default_factory=_state, description="folder for memory://'s dead letters and fetched bundles")
     store: Path = Field(Path(), validate_default=True, description="trainer: the feature store; default: in state")
-    bundles: Path = Field(Path(), validate_default=True, description="trainer: new bundles; default: in state")
+    bundles: Path = Field(
+        Path(), validate_default=True, description="folder of bundles: the trainer's new ones; default: in state"
+    )
     train_after_s: float = Field(60, gt=0, description="trainer: starts when the store has not changed for so long")
     train_deadline_s: float = Field(86400, gt=0, description="trainer: a training run that takes longer is stopped")
     train_profile: str = Field("demo", description="trainer: a profile of `gliaflow train`")
     train_generator: str = Field("infogan", description="trainer: the generator variants to fit, separated by commas")
-    train_options: dict[str, Any] = Field({}, description='trainer: options of that variant, as JSON: {"epochs": 20}')
+    train_options: Annotated[dict[str, Any], NoDecode] = Field(
+        {}, description="trainer: options of the variants: steps=400,reacgan.steps=200, or JSON"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level on stderr")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON")
 
     @field_validator("broker")
     @classmethod
-    def _known_scheme(cls, url: str) -> str:
-        if not url.startswith(("memory://", "amqp://", "amqps://")):
+    def _is_a_broker(cls, url: str) -> str:
+        if not url.startswith(("memory://", *(f"{scheme}://" for scheme in AMQP))):
             raise ValueError("expected memory://, amqp:// or amqps://")
+        if not url.startswith("memory://"):
+            parse_server_url(url)
         return url
+
+    @field_validator("management")
+    @classmethod
+    def _is_an_api(cls, url: str) -> str:
+        if url:
+            parse_server_url(url, HTTP)
+        return url
+
+    @field_validator("roots", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return _json(value) if value.lstrip().startswith("[") else [root.strip() for root in value.split(",")]
+
+    @field_validator("train_options", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):  # TOML reads reacgan.steps = 200 as a table in a table
+            tables = {k: v for k, v in value.items() if isinstance(v, Mapping)}
+            inner = {f"{name}.{option}": v for name, table in tables.items() for option, v in table.items()}
+            return {k: v for k, v in value.items() if k not in tables} | inner
+        if not isinstance(value, str):
+            return value
+        return _json(value) if value.lstrip().startswith("{") else parse_pairs(value)
 
     @field_validator("store", "bundles")
     @classmethod
@@ -90,7 +136,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = os.environ.get("GLIAFLOW_CONFIG", "gliaflow.toml")
+        file = os.environ.get("GLIAFLOW_CONFIG", CONFIG)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
 
 
@@ -104,16 +150,47 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
     named = os.environ.get("GLIAFLOW_CONFIG")
     if named and not Path(named).is_file():
         raise SettingsError(f"GLIAFLOW_CONFIG: {named}: no such file")
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in (flags or {}).items() if value is not None})
+        return Settings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise SettingsError(
-            f"{name}: {first['msg']} (from a flag, GLIAFLOW_{name.upper()}, or {named or 'gliaflow.toml'})"
-        ) from None
-    except ValueError as error:  # tomllib.TOMLDecodeError, and JSON in an environment variable
-        raise SettingsError(str(error)) from None
+        raise SettingsError(_explain(error, given, named or CONFIG)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{named or CONFIG}: not TOML: {error}") from None
+
+
+def parse_pairs(text: str) -> dict[str, str]:
+    """Options by name, from ``name=value,name=value``. Raises ValueError: a name or a ``=`` is missing."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    for name, equals, _ in pairs:
+        if not name.strip() or not equals:
+            raise ValueError(f"{name!r} is not name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+def _explain(error: ValidationError, flags: Mapping[str, Any], file: str) -> str:
+    """The first error: the setting as its user wrote it, the value, and what is expected."""
+    first = error.errors()[0]
+    name, *inner = map(str, first["loc"])
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return f"{file}: {name}: no such setting; gliaflow serve extractor --show-settings lists all"
+    variable = f"GLIAFLOW_{name.upper()}"
+    if name in flags:
+        source = FLAGS.get(name, f"--{name.replace('_', '-')}")
+    else:
+        source = variable if any(key.upper() == variable for key in os.environ) else f"{file}: {name}"
+    place = "".join(f"[{part}]" for part in inner)
+    value = "" if name in SECRET else f" {first['input']!r:.200}:"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{source}{place}:{value} {reason} ({field.description})"
 
 
 def available_cores() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import gliaflow.flow
 from gliaflow.scans import Input, find_inputs
 from gliaflow.submission import Submission
-from gliaflow_cli.client.table import TABLE, read_table, save_answers
+from gliaflow_cli.client.out_folder import OutFolder
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.logs import configure_logging
@@ -26,8 +26,7 @@ class Twice(Submission):
 if __name__ == "__main__":
     folder, out, url, timeout = sys.argv[1:]
     configure_logging("error", "auto")
-    known = {n: r for n, r in read_table(Path(out) / TABLE).items() if r.status == "ok"}
-    todo = [item for item in find_inputs([folder]).inputs if item.name not in known]
     gliaflow.flow.Submission = Twice  # type: ignore[misc]
-    with connect(url) as broker:
-        save_answers(gliaflow.flow.Flow(broker, timeout=float(timeout)), todo, Path(out), known=known)
+    with OutFolder(Path(out)) as answers, connect(url) as broker:
+        todo = [each for each in answers.assign(find_inputs([folder]).inputs) if not answers.is_answered(each)]
+        answers.answer(gliaflow.flow.Flow(broker, timeout=float(timeout)), todo)

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pika
 import pytest
@@ -258,6 +259,26 @@ def test_checks_that_need_the_management_api_are_reported_as_skipped_without_it(
 
 
 @pytest.mark.rabbitmq
+def test_a_password_with_special_characters_is_percent_encoded(gliaflow, management, rabbitmq_url, rabbitmqctl):
+    password = "p#/?@%: é"
+    rabbitmqctl("add_user", "special", password)
+    try:
+        rabbitmqctl("set_user_tags", "special", "monitoring")
+        rabbitmqctl("set_permissions", "special", "", "", ".*")
+        node = rabbitmq_url.rpartition("@")[2]
+        output = gliaflow("status", broker=f"amqp://special:{quote(password, safe='')}@{node}").stdout
+        assert output.startswith(f"{node}: ")
+        api = Management(f"amqp://special:{quote(password, safe='')}@{node}", management.replace("tests:tests@", ""))
+        assert api.clients() == []
+        refused = gliaflow("status", broker=f"amqp://special:{password}@{node}", check=False)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("gliaflow: GLIAFLOW_BROKER: special characters of user and password must be")
+        assert "p#" not in refused.stderr
+    finally:
+        rabbitmqctl("delete_user", "special")
+
+
+@pytest.mark.rabbitmq
 def test_user_without_the_monitoring_tag_is_reported(management, rabbitmq_url, rabbitmqctl):
     rabbitmqctl("add_user", "plain", "plain")
     try:
@@ -287,7 +308,7 @@ def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url
         extractor = next(line for line in output.splitlines() if line.startswith("extractor"))
         assert int(extractor.split()[1]) >= 3
         assert extractor.split()[3] == "0", "it has no consumer"
-        assert "time left: not known, as messages wait" in output
+        assert "time left: not known, as messages wait, and no consumer reads them: extractor" in output
         assert f"classifier   1 running, gliaflow {VERSION}, gliaflow-demo@" in output
         stages("extractor")
         client.join(60)
@@ -300,6 +321,9 @@ def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url
         eventually(messages_flow)
     report = json.loads(gliaflow("status", "--json", "--management", management, broker=rabbitmq_url).stdout)
     assert report["left_s"] == 0
+    assembler = next(line for line in report["queues"] if line["queue"] == "assembler")
+    assert (assembler["waiting"], assembler["in_work"], assembler["kept"]) == (0, 0, 3), "it remembers the ended scans"
+    assert "idle: no message waits or is in work" in status()
     assert {stage["queue"] for stage in report["stages"]} == {q.name.removeprefix("gliaflow.") for q in STAGE_QUEUES}
 
 

@@ -23,13 +23,14 @@ from safetensors.numpy import load_file
 from sample_scans import BROKEN, good_scan, write_broken
 
 STAGES = ("preprocessor", "extractor", "generator", "classifier")
-COLUMNS = ["scan", "patient", "grade", "p_hgg", "tumour_ml", "slices", "status", "error", "bundle", "seconds"]
+COLUMNS = ["scan", "patient", "source", "grade", "p_hgg", "tumour_ml", "slices", "status", "error", "warnings"]
+COLUMNS += ["bundle", "trained_on", "seconds", "mask"]
 
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
     with (folder / "predictions.csv").open() as file:
         reader = csv.DictReader(file)
-        assert reader.fieldnames == COLUMNS
+        assert [name for name in reader.fieldnames if name != "true_grade"] == COLUMNS
         return {row["scan"]: row for row in reader}
 
 
@@ -39,14 +40,14 @@ def mask(folder: Path, scan: str) -> np.ndarray:
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
-    """Three scans. ``turned`` is the first one, rotated, mirrored and stored as float64."""
+    """Three scans. ``turned_flair`` is the first one, rotated, mirrored and stored as float64."""
     folder = tmp_path / "scans"
     folder.mkdir()
     for number in range(2):
         good_scan(folder / f"p{number}_flair.nii.gz", seed=number)
     image = nib.load(folder / "p0_flair.nii.gz")
     turned = image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
-    nib.save(nib.Nifti1Image(np.asarray(turned.dataobj, np.float64), turned.affine), folder / "turned.nii")
+    nib.save(nib.Nifti1Image(np.asarray(turned.dataobj, np.float64), turned.affine), folder / "turned_flair.nii")
     return folder
 
 
@@ -54,13 +55,13 @@ def test_one_process_answers_and_orientation_changes_nothing(gliaflow, scans, tm
     gliaflow("submit", scans, "--out", "out")
     rows = table(tmp_path / "out")
     assert [row["status"] for row in rows.values()] == ["ok"] * 3
-    assert rows["p0_flair"]["p_hgg"] == rows["turned"]["p_hgg"]
-    for name, path in (("p0_flair", "p0_flair.nii.gz"), ("turned", "turned.nii")):
+    assert rows["p0_flair"]["p_hgg"] == rows["turned_flair"]["p_hgg"]
+    for name, path in (("p0_flair", "p0_flair.nii.gz"), ("turned_flair", "turned_flair.nii")):
         scan, segmentation = nib.load(scans / path), nib.load(tmp_path / "out" / f"{name}_seg.nii.gz")
         assert segmentation.shape == scan.shape
         np.testing.assert_allclose(segmentation.affine, scan.affine, atol=1e-5)
     straight, turned = (
-        nib.as_closest_canonical(nib.load(tmp_path / "out" / f"{n}_seg.nii.gz")) for n in ("p0_flair", "turned")
+        nib.as_closest_canonical(nib.load(tmp_path / "out" / f"{n}_seg.nii.gz")) for n in ("p0_flair", "turned_flair")
     )
     np.testing.assert_array_equal(np.asarray(straight.dataobj), np.asarray(turned.dataobj))
 
@@ -164,6 +165,11 @@ class TestRunningPipeline:
         deadline = time.monotonic() + 30
         while f"{len(BROKEN)} dead letters" not in gliaflow("dead", "list", broker=rabbitmq_server).stdout:
             assert time.monotonic() < deadline, "replayed messages fail again and become dead letters again"
+        first = gliaflow("dead", "list", broker=rabbitmq_server).stdout.split()[0]
+        assert "1 dead letters deleted" in gliaflow("dead", "delete", first, "--yes", broker=rabbitmq_server).stdout
+        assert f"{len(BROKEN) - 1} dead letters" in gliaflow("dead", "list", broker=rabbitmq_server).stdout
+        gliaflow("dead", "delete", "--all", "--yes", broker=rabbitmq_server)
+        assert "\n0 dead letters" in "\n" + gliaflow("dead", "list", broker=rabbitmq_server).stdout
 
     def test_stages_hold_under_600_mb_on_a_scan_of_brats_size(self, gliaflow, pipeline, tmp_path, rabbitmq_server):
         scan = np.zeros((240, 240, 155), np.int16)
@@ -219,7 +225,7 @@ def test_bad_usage_prints_a_short_message_and_exits_with_2(monkeypatch, tmp_path
     for arguments, message in (
         (("submit", "nowhere.nii", "--out", "x"), "nowhere.nii: no such file"),
         (("submit", ".", "--out", "x", "--grade", "IV"), "grade: 'IV' is not one of HGG, LGG"),
-        (("demo", "--out", "x", "--bundle", "nowhere"), "manifest.json: no such file"),
+        (("demo", "--out", "x", "--bundle", "nowhere"), "no bundle 'nowhere'"),
         (("submit", ".", "--out", "x", "--broker", "http://x"), "expected memory://, amqp:// or amqps://"),
         (("generate", "--grade", "XYZ", "--count", "1", "--out", "x"), "grade: 'XYZ'"),
         (("serve", "extractor"), "memory://"),
@@ -251,6 +257,8 @@ def test_another_generator_takes_over_and_no_request_is_lost(stages, rabbitmq_ur
 
 
 def test_unknown_generator_is_reported_with_those_of_the_bundle(gliaflow):
-    done = gliaflow("generate", "--grade", "LGG", "--count", "1", "--out", "x", "--generator", "biggan", check=False)
+    done = gliaflow(
+        "generate", "--grade", "LGG", "--count", "1", "--out", "x.npz", "--generator", "biggan", check=False
+    )
     assert done.returncode == 2
     assert "has no 'biggan'; there is: infogan, reacgan" in done.stderr.replace("\n", " ")

@@ -41,7 +41,7 @@ def test_from_python(tmp_path):
     (tmp_path / "SCANS").mkdir()
     good_scan(tmp_path / "scan.nii.gz")
     good_scan(tmp_path / "SCANS" / "p_flair.nii.gz")
-    (tmp_path / "SCANS" / "bad.nii").write_bytes(b"no scan")
+    (tmp_path / "SCANS" / "bad_flair.nii").write_bytes(b"no scan")
     code += "print(answer.mask is None, synthetic.shape, found.features.shape)"
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -54,7 +54,7 @@ def test_from_python(tmp_path):
     )
     *answers, last = run.stdout.splitlines()
     assert re.fullmatch(
-        r"bad failed None None .*not a NIfTI file.*\np_flair ok (HGG|LGG) 0\.\d+ ", "\n".join(sorted(answers))
+        r"bad_flair failed None None .*not a NIfTI file.*\np_flair ok (HGG|LGG) 0\.\d+ ", "\n".join(sorted(answers))
     )
     assert re.fullmatch(r"(True|False) \(100, \d+, \d+, \d+\) \(\d+, \d+, \d+, \d+\)", last)
 

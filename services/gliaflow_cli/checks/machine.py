@@ -6,13 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gliaflow_plugins.registry import load_registry
 from gliaflow_runner.services import PIPELINE, SERVICES
 from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.settings import Settings
+from gliaflow_runtime.version import installed
 
 from gliaflow_cli.checks.outcome import Wrong
 
@@ -21,12 +21,7 @@ NEEDS_BYTES = 2**30  # with less free disk, something is about to fail
 
 def check_onnxruntime() -> str:
     """Whether exactly one onnxruntime is installed."""
-    found = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
+    found = installed("onnxruntime", "onnxruntime-gpu")
     if len(found) == 2:
         raise Wrong(f"{' and '.join(found)} break each other in one environment: uninstall both, install one")
     if not found:
@@ -68,7 +63,7 @@ def check_device(device: str) -> str:
 
 def check_bundle(settings: Settings) -> str:
     """Whether all digests match and all networks run."""
-    bundle = load_bundle(settings.bundle, sha256=settings.bundle_sha256, state=settings.state)
+    bundle = load_bundle(settings.bundle, "", settings.bundle_sha256, settings.state, settings.bundles)
     for name in bundle.manifest.files:
         bundle.read(name)
     for service in PIPELINE:
@@ -87,7 +82,7 @@ def check_plugins() -> str:
 def check_folders(settings: Settings, inbox: Path | None, out: Path | None) -> str:
     """Whether the folders that gliaflow writes can be written and have room, and whether the inbox can be read."""
     mistakes = []
-    for folder in filter(None, (settings.state, settings.store, settings.bundles, out)):
+    for folder in filter(None, (settings.state, settings.store, out)):
         standing = _existing(folder)
         if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
             mistakes.append(f"{standing} cannot be written by this user: chown or chmod it, or name another folder")

@@ -1,7 +1,8 @@
-"""``gliaflow dead``: list, show and replay dead letters."""
+"""``gliaflow dead``: list, show, replay and delete dead letters."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Annotated
 
@@ -17,7 +18,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_letters(broker: flags.Broker = None) -> None:
-    """One line for each dead letter."""
+    """Print one line for each dead letter: id, time, stage, scan, reason."""
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.settings import load_settings
 
@@ -38,7 +39,7 @@ def list_letters(broker: flags.Broker = None) -> None:
             console.print(line, soft_wrap=True)
         hidden = count_waiting(connection)
     if hidden:
-        console.print(f"and {hidden} more (gliaflow dead replay, or the broker's management page)")
+        console.print(f"and {hidden} more, which are listed once these are replayed or deleted")
     console.print(f"{count + hidden} dead letters on {settings.broker.split('@')[-1]}")
 
 
@@ -47,7 +48,7 @@ def show_letter(
     message: Annotated[str, typer.Argument(help="The message's id, or the start of it.", metavar="ID")],
     broker: flags.Broker = None,
 ) -> None:
-    """Everything that is known about a dead letter."""
+    """Print everything that is known about a dead letter."""
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.settings import load_settings
 
@@ -66,7 +67,7 @@ def show_letter(
 
 @app.command("replay")
 def replay_letters(
-    messages: Annotated[list[str] | None, typer.Argument(help="Ids, or the start of them.", metavar="[ID]…")] = None,
+    messages: Annotated[list[str] | None, typer.Argument(help="Ids, or the start of them.", metavar="ID")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
     broker: flags.Broker = None,
 ) -> None:
@@ -81,7 +82,10 @@ def replay_letters(
         raise UsageError("name the dead letters to replay by their ids, or all of them with --all")
     settings = load_settings({"broker": broker})
     if settings.broker.startswith("memory:"):
-        raise UsageError("memory:// has no stages that keep running: submit the scans again instead")
+        raise UsageError(
+            "memory:// has no stages that keep running: submit the scans again, and delete the dead letters with "
+            "gliaflow dead delete"
+        )
     with open_broker(settings) as connection, dead_letters(connection) as letters:
         total = count_waiting(connection) + len(letters)
         chosen = letters if every else choose(letters, messages or [])
@@ -89,3 +93,52 @@ def replay_letters(
             letter.replay(connection)
     console.print(f"{len(chosen)} of {total} sent back to their queues")
     console.print("answers go to the submissions that sent the scans; where those have ended, submit the scans again")
+
+
+@app.command("delete")
+def delete_letters(
+    messages: Annotated[list[str] | None, typer.Argument(help="Ids, or the start of them.", metavar="ID")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="All of one stage, for example preprocessor.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+    broker: flags.Broker = None,
+) -> None:
+    """Delete dead letters for good."""
+    from gliaflow_proto.routing import ALL_QUEUES
+    from gliaflow_runner.broker import open_broker
+    from gliaflow_runtime.errors import UsageError
+    from gliaflow_runtime.settings import load_settings
+
+    from gliaflow_cli.client.dead_letters import choose, count_waiting, dead_letters, delete_all, queues_of
+
+    if bool(messages) + (stage is not None) + every != 1:
+        raise UsageError("name the dead letters to delete by their ids, or by --stage, or all of them with --all")
+    queues = queues_of(stage) if stage is not None else ALL_QUEUES
+    with open_broker(load_settings({"broker": broker})) as connection:
+        if messages:
+            with dead_letters(connection) as letters:
+                chosen = choose(letters, messages)
+                _confirm(len(chosen), yes)
+                for letter in chosen:
+                    letter.delete()
+            deleted = len(chosen)
+        else:
+            _confirm(count_waiting(connection, queues), yes)
+            deleted = delete_all(connection, queues)
+    console.print(f"{deleted} dead letters deleted")
+
+
+def is_interactive() -> bool:
+    """Whether a person can answer a question."""
+    return sys.stdin.isatty()
+
+
+def _confirm(count: int, yes: bool) -> None:
+    """Ask before a deletion. Raises UsageError: no person can answer."""
+    from gliaflow_runtime.errors import UsageError
+
+    if yes or not count:
+        return
+    if not is_interactive():
+        raise UsageError(f"this deletes {count} dead letters for good: add --yes")
+    typer.confirm(f"Delete {count} dead letters for good?", abort=True)

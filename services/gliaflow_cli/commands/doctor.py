@@ -21,9 +21,12 @@ def doctor(
     bundle: flags.Bundle = None,
     device: flags.Device = None,
     inbox: Annotated[Path | None, typer.Option("--inbox", help="Check this inbox too.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="And this folder for answers.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Check this folder for answers too.")] = None,
 ) -> None:
-    """Check for the usual mistakes and say what to do about each. Exit code 1: something is wrong."""
+    """Check this machine, the bundle and the broker for the usual mistakes, and print the remedy for each.
+
+    Exit code 1: something is wrong.
+    """
     from gliaflow_runtime.settings import load_settings
 
     settings = load_settings({"broker": broker, "management": management, "bundle": bundle, "device": device})

@@ -21,8 +21,16 @@ def evaluate(
     task: Annotated[
         str, typer.Option("--task", help="grade: HGG or LGG. tumour: slices with tumour or without.")
     ] = "grade",
-    folds: Annotated[int, typer.Option("--folds", help="Folds of the protocol grouped.", min=2)] = 5,
-    seeds: Annotated[int, typer.Option("--seeds", help="How often everything but the U-Net is fitted.", min=1)] = 5,
+    folds: Annotated[int, typer.Option("--folds", metavar="<int>", help="Folds of the protocol grouped.", min=2)] = 5,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            metavar="<int>",
+            help="How often everything but the U-Net is fitted, each time with another seed.",
+            min=1,
+        ),
+    ] = 5,
     generators: Annotated[
         str, typer.Option("--generators", help='Variants to compare, separated by commas; "": comparators only.')
     ] = "infogan",
@@ -40,35 +48,59 @@ def evaluate(
     ] = "",
     init: flags.Init = None,
     unet: Annotated[
-        Path | None,
-        typer.Option("--unet", help="Use this bundle's U-Net unchanged; it must not have seen this cohort."),
+        str | None,
+        flags.fitting(
+            "--unet", help="Bundle (or demo) whose U-Net is used unchanged. It must not have seen this cohort."
+        ),
     ] = None,
     tap: flags.Tap = None,
     crop: flags.Crop = None,
     classifier: flags.Classifier = None,
     preprocess: flags.Preprocess = None,
     shuffle_labels: Annotated[
-        bool, typer.Option("--shuffle-labels/--no-shuffle-labels", help="The control, which must give chance.")
+        bool,
+        typer.Option(
+            "--shuffle-labels/--no-shuffle-labels",
+            help="Repeat the run on shuffled labels, which must give chance.",
+            rich_help_panel="Control",
+        ),
     ] = True,
     seed: flags.Seed = 0,
     device: flags.TorchDevice = "cpu",
-    jobs: Annotated[int, typer.Option("--jobs", help="Processes; 0: one per core.", min=0)] = 0,
+    jobs: Annotated[int, flags.fitting("--jobs", metavar="<int>", help="Processes; 0: one per core.", min=0)] = 0,
     deadline: Annotated[
-        float, typer.Option("--deadline", help="Seconds after which the fit of an installed generator is ended.", min=1)
+        float,
+        flags.fitting(
+            "--deadline",
+            metavar="<float>",
+            help="Seconds after which the fit of an installed generator is ended.",
+            min=1,
+        ),
     ] = 86400,
+    memory: Annotated[
+        float | None,
+        flags.fitting(
+            "--memory",
+            metavar="<float>",
+            help="GiB of memory beyond which the fit of an installed generator is ended; default: no limit.",
+            min=0.25,
+        ),
+    ] = None,
     reader: flags.Reader = None,
     high: flags.High = None,
     grades: flags.Grades = None,
     patient_column: flags.PatientColumn = None,
     grade_column: flags.GradeColumn = None,
+    allow: flags.Allow = False,
 ) -> None:
     """Find out whether synthetic features help to grade this cohort, on patients that nothing was fitted on.
 
     OUT/work keeps the work so far: after an interruption, the same command resumes. Needs the extra "train".
     """
-    from gliaflow_cli.learning import prepare, read_options, read_profile
+    from gliaflow_cli.learning import find_unet, prepare, read_options, read_profile
 
     prepare()
+    from gliaflow_evaluation.own_process import can_measure_memory
     from gliaflow_evaluation.protocol import Design
     from gliaflow_evaluation.report.verdict import verdict
     from gliaflow_evaluation.request import EvaluateRequest
@@ -81,6 +113,8 @@ def evaluate(
     for flag, value, known in (("protocol", protocol, ("grouped", "paper")), ("task", task, ("grade", "tumour"))):
         if value not in known:
             raise UsageError(f"--{flag}: {value!r} is not one of {', '.join(known)}")
+    if memory is not None and not can_measure_memory():
+        raise UsageError("--memory: this system does not report the memory of a process (/proc); leave it out")
     design = Design(
         protocol=protocol,  # type: ignore[arg-type]  # checked above
         task=task,  # type: ignore[arg-type]
@@ -94,6 +128,9 @@ def evaluate(
     registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column)
     chosen = read_profile(profile, tap, crop, classifier, preprocess)
+    init_bundle, unet_bundle = find_unet("init", init, chosen), find_unet("unet", unet, chosen)
+    if init_bundle and unet_bundle:
+        raise UsageError("--init fine-tunes a U-Net and --unet keeps one as it is: choose one of them")
     with progress_bar() as bar:
         cases = reading.read(registry)
         print_problems(cases)
@@ -104,18 +141,26 @@ def evaluate(
             profile=chosen,
             variants=choose(registry, generators, chosen, read_options(option)),
             design=design,
-            init=init,
-            unet=unet,
+            init=init_bundle,
+            unet=unet_bundle,
             high=reading.high_grades,
+            allow=allow,
             device=device,
             jobs=jobs,
             deadline_s=deadline,
+            memory_gib=memory,
         )
         metrics = evaluate_cohort(request, bar)
     found = verdict(metrics)
     for sentence in (found.sentence, *found.more, *found.warnings):
         console.print(sentence, soft_wrap=True)
     console.print(f"{out / 'report.html'}", soft_wrap=True)
+    if metrics.made.failed and not metrics.made.generators:
+        names = ", ".join(metrics.made.failed)
+        console.print(
+            f"Every generator failed ({names}): synthetic features were not evaluated.", style="red", soft_wrap=True
+        )
+        raise typer.Exit(1)
 
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:

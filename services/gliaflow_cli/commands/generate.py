@@ -1,9 +1,9 @@
-"""``gliaflow generate``: synthetic features of a class, in a file."""
+"""``gliaflow generate``: synthetic features of one class, in a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,22 +15,31 @@ TIMEOUT_S = 600.0  # no answer for so long means that no generator runs
 
 def generate(
     grade: Annotated[str, typer.Option("--grade", help="Class of the features: HGG or LGG.")],
-    count: Annotated[int, typer.Option("--count", help="How many.", min=1)],
-    out: Annotated[Path, typer.Option("--out", help="A .safetensors file: features [N, C, H, W], label [N].")],
+    count: Annotated[int, typer.Option("--count", metavar="<int>", help="Number of features.", min=1)],
+    out: Annotated[
+        Path, typer.Option("--out", help="A .safetensors or .npz file for features [N, C, H, W] and label [N].")
+    ],
     seed: flags.Seed = 0,
     generator: flags.Served = None,
     broker: flags.Broker = None,
     bundle: flags.Bundle = None,
 ) -> None:
-    """Draw synthetic features of one class, only those that the critic assigns to it."""
+    """Write synthetic features of one class: only those that the critic assigns to it.
+
+    A .npz has the arrays features and label, and the class, bundle, generator, tap and seed as texts.
+    """
     import numpy as np
     from gliaflow.flow import open_flow
     from gliaflow.scans import check_grade
     from gliaflow_proto import CLASSES
+    from gliaflow_runtime.errors import UsageError
+    from gliaflow_runtime.files import whole_file
     from gliaflow_runtime.settings import load_settings
     from safetensors.numpy import save_file
 
-    check_grade(grade)
+    grade = check_grade(grade)
+    if out.suffix not in (".safetensors", ".npz") or out.is_dir():
+        raise UsageError(f"--out: {out}: name a file that ends in .safetensors or .npz")
     settings = load_settings({"broker": broker, "bundle": bundle, "generator": generator})
     with open_flow(settings, TIMEOUT_S) as flow, progress_bar() as bar:
         task = bar.add_task(f"{grade} features", total=count)
@@ -47,7 +56,13 @@ def generate(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     labels = np.full(len(features), CLASSES.index(grade), dtype=np.int64)
-    save_file({"features": features, "label": labels}, out, metadata)
+    with whole_file(out) as part:
+        if out.suffix == ".npz":
+            with part.open("xb") as file:  # numpy appends .npz to a name
+                texts: dict[str, Any] = {name: np.array(text) for name, text in metadata.items()}
+                np.savez_compressed(file, features=features, label=labels, **texts)
+        else:
+            save_file({"features": features, "label": labels}, part, metadata)
     console.print(
         f"{len(features)} {grade} features {features.shape[1:]} by {first.generator} of {first.bundle}: {out}",
         soft_wrap=True,

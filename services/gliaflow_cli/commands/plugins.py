@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,9 @@ app = typer.Typer(invoke_without_command=True)
 @app.callback()
 def plugins(
     context: typer.Context,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Each option's meaning, and each file.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Each option's meaning, and each plugin's file.")
+    ] = False,
 ) -> None:
     """List what is installed: from where, with which options, and what failed to load and why."""
     if context.invoked_subcommand is None:
@@ -37,28 +40,45 @@ def plugins_new(
     folder = out or Path(f"gliaflow-{name}")
     for path in write_plugin(name, kind, folder):
         console.print(f"wrote {path}", soft_wrap=True)
-    console.print(f"next:  cd {folder} && pip install -e . && pytest && gliaflow plugins", soft_wrap=True)
+    console.print(f"next:  cd {folder} && pip install -e '.[test]' && pytest && gliaflow plugins", soft_wrap=True)
 
 
 def show_plugins(console: Console, verbose: bool = False) -> int:
-    """Print the table of plugins and the problems. The exit code is 1 if a plugin failed to load."""
+    """Print the plugins of each kind, and the problems. The exit code is 1 if a plugin failed to load."""
     from gliaflow_plugins.kinds import KINDS
     from gliaflow_plugins.registry import load_registry
-    from rich.table import Table
 
     registry = load_registry()
-    table = Table("kind", "name", "from", "options", box=None)
     for kind in KINDS.values():
-        for name, plugin in registry.of(kind).items():
+        plugins = registry.of(kind)
+        if not plugins:
+            continue
+        console.print(f"{kind.name}s", style="bold")
+        longest = max(map(len, plugins))
+        for name, plugin in plugins.items():
             origin = registry.origins[kind.name, name]
             options = plugin.options.model_fields if kind.has_options else {}
-            defaults = ", ".join(f"{option}={about.default}" for option, about in options.items())
-            table.add_row(kind.name, name, f"{origin.distribution} {origin.version}", "" if verbose else defaults)
+            console.print(f"  {name:{longest}}  {origin.distribution} {origin.version}", soft_wrap=True)
             if verbose:
-                table.add_row("", "", origin.file, "")
+                console.print(f"      {origin.file}", soft_wrap=True)
                 for option, about in options.items():
-                    table.add_row("", f"  {option}", str(about.default), about.description or "")
-    console.print(table)
+                    _print_indented(console, f"{option}={about.default}  {about.description or ''}")
+            elif options:
+                _print_indented(console, ", ".join(f"{option}={about.default}" for option, about in options.items()))
     for problem in registry.problems:
         console.print(f"failed  {problem}", style="red", soft_wrap=True)
     return 1 if registry.problems else 0
+
+
+def _print_indented(console: Console, text: str) -> None:
+    """Print a text below its plugin, wrapped to the terminal. No word is cut."""
+    indent = " " * 6
+    lines = textwrap.fill(
+        text,
+        max(40, console.width),
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    console.print(lines, soft_wrap=True)

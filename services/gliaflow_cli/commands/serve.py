@@ -32,23 +32,27 @@ def serve(
     health_port: Annotated[
         int | None, typer.Option("--health-port", help="Port for /livez, /readyz, /metrics.")
     ] = None,
-    prefetch: Annotated[int | None, typer.Option("--prefetch", help="Messages held at a time.")] = None,
+    prefetch: Annotated[int | None, typer.Option("--prefetch", help="Messages that it holds at a time.")] = None,
     root: Annotated[
         list[str] | None, typer.Option("--root", help="A folder or URL that scan URIs may point into; repeatable.")
     ] = None,
-    store: Annotated[Path | None, typer.Option("--store", help="trainer: folder of the feature store.")] = None,
-    bundles: Annotated[Path | None, typer.Option("--bundles", help="trainer: folder for new bundles.")] = None,
-    profile: Annotated[str | None, typer.Option("--profile", help="trainer: as for `gliaflow train`.")] = None,
+    store: Annotated[Path | None, typer.Option("--store", help="Trainer: folder of the feature store.")] = None,
+    bundles: Annotated[
+        Path | None, typer.Option("--bundles", help="Folder of bundles; the trainer writes new ones into it.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="Trainer: demo, small or paper, as for `gliaflow train`.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show-settings", help="Print every setting with its value and exit.")] = False,
 ) -> None:
-    """Run one stage on a broker until SIGTERM, which drains it.
+    """Run one stage on a broker. Ctrl-C or SIGTERM lets it finish the message in work, then ends it.
 
     The trainer records the features of labelled scans and fits new bundles on them. It needs the extra "train".
     """
     from gliaflow_runner.serve import serve as serve_stage
-    from gliaflow_runtime.broker.interface import without_password
+    from gliaflow_runtime.broker.url import without_password
     from gliaflow_runtime.logs import configure_logging
-    from gliaflow_runtime.settings import load_settings
+    from gliaflow_runtime.settings import SECRET, load_settings
 
     settings = load_settings(
         {
@@ -68,7 +72,7 @@ def serve(
     if show:
         for name, field in type(settings).model_fields.items():
             value = getattr(settings, name)
-            shown = without_password(value) if name == "broker" else value
+            shown = without_password(value) if name in SECRET else value
             console.print(f"{name} = {shown}  # {field.description}", soft_wrap=True)
         return
     if settings.broker.startswith("memory:"):

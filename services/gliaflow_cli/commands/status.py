@@ -15,10 +15,10 @@ REFRESH_S = 2.0
 def status(
     broker: flags.Broker = None,
     management: flags.Management = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Repeat every two seconds, until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Print again every two seconds, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Queues, rates, time left, and which stages run."""
+    """Print the queues of a broker, their rates, the time left, and the stages that run."""
     import json
     import time
     from dataclasses import asdict

@@ -17,7 +17,7 @@ def train(
     profile: flags.Profile = "demo",
     generator: Annotated[
         str,
-        typer.Option(
+        flags.fitting(
             "--generator",
             help="Generator variants (see `gliaflow plugins`), separated by commas; the first is the bundle's own.",
         ),
@@ -25,11 +25,14 @@ def train(
     option: flags.Options = None,
     augmentation: Annotated[
         list[str] | None,
-        typer.Option(
+        flags.fitting(
             "--augmentation", help="Replaces the profile's: a name, name:option=value,… or a TOML file; repeatable."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Of the U-Net; default: the profile's.", min=1)] = None,
+    epochs: Annotated[
+        int | None,
+        flags.fitting("--epochs", metavar="<int>", help="Epochs of the U-Net; default: the profile's.", min=1),
+    ] = None,
     init: flags.Init = None,
     tap: flags.Tap = None,
     crop: flags.Crop = None,
@@ -43,18 +46,20 @@ def train(
     grades: flags.Grades = None,
     patient_column: flags.PatientColumn = None,
     grade_column: flags.GradeColumn = None,
+    allow: flags.Allow = False,
 ) -> None:
     """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs the extra "train".
 
     OUT.work keeps the work so far: after an interruption, the same command resumes.
     """
-    from gliaflow_cli.learning import prepare, read_options, read_profile
+    from gliaflow_cli.learning import find_unet, prepare, read_options, read_profile
 
     prepare()
     from gliaflow_plugins.augmentations.pipeline import parse_named, read_augmentations
     from gliaflow_plugins.cohorts.read import CohortRequest
     from gliaflow_plugins.registry import load_registry
     from gliaflow_trainer.distributed import process_group
+    from gliaflow_trainer.report import REPORT_FILE, summary, write_report
     from gliaflow_trainer.request import TrainRequest
     from gliaflow_trainer.train import train as train_bundle
     from gliaflow_trainer.variants import choose
@@ -62,6 +67,7 @@ def train(
     registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column)
     chosen = read_profile(profile, tap, crop, classifier, preprocess, epochs)
+    init_bundle = find_unet("init", init, chosen)
     with progress_bar() as bar, process_group(device, console, bar.console):
         cases = reading.read(registry)
         print_problems(cases)
@@ -77,8 +83,9 @@ def train(
                 for text in augmentation or []
                 for step in (read_augmentations(Path(text)) if text.endswith(".toml") else [parse_named(text)])
             ],
-            init=init,
+            init=init_bundle,
             high=reading.high_grades,
+            allow=allow,
             seed=seed,
             device=device,
         )
@@ -86,5 +93,10 @@ def train(
     if bundle is None:  # in the other processes of torchrun
         return
     console.print(f"bundle {bundle.id}: {out}", soft_wrap=True)
-    for key, value in bundle.manifest.metrics.items():
-        console.print(f"  {key}: {value}", soft_wrap=True)
+    lines = list(summary(bundle))
+    width = max(len(title) for title, _ in lines)
+    for title, text in lines:
+        console.print(f"  {title:<{width}}  {text}", soft_wrap=True)
+    write_report(bundle, out / REPORT_FILE)
+    console.print(f"report: {out / REPORT_FILE}", soft_wrap=True)
+    console.print(f"next:   gliaflow submit SCANS --bundle {out} --out answers", soft_wrap=True)

@@ -31,7 +31,8 @@ from pika.exceptions import (
 )
 
 from gliaflow_runtime.broker.credentials import Credentials, explain_tls_error
-from gliaflow_runtime.broker.interface import BrokerError, without_password
+from gliaflow_runtime.broker.interface import BrokerError
+from gliaflow_runtime.broker.url import without_password
 
 PAUSE_S = (0.1, 10.0)  # first and longest pause between attempts to connect
 STEADY_S = 5.0  # a connection that lasted this long resets the pauses

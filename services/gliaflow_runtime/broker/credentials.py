@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pika
 
-from gliaflow_runtime.broker.interface import BrokerError, without_password
+from gliaflow_runtime.broker.interface import BrokerError
+from gliaflow_runtime.broker.url import parse_server_url, without_password
 from gliaflow_runtime.errors import UsageError
 
 HEARTBEAT_S = 30  # unless the URL has ?heartbeat=
@@ -48,24 +48,19 @@ class Credentials:
         UsageError: the URL is malformed.
         BrokerError: a file cannot be read, or has no certificate or key in it.
         """
-        parts = urlsplit(url)
         try:
-            nodes = parts.netloc.rpartition("@")[2].split(",")
-            if len(nodes) > 1 and not all(nodes):
-                raise ValueError("a node between the commas is empty")
+            server = parse_server_url(url)
             # pika cannot read a user without a password
-            nodes_parameters = [pika.URLParameters(parts._replace(netloc=node).geturl()) for node in nodes]
-            user, password = parts.username, parts.password
+            nodes_parameters = [pika.URLParameters(server.of_node(node)) for node in server.nodes]
         except Exception as error:  # pika raises many types here
             raise UsageError(f"broker URL {without_password(url)}: {error or type(error).__name__}") from None
+        password = server.password
         if password is None and self.password_file is not None:
             password = _read("broker_password_file", self.password_file).strip()
-        elif password is not None:
-            password = unquote(password)
         for parameters in nodes_parameters:
-            if user is not None:
-                parameters.credentials = pika.PlainCredentials(unquote(user), password or "")
-            if parts.scheme == "amqps":
+            if server.user is not None:
+                parameters.credentials = pika.PlainCredentials(server.user, password or "")
+            if server.scheme == "amqps":
                 parameters.ssl_options = pika.SSLOptions(self._tls(), parameters.host)
             if parameters.heartbeat is None:
                 parameters.heartbeat = HEARTBEAT_S

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 from gliaflow_proto import Queue
 
@@ -45,13 +44,6 @@ class AccessDenied(BrokerError):
 
 class Refused(BrokerError):
     """The broker refused the message because a queue is full. Temporary: try again later."""
-
-
-def without_password(url: str) -> str:
-    """The URL of a broker for logs and messages."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
 
 
 @dataclass(frozen=True)

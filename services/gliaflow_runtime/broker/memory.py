@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import msgpack
 import structlog
 from gliaflow_proto import Queue
 from gliaflow_proto.routing import ASSEMBLER, BALANCER, STAGE_QUEUES
@@ -32,7 +30,7 @@ from gliaflow_runtime.broker.interface import (
     Refused,
     Unroutable,
 )
-from gliaflow_runtime.files import write_whole
+from gliaflow_runtime.broker.letter_folder import LetterFolder, StoredLetter, read_letter
 
 log = structlog.get_logger()
 
@@ -56,10 +54,12 @@ DELIVERY_LIMIT = 20  # as in deploy/rabbitmq/definitions.json
 
 @dataclass
 class _Message:
-    key: str
-    body: bytes  # empty if it is in ``file``
-    message_id: str
-    headers: dict[str, str]
+    """A message in a queue. If it has a ``file``, everything else is there, and is read when the message is taken."""
+
+    key: str = ""
+    body: bytes = b""
+    message_id: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     attempts: int = 0
     file: Path | None = None
 
@@ -79,8 +79,7 @@ class MemoryBroker(Broker):
 
     Parameters
     ----------
-    dead_letters: a folder that keeps dead letters as files, so that a later process can read them. Files that are
-        already there are loaded into their queues.
+    dead_letters: a folder that keeps the latest dead letters (``LetterFolder``); those that it has are in their queues.
     limits: the limits of queues, by name.
     delivery_limit: a message that was returned more often becomes a dead letter.
     """
@@ -91,7 +90,8 @@ class MemoryBroker(Broker):
         limits: Mapping[str, Limit] | None = None,
         delivery_limit: int = DELIVERY_LIMIT,
     ) -> None:
-        self._state = _State(_Folder(dead_letters) if dead_letters else None, dict(limits or {}), delivery_limit)
+        folder = LetterFolder(dead_letters) if dead_letters else None
+        self._state = _State(folder, dict(limits or {}), delivery_limit)
         self._consumers: list[MemoryConsumer] = []
         self._open = True
 
@@ -193,16 +193,14 @@ class MemoryConsumer(Consumer):
                     return None
                 message = self._state.queues[self._queue].waiting.popleft()
                 try:
-                    body = message.body if message.file is None else _Folder.read(message.file)["body"]
+                    content = message if message.file is None else read_letter(message.file)
                 except BrokerError as error:  # another process has deleted this dead letter
                     log.warning("passed over", error=str(error))
                     continue
                 self._tag += 1
                 self._held[self._tag] = message
-                headers = dict(message.headers)
-                return Delivery(
-                    self._queue, message.key, body, message.message_id, headers, message.attempts, self._tag
-                )
+                key, body, headers = content.key, content.body, dict(content.headers)
+                return Delivery(self._queue, key, body, content.message_id, headers, message.attempts, self._tag)
 
     def ack(self, delivery: Delivery) -> None:
         with self._state.changed:
@@ -238,15 +236,15 @@ class MemoryConsumer(Consumer):
 class _State:
     """The queues of one in-process broker. Callers of its methods must hold ``changed``."""
 
-    def __init__(self, folder: _Folder | None, limits: dict[str, Limit], delivery_limit: int) -> None:
+    def __init__(self, folder: LetterFolder | None, limits: dict[str, Limit], delivery_limit: int) -> None:
         self.changed = threading.Condition()
         self.queues: dict[str, _StoredQueue] = {}
         self._folder = folder
         self._limits = limits
         self._delivery_limit = delivery_limit
-        for queue, message in folder.load() if folder else ():
+        for queue, file in folder.list() if folder else ():
             self.declare(Queue(queue))
-            self.queues[queue].waiting.append(message)
+            self.queues[queue].waiting.append(_Message(file=file))
 
     def declare(self, queue: Queue) -> None:
         self._expire()
@@ -291,12 +289,21 @@ class _State:
         letter = _Message(Queue(name).dead_key, message.body, message.message_id, headers)
         if self._folder:
             try:
-                letter.file, letter.body = self._folder.write(stored.declared.name, letter), b""
+                content = StoredLetter(letter.key, letter.body, letter.message_id, headers)
+                letter = _Message(file=self._folder.write(stored.declared.name, content))
+                self._keep_only(self._folder.prune())
             except OSError as error:  # a full disk: keep it in memory instead
                 log.error("dead letter not kept on disk", error=str(error))
         stored.waiting.append(letter)
         self.changed.notify_all()
         return True
+
+    def _keep_only(self, files: Collection[Path] | None) -> None:
+        """Drop the dead letters whose files were deleted to make room for others."""
+        if files is not None:
+            log.warning("old dead letters deleted", left=len(files))
+            for stored in self.queues.values():
+                stored.waiting = deque(m for m in stored.waiting if m.file is None or m.file in files)
 
     def forget(self, message: _Message) -> None:
         """Delete the file of a dead letter that is settled."""
@@ -309,54 +316,6 @@ class _State:
             expires = stored.declared.expires_s
             if expires is not None and not stored.consumers and now - stored.used > expires:
                 del self.queues[name]
-
-
-class _Folder:
-    """Dead letters as files: one msgpack map each, named by time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, queue: str, letter: _Message) -> Path:
-        self._path.mkdir(parents=True, exist_ok=True)
-        file = self._path / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.msgpack"
-        document = {
-            "queue": queue,
-            "key": letter.key,
-            "id": letter.message_id,
-            "headers": letter.headers,
-            "body": letter.body,
-        }
-        write_whole(file, msgpack.packb(document))
-        return file
-
-    @staticmethod
-    def read(file: Path) -> dict[str, Any]:
-        """One dead letter.
-
-        Raises
-        ------
-        BrokerError: the file is gone, or is not a dead letter of gliaflow.
-        """
-        try:
-            document = msgpack.unpackb(file.read_bytes())
-        except (OSError, ValueError, msgpack.UnpackException) as error:
-            raise BrokerError(f"dead letter {file}: {error or type(error).__name__}") from None
-        if not isinstance(document, dict) or document.keys() != {"queue", "key", "id", "headers", "body"}:
-            raise BrokerError(f"dead letter {file}: not a gliaflow file")
-        return document
-
-    def load(self) -> list[tuple[str, _Message]]:
-        """The dead letters in the folder, oldest first, each with its queue. Bodies stay on disk."""
-        letters = []
-        for file in sorted(self._path.glob("*.msgpack")):
-            try:
-                letter = self.read(file)
-            except BrokerError as error:
-                log.warning("passed over", error=str(error))
-                continue
-            letters.append((letter["queue"], _Message(letter["key"], b"", letter["id"], letter["headers"], file=file)))
-        return letters
 
 
 def matches(pattern: str, key: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from gliaflow_cli.main import app
-from gliaflow_runtime.errors import UsageError
+from gliaflow_plugins.contracts import PluginError
+from sample_scans import GOOD_SHAPE, good_scan
+from scipy import ndimage
 from typer.testing import CliRunner
 
 
@@ -40,16 +43,24 @@ def test_the_command_prints_layout_scans_grades_and_problems(tmp_path: Path) -> 
             "grades II 1, III 1, IV 1, not known 1",
             "classes HGG 2 (III, IV → HGG), LGG 1 (II → LGG), none 1",
             "masks 4",
+            "table participants.tsv: patients by 'participant_id', grades by 'grade'; 4 of 4 patients matched",
             "problem d: no grade",
         ],
     )
     assert "classes HGG 1 (IV → HGG), LGG 2 (II, III → LGG), none 1" in run(tmp_path, "--high", "IV")[1]
 
 
+def test_leaks_are_listed(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"p1": "II", "P01": "III"})
+    code, lines = run(tmp_path)
+    assert lines[-1] == "leak the patients 'P01' and 'p1' may be one: their names differ in spelling only"
+    assert code == 0
+
+
 def test_a_column_without_a_table_is_refused(tmp_path: Path) -> None:
     write_folders(tmp_path, {"a": "II"})
     done = CliRunner().invoke(app, ["cohort", str(tmp_path), "--grade-column", "Grade"])
-    assert isinstance(done.exception, UsageError)
+    assert isinstance(done.exception, PluginError)
     assert "--grades" in str(done.exception)
 
 
@@ -70,37 +81,71 @@ def test_a_folder_without_a_usable_scan_has_exit_code_1(tmp_path: Path) -> None:
     assert lines[-1] == "problem HGG/A: no A_flair.nii.gz or .nii"
 
 
-def test_check_opens_every_image(tmp_path: Path) -> None:
-    write_folders(tmp_path, dict.fromkeys("abcde", "II"))
+def save_case(folder: Path, patient: str, mask: np.ndarray | None = None, affine: np.ndarray | None = None) -> None:
+    """A scan whose lesion is known, and its mask or another one."""
+    scan = nib.load(good_scan(folder / patient / f"{patient}_flair.nii.gz", seed=ord(patient[0])))
+    labels = tumour() if mask is None else mask
+    nib.save(
+        nib.Nifti1Image(labels, scan.affine if affine is None else affine),
+        folder / patient / f"{patient}_seg.nii.gz",
+    )
 
-    def save(name: str, voxels: np.ndarray) -> None:
-        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / name[0] / f"{name}.nii.gz")
 
-    ramp = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
-    for patient in "abce":
-        save(f"{patient}_flair", ramp)
-        save(f"{patient}_seg", (ramp > 50).astype(np.uint8))
-    save("b_seg", np.zeros((3, 4, 6), np.uint8))
-    save("c_flair", np.full((3, 4, 5), 7, np.uint8))
+def tumour() -> np.ndarray:
+    i, j, k = np.meshgrid(*(np.linspace(-1, 1, side) for side in GOOD_SHAPE), indexing="ij")
+    return ((i - 0.3) ** 2 + (j + 0.2) ** 2 + k**2 < 0.04).astype(np.uint8)
+
+
+def test_check_names_every_scan_and_mask_that_training_would_refuse(tmp_path: Path) -> None:
+    write_folders(tmp_path, dict.fromkeys("abcdefgh", "II"))
+    for patient in "abdefg":
+        save_case(tmp_path, patient)
+    save_case(tmp_path, "b", mask=tumour()[:-1])
+    save_case(tmp_path, "c")
+    nib.save(nib.Nifti1Image(np.full(GOOD_SHAPE, 7, np.uint8), np.eye(4)), tmp_path / "c/c_flair.nii.gz")
     (tmp_path / "d/d_seg.nii.gz").unlink()
+    save_case(tmp_path, "e", affine=np.eye(4))
+    save_case(tmp_path, "f", mask=ndimage.gaussian_filter(tumour().astype(np.float32), 1))
+    save_case(tmp_path, "g", mask=np.zeros_like(tumour()))
     code, lines = run(tmp_path, "--check")
-    assert code == 0
-    bad = [line.removeprefix(f"bad {tmp_path}/") for line in lines if line.startswith("bad")]
-    assert bad == [
-        "b/b_seg.nii.gz: shape [3, 4, 6], but its scan has [3, 4, 5]",
-        "b/b_seg.nii.gz: the mask is empty",
-        "c/c_flair.nii.gz: every voxel has the same value",
-        "d/d_flair.nii.gz: the file is empty",
+    assert code == 1
+    named = [line.replace(f"{tmp_path}/", "").split(":")[0] for line in lines if line.startswith(("bad", "doubtful"))]
+    assert named == [
+        "bad mask b/b_seg.nii.gz",
+        "bad c/c_flair.nii.gz",
+        "bad mask e/e_seg.nii.gz",
+        "bad mask f/f_seg.nii.gz",
+        "doubtful mask g/g_seg.nii.gz",
+        "bad h/h_flair.nii.gz",
     ]
-    assert lines[-1] == "checked 2 of 5 scans are good"
+    assert lines[-1] == "checked 3 of 8 scans are good"
+
+
+def test_check_of_good_images_has_exit_code_0(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"a": "II", "b": "III"})
+    save_case(tmp_path, "a")
+    save_case(tmp_path, "b")
+    code, lines = run(tmp_path, "--check")
+    assert lines[-1] == "checked 2 of 2 scans are good"
+    assert code == 0
+
+
+def test_check_names_patients_with_the_same_scan(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"a": "II", "b": "III"})
+    save_case(tmp_path, "a")
+    for kind in ("flair", "seg"):
+        shutil.copy(tmp_path / f"a/a_{kind}.nii.gz", tmp_path / f"b/b_{kind}.nii.gz")
+    code, lines = run(tmp_path, "--check")
+    assert lines[-2:] == ["leak the same voxels: a and b", "checked 2 of 2 scans are good"]
+    assert code == 1
 
 
 def test_check_reads_the_flair_volume_of_a_decathlon_file(tmp_path: Path) -> None:
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "labelsTr").mkdir()
-    volumes = np.zeros((3, 4, 5, 2), np.uint8)
-    volumes[0, 0, 0, 1] = 1
-    nib.save(nib.Nifti1Image(volumes, np.eye(4)), tmp_path / "imagesTr/B_1.nii.gz")
-    nib.save(nib.Nifti1Image(volumes[..., 1], np.eye(4)), tmp_path / "labelsTr/B_1.nii.gz")
+    scan = nib.load(good_scan(tmp_path / "scan.nii"))
+    volumes = np.stack([np.zeros(GOOD_SHAPE, np.int16), np.asarray(scan.dataobj)], axis=-1)
+    nib.save(nib.Nifti1Image(volumes, scan.affine), tmp_path / "imagesTr/B_1.nii.gz")
+    nib.save(nib.Nifti1Image(tumour(), scan.affine), tmp_path / "labelsTr/B_1.nii.gz")
     (tmp_path / "dataset.json").write_text('{"modality": {"0": "T1", "1": "FLAIR"}}')
     assert run(tmp_path, "--check")[1][-1] == "checked 1 of 1 scans are good"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +19,11 @@ from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.inference import DeviceError
 from gliaflow_runtime.settings import SettingsError
+from gliaflow_runtime.version import VERSION
 from typer.main import get_command
 from typer.testing import CliRunner
 
-HELPERS = {"__init__", "demo_report", "plugins_new"}  # files in commands/ that are not commands
+HELPERS = {"__init__", "answers_report", "plugins_new"}  # files in commands/ that are not commands
 FILES = {path.stem for path in Path(gliaflow_cli.commands.__path__[0]).glob("*.py")} - HELPERS
 
 
@@ -33,6 +36,20 @@ def test_each_command_has_help(name: str) -> None:
     done = CliRunner().invoke(main.app, [name, "--help"])
     assert done.exit_code == 0
     assert f"{name} [OPTIONS]" in done.output
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_help_cuts_no_word_on_a_terminal_of_80_columns(name: str) -> None:
+    done = CliRunner().invoke(main.app, [name, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert not re.findall(r"\w+…", done.output)
+
+
+def test_the_versions_are_one_line() -> None:
+    done = CliRunner().invoke(main.app, ["--version"])
+    assert done.exit_code == 0
+    assert done.output.count("\n") == 1
+    for part in (f"gliaflow {VERSION}", f"Python {platform.python_version()}", "onnxruntime", platform.system()):
+        assert part in done.output
 
 
 def test_help_imports_no_large_library() -> None:

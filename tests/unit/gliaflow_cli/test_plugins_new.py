@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,24 +15,60 @@ from gliaflow_runtime.errors import UsageError
 
 pytest.importorskip("torch")
 
-from gliaflow_plugins.testing import checks
+from gliaflow_plugins.conformance import checks
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_plugin_passes_the_contract_unchanged(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "new"
     project, code = write_plugin(f"my-{kind}", kind, folder)
+    module = code.parent.name
     config = tomllib.loads(project.read_text())
     assert config["project"]["name"] == f"gliaflow-my-{kind}"
-    assert config["project"]["entry-points"]["gliaflow"] == {f"my-{kind}": code.stem}
+    assert config["project"]["entry-points"]["gliaflow"] == {f"my-{kind}": module}
     assert len(code.read_text().splitlines()) < 75, "short enough to read before changing it"
     monkeypatch.syspath_prepend(str(folder))
     done = 0
-    for name, check in checks(code.stem, {"steps": "60", "ngf": "16", "ndf": "16"}):
+    for name, check in checks(module, {"steps": "60", "ngf": "16", "ndf": "16"}):
         if "5×24" not in name:
             check()
             done += 1
     assert done >= 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_words_are_of_its_kind(kind: str, tmp_path: Path) -> None:
+    text = "".join(path.read_text() for path in write_plugin("mine", kind, tmp_path / "new"))
+    words = {"generator": r"GAN\b", "classifier": r"[Cc]lassifier", "augmentation": r"[Aa]ugment"}
+    assert [each for each, word in words.items() if each != kind and re.search(word, text)] == []
+    assert ("steps=" in text) == (kind in ("generator", "classifier")), "the other kinds are not fitted"
+
+
+def test_its_tests_run_by_the_printed_instructions(tmp_path: Path) -> None:
+    project, _ = write_plugin("mine", "augmentation", tmp_path / "new")
+    assert tomllib.loads(project.read_text())["project"]["optional-dependencies"] == {"test": ["pytest>=8"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=project.parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+
+
+def test_modules_that_are_added_are_packed(tmp_path: Path) -> None:
+    """setuptools finds what goes into the wheel."""
+    from setuptools import find_packages
+
+    project, code = write_plugin("mine", "step", tmp_path / "new")
+    (code.parent / "filters").mkdir()
+    (code.parent / "filters/__init__.py").touch()
+    (project.parent / "tests").mkdir()
+    (project.parent / "tests/__init__.py").touch()
+    include = tomllib.loads(project.read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert sorted(find_packages(str(project.parent), include=include)) == ["gliaflow_mine", "gliaflow_mine.filters"]
 
 
 @pytest.mark.parametrize("name", ["", "My", "a--b", "-a", "a_b", "../up", "1a"])

@@ -1,80 +1,169 @@
-"""``predictions.csv`` and the masks beside it."""
+"""``predictions.csv``, as gliaflow writes it and as spreadsheet programs save it again."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from gliaflow.flow import Flow
-from gliaflow.scans import Input
-from gliaflow_cli.client.table import TABLE, ScanRow, read_table, save_answers, write_table
-from gliaflow_proto import PredictionMessage, ScanMessage, encode, routing_key
-from gliaflow_runtime.broker.interface import Broker
-from stand_in import StandIn, fail
+from gliaflow_cli.client.table import TABLE, ScanRow, read_table, write_table
+from gliaflow_runtime.errors import UsageError
 
-
-def predict(broker: Broker, message: ScanMessage) -> None:
-    if message.scan.name == "s1":
-        fail(broker, message, "no head")
-        return
-    answer = PredictionMessage(
-        id=message.id,
-        scan=message.scan,
-        bundle="b@1",
-        grade="HGG",
-        p_hgg=0.75,
-        tumour_ml=1.23456,
-        slices=3,
-        tumour_slices=1,
-        affine=[float(x) for x in np.eye(4).ravel()],
-        mask=np.ones((2, 3, 4), np.uint8),
-    )
-    broker.publish(routing_key(answer), encode(answer), message_id=answer.id)
+Cells = list[list[str]]
+ROWS = [
+    ScanRow("P1", "p", "a/P1.nii", "HGG", 0.25, 3.5, 12, "ok", mask="P1_seg.nii.gz", seconds=0.5),
+    ScanRow("P2", "q", "P2.nii", tumour_ml=0.0, slices=4, status="no tumour", warnings=("one, first", "two")),
+    ScanRow("P3", "r", "P3.nii", error="a strange\nreason; really"),
+]
 
 
 @pytest.fixture
-def scans(tmp_path: Path) -> list[Input]:
-    for number in range(3):
-        (tmp_path / f"s{number}.nii").write_bytes(b"a scan")
-    return [Input(tmp_path / f"s{number}.nii", f"s{number}", f"p{number}") for number in range(3)]
+def table(tmp_path: Path) -> Path:
+    write_table(tmp_path / TABLE, ROWS)
+    return tmp_path / TABLE
 
 
-def test_rows_are_in_the_order_of_the_scans_and_known_rows_come_first(scans: list[Input], tmp_path: Path) -> None:
-    known = {"old": ScanRow("old", "p", status="ok", p_hgg=0.5)}
-    out = tmp_path / "out"
-    with StandIn(predict) as stages:
-        rows = save_answers(Flow(stages.broker.attach(), timeout=30), scans, out, known=known)
-    assert [(row.scan, row.status, row.error) for row in rows] == [
-        ("s0", "ok", ""),
-        ("s1", "failed", "test: no head"),
-        ("s2", "ok", ""),
-    ]
-    assert (rows[0].grade, rows[0].p_hgg, rows[0].tumour_ml, rows[0].slices, rows[0].bundle) == (
-        "HGG",
-        0.75,
-        1.235,
-        3,
-        "b@1",
-    )
-    assert list(read_table(out / TABLE)) == ["old", "s0", "s1", "s2"]
-    assert sorted(path.name for path in out.iterdir()) == [TABLE, "s0_seg.nii.gz", "s2_seg.nii.gz"]
-
-
-def test_a_mask_that_cannot_be_written_fails_its_scan(
-    scans: list[Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def save_again(
+    table: Path, delimiter: str = ",", encoding: str = "utf-8", change: Callable[[Cells], Cells] = lambda cells: cells
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    """Save the table as a spreadsheet program does."""
+    with table.open(newline="", encoding="utf-8") as file:
+        cells = change(list(csv.reader(file)))
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(cells)
+    table.write_text(text.getvalue(), encoding=encoding)
 
-    monkeypatch.setattr("gliaflow_cli.client.table.write_image", full)
-    with StandIn(predict) as stages:
-        first, *_ = save_answers(Flow(stages.broker.attach(), timeout=30), scans, tmp_path / "out")
-    assert (first.status, first.error) == ("failed", "mask not written: No space left on device")
+
+def commas(cells: Cells) -> Cells:
+    numbers = {cells[0].index(name) for name in ("p_hgg", "tumour_ml", "seconds")}
+    return [[cell.replace(".", ",") if i in numbers else cell for i, cell in enumerate(line)] for line in cells]
 
 
-def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    rows = [ScanRow("a", "p", "HGG", 0.25, 3.5, 12, "ok", "", "b@1", 0.5), ScanRow("b", "q", error="an, odd\nreason")]
-    write_table(tmp_path / TABLE, rows)
-    assert list(read_table(tmp_path / TABLE).values()) == rows
+def with_value(line: int, column: str, value: str) -> Callable[[Cells], Cells]:
+    def change(cells: Cells) -> Cells:
+        cells[line - 1][cells[0].index(column)] = value
+        return cells
+
+    return change
+
+
+def test_a_table_is_read_as_it_was_written(table: Path, tmp_path: Path) -> None:
+    assert list(read_table(table).values()) == ROWS
     assert read_table(tmp_path / "none.csv") == {}
+
+
+def test_the_columns(table: Path) -> None:
+    header = "scan,patient,source,grade,p_hgg,tumour_ml,slices,status,error,warnings,bundle,trained_on,seconds,mask"
+    assert table.read_text().splitlines()[0] == header
+    write_table(table, [replace(ROWS[0], true_grade="LGG"), ROWS[1]])
+    assert table.read_text().splitlines()[0] == header + ",true_grade", "only if a scan has one"
+
+
+def test_numbers_have_no_exponent_and_at_most_six_digits(table: Path) -> None:
+    write_table(table, [replace(ROWS[0], p_hgg=1e-5, tumour_ml=0.0, seconds=1.25)])
+    line = next(csv.DictReader(io.StringIO(table.read_text())))
+    assert (line["p_hgg"], line["tumour_ml"], line["seconds"]) == ("0.00001", "0", "1.25")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_of_a_spreadsheet_program_is_read(table: Path, delimiter: str, encoding: str) -> None:
+    save_again(table, delimiter, encoding, lambda cells: [line[::-1] for line in cells])
+    assert list(read_table(table).values()) == ROWS
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_decimal_commas_are_read(table: Path, delimiter: str) -> None:
+    save_again(table, delimiter, change=commas)
+    assert list(read_table(table).values()) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("1,00E-05", 1e-5), ("2,5e-1", 0.25), ("0,778801", 0.778801), ("1", 1.0)]
+)
+def test_numbers_with_exponents_and_commas(table: Path, written: str, value: float) -> None:
+    save_again(table, ";", change=lambda cells: with_value(2, "p_hgg", written)(commas(cells)))
+    assert read_table(table)["P1"].p_hgg == value
+
+
+def test_added_columns_are_kept_and_missing_ones_are_empty(table: Path) -> None:
+    def change(cells: Cells) -> Cells:
+        keep = [i for i, name in enumerate(cells[0]) if name not in ("bundle", "seconds", "error")]
+        lines = [[line[i] for i in keep] for line in cells]
+        notes = ["read by", "A. B.", "", "C"]
+        return [[note, *line, "", ""] for note, line in zip(notes, lines, strict=True)] + [[""] * 14, []]
+
+    save_again(table, ";", change=change)
+    rows = read_table(table)
+    assert [row.added for row in rows.values()] == [{"read by": "A. B."}, {"read by": ""}, {"read by": "C"}]
+    assert (rows["P1"].seconds, rows["P3"].error) == (None, "")
+    write_table(table, rows.values())
+    assert read_table(table) == rows
+    assert table.read_text().splitlines()[1].endswith(",A. B.")
+
+
+def test_the_table_of_an_older_version_is_read(table: Path) -> None:
+    table.write_text(
+        "scan,patient,grade,p_hgg,tumour_ml,slices,status,error,bundle,seconds\n"
+        "P1,p,HGG,0.7788007855415344,1.235,12,ok,,demo@1,2.5\n"
+    )
+    assert read_table(table)["P1"].p_hgg == 0.7788007855415344
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_value(2, "p_hgg", "1,234.5"), "line 2, column p_hgg: '1,234.5' is not a possible value"),
+        (with_value(2, "p_hgg", "78%"), "line 2, column p_hgg: '78%' is not"),
+        (with_value(2, "tumour_ml", "12. Mai"), "line 2, column tumour_ml: '12. Mai' is not"),
+        (with_value(2, "tumour_ml", "12345"), "line 2, column tumour_ml: '12345' is not"),
+        (with_value(2, "tumour_ml", "3,5"), "'3,5' has a decimal comma, and '0.25' a point"),
+        (with_value(2, "slices", "1.5"), "column slices: '1.5'"),
+        (with_value(2, "p_hgg", ""), "line 2, column grade: status ok needs a grade"),
+        (with_value(2, "status", "done"), "line 2, column status: 'done' is not one of ok, no tumour, failed"),
+        (with_value(2, "scan", ""), "line 2, column scan: is empty"),
+        (with_value(2, "scan", "1"), "line 2, column scan: '1', but its mask is P1_seg.nii.gz"),
+        (with_value(3, "scan", "P1"), "line 3, column scan: 'P1' has two rows"),
+        (with_value(1, "patient", "scan"), "column scan: there are two columns of this name"),
+        (lambda cells: [*cells[:2], [*cells[2], "more"]], "line 3: 15 values for 14 columns"),
+        (lambda cells: [[*cells[0], ""], [*cells[1], "note"]], "line 2: 'note' is in a column without a name"),
+    ],
+)
+def test_a_value_that_a_spreadsheet_program_changed_is_refused_in_one_line(
+    table: Path, change: Callable[[Cells], Cells], message: str
+) -> None:
+    save_again(table, change=change)
+    with pytest.raises(UsageError) as refused:
+        read_table(table)
+    assert message in str(refused.value)
+    assert str(refused.value).startswith(f"{table}: ")
+    assert "Correct it, or move the table" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_number_that_may_be_a_thousand_is_refused(table: Path) -> None:
+    save_again(table, change=lambda c: with_value(2, "p_hgg", "1")(with_value(2, "tumour_ml", "1,234")(commas(c)[:2])))
+    save_again(table, change=with_value(2, "seconds", "2"))
+    with pytest.raises(UsageError, match="'1,234' may be a decimal comma or a thousand"):
+        read_table(table)
+
+
+def test_numbers_of_a_table_that_nobody_changed_may_be_large(table: Path) -> None:
+    write_table(table, [replace(ROWS[0], tumour_ml=12345.0)])
+    assert read_table(table, unchanged=True)["P1"].tumour_ml == 12345
+
+
+@pytest.mark.parametrize("text", ["", "subject,age\nP1,40\n", "scan;volume\nP1;3\n", "\x00\x01"])
+def test_the_table_of_another_tool_is_refused(table: Path, text: str) -> None:
+    table.write_text(text)
+    with pytest.raises(UsageError, match=r"not a table of `gliaflow submit`: it has no column .*Move it, or choose"):
+        read_table(table)
+
+
+def test_a_table_of_another_encoding_is_refused(table: Path) -> None:
+    table.write_bytes(table.read_bytes().replace(b"strange", "für".encode("latin-1")))
+    with pytest.raises(UsageError, match="not UTF-8; save the table as CSV UTF-8"):
+        read_table(table)

@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gliaflow_extractor.extractor import Extractor, UNetSession
 from gliaflow_proto import Geometry, ProtocolError, Scan, SlicesMessage
 from gliaflow_runtime.broker.interface import Delivery
-from gliaflow_runtime.bundle.load import Bundle, demo_bundle, load_bundle
+from gliaflow_runtime.bundle.load import Bundle, demo_bundle, find_bundle, load_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.inference import DeviceError, Network
 
@@ -170,3 +171,40 @@ def test_slices_that_were_prepared_for_another_bundle_are_refused():
     for name in ("", bundle.id):
         (features,) = extractor.handle(replace(slices, bundle=name), Delivery("q", "slices", b"")).publish
         assert features.bundle == bundle.id
+
+
+class TestFindBundle:
+    """A bundle is a path, or the name of a folder here or in GLIAFLOW_BUNDLES, or ``demo``."""
+
+    @pytest.fixture(autouse=True)
+    def places(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        for name in ("mine", "yours"):
+            shutil.copytree(demo_bundle(), tmp_path / "bundles" / name)
+
+    def test_a_name_is_found_here_and_in_the_folder_of_bundles(self, tmp_path: Path) -> None:
+        assert find_bundle("mine", tmp_path / "bundles") == tmp_path / "bundles" / "mine"
+        shutil.copytree(demo_bundle(), "other")
+        assert find_bundle("other", tmp_path / "bundles") == Path("other")
+        assert load_bundle("mine", bundles=tmp_path / "bundles").folder == tmp_path / "bundles" / "mine"
+
+    def test_a_path_is_that_path(self, tmp_path: Path) -> None:
+        assert find_bundle("../bundles/mine") == Path("../bundles/mine")
+        assert find_bundle(tmp_path / "bundles" / "mine") == tmp_path / "bundles" / "mine"
+
+    def test_demo_is_the_shipped_one(self) -> None:
+        assert find_bundle("demo") == find_bundle(None) == demo_bundle()
+
+    def test_an_unknown_name_is_refused_with_the_names_that_are_there(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match=r"no bundle 'ours': .*/here or in .*/bundles \(which has mine, yours\)"):
+            find_bundle("ours", tmp_path / "bundles")
+        with pytest.raises(BundleError, match=r"no bundle 'ours': .*/here; name a folder"):
+            find_bundle("ours")
+
+    @pytest.mark.parametrize("name", ["mine", "demo"])
+    def test_a_name_that_two_bundles_have_is_refused(self, name: str, tmp_path: Path) -> None:
+        shutil.copytree(demo_bundle(), name)
+        with pytest.raises(BundleError, match=rf"bundle '{name}' may be .*/here/{name} or .*: write the path"):
+            find_bundle(name, tmp_path / "bundles")
+        assert find_bundle(f"./{name}", tmp_path / "bundles") == Path(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from gliaflow_proto import Queue
+from gliaflow_runtime.broker import letter_folder
 from gliaflow_runtime.broker.interface import REASON, Delivery, Refused
 from gliaflow_runtime.broker.memory import Limit, MemoryBroker, matches
 
@@ -97,15 +98,43 @@ def test_a_later_process_reads_the_dead_letters(tmp_path: Path) -> None:
     assert {file.suffix for file in folder.iterdir()} == {".msgpack"}
 
 
+def test_a_start_reads_no_dead_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = MemoryBroker(tmp_path)
+    writer.declare(SCANS)
+    writer.dead_letter(Delivery(SCANS.name, "scan", b"1"), "reason")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+        assert MemoryBroker(tmp_path).depth(SCANS.dead) == 1
+
+
+@pytest.mark.parametrize(("limit", "value"), [("KEPT_LETTERS", 10), ("KEPT_BYTES", 1000)])
+def test_the_oldest_dead_letters_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(letter_folder, limit, value)
+    for _ in range(4):
+        broker = MemoryBroker(tmp_path)  # as each command does
+        broker.declare(SCANS)
+        for number in range(10):
+            broker.dead_letter(Delivery(SCANS.name, "scan", b"", f"id-{number}"), "reason")
+    sizes = [file.stat().st_size for file in tmp_path.iterdir()]
+    assert {"KEPT_LETTERS": len(sizes), "KEPT_BYTES": sum(sizes)}[limit] <= value
+    assert broker.depth(SCANS.dead) == len(sizes)
+    with MemoryBroker(tmp_path).consume(Queue(SCANS.dead), 100) as dead:
+        kept = [letter.message_id for letter in iter(lambda: dead.next(0), None) if letter]
+    assert kept == [f"id-{number}" for number in range(10 - len(kept), 10)], "the latest are kept"
+
+
 def test_missing_and_invalid_dead_letters_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "0.msgpack").write_bytes(b"nonsense")
+    (tmp_path / f"0-0-{SCANS.dead}.msgpack").write_bytes(b"nonsense")
     writer = MemoryBroker(tmp_path)
     writer.declare(SCANS)
     for body in (b"1", b"2"):
         writer.dead_letter(Delivery(SCANS.name, "scan", body), "reason")
     reader = MemoryBroker(tmp_path)
-    assert reader.depth(SCANS.dead) == 2
-    sorted(tmp_path.iterdir())[1].unlink()  # as another process does when it replays it
+    assert reader.depth(SCANS.dead) == 3
+    sorted(tmp_path.iterdir())[2].unlink()  # as another process does when it replays it
     with reader.consume(Queue(SCANS.dead), 10) as dead:
         letter = dead.next(0)
         assert letter is not None

@@ -1,0 +1,76 @@
+"""How ``gliaflow train`` and ``gliaflow evaluate`` end: what they print, what they write, and their exit codes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import small
+from gliaflow_cli.main import app
+from gliaflow_evaluation import run
+from gliaflow_evaluation.report.schema import Metrics
+from gliaflow_runtime.bundle.load import Bundle, demo_bundle
+from gliaflow_trainer import train
+from sample_metrics import made_up
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    return small.write_cohort(tmp_path / "cohort", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("failed", "generators", "code"),
+    [({}, ["acgan"], 0), ({"mine": "no idea"}, ["acgan"], 0), ({"mine": "no idea"}, [], 1)],
+    ids=["all well", "one of two failed", "every generator failed"],
+)
+def test_evaluate_ends_with_1_if_every_generator_failed(
+    cohort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failed: dict[str, str],
+    generators: list[str],
+    code: int,
+) -> None:
+    metrics = made_up()
+    metrics["made"] |= {"failed": failed, "generators": generators}
+    monkeypatch.setattr(run, "evaluate", lambda request, bar: Metrics.model_validate(metrics))
+    result = CliRunner().invoke(app, ["evaluate", str(cohort), "--out", str(tmp_path / "report"), "--memory", "2"])
+    assert result.exit_code == code, result.output
+    assert ("Every generator failed (mine): synthetic features were not evaluated." in result.output) == (code == 1)
+    assert bool(failed) == ("The generator mine failed and is not compared: no idea" in result.output)
+
+
+def test_the_limits_of_a_fit_reach_the_request(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Any] = []
+
+    def evaluate(request: Any, bar: Any) -> Metrics:
+        requests.append(request)
+        return Metrics.model_validate(made_up())
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    flags = ["--out", str(tmp_path / "report"), "--memory", "2.5", "--deadline", "60"]
+    assert CliRunner().invoke(app, ["evaluate", str(cohort), *flags]).exit_code == 0
+    assert (requests[0].memory_gib, requests[0].deadline_s) == (2.5, 60)
+
+
+def test_train_ends_with_a_summary_a_report_and_the_next_command(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(demo_bundle(), out)
+    monkeypatch.setattr(train, "train", lambda request, bar: Bundle(out))
+    result = CliRunner().invoke(app, ["train", str(cohort), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "140 to learn from (84 HGG, 56 LGG)" in result.output
+    assert "{" not in result.output, "no raw dicts"
+    assert f"report: {out / 'report.html'}" in result.output
+    assert f"gliaflow submit SCANS --bundle {out}" in result.output
+    assert "</html>" in (out / "report.html").read_text()
+    assert Bundle(out).id == Bundle(demo_bundle()).id, "the page changes nothing in the bundle"
