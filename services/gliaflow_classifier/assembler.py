@@ -237,7 +237,7 @@ class Assembler(Stage):
             slices=len(logit),
             tumour_slices=int(with_tumour.sum()),
             affine=geometry.affine,
-            forms=geometry.forms,
+            forms=next((part.geometry.forms for part in parts if part.geometry.forms), None),
             trained_on=self._trained_on,
             mask=mask,
         )
@@ -263,5 +263,5 @@ def without_spots(masks: NDArray[np.uint8], pixels: float) -> NDArray[np.uint8]:
 def _frame(part: GradedMessage) -> tuple[object, ...]:
     """The number of parts, the bundle and the grids, which are the same in all parts of a scan."""
     g = part.geometry
-    grids = (*g.affine, *g.shape, *g.orientation, *g.origin, *g.step, *g.size, g.forms)
+    grids = (*g.affine, *g.shape, *g.orientation, *g.origin, *g.step, *g.size)
     return part.part[1], part.bundle, grids

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gliaflow_plugins.augmentations.pipeline import parse_named
+from gliaflow_plugins.cohorts.read import CohortRequest
+from gliaflow_plugins.cohorts.scan_files import not_read
+from gliaflow_plugins.contracts import Cohort
+from gliaflow_plugins.registry import Registry
 from gliaflow_runtime.bundle.load import Bundle, find_bundle
 from gliaflow_runtime.bundle.manifest import TAPS, BundleError, StepSpec
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import load_settings, parse_pairs
+
+from gliaflow_cli.terminal import print_left_out, print_problems
 
 if TYPE_CHECKING:
     from gliaflow_trainer.profiles import Profile
@@ -40,6 +46,15 @@ def prepare() -> None:
             if error.name != module:
                 raise
             raise UsageError(f"this needs {module}: pip install 'gliaflow[train]'") from None
+
+
+def read_cohort(request: CohortRequest, registry: Registry) -> Cohort:
+    """The cohort, after its problems and what was left out are printed."""
+    cohort = request.read(registry)
+    print_problems(cohort)
+    if request.folder.is_dir():
+        print_left_out(not_read(cohort, request.folder), False, f"gliaflow cohort {request.folder} -v lists them")
+    return cohort
 
 
 def read_profile(

@@ -51,14 +51,14 @@ def print_problems(cohort: Cohort) -> None:
         console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
 
 
-def print_left_out(left_out: Sequence[LeftOut], verbose: bool) -> None:
-    """Print what was left out, counted by kind; with ``verbose`` each file and the reason."""
+def print_left_out(left_out: Sequence[LeftOut], verbose: bool, how: str = "-v lists them") -> None:
+    """Print what was left out, counted by kind, and ``how`` to list it; with ``verbose`` each file and the reason."""
     from gliaflow_plugins.cohorts.scan_files import summary
 
     lines = [f"{each.path}: {each.why}" for each in left_out]
     if left_out and not verbose:
         counts, *rest = summary(left_out)
-        lines = [f"{counts} (-v lists them)", *rest]
+        lines = [f"{counts} ({how})", *rest]
     for line in lines:
         console.print(f"left out  {line}".encode("utf-8", "replace").decode(), style="yellow", soft_wrap=True)
 

@@ -19,7 +19,7 @@ MEANING: dict[Statistic, str] = {
     "filled": "the head's share of the image",
     "noise": "the difference between neighbouring pixels, relative to the contrast of tissues",
     "flat": "the share of neighbouring pixels that are equal",
-    "dark_cortex": "how much darker tissue is beside dark fluid than away from it",
+    "dark_cortex": "how much darker the cortex is than the tissue below it, as on T1,",
     "bright_fluid": "the brightness of the darkest 2 % of pixels inside the head",
     "bright_lines": "the contrast of bright details over that of dark details",
 }

@@ -9,7 +9,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
 
 READ_NO_WAIT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # opening a pipe otherwise blocks until a writer opens it
@@ -101,12 +100,3 @@ def read_within(folder: Path, path: Path, limit: int) -> bytes:
     if size > limit:
         raise UnsafeFile(f"grew over the limit of {limit} bytes while it was read")
     return b"".join(chunks)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; links are followed. Raises OSError also for a pipe or a device."""
-    file = os.fdopen(os.open(path, READ_NO_WAIT), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "is not a regular file")
-    return file

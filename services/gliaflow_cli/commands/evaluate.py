@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, print_problems, progress_bar
+from gliaflow_cli.terminal import console, progress_bar
 
 
 def evaluate(
@@ -97,7 +97,7 @@ def evaluate(
 
     OUT/work keeps the work so far: after an interruption, the same command resumes. Needs the extra "train".
     """
-    from gliaflow_cli.learning import find_unet, prepare, read_options, read_profile
+    from gliaflow_cli.learning import find_unet, prepare, read_cohort, read_options, read_profile
 
     prepare()
     from gliaflow_evaluation.own_process import can_measure_memory
@@ -132,8 +132,7 @@ def evaluate(
     if init_bundle and unet_bundle:
         raise UsageError("--init fine-tunes a U-Net and --unet keeps one as it is: choose one of them")
     with progress_bar() as bar:
-        cases = reading.read(registry)
-        print_problems(cases)
+        cases = read_cohort(reading, registry)
         request = EvaluateRequest(
             cohort=cases,
             folder=cohort,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,8 @@ def generate(
     grade = check_grade(grade)
     if out.suffix not in (".safetensors", ".npz") or out.is_dir():
         raise UsageError(f"--out: {out}: name a file that ends in .safetensors or .npz")
+    if os.path.lexists(out):
+        raise UsageError(f"--out: {out} exists already; name another file, or delete it")
     settings = load_settings({"broker": broker, "bundle": bundle, "generator": generator})
     with open_flow(settings, TIMEOUT_S) as flow, progress_bar() as bar:
         task = bar.add_task(f"{grade} features", total=count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,18 +94,31 @@ def submit(
         if resume:
             console.print(f"{len(kept)} of {len(targets)} scans have an answer in {out}", soft_wrap=True)
             folder.keep(kept.values())
+        failures: dict[str, ScanRow] = {}  # also of scans whose earlier answer the table keeps
         if todo:
             with open_flow(settings, timeout) as flow, progress_bar() as bar:
                 task = bar.add_task("scans", total=len(todo))
 
                 def show(target: Target, answer: Answer, row: ScanRow) -> None:
+                    if row.status == "failed":
+                        failures[target.scan] = row
                     if line := attention(row, target.place):
                         style = "red" if row.status == "failed" else "yellow"
                         bar.console.print(line, style=style, soft_wrap=True)
                     bar.advance(task)
 
-                folder.answer(flow, todo, show)
-        rows = [folder.rows[target.scan] for target in targets if target.scan in folder.rows]
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                try:
+                    folder.answer(flow, todo, show)
+                except KeyboardInterrupt:
+                    done = int(bar.tasks[task].completed)
+                    bar.console.print(
+                        f"interrupted: {done} of {len(todo)} scans answered; the same command with --resume continues",
+                        style="yellow",
+                        soft_wrap=True,
+                    )
+                    raise typer.Exit(130) from None
+        rows = [failures.get(each.scan) or folder.rows[each.scan] for each in targets if each.scan in folder.rows]
         if report:
             from gliaflow_cli.commands.answers_report import write_report
 

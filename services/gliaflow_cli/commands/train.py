@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, print_problems, progress_bar
+from gliaflow_cli.terminal import console, progress_bar
 
 
 def train(
@@ -52,7 +52,7 @@ def train(
 
     OUT.work keeps the work so far: after an interruption, the same command resumes.
     """
-    from gliaflow_cli.learning import find_unet, prepare, read_options, read_profile
+    from gliaflow_cli.learning import find_unet, prepare, read_cohort, read_options, read_profile
 
     prepare()
     from gliaflow_plugins.augmentations.pipeline import parse_named, read_augmentations
@@ -69,8 +69,7 @@ def train(
     chosen = read_profile(profile, tap, crop, classifier, preprocess, epochs)
     init_bundle = find_unet("init", init, chosen)
     with progress_bar() as bar, process_group(device, console, bar.console):
-        cases = reading.read(registry)
-        print_problems(cases)
+        cases = read_cohort(reading, registry)
         request = TrainRequest(
             cohort=cases,
             folder=cohort,

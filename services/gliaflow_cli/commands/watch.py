@@ -11,7 +11,6 @@ from gliaflow_cli import flags
 
 if TYPE_CHECKING:
     from gliaflow.answer import Answer
-    from gliaflow_plugins.cohorts.walk import LeftOut
 
     from gliaflow_cli.client.out_folder import Target
     from gliaflow_cli.client.table import ScanRow
@@ -24,6 +23,7 @@ def watch(
     inbox: Annotated[Path, typer.Argument(help="Folder in which scans appear.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
     broker: flags.Broker = None,
+    bundle: flags.Bundle = None,
 ) -> None:
     """Answer each scan that is copied into INBOX, until Ctrl-C or SIGTERM."""
     import structlog
@@ -33,18 +33,17 @@ def watch(
     from gliaflow_runtime.logs import configure_logging
     from gliaflow_runtime.settings import load_settings
 
-    from gliaflow_cli.client.inbox import list_left_out, new_scans, write_answer
+    from gliaflow_cli.client.inbox import Inbox, write_answer
     from gliaflow_cli.client.out_folder import OutFolder
     from gliaflow_cli.client.summary import ON_PHANTOMS, is_on_phantoms
 
-    settings = load_settings({"broker": broker})
+    settings = load_settings({"broker": broker, "bundle": bundle})
     configure_logging(settings.log_level, settings.log_format)
     log = structlog.get_logger()
     stop = stop_on_signals()
     out.mkdir(parents=True, exist_ok=True)
     become_owner(out)
     log.info("watching", inbox=str(inbox), out=str(out))
-    left_out: set[LeftOut] = set()
     on_phantoms = False
     with (
         OutFolder(out) as folder,
@@ -58,13 +57,14 @@ def watch(
             if not on_phantoms and is_on_phantoms([row]):
                 on_phantoms = True
                 log.warning(ON_PHANTOMS)
-            write_answer(folder, row)
+            write_answer(folder, folder.row(target.scan))
 
+        scans = Inbox(inbox, folder)
         while not stop.wait(POLL_S):
-            new = new_scans(inbox, folder)
-            if more := set(new.left_out) - left_out:
-                left_out |= more
+            new = scans.new_scans()
+            if list_name := scans.list_left_out():
                 # names of files may name patients, so they are in a file and not in the log
-                log.warning("files left out", files=len(more), list=list_left_out(folder, left_out))
+                write = log.warning if new.left_out else log.info
+                write("files left out", files=len(new.left_out), list=list_name)
             if new.targets:
                 folder.answer(flow, new.targets[:AT_ONCE], answered)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgpack
 
@@ -15,6 +17,7 @@ from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.files import write_whole
 
 KEPT_LETTERS, KEPT_BYTES = 1000, 2**30  # beyond either, the oldest letters are deleted
+LETTER = re.compile(r"\d{20}-[0-9a-f]{8}(-(?P<queue>[\w.-]+\.dead))?")  # a file's name; version 0.1 left out the queue
 AFTER_PRUNING = 0.9  # of both, so that not each further letter lists the folder again
 
 
@@ -41,11 +44,14 @@ class LetterFolder:
     def list(self) -> list[tuple[str, Path]]:
         """The queue and the file of each letter, oldest first."""
         self._sizes = {}
+        letters = []
         for file in sorted(self._path.glob("*.msgpack")):
-            with contextlib.suppress(OSError):  # another process has deleted it
-                self._sizes[file] = file.stat().st_size
-        queues = [(file.stem.split("-", 2)[-1], file) for file in self._sizes]
-        return [(queue, file) for queue, file in queues if queue.endswith(".dead")]
+            if match := LETTER.fullmatch(file.stem):
+                with contextlib.suppress(OSError, BrokerError):  # another process deleted it, or it is not a letter
+                    file = file if match["queue"] else _with_queue(file)
+                    self._sizes[file] = file.stat().st_size
+                    letters.append((file.stem.split("-", 2)[2], file))
+        return letters
 
     def write(self, queue: str, letter: StoredLetter) -> Path:
         """Keep a letter of this queue; returns its file. Raises OSError: the disk is full, for example."""
@@ -73,10 +79,23 @@ class LetterFolder:
 
 def read_letter(file: Path) -> StoredLetter:
     """Read a dead letter. Raises BrokerError: the file is gone, or is not a dead letter of gliaflow."""
+    document = _read(file)
+    return StoredLetter(document["key"], document["body"], document["id"], document["headers"])
+
+
+def _with_queue(file: Path) -> Path:
+    """Rename a file of version 0.1, which had the queue in its map."""
+    name = f"{file.stem}-{_read(file).get('queue')}"
+    if not LETTER.fullmatch(name):
+        raise BrokerError(f"dead letter {file}: not a gliaflow file")
+    return file.rename(file.with_name(f"{name}.msgpack"))
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         document = msgpack.unpackb(file.read_bytes())
     except (OSError, ValueError, msgpack.UnpackException) as error:
         raise BrokerError(f"dead letter {file}: {error or type(error).__name__}") from None
-    if not isinstance(document, dict) or document.keys() != {"key", "id", "headers", "body"}:
+    if not isinstance(document, dict) or not document.keys() >= {"key", "id", "headers", "body"}:
         raise BrokerError(f"dead letter {file}: not a gliaflow file")
-    return StoredLetter(document["key"], document["body"], document["id"], document["headers"])
+    return document

@@ -25,6 +25,7 @@ from gliaflow_runtime.stage import Outcome, Worker
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
+from sample_messages import FORMS
 
 SHAPE = [8, 8, 6]
 LOGITS = [[1.0, -3.0], [2.0, 5.0], [0.5, -9.0]]
@@ -113,6 +114,13 @@ def test_pixels_that_touch_at_a_corner_are_one_tumour():
     masks = np.zeros((5, 5, 5), np.uint8)
     masks[0, 0, 0] = masks[1, 1, 1] = masks[4, 4, 4] = 1
     assert np.argwhere(without_spots(masks, pixels=2)).tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_parts_that_came_through_a_stage_of_an_earlier_version_lack_the_forms():
+    stage, first, second = assembler(), part(0, count=2), part(1, count=2)
+    first = changed(first, geometry=dataclasses.replace(first.geometry, forms=FORMS))
+    (prediction,) = predictions([deliver(stage, each)[1] for each in (second, first)])
+    assert prediction.forms == FORMS
 
 
 def test_the_prediction_hands_on_the_warnings_of_all_parts_and_what_the_bundle_learned_from():

@@ -51,3 +51,10 @@ def test_another_ending_or_a_folder_is_refused_before_work_begins(out: str) -> N
 def test_an_unknown_class_is_refused() -> None:
     with pytest.raises(UsageError, match="grade: 'IV' is not one of HGG, LGG"):
         generate("--grade", "IV", "--out", "x.npz")
+
+
+def test_a_file_that_exists_is_not_overwritten() -> None:
+    Path("mine.npz").write_text("notes")
+    with pytest.raises(UsageError, match=r"mine\.npz exists already"):
+        generate("--grade", "LGG", "--out", "mine.npz")
+    assert Path("mine.npz").read_text() == "notes"

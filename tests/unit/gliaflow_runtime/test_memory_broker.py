@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgpack
 import pytest
 from gliaflow_proto import Queue
 from gliaflow_runtime.broker import letter_folder
@@ -107,6 +108,21 @@ def test_a_start_reads_no_dead_letter(tmp_path: Path, monkeypatch: pytest.Monkey
         assert MemoryBroker(tmp_path).depth(SCANS.dead) == 1
 
 
+def test_a_dead_letter_of_version_0_1_which_names_its_queue_inside_is_read(tmp_path: Path) -> None:
+    def old(queue: str) -> bytes:
+        return bytes(msgpack.packb({"queue": queue, "key": "scan", "id": "7", "headers": {}, "body": b"scan"}))
+
+    (tmp_path / f"{1:020d}-{2:08x}.msgpack").write_bytes(old(SCANS.dead))
+    (tmp_path / f"{1:020d}-{3:08x}.msgpack").write_bytes(old("../x.dead"))
+    (tmp_path / "of-another-program.msgpack").write_bytes(b"")
+    with MemoryBroker(tmp_path).consume(Queue(SCANS.dead), 10) as dead:
+        letter = dead.next(0)
+        assert letter is not None
+        assert (letter.message_id, letter.body) == ("7", b"scan")
+        assert dead.next(0) is None
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 @pytest.mark.parametrize(("limit", "value"), [("KEPT_LETTERS", 10), ("KEPT_BYTES", 1000)])
 def test_the_oldest_dead_letters_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
@@ -127,7 +143,7 @@ def test_the_oldest_dead_letters_are_deleted(
 
 def test_missing_and_invalid_dead_letters_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "0.msgpack").write_bytes(b"nonsense")
-    (tmp_path / f"0-0-{SCANS.dead}.msgpack").write_bytes(b"nonsense")
+    (tmp_path / f"{0:020d}-{0:08x}-{SCANS.dead}.msgpack").write_bytes(b"nonsense")
     writer = MemoryBroker(tmp_path)
     writer.declare(SCANS)
     for body in (b"1", b"2"):
