@@ -69,8 +69,11 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "rgb.nii": (lambda: _patched(70, "hh", 128, 24), "datatype"),
     "complex.nii": (lambda: _volume(np.ones(GOOD_SHAPE, np.complex64)), "datatype"),
     "unknown_datatype.nii": (lambda: _patched(70, "hh", 999, 16), "datatype|header"),
-    "all_zero.nii.gz": (lambda: gzip.compress(_volume(np.zeros(GOOD_SHAPE, np.int16))), "constant or almost empty"),
-    "all_nan.nii": (lambda: _volume(np.full(GOOD_SHAPE, np.nan, np.float32)), "no finite number"),
+    "all_zero.nii.gz": (
+        lambda: gzip.compress(_volume(np.zeros(GOOD_SHAPE, np.int16))),
+        "constant or almost empty: open it in",
+    ),
+    "all_nan.nii": (lambda: _volume(np.full(GOOD_SHAPE, np.nan, np.float32)), "no finite number: open it in a viewer"),
     "flat_affine.nii": (lambda: _patched(312, "4f", 0, 0, 0, 0), "affine"),
     "metre_voxels.nii": (lambda: _volume(_head(), np.diag([0.001, 0.001, 0.005, 1])), "pixdim|affine"),
     "offset_nan.nii": (lambda: _patched(108, "f", float("nan")), "vox_offset"),

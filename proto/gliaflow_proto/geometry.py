@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gliaflow_proto.errors import ProtocolError
 
 MAX_SIDE = 2**15 - 1  # NIfTI-1 stores a side in 16 bits
-MAX_VOXELS = 2**28
+MAX_VOXELS = 2**28  # 512 x 512 x 1024
 MAX_PLACE = 1e6  # mm or voxels: within a kilometre of the scanner, so that results are finite
 MAX_STEP = 1e4
 MIN_VOLUME = 1e-9  # mm³, of a voxel

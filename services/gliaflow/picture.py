@@ -11,10 +11,10 @@ import fsspec
 import nibabel as nib
 import numpy as np
 from gliaflow_pages.slices import Slice, slice_pictures
+from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
+from gliaflow_plugins.cohorts.regular_files import open_regular
 from gliaflow_preprocessor.intensities import fit_float32
 from gliaflow_preprocessor.nifti import read_nifti
-from gliaflow_preprocessor.sources import MAX_FILE_BYTES
-from gliaflow_runtime.files import open_regular
 from numpy.typing import NDArray
 
 from gliaflow.scans import Input

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
 import fsspec
+from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES
 from gliaflow_plugins.cohorts.image_names import is_image
-from gliaflow_plugins.cohorts.scan_files import Chooser, ScanFile
-from gliaflow_plugins.cohorts.walk import LeftOut, by_ending, is_derived, unusable, walk
+from gliaflow_plugins.cohorts.scan_files import Chooser, LocalFiles, ScanFile
+from gliaflow_plugins.cohorts.walk import (
+    LeftOut,
+    by_ending,
+    derived_folder,
+    is_derived,
+    is_hidden,
+    status_of,
+    unusable,
+    walk,
+)
 from gliaflow_runtime.errors import UsageError, describe_error
 
 
@@ -28,21 +39,31 @@ class Places:
     bases: list[PurePath] = field(default_factory=list)
     uris: dict[PurePath, str] = field(default_factory=dict)
 
-    def relative(self, path: PurePath) -> str:
-        """The path relative to what the user gave: to the folder, or to the folder that all given paths share."""
+    def relative(self) -> list[str]:
+        """The scans' paths relative to what the user gave: the folder, or the folder that all given paths share."""
         base = _common(self.bases)
-        text = os.path.relpath(path, base) if base is not None else path.name
-        return text.replace(os.sep, "/").encode("utf-8", "replace").decode("utf-8")
+        texts = [scan.path.name if base is None else str(scan.path.relative_to(base)) for scan in self.scans]
+        return [text.replace(os.sep, "/").encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 class StoreFiles:
-    """The files of a store, for ``dataset.json``."""
+    """The files of a store, for ``dataset.json``.
 
-    def __init__(self, store: fsspec.AbstractFileSystem) -> None:
-        self._store = store
+    Parameters
+    ----------
+    root: the folder that was listed completely, if there is one. listed: its files.
+    """
+
+    def __init__(
+        self, store: fsspec.AbstractFileSystem, root: PurePath | None = None, listed: Iterable[PurePath] = ()
+    ) -> None:
+        self._store, self._root = store, root
+        self._names = names_in(listed)
 
     def names(self, folder: PurePath) -> list[str]:
         """See ``Files.names``."""
+        if self._is_listed(folder):
+            return sorted(self._names[folder])
         try:
             return [PurePosixPath(place).name for place in self._store.ls(str(folder), detail=False)]
         except Exception:  # each protocol has its own errors
@@ -50,10 +71,26 @@ class StoreFiles:
 
     def read(self, path: PurePath) -> bytes | None:
         """See ``Files.read``."""
+        if self._is_listed(path.parent) and path.name not in self._names[path.parent]:
+            return None
         try:
-            return bytes(self._store.cat_file(str(path)))
+            return bytes(self._store.cat_file(str(path), start=0, end=MAX_JSON_BYTES + 1))
         except Exception:  # each protocol has its own errors
             return None
+
+    def _is_listed(self, folder: PurePath) -> bool:
+        return self._root is not None and folder.is_relative_to(self._root)
+
+
+def names_in(files: Iterable[PurePath]) -> dict[PurePath, set[str]]:
+    """The names of the files and folders in each folder, if these are all files."""
+    names: dict[PurePath, set[str]] = defaultdict(set)
+    for path in files:
+        for each in (path, *path.parents):
+            if each.name in names[each.parent]:
+                break
+            names[each.parent].add(each.name)
+    return names
 
 
 def search(texts: Sequence[str], channel: str | None = None) -> Places:
@@ -68,15 +105,15 @@ def search(texts: Sequence[str], channel: str | None = None) -> Places:
     for text in texts:
         if "://" in text:
             _search_store(text, found, channel, alone=len(texts) == 1)
-    if len(texts) == 1 and local and not local[0].is_dir() and _exists(local[0]):
+    if len(texts) == 1 and local and not _is_folder(local[0]) and os.path.lexists(local[0]):
         _take(local[0], found, channel)
     elif local:
         _search_local(local, found, channel, alone=len(texts) == 1)
     return found
 
 
-def _exists(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
+def _is_folder(path: str | Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - where no status can be read, Path.is_dir raises
 
 
 def _take(path: Path, found: Places, channel: str | None) -> None:
@@ -89,36 +126,37 @@ def _take(path: Path, found: Places, channel: str | None) -> None:
 
 def _search_local(paths: Sequence[Path], found: Places, channel: str | None, *, alone: bool) -> None:
     chooser = Chooser(wanted=channel)
-    folders: dict[Path, list[Path]] = {}
+    folders: dict[Path, dict[Path, os.stat_result | None]] = {}
     named: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            folders[path] = []
+        if _is_folder(path):
+            folders[path] = {}
             found.bases.append(path if alone else path.parent)
-        elif _exists(path):
+        elif os.path.lexists(path):
             named.append(path)
             found.bases.append(path.parent)
         elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207 - absolute
             found.bases.append(_fixed(path))
-            named += [Path(match) for match in matches if not Path(match).is_dir()]
-            folders |= {Path(match): [] for match in matches if "**" not in str(path) and Path(match).is_dir()}
+            named += [Path(match) for match in matches if not _is_folder(match)]
+            folders |= {Path(match): {} for match in matches if "**" not in str(path) and _is_folder(match)}
         else:
             raise UsageError(f"{path}: no such file, folder or match")
     for folder in folders:
-        if not (alone and folder == paths[0]) and is_derived(
-            folder.name, {beside.name for beside in folder.parent.iterdir()}
-        ):
-            chooser.left_out.append(LeftOut(folder, "what a pipeline derived from the scans", "derived folder"))
+        if not (alone and folder == paths[0]) and is_derived(folder.name, set(LocalFiles().names(folder.parent))):
+            chooser.left_out.append(derived_folder(folder))
             continue
         folders[folder] = walk(folder, chooser.left_out)
         if not any(is_image(path.name) for path in folders[folder]):
             chooser.left_out.append(LeftOut(folder, "no image in it", "empty folder"))
-    usable = set(chooser.usable([*named, *(path for files in folders.values() for path in files)]))
-    groups = [(folder, files) for folder, files in folders.items()]
+    statuses = {path: status_of(path) for path in named}
+    for files in folders.values():
+        statuses |= files
+    usable = set(chooser.usable(statuses))
+    groups = [(folder, list(files)) for folder, files in folders.items()]
     if named and (base := _common([path.parent for path in named])) is not None:
         groups.append((Path(base), named))
-    for root, files in groups:
-        mine = [path for path in dict.fromkeys(files) if path in usable]
+    for root, paths_in in groups:
+        mine = [path for path in dict.fromkeys(paths_in) if path in usable]
         usable -= set(mine)
         found.scans.extend(chooser.of(mine, root))
     found.left_out.extend(chooser.left_out)
@@ -128,11 +166,16 @@ def _search_store(url: str, found: Places, channel: str | None, *, alone: bool) 
     """The scans behind the URL of a file, a folder or a glob."""
     try:
         store, place = fsspec.core.url_to_fs(url)
-        chooser = Chooser(StoreFiles(store), channel)
-        lone = not glob.has_magic(place) and store.isfile(place)
-        places = [place] if lone else store.glob(place) if glob.has_magic(place) else store.find(place)
+        magic = glob.has_magic(place)
+        lone = not magic and store.isfile(place)
+        listed = {place: {}} if lone else (store.glob if magic else store.find)(place, detail=True)
+        if magic and "**" not in place:
+            for folder in [each for each, about in listed.items() if about.get("type") == "directory"]:
+                listed |= store.find(folder, detail=True)
         uris: dict[PurePath, str] = {
-            _path_of(each): str(store.unstrip_protocol(each)) for each in sorted(places) if not store.isdir(each)
+            _path_of(each): str(store.unstrip_protocol(each))
+            for each, about in sorted(listed.items())
+            if about.get("type") != "directory"
         }
     except Exception as error:  # each protocol has its own errors
         raise UsageError(f"{url}: {describe_error(error)}") from None
@@ -141,20 +184,40 @@ def _search_store(url: str, found: Places, channel: str | None, *, alone: bool) 
     found.uris.update(uris)
     root = _path_of(place).parent if lone else _fixed(_path_of(place))
     found.bases.append(root)
+    chooser = Chooser(StoreFiles(store, None if lone or magic else root, uris), channel)
     if lone and alone:
         found.scans.append(chooser.one(_path_of(place)))
         return
+    visible = list(_without_derived(uris, root, chooser.left_out))
     files = []
-    for path in uris:
-        below = path.relative_to(root).parts
-        if any(part.startswith(".") or part == "__MACOSX" or part == "derivatives" for part in below[:-1]):
-            continue
+    for path in visible:
         if (reason := by_ending(path)) is not None:
             chooser.left_out.append(reason)
-        elif is_image(path.name) and not path.name.startswith("."):
+        elif is_image(path.name):
             files.append(path)
+    if not (lone or magic) and not any(is_image(path.name) for path in visible):
+        chooser.left_out.append(LeftOut(root, "no image in it", "empty folder"))
     found.scans.extend(chooser.of(files, root))
     found.left_out.extend(chooser.left_out)
+
+
+def _without_derived(paths: Iterable[PurePath], root: PurePath, left_out: list[LeftOut]) -> Iterator[PurePath]:
+    """The paths that ``walk`` would give: without hidden ones, and without derived folders, which are left out."""
+    paths = list(paths)
+    names = names_in(paths)
+    derived: dict[PurePath, PurePath | None] = {}  # by folder: the derived folder in which it is
+    for path in paths:
+        inside = path.relative_to(root).parts
+        if any(map(is_hidden, inside)):
+            continue
+        if path.parent not in derived:
+            folders = [root.joinpath(*inside[:count]) for count in range(1, len(inside))]
+            first = next((folder for folder in folders if is_derived(folder.name, names[folder.parent])), None)
+            if first is not None and first not in derived.values():
+                left_out.append(derived_folder(first))
+            derived[path.parent] = first
+        if derived[path.parent] is None:
+            yield path
 
 
 def _path_of(place: str) -> PurePosixPath:

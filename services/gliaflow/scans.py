@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path, PurePath, PurePosixPath
 
-from gliaflow_plugins.cohorts.image_names import name_of, numbered, patient_folder, patient_of, stem
+from gliaflow_plugins.cohorts.image_names import name_of, stem
 from gliaflow_plugins.cohorts.other_formats import is_other_format
+from gliaflow_plugins.cohorts.patients import PatientOf, find_patients
 from gliaflow_plugins.cohorts.scan_files import SHOWN, ScanFile
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.cohorts.walk import LeftOut
@@ -71,6 +72,14 @@ class Found:
     left_out: list[LeftOut]
 
 
+class NoScanError(UsageError):
+    """There is no scan at the paths. ``left_out``: the files that are there."""
+
+    def __init__(self, message: str, left_out: list[LeftOut]) -> None:
+        super().__init__(message)
+        self.left_out = left_out
+
+
 def find_inputs(paths: Iterable[str | PathLike[str]], *, grade: str | None = None, channel: str | None = None) -> Found:
     """The scans at these paths (files, folders, globs, or URLs of them), each with a unique name, in a fixed order.
 
@@ -79,23 +88,40 @@ def find_inputs(paths: Iterable[str | PathLike[str]], *, grade: str | None = Non
 
     Raises
     ------
-    UsageError: a path does not exist, a glob matches nothing, there is no scan, or the grade is unknown.
+    UsageError: a path does not exist, a path is empty, a glob matches nothing, or the grade is unknown.
+    NoScanError: there is no scan.
     """
     grade = None if grade is None else check_grade(grade)
     texts = [fspath(path) for path in paths]
+    if not all(text.strip() for text in texts):
+        raise UsageError("PATH is empty (an unset shell variable?): name a scan or a folder; for this folder, write .")
     places = search(texts, channel)
     if not places.scans:
-        raise UsageError(f"no FLAIR scan in {', '.join(texts)}{_why_none(places.left_out)}")
-    relative = [places.relative(scan.path) for scan in places.scans]
+        raise NoScanError(f"no FLAIR scan in {', '.join(texts)}{_why_none(places.left_out)}", places.left_out)
+    relative = places.relative()
+    absolute = any(Path(text).is_absolute() for text in texts)
     names, patients = _names(places.scans, relative)
     inputs = []
     for scan, name, patient, where in zip(places.scans, names, patients, relative, strict=True):
         uri = places.uris.get(scan.path, "")
-        path = Path(scan.path) if uri else _shown(Path(scan.path), texts)
+        path = Path(scan.path)
+        if not uri and not absolute:
+            path = Path(os.path.relpath(path))  # as the user writes paths
         chosen = _channel(scan, channel)
         volume = NiftiFile(path) if is_other_format(path) and not uri else None
         inputs.append(
-            Input(path, name, patient, grade, chosen, "", volume, uri=uri, relative=where, warnings=scan.warnings)
+            Input(
+                path,
+                name,
+                _short(patient.patient),
+                grade,
+                chosen,
+                "",
+                volume,
+                uri=uri,
+                relative=where,
+                warnings=(*scan.warnings, *patient.warnings),
+            )
         )
     return Found(inputs, places.left_out)
 
@@ -153,11 +179,6 @@ def _why_none(left_out: Sequence[LeftOut]) -> str:
     return f": {'; '.join(lines)}{more}. A file that is named alone is always submitted"
 
 
-def _shown(path: Path, texts: Sequence[str]) -> Path:
-    """The path as the user writes paths: relative, if all that were given are."""
-    return path if any(Path(text).is_absolute() for text in texts) else Path(os.path.relpath(path))
-
-
 def _channel(scan: ScanFile, channel: str | None) -> str | None:
     """The number of the FLAIR volume: as given, or by the name in ``dataset.json``.
 
@@ -171,19 +192,15 @@ def _channel(scan: ScanFile, channel: str | None) -> str | None:
     return chosen
 
 
-def _names(scans: Sequence[ScanFile], relative: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The scans' names and patients, by their own paths. Equal names get the folders in front, or else a number."""
+def _names(scans: Sequence[ScanFile], relative: Sequence[str]) -> tuple[list[str], list[PatientOf]]:
+    """The scans' names, by their own paths, and patients. Equal names get the folders in front, or else a number."""
     names = [name_of(scan.path) for scan in scans]
-    patients = [
-        patient_of(PurePath(scan.path.parent, scan.case)) if scan.case else patient_of(scan.path) for scan in scans
-    ]
     common = Counter(name.casefold() for name in names)
     for number, (scan, where) in enumerate(zip(scans, relative, strict=True)):
         if common[names[number].casefold()] > 1:
             names[number] = "_".join([*PurePosixPath(where).parts[:-1], stem(scan.path)])
-            if numbered(scan.path):  # another patient's scan has the same number
-                patients[number] = patient_folder(scan.path)[0] or patients[number]
-    return _unique(map(_short, names)), [_short(patient) for patient in patients]
+    patients = find_patients([PurePath(scan.path.parent, scan.case) if scan.case else scan.path for scan in scans])
+    return _unique(map(_short, names)), patients
 
 
 def _unique(names: Iterable[str]) -> list[str]:

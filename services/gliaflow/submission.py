@@ -11,7 +11,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from gliaflow_preprocessor.sources import MAX_FILE_BYTES
+from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
+from gliaflow_plugins.cohorts.regular_files import open_regular
 from gliaflow_proto import (
     FailureMessage,
     GenerateMessage,
@@ -32,7 +33,6 @@ from gliaflow_proto import (
 )
 from gliaflow_runtime import tracing
 from gliaflow_runtime.broker.interface import Broker, BrokerError, Refused, Unroutable
-from gliaflow_runtime.files import open_regular
 
 from gliaflow.scans import Input
 

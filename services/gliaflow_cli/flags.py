@@ -8,6 +8,14 @@ from typing import Annotated
 
 import typer
 
+
+def given(text: str) -> Path:
+    """The path that an argument names. Raises typer.BadParameter: it is empty, which would mean the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("the path is empty (an unset shell variable?); for the current folder, write .")
+    return Path(text)
+
+
 # --help shows the flags below these headings
 runtime = partial(typer.Option, rich_help_panel="Where it runs")
 reading = partial(typer.Option, rich_help_panel="How the cohort is read")
@@ -48,7 +56,10 @@ GradeColumn = Annotated[str | None, reading("--grade-column", help="Column of th
 Allow = Annotated[
     bool, typer.Option("--allow", help="Fit in spite of leaks in the cohort; the result notes them as warnings.")
 ]
-Cohort = Annotated[Path, typer.Argument(help="A folder of labelled scans (see `gliaflow cohort`).")]
+Cohort = Annotated[
+    Path,
+    typer.Argument(help="A folder of labelled scans (see `gliaflow cohort`).", parser=given, metavar="COHORT"),
+]
 Profile = Annotated[
     str, typer.Option("--profile", help="demo: minutes on two cores. small: hours. paper: the paper's sizes, on a GPU.")
 ]

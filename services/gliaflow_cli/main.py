@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -81,10 +83,30 @@ def main() -> None:
         code = _exit_code(error)
         if code is None:
             raise
-        print(f"gliaflow: {error}", file=sys.stderr)
+        print(f"gliaflow: {_sentence(error)}", file=sys.stderr)
         sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _sentence(error: Exception) -> str:
+    """The error's text. An error of the system: the file, what is wrong with it, and where it can be, the remedy."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    remedies = {
+        errno.ENOENT: "check the path",
+        errno.ENOTDIR: "check the path: a part of it is a file",
+        errno.EISDIR: "name a file, or move the folder",
+        errno.EACCES: "check its owner and permissions, or name another path",
+        errno.EPERM: "check its owner and permissions, or name another path",
+        errno.EROFS: "name a path on a disk that can be written",
+        errno.ENOSPC: "free some space, or name a path on another disk",
+        errno.ENAMETOOLONG: "name a shorter path",
+    }
+    reason = error.strerror or type(error).__name__
+    remedy = remedies.get(error.errno, "")
+    parts = [os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "", reason, remedy]
+    return ": ".join(part for part in parts if part)
 
 
 def _exit_code(error: Exception) -> int | None:

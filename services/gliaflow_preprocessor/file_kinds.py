@@ -14,7 +14,7 @@ KINDS: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes there, kind and r
     (0, b"\0\0\x01\x5c", "an Analyze header (.hdr): convert the pair: fslchfiletype NIFTI_GZ scan.hdr"),
     (0, b"\x89HDF", "an HDF5 file (MINC 2, MATLAB): convert MINC with mnc2nii"),
     (0, b"CDF\x01", "a MINC file: convert it with mnc2nii"),
-    (0, b"PK\x03\x04", "a zip archive: unpack it"),
+    (0, b"PK", "a zip archive: unpack it"),
     (257, b"ustar", "a tar archive: unpack it"),
     (0, b"BZh", "a bzip2 file: unpack it"),
     (0, b"\xfd7zXZ", "an xz file: unpack it"),

@@ -60,7 +60,13 @@ def cut_mask(data: bytes, geometry: Geometry, image: NDArray[np.floating[Any]]) 
     NiftiError: the file cannot be read.
     MaskError: it is not a mask of this scan's tumour.
     """
-    labels, affine = read_mask(data)
+    return place_mask(*read_mask(data), geometry, image)
+
+
+def place_mask(
+    labels: NDArray[np.uint8], affine: NDArray[np.float64], geometry: Geometry, image: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """As ``cut_mask``, of the labels and the affine that ``read_mask`` returns."""
     if list(labels.shape) != list(geometry.shape):
         raise MaskError(f"shape {list(labels.shape)}, but its scan has {list(geometry.shape)}")
     apart = _voxels_apart(affine, np.array(geometry.affine).reshape(4, 4), labels.shape)

@@ -9,7 +9,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from gliaflow_proto.geometry import Forms
+from gliaflow_plugins.cohorts.nifti_bytes import MAX_SIDE
+from gliaflow_proto.geometry import MAX_VOXELS, Forms
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -17,12 +18,10 @@ from gliaflow_preprocessor.file_kinds import name_kind
 from gliaflow_preprocessor.placement import place
 
 GZIP = b"\x1f\x8b"
-MAX_VOXELS = 2**28  # 512 x 512 x 1024
 MAX_VOLUME_BYTES = 2**30
 MAX_MEMBERS = 2**15  # of a gzip file: bgzip makes so many from 2 GiB
 MAX_HEADER_BYTES = 2**20  # extensions included
 HEADER_BYTES = 540  # of a NIfTI-2 header; NIfTI-1 has 348
-MAX_SIDE = 4096
 _SILENT = logging.getLogger("gliaflow.nifti")  # nibabel's warnings about headers, which NiftiError replaces
 _SILENT.disabled = True
 

@@ -73,7 +73,7 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     origin = [_origin(head, axis, step[axis], spec.size[axis]) for axis in (0, 1)]
     kept = np.flatnonzero(head.mean(axis=(0, 1)) >= EMPTY)
     if not kept.size:
-        raise UnusableScan("no slice of it shows a head")
+        raise UnusableScan("no slice of it shows a head: open it in a viewer; name another scan, or export it again")
     geometry = Geometry(
         affine=[float(x) for x in np.asarray(affine, dtype=float).ravel()],
         shape=[int(n) for n in volume.shape],
@@ -112,7 +112,7 @@ def fill_not_finite(volume: NDArray[np.float32]) -> None:
     """Replace NaN and infinities in place by the lowest finite value. Raises UnusableScan if there is none."""
     finite = np.isfinite(volume)
     if not finite.any():
-        raise UnusableScan("it has no finite number")
+        raise UnusableScan("it has no finite number: open it in a viewer, and export or download it again")
     if not finite.all():
         volume[~finite] = volume[finite].min()
 
@@ -125,7 +125,7 @@ def _scale(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
     volume -= air
     head: NDArray[np.bool_] = volume > HEAD * (bright - air)
     if bright <= air or not head.any():
-        raise UnusableScan("it is constant or almost empty")
+        raise UnusableScan("it is constant or almost empty: open it in a viewer, and export or download it again")
     volume /= np.median(volume[head])
     np.clip(volume, 0, CLIP, out=volume)
     return head

@@ -9,13 +9,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
 from gliaflow_proto import Queue, Source
 from gliaflow_runtime.broker.interface import AccessDenied, Broker, NoQueue
 from gliaflow_runtime.errors import describe_error, is_temporary
 from gliaflow_runtime.files import UnsafeFile, read_within
 from gliaflow_runtime.stage import TemporarilyUnavailable
 
-MAX_FILE_BYTES = 2**30
 MAX_QUEUE_NAME = 255  # bytes, in AMQP
 UPLOAD_WAIT_S = 30.0
 

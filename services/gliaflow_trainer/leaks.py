@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gliaflow_plugins.cohorts.leaks import same_voxels
+from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
 from gliaflow_plugins.contracts import PluginError
 from rich.progress import Progress
 
@@ -28,9 +28,9 @@ def refuse_leaks(leaks: Sequence[str], allow: bool, bar: Progress) -> None:
 
 
 def refuse_copies(scans: Sequence[CutScan], allow: bool, bar: Progress) -> list[str]:
-    """The leaks by scans with the same voxels, if they are allowed; see ``refuse_leaks``."""
+    """The leaks by scans with the same voxels, if they are allowed; see ``refuse_leaks``. Equal masks are printed."""
     leaks, problems = same_voxels((scan.voxels, scan.patient, scan.case) for scan in scans)
-    for problem in problems:
+    for problem in problems + same_masks((scan.tumour, scan.patient, scan.case) for scan in scans):
         bar.console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
     refuse_leaks(leaks, allow, bar)
     return leaks

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from gliaflow_plugins.contracts import Case, PluginError, Volume
-from gliaflow_preprocessor.masks import cut_mask
+from gliaflow_preprocessor.masks import place_mask, read_mask
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_proto import (
     CLASSES,
@@ -37,12 +37,15 @@ from rich.progress import Progress
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.stream import stream
 
+COMPARED_VOXELS = 64
+
 
 @dataclass(frozen=True)
 class CutScan:
     """One scan: ``image`` [n, H, W] float16 (air 0, head about 1) and ``mask`` [n, H, W] uint8 are memory maps.
 
-    ``voxels`` is the digest of ``image``: two scans with the same voxels have the same digest.
+    ``voxels`` is the digest of ``image``: two scans with the same voxels have the same digest. ``tumour`` is that of
+    the tumour's labels in the mask's file; "" if there are few, which two patients may share (``COMPARED_VOXELS``).
     """
 
     id: str
@@ -53,6 +56,7 @@ class CutScan:
     image: NDArray[np.float16]
     mask: NDArray[np.uint8]
     voxels: str
+    tumour: str = ""
 
     def messages(self, per_part: int) -> Iterator[SlicesMessage]:
         """The messages that the preprocessor sent for this scan."""
@@ -198,14 +202,17 @@ def _cut(case: Case, stage: Preprocessor) -> CutResult:
     geometry = replace(parts[0].geometry, slices=slices, forms=None)
     image = np.concatenate([part.image[:, 0] for part in parts])
     mask, doubts = np.zeros(image.shape, np.uint8), [f"{case.scan}: {warning}" for warning in parts[0].warnings]
+    tumour = ""
     if case.mask is not None:
         try:
-            mask, about_mask = cut_mask(mask_data, geometry, image)
+            labels, affine = read_mask(mask_data)
+            mask, about_mask = place_mask(labels, affine, geometry, image)
+            tumour = _tumour_digest(labels)
             doubts += [f"mask {case.mask}: {doubt}" for doubt in about_mask]
         except ValueError as error:
             return CutResult(case, files, reason=f"mask {case.mask}: {error}")
     voxels = hashlib.sha256(image.tobytes()).hexdigest()
-    scan = CutScan(about.id, case.id, case.patient, case.label, geometry, image, mask, voxels)
+    scan = CutScan(about.id, case.id, case.patient, case.label, geometry, image, mask, voxels, tumour)
     return CutResult(case, files, scan, doubts=doubts)
 
 
@@ -240,6 +247,15 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest() if data else ""
 
 
+def _tumour_digest(labels: NDArray[np.uint8]) -> str:
+    """The digest of the labels in the smallest box around the tumour."""
+    if np.count_nonzero(labels) < COMPARED_VOXELS:
+        return ""
+    inside = [np.flatnonzero(labels.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    box = labels[tuple(slice(where[0], where[-1] + 1) for where in inside)]
+    return hashlib.sha256(repr(box.shape).encode() + box.tobytes()).hexdigest()
+
+
 def _record(folder: Path, case: Case) -> dict[str, Any] | None:
     """What an earlier run wrote about a case; None if it did not finish it."""
     for ending in (".json", ".refused"):
@@ -265,6 +281,7 @@ def _keep(folder: Path, result: CutResult) -> None:
         "label": scan.label,
         "geometry": asdict(scan.geometry),
         "voxels": scan.voxels,
+        "tumour": scan.tumour,
         "files": result.files,
     }
     write_whole(stem.with_suffix(".json"), json.dumps(about))
@@ -275,4 +292,5 @@ def _load(folder: Path, scan_id: str) -> CutScan:
     image = np.load(folder / f"{scan_id}.image.npy", mmap_mode="r")
     mask = np.load(folder / f"{scan_id}.mask.npy", mmap_mode="r")
     geometry = Geometry(**about["geometry"])
-    return CutScan(scan_id, about["case"], about["patient"], about["label"], geometry, image, mask, about["voxels"])
+    digests = about["voxels"], about.get("tumour", "")  # slices of an older version have no digest of the tumour
+    return CutScan(scan_id, about["case"], about["patient"], about["label"], geometry, image, mask, *digests)

@@ -14,36 +14,35 @@ from gliaflow_plugins.augmentations.geometry import Affine, Displacement, Geomet
 from gliaflow_plugins.contracts import Options
 
 
-class MirrorFrontBackOptions(Options):
-    probability: float = Field(
-        default=0.5, ge=0, le=1, description="probability that front and back change places: the head is upside down"
-    )
+class MirrorOptions(Options):
+    probability: float = Field(default=0.5, ge=0, le=1, description="probability that the two sides change places")
 
 
-class MirrorFrontBack(Geometric):
+class _Mirror(Geometric):
+    """Turns one axis of the slice round: 0 rows, 1 columns."""
+
+    options = MirrorOptions
+    axis: int
+
+    def draw(self, shape: Shape, rng: np.random.Generator, options: MirrorOptions) -> Affine:
+        signs = np.ones(2)
+        if rng.random() < options.probability:
+            signs[self.axis] = -1
+        return Affine.about_centre(shape, np.diag(signs).tolist())
+
+
+class MirrorFrontBack(_Mirror):
     """Front and back change places, with some probability: on a page, the head is upside down."""
 
     name = "mirror-front-back"
-    options = MirrorFrontBackOptions
-
-    def draw(self, shape: Shape, rng: np.random.Generator, options: MirrorFrontBackOptions) -> Affine:
-        return Affine.about_centre(shape, [[1, 0], [0, -1 if rng.random() < options.probability else 1]])
+    axis = 1
 
 
-class MirrorLeftRightOptions(Options):
-    probability: float = Field(
-        default=0.5, ge=0, le=1, description="probability that the patient's left and right change places"
-    )
-
-
-class MirrorLeftRight(Geometric):
+class MirrorLeftRight(_Mirror):
     """The patient's left and right change places, with some probability."""
 
     name = "mirror-left-right"
-    options = MirrorLeftRightOptions
-
-    def draw(self, shape: Shape, rng: np.random.Generator, options: MirrorLeftRightOptions) -> Affine:
-        return Affine.about_centre(shape, [[-1 if rng.random() < options.probability else 1, 0], [0, 1]])
+    axis = 0
 
 
 class ElasticOptions(Options):

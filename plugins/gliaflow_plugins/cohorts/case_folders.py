@@ -19,13 +19,16 @@ from gliaflow_plugins.cohorts.clinical_tables import with_grades
 from gliaflow_plugins.cohorts.image_names import (
     case_key,
     is_image,
+    judge,
+    name_patient,
     names_nothing,
-    numbered,
-    patient_of,
     simplicity,
     stem,
 )
+from gliaflow_plugins.cohorts.patient_names import names_another
+from gliaflow_plugins.cohorts.patients import find_patients
 from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser
+from gliaflow_plugins.cohorts.tables import few
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Case, Cohort
 
@@ -105,13 +108,18 @@ class CaseFolders:
         files = files_in(folder)
         scan = image(files, self.scan, name)
         if scan is not None:
-            return [Case(name, scan, image(files, self.mask, name), patient, None)]
+            mask = image(files, self.mask, name)
+            if mask is None:  # name the masks of other cases
+                masks = [path for path in files.values() if is_image(path.name) and judge(path).kind == "mask"]
+                masks_of_case(masks, folder, [Path(str(scan))], [], problems)
+            return [Case(name, scan, mask, patient, None)]
         chooser = Chooser()
         scans = [Path(each.path) for each in chooser.folder(folder)]
         if not scans:
             problems.append(f"{shown}: no {self.scan[0].replace('{id}', name)}.nii.gz or .nii")
             problems += _remarkable(chooser, folder, shown)
         masks = [Path(each.path) for each in chooser.left_out if each.kind == "mask"]
+        masks = masks_of_case(masks, folder, scans, [], problems) if scans else []
         return [replace(case, patient=patient) for case in cases_of(folder, name, scans, masks, problems)]
 
 
@@ -138,14 +146,21 @@ class PatientFolders:
         masks = [Path(each.path) for each in chooser.left_out if each.kind == "mask"]
         cases: list[Case] = []
         problems: list[str] = []
+        paths = [path for each in scans.values() for path in each]
+        patients = dict(zip(paths, find_patients(paths), strict=True))
+        problems += dict.fromkeys(warning for each in patients.values() for warning in each.warnings)
+        names = [sub.name for sub in folders_in(folder) if not names_nothing(sub.name)]
         for sub in (sub for sub in folders_in(folder) if sub not in passed_over):
-            patients = sorted({patient_of(path) for path in scans[sub] if not numbered(path)} - {sub.name})
-            if len(patients) > 1:
-                names = ", ".join(patients[:3])
-                problems.append(f"{sub.name}: a folder of {len(patients)} patients ({names} …), not of one; ignored")
-            elif scans[sub]:
+            if scans[sub]:
                 own = [mask for mask in masks if sub in mask.parents]
-                cases += cases_of(sub, sub.name, scans[sub], own, problems)
+                own = masks_of_case(own, sub, scans[sub], names, problems)
+                found = cases_of(sub, sub.name, scans[sub], own, problems)
+                several = sorted({patients[path].patient for path in scans[sub]})
+                if len(several) > 1:
+                    problems.append(f"{sub.name}: scans of {len(several)} patients ({few(several)}), not of one")
+                cases += [
+                    replace(case, patient=patients[path].patient) for case, path in zip(found, scans[sub], strict=True)
+                ]
             elif names_nothing(sub.name):
                 problems.append(f"{sub.name}: a folder of this name is no patient's; ignored")
             else:
@@ -169,6 +184,24 @@ def cases_of(folder: Path, name: str, scans: Sequence[Path], masks: Sequence[Pat
         mask = image(files_in(path.parent), ("{id}_seg",), name) if alone else None
         cases.append(Case(case, NiftiFile(path), mask or tumour_mask(near, case, problems), name, None))
     return cases
+
+
+def masks_of_case(
+    masks: Sequence[Path], folder: Path, scans: Sequence[Path], others: Sequence[str], problems: list[str]
+) -> list[Path]:
+    """The masks without those that are named after another case, which are problems.
+
+    ``others``: the names of the cohort's cases. Without them too, ``P13_seg`` in ``P14`` is not the mask of P14.
+    """
+    own = {folder.name, name_patient(folder), *map(stem, scans), *map(name_patient, scans)} - {""}
+    taken = []
+    for mask in masks:
+        if names_another(stem(mask), name_patient(mask), sorted(own), others):
+            where = f"{mask.name} in {folder.name}"
+            problems.append(f"{where}: named after another case, so not its mask; rename it if it is {folder.name}'s")
+        else:
+            taken.append(mask)
+    return taken
 
 
 def _remarkable(chooser: Chooser, folder: Path, shown: str) -> list[str]:

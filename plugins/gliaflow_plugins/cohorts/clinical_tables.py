@@ -19,7 +19,13 @@ HIGH_OR_LOW = re.compile(r"(hgg|high[\s_-]*grade(?:[\s_-]*glioma)?)|(?:lgg|low[\
 GLIOBLASTOMA = re.compile(r"(?:gbm|glioblastoma)\b.*")  # grade IV by definition (WHO 2016 and 2021)
 UNKNOWN = {"", "-", "--", "'--", "?", ".", "na", "n/a", "nan", "none", "null", "unknown", "unbekannt"}
 UNKNOWN |= {"not available", "not reported", "not applicable"}
-GRADE_WORD = re.compile(r"(who|cns|who_?cns)?(tumou?r|glioma)?grad(e|ing)?")
+GRADE_WORD = re.compile(r"(who|cns|who_?cns)?(tumou?r|glioma)?grad(e|es|ing|o)?")
+# Words beside "grade" with which the column is still the tumour's grade: a Karnofsky grade is none.
+TUMOUR_WORD = re.compile(
+    r"who|oms|cns|(brain)?(tumou?rs?|tumoral\w*|gliom\w*)|neoplasms?|cancer|histo\w*|path(o|olog(y|ic|ical))?"
+    r"|malignan(cy|z)|primary|integrated|final|initial|current|diagnos(is|tic|e)|dx|surgery|biopsy|first|at|of|the|de|du|der|des"
+    r"|pre(op)?|post(op)?|before|after|in|by|and|or|patient|case|text|new|true|label|class|value|edition|20(00|07|16|21)|[1-4]|i|ii|iii|iv|hgg|lgg"
+)
 # The Kaggle LGG set codes TCGA's G2 and G3 as 1 and 2; TCGA itself writes no bare digit in this column.
 CODED_COLUMN, CODES = "neoplasm_histologic_grade", {"1": "II", "2": "III"}
 
@@ -130,6 +136,12 @@ def _contradict(before: str | None, now: str) -> bool:
 def grade_column_of(table: Table) -> str:
     """The column of grades. Several that would do are fine if all of them say the same."""
     named = [column for column in table.columns if is_grade(column)]
+    similar = [column for column in table.columns if any(map(GRADE_WORD.fullmatch, _words(column)))]
+    if not named and similar:
+        raise ValueError(
+            f"{table.path}: {quoted(similar)} may be another grade than the tumour's; if one is the tumour's grade "
+            f"(HGG, LGG, or WHO I to IV), name it with --grade-column (columns: {', '.join(table.columns)})"
+        )
     if not named:
         raise ValueError(
             f"{table.path}: no column is called grade (columns: {', '.join(table.columns)}); name it with "
@@ -147,9 +159,16 @@ def grade_column_of(table: Table) -> str:
 
 
 def is_grade(column: str) -> bool:
-    """Whether a word of the column's name is grade: also ``WHO-Grad``, ``Tumorgrad``, ``Grading``."""
-    words = re.sub(r"_column_\d+$", "", simple(column)).split("_")
-    return any(GRADE_WORD.fullmatch(word) for word in words)
+    """Whether the column's name is that of the tumour's grade: ``WHO-Grad``, ``Tumorgrad``; not ``Karnofsky grade``."""
+    words = _words(column)
+    is_word = [GRADE_WORD.fullmatch(word) is not None for word in words]
+    return any(is_word) and all(
+        known or TUMOUR_WORD.fullmatch(word) for known, word in zip(is_word, words, strict=True)
+    )
+
+
+def _words(column: str) -> list[str]:
+    return re.sub(r"_column_\d+$", "", simple(column)).split("_")
 
 
 def _grades(table: Table, column: str) -> list[str | None]:

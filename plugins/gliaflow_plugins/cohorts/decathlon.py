@@ -105,29 +105,46 @@ def parse_channels(data: bytes) -> dict[int, str]:
     return {int(number): str(name) for number, name in named.items() if re.fullmatch("[0-9]{1,4}", number)}
 
 
-def find_dataset(path: PurePath, files: Files) -> Dataset | None:
-    """The dataset to which the file belongs: the nearest ``dataset.json`` that names channels."""
-    for folder in path.parents[:LEVELS]:
-        data = files.read(folder / DATASET)
+class Datasets:
+    """Finds the dataset to which a file belongs. Each folder is read once."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._in: dict[PurePath, Dataset | None] = {}  # by the folder that may have a dataset.json
+        self._of: dict[PurePath, Dataset | None] = {}  # by the folder of a file
+
+    def of(self, path: PurePath) -> Dataset | None:
+        """The dataset of the nearest ``dataset.json`` that names channels."""
+        parent = path.parent
+        if parent not in self._of:
+            near = map(self._at, path.parents[:LEVELS])
+            # a dataset.json above, with no images folder beside it, is a file for another purpose
+            self._of[parent] = next(
+                (each for each in near if each and (not each.beside or each.folder == parent)), None
+            )
+        return self._of[parent]
+
+    def _at(self, folder: PurePath) -> Dataset | None:
+        if folder not in self._in:
+            self._in[folder] = self._read(folder)
+        return self._in[folder]
+
+    def _read(self, folder: PurePath) -> Dataset | None:
+        data, names = self._files.read(folder / DATASET), self._files.names
         if data is None:
-            continue
+            return None
         try:
             channels = parse_channels(data)
         except ValueError:
-            continue
-        inside = files.names(folder)
+            return None
+        inside = names(folder)
         images = [name for name in inside if IMAGES.fullmatch(name) and not is_image(name)]
         output = any(name.endswith(("plans.json", "Plans.json", "predict_from_raw_data_args.json")) for name in inside)
-        if not images and not output and folder != path.parent:
-            continue  # a file of that name for another purpose
-        labels = {
-            stem(PurePath(name)) for place in inside if LABELS.fullmatch(place) for name in files.names(folder / place)
-        }
-        stems = [stem(PurePath(name)) for place in images for name in files.names(folder / place) if is_image(name)]
+        labels = {stem(PurePath(name)) for place in inside if LABELS.fullmatch(place) for name in names(folder / place)}
+        stems = [stem(PurePath(name)) for place in images for name in names(folder / place) if is_image(name)]
         stems = stems or [stem(PurePath(name)) for name in inside if is_image(name)]
         split = _is_split([name for name in stems if name[:1] != "."], labels, channels)
         return Dataset(folder, channels, split, not images and not output)
-    return None
 
 
 def _is_split(stems: Sequence[str], labels: set[str], channels: dict[int, str]) -> bool:

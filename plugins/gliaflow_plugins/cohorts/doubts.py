@@ -33,6 +33,8 @@ def doubts(
     unknown: the files whose names say nothing. flairs: those that are FLAIR scans.
     named: the masks, other sequences and derivatives.
     """
+    if not unknown:
+        return {}
     flair_in = {path.parent: path for path in reversed(flairs)}
     flair_under = {_patients(path): path for path in reversed(flairs) if _is_of_folder(path)}
     sequences: dict[PurePath, set[str]] = defaultdict(set)
@@ -44,16 +46,16 @@ def doubts(
                 sequences[_patients(path)].add(verdict.word)
     stems = {(path.parent, stem(path).casefold()): path for path in unknown}
     channels = _channels(unknown)
-    vague: dict[PurePath, list[PurePath]] = defaultdict(list)
+    vague: dict[PurePath, dict[PurePath, str]] = defaultdict(dict)  # by folder: the files and their names
     for path in unknown:
         if not names_patient(path) or (path.parent in masks and not _names_case(path)):
-            vague[path.parent].append(path)
+            vague[path.parent][path] = path.name
     reasons = {}
     for path in unknown:
         flair = flair_in.get(path.parent) or next((flair_under[up] for up in path.parents if up in flair_under), None)
         whole = _shorter(path, stems)
         beside = sequences.get(_patients(path), ())
-        rivals = vague.get(path.parent, [])
+        rivals = vague.get(path.parent, {})
         if flair is not None:
             where = "beside it" if flair.parent == path.parent else f"in {flair.parent.name}"
             reasons[path] = f"its name does not say FLAIR, and {flair.name} {where} is the FLAIR scan"
@@ -65,7 +67,7 @@ def doubts(
             names = ", ".join(sorted(beside)[:SHOWN])
             reasons[path] = f"its name does not say FLAIR, and the files beside it are called {names}"
         elif len(rivals) > 1 and path in rivals:
-            names = ", ".join(rival.name for rival in rivals[:SHOWN])
+            names = ", ".join([*rivals.values()][:SHOWN])
             reasons[path] = f"nothing says which of {len(rivals)} files is the FLAIR scan ({names})"
     return reasons
 

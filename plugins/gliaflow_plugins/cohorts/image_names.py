@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Literal
 
@@ -56,6 +57,9 @@ NOISE = re.compile(
     r"|noskull|masked|bias(corr)?|corr(ected)?|n4(itk)?|(pre)?norm(ali[sz]ed)?|zscore|reg(istered)?|coreg(istered)?|aligned|warped"
     r"|mni(152\w*)?|r?sri(24)?|lps|ras|rai|lpi|lia|resampled?|res|\d+mm|\d*iso|denoised|restored?|cropp?(ed)?|std|reorient(ed)?|eddy"
     r"|preproc(essed)?|defaced?|conformed|to|in|into|on|onto|weighted|study|derivatives|sourcedata|source|nifti|niftis"
+    r"|mpr|wip|view|tilt|eq|shc|clear|spair|spir|fat|sat|dis[23]d|nd|mobiview|filt(ered)?|fast|hr|hires|highres|lowres|res"
+    r"|(post|pre)?(gad|gd|contrast|km)|multi|uw|br|anon(ymi[sz]ed)?|imgs?|resources?|assessors?|outputs?|out|results?"
+    r"|exports?|downloads?|process(ed|ing)|mris?|images?nii|sequences|sessions|visits"
 )
 SESSION = re.compile(
     r"(ses|session|visit|time|timepoint|tp|followup|follow-up|fu|week|day|month|year)[-_ ]?(\d{1,8}|[a-z])|ses-\w+"
@@ -65,8 +69,13 @@ SESSION = re.compile(
     re.IGNORECASE,
 )
 COPY = re.compile(r" ?\(\d+\)$|[ _-]+(copy|kopie)( ?\(?\d+\)?)?$", re.IGNORECASE)  # of a file, by a file manager
-NUMBERED = re.compile(r"(image|img|scan|exam|vol|volume|series|im|i|slice)?\d+")
+NUMBERED = re.compile(r"(image|img|scan|exam|mri?|mrt|study|vol|volume|series|im|i|slice)?\d+")
 DATE = re.compile(r"\d{4}[-_.]?[01]\d[-_.]?[0-3]\d")
+PART = re.compile(r"(?:^|_)(part-(?:phase|real|imag))(?=_|$)", re.IGNORECASE)  # BIDS: not a magnitude image
+RESULT = re.compile(
+    r"gts?|gold([-_ ]?standard)?|truths?|manual|manuals|outputs?|results?|inference|inferred", re.IGNORECASE
+)
+FOLD = re.compile(r"fold_(\d+|all)", re.IGNORECASE)  # nnU-Net's results: fold_0/validation holds label maps
 ANY_SESSION = re.compile(rf"(?<![^\W_])({SESSION.pattern})(?![^\W_])", re.IGNORECASE)
 TRAILING_SESSION = re.compile(rf"[-_. ]({SESSION.pattern})$", re.IGNORECASE)
 
@@ -126,7 +135,14 @@ def judge(path: PurePath, root: PurePath | None = None) -> NameSays:
     folders = list(reversed(path.parent.parts[len(root.parts) :])) if root is not None else []
     if root is not None and path.parent == root and _says_only_its_kind(root.name):
         folders.append(root.name)
-    for name in folders:
+    if own.kind == "unknown":
+        for name, above in pairwise(folders):
+            if name.casefold() == "validation" and FOLD.fullmatch(above):
+                return NameSays("mask", f"{above}/{name}", f"it is in {above}/{name}: nnU-Net's predictions")
+        if own_part(path).strip("-_.").casefold() == "trans" and own_part(path) != stem(path):
+            return NameSays("doubtful file", path.name, f"named as MONAI names its results, in {path.parent.name}")
+    is_case_folder = own.kind == "FLAIR" and own_part(path) != stem(path)  # a patient may be called scan_as_mask
+    for name in folders[is_case_folder:]:
         verdict = judge_text(name, folder=True)
         strong = verdict.kind == "mask" and own.kind == "FLAIR" and MASK.fullmatch(words(name)[-1])
         if strong or (own.kind == "unknown" and verdict.kind != "unknown"):
@@ -137,6 +153,10 @@ def judge(path: PurePath, root: PurePath | None = None) -> NameSays:
 @lru_cache(CACHED)
 def judge_text(name: str, *, folder: bool = False) -> NameSays:
     """What a stem or, with ``folder``, a folder's name says."""
+    if match := PART.search(name):
+        return NameSays("other sequence", match[1])
+    if folder and RESULT.fullmatch(name):
+        return NameSays("mask", name)
     said = words(BIDS_PLACE.sub("", DARK_FLUID.sub("darkfluid", name)))
     original = {word.casefold(): word for word in WORD.findall(name)}
 
@@ -203,13 +223,23 @@ def simplicity(path: PurePath) -> tuple[int, int, int, int, str]:
 
 def patient_of(path: PurePath) -> str:
     """The patient by the file's name, or else by the nearest folder that is not a visit, a sequence or a date."""
+    return name_patient(path) or folder_patient(path) or stem(path)
+
+
+def folder_patient(path: PurePath) -> str:
+    """The patient by the nearest folder that names one."""
     folder = patient_folder(path)[0]
-    return _patient_in(stem(path)) or _patient_in(folder) or folder or stem(path)
+    return _patient_in(folder) or folder
+
+
+def name_patient(path: PurePath) -> str:
+    """The part of the file's own name that names its patient or case, if there is one."""
+    return _patient_in(stem(path))
 
 
 def names_patient(path: PurePath) -> bool:
     """Whether the file's own name has a part that names its patient or case."""
-    return bool(_patient_in(stem(path)))
+    return bool(name_patient(path))
 
 
 def name_of(path: PurePath) -> str:
@@ -254,6 +284,8 @@ def _patient_in(name: str) -> str:
     sequence = next((n for n in says if n), 0 if says else len(spans))
     after = spans[sequence + 1 :]
     described = sequence > 0 and is_noise(spans[sequence - 1][2])
+    if [word for _, _, word in after] == ["sub"]:  # FLAIR_SUB: a subtraction
+        after = []
     while after and _describes(after[0][2], described):
         after = after[1:]
     for part in (spans[:sequence], after):

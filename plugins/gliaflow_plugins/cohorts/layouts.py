@@ -19,6 +19,7 @@ from gliaflow_plugins.cohorts.case_folders import (
     folders_in,
     graded_by,
     image,
+    masks_of_case,
     participants,
 )
 from gliaflow_plugins.cohorts.clinical_tables import grade_column_of, is_grade
@@ -113,6 +114,7 @@ class Bids:
 
     name = "bids"
     mask = re.compile(r".+_(mask|seg|dseg|roi)")
+    scan = ("sub", "ses", "acq", "run")  # the entities that a mask shares with its scan, if it has them
     tissue = re.compile(r"brain|aseg|aparc|label-(gm|wm|csf)")
     tumour = re.compile(r"tumou?r|lesion|glioma")
     spaces = ("flair", "orig", "native", "scanner", "individual")
@@ -147,7 +149,7 @@ class Bids:
         for path in files:
             name = stem(path).casefold()
             own = _entities(name)
-            same = all(known.get(key, value) == value for key, value in own.items() if key in ("ses", "acq", "run"))
+            same = all(known.get(key, value) == value for key, value in own.items() if key in self.scan)
             subject, _, rest = name.partition("_")  # a subject may be called sub-brain01
             if not self.mask.fullmatch(name) or self.tissue.search(rest) or not same:
                 continue
@@ -229,6 +231,7 @@ class Dicom:
         problems = [f"{sub.name}: no DICOM in it; ignored" for sub in subs if sub not in patients]
         for sub in patients:
             masks = [path for path in files_in(sub).values() if is_image(path.name) and judge(path).kind == "mask"]
+            masks = masks_of_case(masks, sub, [], [each.name for each in subs], problems)
             if len(masks) > 1:
                 problems.append(f"{sub.name}: several masks: {', '.join(path.name for path in masks)}")
             mask = NiftiFile(masks[0]) if len(masks) == 1 else None

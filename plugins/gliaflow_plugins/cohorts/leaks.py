@@ -46,6 +46,15 @@ def same_voxels(scans: Iterable[tuple[str, str, str]]) -> tuple[list[str], list[
     return [f"the same voxels: {names}" for names in of_several], [f"the same voxels: {names}" for names in of_one]
 
 
+def same_masks(masks: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Problems: scans of several patients whose masks have the same tumour; one of them may be the wrong mask.
+
+    ``masks``: the digest of each mask's tumour ("" is not compared), its patient and its scan's name.
+    """
+    of_several, _ = shared(mask for mask in masks if mask[0])
+    return [f"the same mask voxels: {names}; one may have the other's mask" for names in of_several]
+
+
 def shared(items: Iterable[tuple[Hashable, str, str]]) -> tuple[list[str], list[str]]:
     """The names of the scans with the same key: of several patients, and of one. ``items``: key, patient and scan."""
     by_key: dict[Hashable, list[tuple[str, str]]] = defaultdict(list)

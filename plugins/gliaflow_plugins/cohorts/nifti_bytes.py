@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from gliaflow_proto.geometry import MAX_VOXELS
 from numpy.typing import NDArray
 
-MAX_FILE_BYTES = 2**31
-MAX_VOXELS = 2**28
+MAX_FILE_BYTES = 2**30
 MAX_SIDE = 4096
+HEADER_ROOM = 1024  # a NIfTI header is shorter
 
 
 def check_size(shape: Sequence[int], where: str = "") -> None:
@@ -20,9 +21,10 @@ def check_size(shape: Sequence[int], where: str = "") -> None:
 
 
 def check_bytes(shape: Sequence[int], dtype: Any) -> int:
-    """How many bytes the voxels take. Raises ValueError if they are over the limit."""
+    """How many bytes the voxels take. Raises ValueError if their number or their bytes are over the limit."""
+    check_size(shape)
     count = prod(shape) * int(dtype.itemsize)
-    if count > MAX_FILE_BYTES:
+    if count > MAX_FILE_BYTES - HEADER_ROOM:
         raise ValueError(f"{tuple(shape)} of {dtype} is over the limit of {MAX_FILE_BYTES} bytes")
     return count
 

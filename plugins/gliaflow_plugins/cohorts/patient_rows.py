@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gliaflow_plugins.cohorts.patient_names import loose, number_in
-from gliaflow_plugins.cohorts.tables import Table, TableRow, few, quoted, simple
+from gliaflow_plugins.cohorts.patient_names import TCGA_SAMPLE, loose, number_in, patient_key
+from gliaflow_plugins.cohorts.tables import Table, TableRow, few, listed, quoted, simple
 from gliaflow_plugins.contracts import Case
 
 PERSON = re.compile(
@@ -25,6 +25,12 @@ MEASURE = re.compile(
     "jahr|months?|days?|type|status|group|arm|cluster|grad(e|ing)?|stage|volumen?|weight|gewicht|height|size|count|score|"
     "kps|survival|os|pfs|dose|death|index|fold|split|unnamed|row|zeile|ml|mm|cm|slices"
 )
+EXCEL_DATE = re.compile(
+    r"(\d{1,2}[-./ ]*)?(jan|feb|m[aä]r|mrz|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])[a-z]*[-./ ]*(\d{1,4})?"
+    r"|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}( 0?0:00(:00)?)?",
+    re.IGNORECASE,
+)
+EXCEL_NUMBER = re.compile(r"\d([.,]\d+)?e[+-]?\d+", re.IGNORECASE)
 NUMBER_OR_DATE = re.compile(r"-?\d+[.,]\d*[1-9]\d*|\d{1,4}[-./]\d{1,2}[-./]\d{1,4}")
 
 
@@ -84,7 +90,7 @@ def find_rows(table: Table, cases: Sequence[Case], grade_column: str, patient_co
     if patient_column is not None:
         named = rows_by(table, table.column(patient_column), cases)
         if cases and not named.held:
-            raise ValueError(f"{table.path}: none of the patients is in its column {named.column!r}")
+            raise ValueError(_none_found(table, cases, [named.column]))
         return named
     if not cases:
         return PatientRows(table.columns[0], [])
@@ -100,7 +106,7 @@ def find_rows(table: Table, cases: Sequence[Case], grade_column: str, patient_co
         others = [rows for rows in holding if not rows.by_number]
         if others:
             raise ValueError(_not_identifier(table, others, cases))
-        raise ValueError(f"{table.path}: none of the patients is in it (columns: {', '.join(table.columns)})")
+        raise ValueError(_none_found(table, cases, [column for column in table.columns if column != grade_column]))
     best = max(usable, key=lambda rows: (len(rows.held), _is_identifier(rows.column), -sum(map(len, rows.rows))))
     for rows in usable:
         as_good = _is_identifier(rows.column) or len(rows.held) >= len(best.held)
@@ -125,15 +131,17 @@ def find_rows(table: Table, cases: Sequence[Case], grade_column: str, patient_co
 def rows_by(table: Table, column: str, cases: Sequence[Case]) -> PatientRows:
     """The rows of each case by one column: the scan's name in it, or else the patient's.
 
-    An exact text comes before another spelling (``loose``). If no case has either, and one side's names are bare
-    numbers, ``45`` is ``REM-45``.
+    An exact text comes before another spelling (``loose``) and before TCGA's barcode of a patient's sample. If no case
+    has any, and one side's names are bare numbers, ``45`` is ``REM-45``.
     """
     by_text: dict[str, list[TableRow]] = defaultdict(list)
     by_key: dict[str, list[TableRow]] = defaultdict(list)
     for row in table.rows:
-        if key := loose(row.cells[column]):
-            by_text[row.cells[column]].append(row)
-            by_key[key].append(row)
+        text = row.cells[column]
+        if key := loose(text):
+            by_text[text].append(row)
+            for each in {key, patient_key(text)}:
+                by_key[each].append(row)
     found = PatientRows(column, [[] for _ in cases])
     exact = set()
     for number, case in enumerate(cases):
@@ -147,7 +155,7 @@ def rows_by(table: Table, column: str, cases: Sequence[Case]) -> PatientRows:
         if not hits:
             continue
         texts = sorted({row.cells[column] for _, rows in (hits[:1] if id_first else hits) for row in rows})
-        if len(texts) > 1:
+        if len(texts) > 1 and not all(map(TCGA_SAMPLE.fullmatch, texts)):
             found.doubts[number] = f"{case.id}: {quoted(texts)} in {table.path.name} may both be it; no grade taken"
             continue
         found.rows[number] = hits[0][1]
@@ -224,6 +232,26 @@ def _may_be_identifier(table: Table, column: str) -> bool:
         not any(map(MEASURE.fullmatch, simple(column).split("_")))
         and max(cells.values(), default=0) < 2
         and not any(NUMBER_OR_DATE.fullmatch(row.cells[column]) for row in table.rows)
+    )
+
+
+def _none_found(table: Table, cases: Sequence[Case], columns: Sequence[str]) -> str:
+    """The error for a table without any patient: an example of the cohort's names and of the table's, and a remedy."""
+    where = f"its column {columns[0]!r}" if len(columns) == 1 and len(table.columns) > 2 else "it"
+    likely = [column for column in columns if _is_identifier(column)]
+    likely = likely or [column for column in columns if _may_be_identifier(table, column)] or list(columns)
+    examples = [(column, next((row.cells[column] for row in table.rows if row.cells[column]), "")) for column in likely]
+    shown = [f"column {column!r} has {text[:40]!r}" for column, text in examples if text][:3]
+    text = f"{table.path}: none of the patients is in {where}: the cohort's are like {cases[0].patient!r}"
+    text += f", and {listed(shown)}" if shown else ""
+    if any(EXCEL_DATE.fullmatch(cell) or EXCEL_NUMBER.fullmatch(cell) for _, cell in examples):
+        return (
+            f"{text}; a spreadsheet program may have changed names into dates or numbers: write the cohort's names "
+            "into the table, with that column's cells formatted as text"
+        )
+    return (
+        f"{text}; write the cohort's names into the table, or name their column with --patient-column (columns: "
+        f"{', '.join(table.columns)})"
     )
 
 

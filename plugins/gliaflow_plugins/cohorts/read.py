@@ -50,16 +50,19 @@ class CohortRequest:
 
         Raises
         ------
-        PluginError: no reader knows the layout, or the request contradicts itself.
-        OSError: the folder or table does not exist or cannot be read.
+        PluginError: no reader knows the layout, the folder or table does not exist or cannot be read, or the request
+            contradicts itself.
         """
         high = _normal(self.high_grades)
         if self.grades is None and (self.patient_column or self.grade_column):
             raise PluginError("--patient-column and --grade-column are of a table: name it with --grades")
         if not self.folder.is_dir() and not self.folder.is_file():
-            raise FileNotFoundError(f"{self.folder}: no such folder or table")
+            raise PluginError(f"{self.folder}: no such folder or table")
         if self.folder.is_dir():
-            next(self.folder.iterdir(), None)  # an unreadable folder raises here, with its name
+            try:
+                next(self.folder.iterdir(), None)
+            except OSError as error:
+                raise PluginError(f"{self.folder}: cannot be read: {error.strerror}") from None
         cohort = _read(self.folder, registry, self.reader)
         problems = list(cohort.problems)
         cases = []
@@ -74,6 +77,9 @@ class CohortRequest:
         if self.grades is not None:
             try:
                 cohort = with_grades(cohort, self.grades, self.patient_column, self.grade_column)
+            except OSError as error:
+                why = f"{self.grades}: {error.strerror}" if error.strerror else error
+                raise PluginError(f"--grades {why}") from None
             except ValueError as error:
                 raise PluginError(str(error)) from None
         cases = _labelled(_unique(cohort.cases), high)

@@ -6,14 +6,15 @@ unless the files beside it leave a doubt.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from gliaflow_plugins.cohorts import image_names
-from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES, Dataset, Files, find_dataset
+from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES, Datasets, Files
 from gliaflow_plugins.cohorts.doubts import doubts
 from gliaflow_plugins.cohorts.image_names import (
     COPY,
@@ -27,7 +28,7 @@ from gliaflow_plugins.cohorts.image_names import (
     words,
 )
 from gliaflow_plugins.cohorts.volumes import TiffStack
-from gliaflow_plugins.cohorts.walk import LeftOut, once, unusable, walk
+from gliaflow_plugins.cohorts.walk import LeftOut, by_ending, once, unusable, walk
 from gliaflow_plugins.contracts import Cohort, Volume
 
 SHOWN = 3  # names or words in one line of a summary
@@ -90,29 +91,33 @@ class Chooser:
     """
 
     def __init__(self, files: Files | None = None, wanted: str | None = None) -> None:
-        self._files, self._wanted = files or LocalFiles(), wanted
-        self._datasets: dict[PurePath, Dataset | None] = {}
+        self._datasets, self._wanted = Datasets(files or LocalFiles()), wanted
         self.left_out: list[LeftOut] = []
 
     def folder(self, folder: Path) -> list[ScanFile]:
         """The scans under a folder of this machine."""
         return self.of(self.usable(walk(folder, self.left_out)), folder)
 
-    def usable(self, paths: Iterable[Path]) -> list[Path]:
+    def usable(self, files: Mapping[Path, os.stat_result | None]) -> list[Path]:
         """The files that may be scans; those of other formats, DICOM, and what was not fetched are left out.
 
-        What the name alone leaves out is left out for that reason.
+        What the name alone leaves out is left out for that reason. ``files``: with their status, as of ``walk``.
         """
-        images = []
-        for path in paths:
-            reason = unusable(path)
-            fetched = reason is None or reason.kind in ("DICOM file", "unsupported file")
-            if reason is not None and (fetched or self.judge(path).kind in ("FLAIR", "unknown")):
+        images: dict[Path, os.stat_result] = {}
+        broken = []
+        for path, status in files.items():
+            image = is_image(path.name)
+            reason = unusable(path, status) if not image or self._may_be_scan(path) else by_ending(path)
+            if reason is not None and (reason.kind in ("DICOM file", "unsupported file") or self._may_be_scan(path)):
                 self.left_out.append(reason)
-            elif is_image(path.name):
-                images.append(path)
-        broken = [path for path in images if not path.exists()]
-        return sorted([*once([path for path in images if path.exists()], self.left_out), *broken])
+            elif image and status is not None:
+                images[path] = status
+            elif image:
+                broken.append(path)
+        return sorted([*once(images, self.left_out), *broken])
+
+    def _may_be_scan(self, path: Path) -> bool:
+        return self.judge(path).kind in ("FLAIR", "unknown")
 
     def one(self, path: PurePath) -> ScanFile:
         """The scan that a user named alone. It is taken in any case, with a warning if its name says otherwise."""
@@ -122,27 +127,27 @@ class Chooser:
 
     def judge(self, path: PurePath, root: PurePath | None = None) -> NameSays:
         """What a file is, by its dataset, or else by its name and folders."""
-        dataset = self._dataset(path)
+        dataset = self._datasets.of(path)
         return dataset.judge(path, self._wanted) if dataset else image_names.judge(path, root)
 
     def of(self, paths: Sequence[PurePath], root: PurePath | None) -> list[ScanFile]:
         """The scans among image files, which are all under ``root``, if it is given."""
         headers = {path.with_name(stem(path)) for path in paths if HEADER.search(path.name)}
         paths = [path for path in paths if not VOXELS.search(path.name) or path.with_name(stem(path)) not in headers]
+        by_dataset: list[PurePath] = []
         scans: list[PurePath] = []
         unknown: list[PurePath] = []
         named: dict[PurePath, NameSays] = {}
         for path in paths:
             verdict = self.judge(path, root)
             if verdict.kind == "FLAIR":
-                scans.append(path)
+                (scans if self._datasets.of(path) is None else by_dataset).append(path)
             elif verdict.kind == "unknown":
                 unknown.append(path)
             else:
                 self.left_out.append(LeftOut(path, verdict.why, verdict.kind, verdict.word))
                 named[path] = verdict
-        by_dataset = [path for path in scans if self._dataset(path) is not None]
-        scans = self._one_of_each([path for path in scans if self._dataset(path) is None])
+        scans = self._one_of_each(scans)
         unknown = self._one_of_each(unknown)
         in_doubt = doubts(unknown, [*by_dataset, *scans], named)
         self.left_out += [LeftOut(path, why, "doubtful file", path.name) for path, why in in_doubt.items()]
@@ -161,7 +166,7 @@ class Chooser:
                 cases[path.parent, COPY.sub("", stem(path))].append(path)
         chosen = []
         for versions in cases.values():
-            best, *others = sorted(versions, key=simplicity)
+            best, *others = sorted(versions, key=simplicity) if versions[1:] else versions
             chosen.append(best)
             for path in others:
                 same = path.parent == best.parent and stem(path) == stem(best)
@@ -171,19 +176,13 @@ class Chooser:
         return chosen
 
     def _scan(self, path: PurePath, warnings: tuple[str, ...] = ()) -> ScanFile:
-        dataset = self._dataset(path)
+        dataset = self._datasets.of(path)
         if dataset is None:
             return ScanFile(path, warnings=warnings)
         case, number = dataset.case(path)
         flair = dataset.flair(self._wanted)
         channel = self._wanted if flair is None else str(flair)
         return ScanFile(path, None if number is not None else channel, case, warnings)
-
-    def _dataset(self, path: PurePath) -> Dataset | None:
-        folder = path.parent
-        if folder not in self._datasets:
-            self._datasets[folder] = find_dataset(path, self._files)
-        return self._datasets[folder]
 
 
 def _tells_apart(word: str) -> bool:

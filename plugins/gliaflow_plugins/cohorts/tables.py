@@ -68,7 +68,7 @@ def read_table(path: Path) -> Table:
     OSError, ValueError: the file cannot be read, or is not such a table. The text names the file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: {'a folder, not a table' if path.is_dir() else 'no such file'}")
     with path.open("rb") as file:
         data = file.read(MAX_TABLE_BYTES + 1)
     if len(data) > MAX_TABLE_BYTES:
@@ -81,7 +81,7 @@ def read_table(path: Path) -> Table:
     first, _, rest = text.partition("\n")
     excel = re.fullmatch(r'"?sep=(.)"?\r?', first)  # Excel's own line for its delimiter
     text, skipped = (rest, 1) if excel else (text, 0)
-    delimiter = excel[1] if excel else _delimiter(path, first)
+    delimiter = excel[1] if excel else _delimiter(path, first, rest.partition("\n")[0])
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     cells: list[tuple[int, list[str]]] = []
     try:
@@ -90,7 +90,9 @@ def read_table(path: Path) -> Table:
             raise ValueError(f"{path}: no header in its first line")
         cells += ((lines.line_num + skipped, [cell.strip() for cell in line]) for line in lines)
     except csv.Error as error:
-        raise ValueError(f"{path} line {lines.line_num + skipped}: {error}") from None
+        raise ValueError(
+            f"{path} line {lines.line_num + skipped}: {error}; is a quotation mark not closed? Save the CSV again"
+        ) from None
     columns = _columns(header)
     rows, problems = [], []
     for line, row in cells:
@@ -144,10 +146,12 @@ def _columns(header: Sequence[str]) -> list[str]:
     ]
 
 
-def _delimiter(path: Path, header: str) -> str:
+def _delimiter(path: Path, header: str, second: str) -> str:
     if path.suffix.casefold() == ".tsv" and "\t" in header:
         return "\t"
-    return max("\t;,", key=header.count)  # of equally frequent ones, the one that is rarer in plain text
+    usual = max("\t;,", key=header.count)  # of equally frequent ones, the one that is rarer in plain text
+    bars = header.count("|")  # a bar may also be text: "grade (I|II)"
+    return "|" if bars > header.count(usual) and bars == second.count("|") else usual
 
 
 def _decoded(data: bytes) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES, as_nifti, check_size
 from gliaflow_plugins.cohorts.other_formats import convert, is_other_format
+from gliaflow_plugins.cohorts.regular_files import open_regular
 
 MAX_FOLDERS = 1000  # under one patient's DICOM folder
 DESCRIPTIONS = ("0008|103e", "0018|1030")  # DICOM PS3.6: Series Description, Protocol Name
@@ -31,11 +32,13 @@ class NiftiFile:
 
     def read(self) -> bytes:
         """See ``Volume.read``."""
-        if not self.path.is_file():  # opening a pipe would block for ever
-            raise FileNotFoundError(f"{self.path}: no such file")
-        if is_other_format(self.path):
-            return convert(self.path)
-        with self.path.open("rb") as file:
+        try:
+            file = open_regular(self.path)
+        except OSError as error:
+            raise OSError(f"{self.path}: {error.strerror}") from None
+        with file:
+            if is_other_format(self.path):
+                return convert(self.path)
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 raise ValueError(f"{self.path}: {size} bytes, over the limit of {MAX_FILE_BYTES}")

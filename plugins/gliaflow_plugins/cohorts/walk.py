@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import deque
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -49,19 +49,18 @@ class LeftOut:
     detail: str = ""
 
 
-def walk(root: Path, left_out: list[LeftOut]) -> list[Path]:
-    """The visible files under ``root``, sorted. Links to folders are followed, each folder once.
+def walk(root: Path, left_out: list[LeftOut]) -> dict[Path, os.stat_result | None]:
+    """The visible files under ``root``, sorted, with their status, or None if it cannot be read (a broken link, say).
 
-    Passed over: hidden files and folders, and what a pipeline derived from a BIDS dataset (``derivatives``). A folder
-    that is passed over for another reason is added to ``left_out``.
+    Links to folders are followed, each folder once. Passed over: hidden files and folders, and what a pipeline derived
+    from a BIDS dataset (``derivatives``). A folder that is passed over for another reason is added to ``left_out``.
     """
     real_root = os.path.realpath(root)
     seen = {real_root}
-    files: list[Path] = []
-    folders, links = deque([root]), deque[Path]()
+    files: dict[Path, os.stat_result | None] = {}
+    folders, links = deque([(root, real_root)]), deque[Path]()
     while folders or links:
-        folder = folders.popleft() if folders else links.popleft()
-        real = os.path.realpath(folder)
+        folder, real = folders.popleft() if folders else ((link := links.popleft()), os.path.realpath(link))
         around = real_root.startswith(real.rstrip(os.sep) + os.sep)
         if folder is not root and (around or real in seen):
             why = "which contains it" if around else "which is searched already"
@@ -75,20 +74,42 @@ def walk(root: Path, left_out: list[LeftOut]) -> list[Path]:
             continue
         names = {entry.name for entry in entries}
         for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if is_hidden(entry.name):
                 continue
             path = folder / entry.name
-            if not entry.is_dir():
-                files.append(path)
+            try:
+                status = entry.stat()
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and not entry.is_symlink():
+                    continue  # it was removed meanwhile
+                status = None
+            if status is None or not stat.S_ISDIR(status.st_mode):
+                files[path] = status
             elif is_derived(entry.name, names):
-                left_out.append(
-                    LeftOut(path, "what a pipeline derived from the scans, or their source", "derived folder")
-                )
+                left_out.append(derived_folder(path))
             elif entry.is_symlink():
                 links.append(path)
             else:
-                folders.append(path)
-    return sorted(files)
+                folders.append((path, f"{real.rstrip(os.sep)}{os.sep}{entry.name}"))
+    return dict(sorted(files.items(), key=lambda item: item[0]))
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """The status of the file to which the path leads; None if it cannot be read."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is passed over, and not even counted."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def derived_folder(path: PurePath) -> LeftOut:
+    """A folder for which ``is_derived`` is true."""
+    return LeftOut(path, "what a pipeline derived from the scans, or their source", "derived folder")
 
 
 def is_derived(name: str, beside: set[str]) -> bool:
@@ -98,12 +119,14 @@ def is_derived(name: str, beside: set[str]) -> bool:
     return name == "derivatives"
 
 
-def unusable(path: Path) -> LeftOut | None:
-    """Why a file on this machine cannot be submitted; None: it can."""
+def unusable(path: Path, status: os.stat_result | None = None) -> LeftOut | None:
+    """Why a file on this machine cannot be submitted; None: it can. ``status``: its status, if it is known."""
     try:
-        status = path.stat()
-    except OSError as error:
+        status = status or path.stat()
+    except FileNotFoundError as error:
         return _broken(path, error) if is_image(path.name) or ANNEX.search(_target(path)) else None
+    except OSError as error:  # it may be a folder
+        return _broken(path, error)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would block for ever
         return LeftOut(path, "not a regular file", "unreadable file") if is_image(path.name) else None
     if reason := by_ending(path):
@@ -143,7 +166,9 @@ def _broken(path: Path, error: OSError) -> LeftOut:
     if ANNEX.search(target):
         return not_fetched(path, f"datalad get {path} (or: git annex get {path})")
     if target:
-        return LeftOut(path, f"a broken link: {target} does not exist", "broken link")
+        missing = isinstance(error, FileNotFoundError)
+        why = f"a broken link: {target} does not exist" if missing else f"a link that leads nowhere: {error.strerror}"
+        return LeftOut(path, why, "broken link")
     return LeftOut(path, f"cannot be opened: {error.strerror}", "unreadable file")
 
 
@@ -159,7 +184,11 @@ def _pointer(path: Path) -> LeftOut | None:
 
 def _target(path: Path) -> str:
     """The file to which a link leads, whether it exists or not; nothing: it is no link."""
-    return os.path.realpath(path) if path.is_symlink() else ""
+    return os.path.realpath(path) if _is_link(path) else ""
+
+
+def _is_link(path: Path) -> bool:
+    return os.path.islink(path)  # noqa: PTH114 - where nothing can be read, Path.is_symlink raises
 
 
 def _head(path: Path, count: int) -> bytes:
@@ -172,13 +201,16 @@ def _head(path: Path, count: int) -> bytes:
         return b""
 
 
-def once(files: list[Path], left_out: list[LeftOut]) -> Iterator[Path]:
-    """The files without those that are the same file as an earlier one, by a link."""
-    known: dict[tuple[int, int], Path] = {}
-    for path in sorted(files, key=lambda path: (path.is_symlink(), path)):
-        status = path.stat()
-        first = known.setdefault((status.st_dev, status.st_ino or id(path)), path)
-        if first is path:
-            yield path
-        elif first.absolute() != path.absolute():
-            left_out.append(LeftOut(path, f"the same file as {first}", "repeated file"))
+def once(files: Mapping[Path, os.stat_result], left_out: list[LeftOut]) -> Iterator[Path]:
+    """The files without those that are the same file as another one, by a link."""
+    same: dict[tuple[int, int], list[Path]] = defaultdict(list)
+    for path, status in files.items():
+        same[status.st_dev, status.st_ino or id(path)].append(path)
+    for paths in same.values():
+        first, *others = sorted(paths, key=lambda path: (_is_link(path), path)) if paths[1:] else paths
+        yield first
+        left_out += [
+            LeftOut(path, f"the same file as {first}", "repeated file")
+            for path in others
+            if first.absolute() != path.absolute()
+        ]

@@ -27,6 +27,7 @@ from gliaflow_cli.client.record import Record, ScanState, name_key, scan_sha256,
 from gliaflow_cli.client.table import ANSWERED, TABLE, ScanRow, read_table, write_table
 
 MASK = "_seg.nii.gz"
+NOT_AGAIN = "not answered again: "
 WRITE_EVERY_S = 2.0  # the whole table is written each time, so not after each of ten thousand scans
 
 
@@ -58,6 +59,9 @@ class OutFolder:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"--out {path}: not a folder") from None
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise UsageError(f"--out {path}: cannot be created ({reason}); name a folder you can write to") from None
         self.path = path
         self._record = Record(path)
         self._new: dict[str, ScanRow] = {}  # rows that the table on the disk does not have yet
@@ -112,13 +116,12 @@ class OutFolder:
     def is_answered(self, target: Target) -> bool:
         """Whether the table has an answer of the scan as it is now, and the mask is there."""
         row = self.rows.get(target.scan)
-        return (
-            row is not None
-            and row.status in ANSWERED
-            and row.mask != ""
-            and (self.path / row.mask).is_file()
-            and (self.is_unchanged(target) or self._has_same_content(target))
-        )
+        has_mask = row is not None and row.mask != "" and (self.path / row.mask).is_file()
+        return has_mask and self._has_valid_row(target)
+
+    def row(self, scan: str) -> ScanRow:
+        """The scan's row, as the table has it or will have it."""
+        return self._new.get(scan) or self.rows[scan]
 
     def has_lost_row(self, scan: str) -> bool:
         """Whether a run was killed between the scan's answer and the writing of the table."""
@@ -133,6 +136,16 @@ class OutFolder:
             now.stamp,
         )
         return same and now.stamp != ""
+
+    def has_same_content(self, target: Target) -> bool:
+        """Whether the scan's file has the bytes that were answered. Its new times are recorded for the next check."""
+        known = self._record.scans.get(target.scan)
+        if known is None or known.sha256 == "" or known.channel != target.state.channel:
+            return False
+        if known.sha256 != scan_sha256(target.item) or ScanState.of(target.item) != target.state:
+            return False
+        self._record.add_times(target.scan, replace(known, location=target.state.location, stamp=target.state.stamp))
+        return True
 
     def has_file(self, scan: str, ending: str) -> bool:
         """Whether a file with this ending, which gliaflow wrote for the scan, still exists."""
@@ -172,7 +185,8 @@ class OutFolder:
     ) -> None:
         """Submit scans. Write each mask as its answer comes, and the table every few seconds and at the end.
 
-        ``answered`` is called for each answer, after its mask is written.
+        ``answered`` is called for each answer, after its mask is written. If an unchanged scan fails that has an
+        answer, the table keeps the answer with a warning; ``answered`` gets the failure.
 
         Raises
         ------
@@ -184,7 +198,7 @@ class OutFolder:
         try:
             for answer in flow.submit_all([target.item for target in targets]):
                 target = by_name[answer.scan]
-                row = self._new[target.scan] = self._save_answer(target, answer)
+                row = self._save_answer(target, answer)
                 if time.monotonic() - written > WRITE_EVERY_S:
                     self._write_table(order)
                     written = time.monotonic()
@@ -219,12 +233,23 @@ class OutFolder:
             except OSError as error:
                 failed = ScanRow.of(Answer.failed(item, f"mask not written: {error.strerror}", answer.seconds))
                 row = replace(failed, scan=scan, source=row.source, true_grade=row.true_grade)
+        if row.status == "failed" and self._has_valid_row(target):
+            before = self.rows[scan]
+            warnings = [each for each in before.warnings if not each.startswith(NOT_AGAIN)]
+            self._new[scan] = replace(before, warnings=(*warnings, NOT_AGAIN + row.error))
+            return row
+        self._new[scan] = row
         for file in self._record.files_of(scan, MASK):  # the mask of an answer that this one replaces
             if file != row.mask and self._record.wrote(self.path / file):
                 (self.path / file).unlink(missing_ok=True)
         unchanged = ScanState.of(item) == target.state
         self._record.add_scan(scan, replace(target.state, sha256=scan_sha256(item) if unchanged else ""))
         return row
+
+    def _has_valid_row(self, target: Target) -> bool:
+        row = self.rows.get(target.scan)
+        answered = row is not None and row.status in ANSWERED
+        return answered and (self.is_unchanged(target) or self.has_same_content(target))
 
     def _with_mask(self, row: ScanRow, mask: Any) -> ScanRow:
         file = self.save(row.scan, row.scan, MASK, lambda part: nib.save(mask, part))
@@ -248,11 +273,6 @@ class OutFolder:
         if row is None or item.name in self._record.scans:
             return False
         return row.source == readable(state.source) if row.source else row.patient == item.patient
-
-    def _has_same_content(self, target: Target) -> bool:
-        known = self._record.scans.get(target.scan)
-        same = known is not None and known.sha256 != "" and known.channel == target.state.channel
-        return same and known is not None and known.sha256 == scan_sha256(target.item)
 
     def _read_table(self) -> dict[str, ScanRow]:
         path = self.table
@@ -294,6 +314,7 @@ class OutFolder:
         if self._new or not path.exists():
             self._write(self._table, "", lambda part: write_table(part, self.rows.values()), ".csv")
             self._table_stamp = _stamp(path)
+        self._lost -= self._new.keys()
         self._new.clear()
 
 

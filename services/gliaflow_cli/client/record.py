@@ -21,8 +21,8 @@ from typing import Any
 
 import fsspec
 from gliaflow.scans import Input
+from gliaflow_plugins.cohorts.regular_files import open_regular
 from gliaflow_runtime.errors import UsageError
-from gliaflow_runtime.files import open_regular
 
 from gliaflow_cli.client.table import TABLE
 
@@ -87,7 +87,7 @@ class Record:
         self._file = (folder / RECORD).open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # CIFS answers EACCES
             self._file.close()
             raise UsageError(
                 f"{folder}: another gliaflow command writes into this folder; wait for its end, or choose another --out"
@@ -113,6 +113,10 @@ class Record:
         """Record that the scan was answered under this name."""
         if self.scans.get(name) != state:
             self._append({"scan": name, **asdict(state)})
+
+    def add_times(self, name: str, state: ScanState) -> None:
+        """Record the new place and times of a scan whose content did not change since it was answered."""
+        self._append({"same": name, **asdict(state)})
 
     def add_file(self, file: str, scan: str, digest: str) -> None:
         """Record that gliaflow writes this file, for this scan; a file that belongs to no scan has an empty one."""
@@ -149,6 +153,9 @@ class Record:
                 name = event.pop("scan")
                 self.scans[name] = ScanState(**event)
                 self.not_in_table.add(name)
+            elif "same" in event:
+                name = event.pop("same")
+                self.scans[name] = ScanState(**event)
             else:
                 key = name_key(event["file"])
                 self._owners[key] = event["of"]

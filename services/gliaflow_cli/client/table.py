@@ -24,6 +24,7 @@ ANSWERED = ("ok", NO_TUMOUR)
 STATUSES = (*ANSWERED, "failed")
 REQUIRED = ("scan", "status", "grade", "p_hgg")
 LARGEST = {"p_hgg": 1.0, "tumour_ml": 3000.0, "slices": 1e4, "seconds": 1e7}  # a larger one has lost its decimal point
+BETWEEN = " | "  # warnings; their own texts have semicolons
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 THOUSANDS = re.compile(r"[1-9]\d{0,2}([.,]\d{3})+")
 
@@ -113,13 +114,18 @@ def read_table(path: Path, *, unchanged: bool = False) -> dict[str, ScanRow]:
         data = path.read_bytes()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        reason = "a folder, not a table" if path.is_dir() else error.strerror or type(error).__name__
+        raise UsageError(f"{path}: {reason}; move it, or choose another --out") from None
     return _Reader(path, unchanged).rows(data)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6f}".rstrip("0").rstrip(".")  # never 1e-05, which spreadsheet programs rewrite
-    return "; ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+    if isinstance(value, tuple):
+        return BETWEEN.join(each.replace(BETWEEN, " / ") for each in value)
+    return "" if value is None else str(value)
 
 
 class _Reader:
@@ -207,7 +213,7 @@ class _Reader:
             values[name] = self._number(number, name, cells.get(name, ""), decimal)
         if values["slices"] is not None:
             values["slices"] = int(values["slices"])
-        values["warnings"] = tuple(part for part in cells.get("warnings", "").split("; ") if part)
+        values["warnings"] = tuple(part for part in cells.get("warnings", "").split(BETWEEN) if part)
         row = ScanRow(**{"patient": "", **values}, added={k: v for k, v in cells.items() if k not in COLUMNS})
         if not row.scan:
             raise self._refusal(number, "scan", "is empty")

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def cohort(
-    folder: Annotated[Path, typer.Argument(help="A folder of labelled scans, or a CSV of them.", metavar="DIR")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of labelled scans, or a CSV of them.", parser=flags.given, metavar="DIR")
+    ],
     reader: flags.Reader = None,
     high: flags.High = None,
     grades: flags.Grades = None,
@@ -73,11 +75,11 @@ def _classes(cases: Sequence[Case]) -> str:
 
 def _check(cases: Sequence[Case]) -> bool:
     """Cut every scan and mask as ``gliaflow train`` does, and print what it would refuse. True: all are good."""
-    from gliaflow_plugins.cohorts.leaks import same_voxels
+    from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
     from gliaflow_trainer.profiles import PROFILES
     from gliaflow_trainer.slices import blank_bundle, cut_each
 
-    voxels = []
+    voxels, masks = [], []
     with progress_bar() as bar, TemporaryDirectory() as folder:
         task = bar.add_task("scans and masks", total=len(cases))
         for result in cut_each(cases, blank_bundle(PROFILES["demo"], Path(folder))):
@@ -85,11 +87,12 @@ def _check(cases: Sequence[Case]) -> bool:
                 console.print(f"bad       {_printable(result.reason)}", style="red", soft_wrap=True)
             else:
                 voxels.append((result.scan.voxels, result.case.patient, result.case.id))
+                masks.append((result.scan.tumour, result.case.patient, result.case.id))
             for doubt in result.doubts:
                 console.print(f"doubtful  {_printable(doubt)}", style="yellow", soft_wrap=True)
             bar.advance(task)
     leaks, problems = same_voxels(voxels)
-    for problem in problems:
+    for problem in problems + same_masks(masks):
         console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
     print_leaks(leaks)
     console.print(f"checked   {len(voxels)} of {len(cases)} scans are good")

@@ -76,7 +76,11 @@ def demo(
         ]
         targets = folder.assign(inputs)
 
+        failures: dict[str, ScanRow] = {}
+
         def answered(target: Target, answer: Answer, row: ScanRow) -> None:
+            if row.status == "failed":
+                failures[target.scan] = row
             bar.advance(task)
 
         with open_flow(settings, TIMEOUT_S) as flow:
@@ -93,7 +97,7 @@ def demo(
             except UsageError as error:  # the bundle's generator fails; the command was used correctly
                 raise BrokerError(str(error)) from None
             bar.advance(task)
-        rows = [folder.rows[target.scan] for target in targets]
+        rows = [failures.get(target.scan) or folder.rows[target.scan] for target in targets]
         truths = [path / f"{path.name}_seg.nii.gz" for path in paths]
         shown = [Shown.of(row, item, out, truth) for row, item, truth in zip(rows, inputs, truths, strict=True)]
         page = answers_page(shown, DemoParts(real, synthetic, manifest.metrics))

@@ -52,6 +52,8 @@ def submit(
     """Send scans through the pipeline; get a grade, a mask and a row of predictions.csv for each."""
     if labelled and (len(paths) != 1 or grade is not None):
         raise typer.BadParameter("--labelled takes one cohort, which has the grades: no other PATH, no --grade")
+    for path in paths:
+        flags.given(path)
     reading = (reader, high, grades, patient_column, grade_column)
     if not labelled and any(flag is not None for flag in reading):
         raise typer.BadParameter("--reader, --high, --grades, --patient-column and --grade-column need --labelled")

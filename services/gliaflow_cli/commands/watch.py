@@ -20,7 +20,7 @@ AT_ONCE = 200  # scans; between two rounds, watch can stop and sees new scans
 
 
 def watch(
-    inbox: Annotated[Path, typer.Argument(help="Folder in which scans appear.")],
+    inbox: Annotated[Path, typer.Argument(help="Folder in which scans appear.", parser=flags.given, metavar="INBOX")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
     broker: flags.Broker = None,
     bundle: flags.Bundle = None,

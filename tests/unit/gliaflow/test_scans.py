@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
 import pytest
 from gliaflow.flow import _inputs
+from gliaflow.places import StoreFiles
 from gliaflow.scans import Input, find_inputs, find_one
 from gliaflow_runtime.errors import UsageError
 
@@ -133,6 +137,19 @@ def test_equal_names_get_the_folders_in_front(tmp_path: Path) -> None:
     ]
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write(tmp_path, "P1_flair.nii.gz"))
+    for paths in ([""], [" "], ["P1_flair.nii.gz", ""]):
+        with pytest.raises(UsageError, match="PATH is empty"):
+            find_inputs(paths)
+
+
+def test_a_doubt_about_the_patient_is_a_warning(tmp_path: Path) -> None:
+    study = write(tmp_path / "study", "x/P1_flair.nii.gz", "y/P1_flair.nii.gz")
+    text = "patient: x/P1_flair.nii.gz and y/P1_flair.nii.gz count as scans of one patient, P1"
+    assert [item.warnings for item in inputs(study)] == [(text,), (text,)]
+
+
 def test_every_name_is_unique_short_and_utf8(tmp_path: Path) -> None:
     awkward = ["foo.nii", "D_foo-2.nii", "FOO.nii", "x" * 240 + ".nii", "with space::and.nii"]
     folder = write(tmp_path / "D", *awkward)
@@ -220,3 +237,59 @@ def test_a_grade_is_accepted_in_any_case(tmp_path: Path, grade: str) -> None:
 def test_python_warns_of_what_is_left_out(folder: Path) -> None:
     with pytest.warns(UserWarning, match=r"left out: 1 mask \(seg\), 1 other sequence \(t1ce\)"):
         assert [item.name for item in _inputs(folder / "a", None, None)] == ["p1_flair"]
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    store = fsspec.filesystem("memory")
+    yield store
+    store.rm("/", recursive=True)
+
+
+def test_a_store_is_searched_by_the_rules_of_a_disk(tmp_path: Path, store: Any) -> None:
+    files = [
+        "sub-1/anat/sub-1_FLAIR.nii.gz",
+        "sub-1/anat/sub-1_T1w.nii.gz",
+        "sub-1/derivatives/sub-1_desc-bet_FLAIR.nii.gz",
+        "derivatives/bet/sub-1/sub-1_FLAIR.nii.gz",
+        "derivatives/bet/sub-2/sub-2_FLAIR.nii.gz",
+        "sourcedata/sub-1/3_FLAIR.nii.gz",
+        ".git/annex/sub-1_FLAIR.nii.gz",
+        "sub-1/.sub-1_FLAIR.nii.gz",
+        "__MACOSX/sub-1_FLAIR.nii.gz",
+    ]
+    write(tmp_path / "b", *files)
+    for name in files:
+        store.pipe(f"/b/{name}", b"x")
+    on_disk, in_store = find_inputs([tmp_path / "b"]), find_inputs(["memory://b"])
+    assert [item.relative for item in in_store.inputs] == [item.relative for item in on_disk.inputs] == files[:1]
+    assert sorted((each.path.relative_to("/b").as_posix(), each.why) for each in in_store.left_out) == sorted(
+        (each.path.relative_to(tmp_path / "b").as_posix(), each.why) for each in on_disk.left_out
+    )
+    assert [item.relative for item in find_inputs(["memory://b/sub-*"]).inputs] == files[:1], "a glob of folders"
+
+
+def test_a_store_is_listed_once_and_dataset_json_is_read_only_where_it_is(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        store.pipe(f"/b/P{number}/flair.nii.gz", b"x")
+    requests: list[tuple[str, str]] = []
+    for name in ("cat_file", "info", "ls"):
+        plain = getattr(store, name)
+        note = partial(lambda name, plain, path, *a, **k: requests.append((name, path)) or plain(path, *a, **k), name)
+        monkeypatch.setattr(store, name, partial(note, plain))
+    assert len(inputs("memory://b")) == 5
+    assert not [request for request in requests if request[1].startswith("/b/P") and request[0] != "ls"]
+    store.pipe("/b/dataset.json", json.dumps({"modality": {"0": "MRI"}}).encode())
+    requests.clear()
+    assert len(inputs("memory://b")) == 5
+    assert requests.count(("cat_file", "/b/dataset.json")) == 1
+
+
+def test_no_more_of_a_dataset_json_in_a_store_is_read_than_is_allowed(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gliaflow.places.MAX_JSON_BYTES", 10)
+    store.pipe("/b/dataset.json", b" " * 1000)
+    assert StoreFiles(store).read(PurePosixPath("/b/dataset.json")) == b" " * 11

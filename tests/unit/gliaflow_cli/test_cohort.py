@@ -140,6 +140,18 @@ def test_check_names_patients_with_the_same_scan(tmp_path: Path) -> None:
     assert code == 1
 
 
+def test_check_names_patients_with_the_same_mask(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"a": "II", "b": "III", "c": "II"})
+    save_case(tmp_path, "a")
+    save_case(tmp_path, "b")  # the same labels in a file of its own
+    save_case(tmp_path, "c", mask=np.roll(tumour(), 1, 0) * (np.indices(GOOD_SHAPE)[1] % 2 == 0).astype(np.uint8))
+    code, lines = run(tmp_path, "--check")
+    assert [line for line in lines if "mask voxels" in line] == [
+        "problem the same mask voxels: a and b; one may have the other's mask"
+    ]
+    assert code == 0
+
+
 def test_check_reads_the_flair_volume_of_a_decathlon_file(tmp_path: Path) -> None:
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "labelsTr").mkdir()

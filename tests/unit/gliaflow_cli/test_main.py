@@ -44,6 +44,14 @@ def test_help_cuts_no_word_on_a_terminal_of_80_columns(name: str) -> None:
     assert not re.findall(r"\w+…", done.output)
 
 
+@pytest.mark.parametrize("name", ["submit", "cohort", "train", "evaluate", "watch"])
+def test_an_empty_path_is_bad_usage_and_not_the_current_folder(name: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main.app, [name, "", *([] if name == "cohort" else ["--out", str(tmp_path / "out")])])
+    assert done.exit_code == 2
+    assert "the path is empty" in done.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_versions_are_one_line() -> None:
     done = CliRunner().invoke(main.app, ["--version"])
     assert done.exit_code == 0
@@ -90,6 +98,26 @@ def test_an_error_that_a_user_can_fix_is_one_line_and_an_exit_code(
         main.main()
     assert ended.value.code == code
     assert capsys.readouterr().err == "gliaflow: x\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "a/b"), "a/b: No such file or directory: check the path"),
+        (IsADirectoryError(21, "Is a directory", "t.csv"), "t.csv: Is a directory: name a file, or move the folder"),
+        (OSError(28, "No space left on device"), "No space left on device: free some space, or name a path on another"),
+    ],
+)
+def test_an_error_of_the_system_is_a_sentence_with_the_file_and_the_remedy(
+    error: Exception, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", app)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert capsys.readouterr().err.startswith(f"gliaflow: {text}")
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

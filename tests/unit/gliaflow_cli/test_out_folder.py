@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -225,6 +226,28 @@ def test_the_mask_of_a_replaced_scan_does_not_stay_beside_its_failure(flow: Flow
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [RECORD, TABLE]
 
 
+def test_an_answer_stays_if_the_unchanged_scan_fails_later(flow: Flow, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    p1 = scan(tmp_path / "P1/a.nii", "1", "P1")
+    submit(flow, out, [p1])
+    (before,) = read_table(out / TABLE).values()
+    os.utime(p1.path, ns=(1, 1))
+    rows: list[ScanRow] = []
+    for reason in ("no head", "no broker"):
+        bad = StandIn(lambda broker, message, reason=reason: fail(broker, message, reason))
+        with bad as stages, OutFolder(out) as folder:
+            failing = Flow(stages.broker.attach(), timeout=30)
+            folder.answer(failing, folder.assign([p1]), lambda target, answer, row: rows.append(row))
+            assert folder.row("P1").status == "ok"
+        (row,) = read_table(out / TABLE).values()
+        assert len(row.warnings) == 1
+        assert re.match(f"not answered again: .*{reason}", row.warnings[0])
+        assert replace(row, warnings=()) == before
+    assert [row.status for row in rows] == ["failed", "failed"], "for the screen and the exit code"
+    assert masks(out) == {"P1": "1"}
+    assert submit(flow, out, [p1], resume=True) == []
+
+
 def test_without_the_record_all_files_count_as_the_users(flow: Flow, tmp_path: Path) -> None:
     out = tmp_path / "out"
     p1 = scan(tmp_path / "P1/a.nii", "1", "P1")
@@ -299,6 +322,15 @@ def test_two_commands_do_not_write_into_one_folder(tmp_path: Path) -> None:
     OutFolder(tmp_path).__exit__(None, None, None)
 
 
+def test_a_lock_of_another_machine_on_cifs_is_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("gliaflow_cli.client.record.fcntl.flock", held)
+    with pytest.raises(UsageError, match="another gliaflow command writes into this folder"):
+        OutFolder(tmp_path)
+
+
 def test_a_folder_that_cannot_be_used_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="not a folder"):
@@ -335,3 +367,13 @@ def test_a_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         OutFolder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [TABLE]
+
+
+def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"^--out /proc/nope: cannot be created \(.*\); name a folder you can write to$"
+    ):
+        OutFolder(Path("/proc/nope"))
+    (tmp_path / TABLE).mkdir()
+    with pytest.raises(UsageError, match=rf"{TABLE}: a folder, not a table; move it, or choose another --out$"):
+        OutFolder(tmp_path)

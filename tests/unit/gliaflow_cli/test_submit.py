@@ -1,4 +1,4 @@
-"""``gliaflow submit``: what it says when it is interrupted."""
+"""``gliaflow submit``: what it says when it is interrupted, and when scans fail that have an answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gliaflow.answer import Answer
+from gliaflow.flow import Flow
 from gliaflow_cli.client.out_folder import OutFolder
+from gliaflow_cli.client.table import TABLE, read_table
 from gliaflow_cli.main import app
 from sample_scans import good_scan
 from typer.testing import CliRunner
@@ -39,3 +42,24 @@ def test_an_interrupted_run_keeps_its_rows_and_names_the_way_to_continue(
     assert done.exit_code == 130
     assert "of 2 scans answered; the same command with --resume continues" in done.output
     assert (tmp_path / "out" / "predictions.csv").exists()
+
+
+def test_a_scan_that_fails_again_keeps_its_answer_and_counts_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIAFLOW_STATE", str(tmp_path / "state"))
+    (tmp_path / "P1_flair.nii.gz").write_bytes(b"scan")
+    good = Answer("P1_flair", "P1", "P1_flair.nii.gz", "ok", grade="HGG", p_hgg=0.9)
+    command = ["submit", str(tmp_path / "P1_flair.nii.gz"), "--out", str(tmp_path / "out"), "--threads", "1"]
+    codes, printed = [], ""
+    for failing in (False, True):
+        monkeypatch.setattr(
+            Flow, "submit_all", lambda _, items, bad=failing: [Answer.failed(items[0], "no broker") if bad else good]
+        )
+        done = CliRunner().invoke(app, command)
+        codes.append(done.exit_code)
+        printed = done.output
+    assert codes == [0, 1]
+    assert "0 of 1 scans answered: 1 failed" in printed
+    (row,) = read_table(tmp_path / "out" / TABLE).values()
+    assert (row.status, row.grade, row.warnings) == ("ok", "HGG", ("not answered again: no broker",))

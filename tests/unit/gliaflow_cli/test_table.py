@@ -15,7 +15,7 @@ from gliaflow_runtime.errors import UsageError
 Cells = list[list[str]]
 ROWS = [
     ScanRow("P1", "p", "a/P1.nii", "HGG", 0.25, 3.5, 12, "ok", mask="P1_seg.nii.gz", seconds=0.5),
-    ScanRow("P2", "q", "P2.nii", tumour_ml=0.0, slices=4, status="no tumour", warnings=("one, first", "two")),
+    ScanRow("P2", "q", "P2.nii", tumour_ml=0.0, slices=4, status="no tumour", warnings=("one; first", "two, a|b")),
     ScanRow("P3", "r", "P3.nii", error="a strange\nreason; really"),
 ]
 
@@ -66,6 +66,11 @@ def test_numbers_have_no_exponent_and_at_most_six_digits(table: Path) -> None:
     write_table(table, [replace(ROWS[0], p_hgg=1e-5, tumour_ml=0.0, seconds=1.25)])
     line = next(csv.DictReader(io.StringIO(table.read_text())))
     assert (line["p_hgg"], line["tumour_ml"], line["seconds"]) == ("0.00001", "0", "1.25")
+
+
+def test_the_number_of_warnings_stays(table: Path) -> None:
+    write_table(table, [replace(ROWS[1], warnings=("a file a | b.nii; ignored", "two"))])
+    assert read_table(table)["P2"].warnings == ("a file a / b.nii; ignored", "two")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

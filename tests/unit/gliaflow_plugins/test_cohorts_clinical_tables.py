@@ -186,3 +186,73 @@ def test_a_grade_that_contradicts_the_folders_is_a_problem(table: Path) -> None:
     assert with_grades(cohort, table).problems == [
         "t.csv replaces grades of the folder that contradict it: a_scan II for HGG"
     ]
+
+
+@pytest.mark.parametrize("column", ["Karnofsky grade", "Grade_num_code", "ISUP grade", "oedema grade", "grade_id"])
+def test_a_grade_of_something_else_than_the_tumour_is_asked_about(table: Path, column: str) -> None:
+    text = f"patient,{column}\nP1,2\nP2,4\n"
+    with pytest.raises(ValueError, match=f"'{column}' may be another grade than the tumour's; .*--grade-column"):
+        read(table, text, "P1", "P2")
+    assert grades(read(table, text, "P1", "P2", grade_column=column)) == ["II", "IV"]
+    assert grades(read(table, f"patient,{column},WHO grade\nP1,4,2\n", "P1")) == ["II"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(
+            "Grade",
+            "WHO CNS Grade",
+            "WHO-Grad",
+            "Tumorgrad",
+            "Grading",
+            "tumor_grade",
+            "gliomaGrade",
+            "Histologic Grade",
+        ),
+        *(
+            "neoplasm_histologic_grade",
+            "WHO grade (2021)",
+            "Grade at diagnosis",
+            "Histologischer Grad",
+            "GRADE I-IV",
+            "Grade OMS",
+            "tumor_grade_pre",
+        ),
+    ],
+)
+def test_the_names_of_the_column_of_tumour_grades(table: Path, column: str) -> None:
+    assert grades(read(table, f"patient,{column}\nP1,2\nP2,4\n", "P1", "P2")) == ["II", "IV"]
+
+
+def test_a_tcga_barcode_of_a_sample_names_its_patient(table: Path) -> None:
+    text = "Sample,WHO grade\nTCGA-CS-4942-01A-11R,2\nTCGA-CS-4943-01A,3\nTCGA-CS-5393-01,II\nTCGA-CS-5393-02A,2\n"
+    cohort = read(table, text, "TCGA-CS-4942", "TCGA-CS-4943", "TCGA_CS_5393")
+    assert grades(cohort) == ["II", "III", "II"]
+    assert "3 in another spelling (TCGA-CS-4942-01A-11R for TCGA-CS-4942" in cohort.tables[0]
+    assert grades(read(table, text + "TCGA-CS-4942,4\n", "TCGA-CS-4942")) == ["IV"], "the exact name comes first"
+    (leak,) = read(table, "Sample,grade\nTCGA-CS-1-1,2\nTCGA-CS-5396-01A,2\nTCGA-CS-5396-02A,4\n", "TCGA-CS-5396").leaks
+    assert leak == "TCGA-CS-5396: t.csv says II and IV", "two samples of one patient"
+    other = read(table, "Sample,grade\nTCGA-CS-4942-02A,2\nP2,3\n", "TCGA-CS-4942-01A", "P2")
+    assert grades(other) == [None, "III"], "another sample"
+
+
+@pytest.mark.parametrize(
+    ("patient", "cell", "remedy"),
+    [
+        ("A-1", "7", "write the cohort's names into the table, or name their column with --patient-column"),
+        ("Jan-01", "01. Jan", "a spreadsheet program may have changed names into dates or numbers"),
+        ("Mar-03", "03. Mrz", "a spreadsheet program may have changed names into dates or numbers"),
+        ("3-12", "2024-12-03", "a spreadsheet program may have changed names into dates or numbers"),
+        ("1E5", "1.00E+05", "a spreadsheet program may have changed names into dates or numbers"),
+    ],
+)
+def test_a_table_without_any_patient_is_refused_with_both_sides_names(
+    table: Path, patient: str, cell: str, remedy: str
+) -> None:
+    text = f"patient,age,grade\n{cell},33,2\n"
+    message = f"the cohort's are like '{patient}', and column 'patient' has '{cell}'; {remedy}"
+    for columns in ({}, {"patient_column": "patient"}):
+        with pytest.raises(ValueError, match="none of the patients is in it") as error:
+            read(table, text, patient, **columns)
+        assert message in str(error.value)

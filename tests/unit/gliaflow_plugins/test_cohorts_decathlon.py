@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
+from gliaflow_plugins.cohorts.decathlon import Datasets
 from gliaflow_plugins.cohorts.layouts import Msd
-from gliaflow_plugins.cohorts.scan_files import Chooser
+from gliaflow_plugins.cohorts.scan_files import Chooser, LocalFiles
 
 FOUR = {"0": "T1", "1": "T1ce", "2": "T2", "3": "T2-FLAIR"}
 
@@ -147,3 +149,22 @@ def test_nnunets_predictions_are_not_scans(tmp_path: Path) -> None:
 def test_a_dataset_json_of_another_purpose_says_nothing(tmp_path: Path) -> None:
     folder = dataset(tmp_path, {"name": "ours", "modality": "MR"}, "P1/P1_flair.nii.gz", "P1/P1_t1.nii.gz")
     assert [name for name, _, _ in scans(folder)] == ["P1_flair.nii.gz"]
+
+
+def test_each_dataset_json_and_folder_is_read_once(tmp_path: Path) -> None:
+    class Counted(LocalFiles):
+        def names(self, folder: PurePath) -> list[str]:
+            counts["listed", folder] += 1
+            return super().names(folder)
+
+        def read(self, path: PurePath) -> bytes | None:
+            counts["read", path] += 1
+            return super().read(path)
+
+    counts = Counter[tuple[str, PurePath]]()
+    files = [f"P{number}/flair.nii.gz" for number in range(5)]
+    folder = dataset(tmp_path, {"modality": {"0": "MRI"}}, *files)
+    datasets = Datasets(Counted())
+    assert [datasets.of(folder / name) for name in files] == [None] * 5, "it is beside no images folder"
+    assert counts["read", folder / "dataset.json"] == counts["listed", folder] == 1
+    assert max(counts.values()) == 1

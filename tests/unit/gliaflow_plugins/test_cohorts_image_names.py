@@ -38,6 +38,8 @@ def test_the_name_says_what_the_image_is(kind: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
+        ("scan_as_mask/scan_as_mask_flair.nii.gz", "FLAIR"),
+        ("scan_as_mask/scan_as_mask_seg.nii.gz", "mask"),
         ("FLAIR/P1.nii.gz", "FLAIR"),
         ("P1/5_AX_FLAIR/P1_5.nii.gz", "FLAIR"),
         ("T1/P1.nii.gz", "other sequence"),

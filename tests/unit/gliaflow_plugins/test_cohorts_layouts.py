@@ -20,6 +20,7 @@ from gliaflow_plugins.cohorts.case_folders import (
     image,
 )
 from gliaflow_plugins.cohorts.layouts import SHIPPED, Bids, Csv, Kaggle, Msd
+from gliaflow_plugins.cohorts.patients import find_patients
 from gliaflow_plugins.cohorts.scan_files import Chooser, not_read
 from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
 from gliaflow_plugins.contracts import Case, Cohort, Reader
@@ -390,11 +391,36 @@ def test_masks_of_other_names_are_found_unless_several_would_do(tmp_path: Path) 
     assert cohort.problems == ["c: several files may be its mask: rater1_seg.nii.gz, rater2_seg.nii.gz"]
 
 
-def test_a_folder_of_many_patients_is_not_taken_for_one_patients(tmp_path: Path) -> None:
+def test_a_folder_of_many_patients_has_a_problem_that_names_them(tmp_path: Path) -> None:
     write(tmp_path, ["a/a_flair.nii", "site/P1/P1_flair.nii", "site/P2/P2_flair.nii", "b/1/flair.nii", "b/2/flair.nii"])
     cohort = read(PatientFolders(), tmp_path)
-    assert [(case.id, case.patient) for case in cohort.cases] == [("a", "a"), ("b_1", "b"), ("b_2", "b")]
-    assert cohort.problems == ["site: a folder of 2 patients (P1, P2 …), not of one; ignored"]
+    assert [(case.id, case.patient) for case in cohort.cases] == [
+        ("a", "a"),
+        ("b_1", "1"),
+        ("b_2", "2"),
+        ("site_P1", "P1"),
+        ("site_P2", "P2"),
+    ]
+    assert cohort.problems == [
+        "b: scans of 2 patients (1, 2), not of one",
+        "site: scans of 2 patients (P1, P2), not of one",
+    ]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["siteA/101.nii", "siteA/102.nii", "siteB/101.nii", "siteB/102.nii"],
+        [f"XNAT_S000{n}/scans/7-t2_flair/resources/NIFTI/files/image.nii" for n in (1, 2)],
+        ["PAT001/7_AX_FLAIR.nii", "PAT001/9_COR_FLAIR.nii", "PAT002/3D_FLAIR_MPR_COR.nii"],
+        ["P1/baseline/flair.nii", "P1/followup/flair.nii", "P2/flair.nii"],
+    ],
+)
+def test_a_cohort_has_the_patients_that_submit_sends(tmp_path: Path, files: list[str]) -> None:
+    cohort = read(PatientFolders(), write(tmp_path, files))
+    paths = [Path(str(case.scan)) for case in cohort.cases]
+    assert [case.patient for case in cohort.cases] == [each.patient for each in find_patients(paths)]
+    assert len(paths) == len(files)
 
 
 def test_what_belongs_to_no_case_is_left_out_with_a_reason(tmp_path: Path) -> None:
@@ -416,3 +442,43 @@ def test_a_scan_that_was_not_fetched_is_a_problem_with_the_command(tmp_path: Pat
     for reader, folder in ((Bids(), tmp_path), (PatientFolders(), tmp_path / "study"), (BRATS_2021, tmp_path)):
         problems = "\n".join(read(reader, folder).problems)
         assert "_flair.nii.gz: its content is not on this machine; to fetch it: datalad get " in problems.casefold()
+
+
+@pytest.mark.parametrize(
+    ("reader", "files", "mask"),
+    [
+        (PatientFolders(), ["P13/P13_flair.nii", "P14/P14_flair.nii", "P14/P13_seg.nii"], "P13_seg.nii"),
+        (PatientFolders(), ["P14/P14_flair.nii", "P14/P99_seg.nii"], "P99_seg.nii"),
+        (PatientFolders(), ["P14/flair.nii", "P14/masks/p13_tumor.nii"], "p13_tumor.nii"),
+        (PatientFolders(), ["Smith/flair.nii", "Jones/flair.nii", "Jones/Smith_seg.nii"], "Smith_seg.nii"),
+        (PatientFolders(), ["013/flair.nii", "014/flair.nii", "014/013_seg.nii"], "013_seg.nii"),
+        (BRATS_2021, ["BraTS2021_1/BraTS2021_1_flair.nii", "BraTS2021_1/BraTS2021_2_seg.nii"], "BraTS2021_2_seg.nii"),
+        (Brats(), ["HGG/P14/P14_flair.nii", "HGG/P14/P13_seg.nii"], "P13_seg.nii"),
+    ],
+)
+def test_a_mask_that_is_named_after_another_case_is_not_taken(
+    tmp_path: Path, reader: Reader, files: list[str], mask: str
+) -> None:
+    write(tmp_path, files)
+    cohort = read(reader, tmp_path)
+    assert [case.mask for case in cohort.cases] == [None] * len(cohort.cases)
+    folder = (tmp_path / files[-1]).relative_to(tmp_path).parts[0 if files[0][:3] != "HGG" else 1]
+    assert (
+        f"{mask} in {folder}: named after another case, so not its mask; rename it if it is {folder}'s"
+        in cohort.problems
+    )
+
+
+@pytest.mark.parametrize(
+    "mask", ["seg", "mask", "tumor", "seg_2", "P14_seg", "p14_T1_mask", "glioma_mask_rater2", "Mueller_seg"]
+)
+def test_a_mask_with_a_general_name_or_with_its_own_cases_is_taken(tmp_path: Path, mask: str) -> None:
+    write(tmp_path, ["P13/P13_flair.nii", "P14/P14_flair.nii", f"P14/{mask}.nii", "P1/P1_flair.nii"])
+    cohort = read(PatientFolders(), tmp_path)
+    assert [case.id for case in cohort.cases if case.mask is not None] == ["P14"]
+    assert not [problem for problem in cohort.problems if "another case" in problem]
+
+
+def test_a_bids_mask_of_another_subject_is_not_taken(tmp_path: Path) -> None:
+    write(tmp_path, ["sub-01/anat/sub-01_FLAIR.nii", "sub-01/anat/sub-02_mask.nii"])
+    assert [case.mask for case in read(Bids(), tmp_path).cases] == [None]

@@ -138,7 +138,7 @@ def test_a_nrrd_file_without_a_space_states_no_orientation(tmp_path: Path) -> No
         ("a.mhd", META + b"ElementDataFile = b%03d.raw 1 12 1\n", "its data file must be one file beside it"),
         ("a.mhd", META + b"ElementDataFile = b.raw\n", r"its data file, b\.raw, is missing"),
         ("a.mha", META + b"ElementDataFile = LOCAL\n", r"damaged or cut short, or not a \.mha file"),
-        ("a.nrrd", b"junk" * 100, r"damaged or cut short, or not a \.nrrd file"),
+        ("a.nrrd", b"junk" * 100, r"damaged or cut short, or not a NRRD file"),
         ("a.nrrd", NRRD.replace(b"40 48 12", b"4000 4000 4000") + b"\n", "over the limit of 4096 a side or 268435456"),
         ("a.nrrd", NRRD + b"Segment1_Layer:=1\n\n", "a segmentation of several layers .*export it as one label map"),
         ("a.mgz", b"junk" * 100, r"damaged or cut short, or not a \.mgz file"),
@@ -156,6 +156,122 @@ def test_a_file_that_cannot_be_read_is_named(name: str, data: bytes, reason: str
     assert "\n" not in str(caught.value)
 
 
+SECRET = b"TOPSECRET"
+BESIDE = "must be one file beside it"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.nhdr", NRRD + b"# comment\n" * 10_000 + b"data file: ../secret\n", BESIDE),
+        ("a.nhdr", NRRD + b"# comment\n" * 200_000 + b"data file: ../secret\n", "no end in the first"),
+        ("a.nhdr", (NRRD + b"data file: ../secret\n").replace(b"\n", b"\r"), "not a NRRD file"),
+        ("a.nhdr", NRRD + b"# \rdata file: ../secret\r\n", "no data|cut short"),
+        ("a.nhdr", NRRD + b"DATA  FILE:\t../secret\r\n", BESIDE),
+        ("a.nhdr", NRRD + b"Data File: list 2\n../secret\n", BESIDE),
+        ("a.nhdr", NRRD + b"data file: a.nhdr\ndata file: ../secret\n", "two data files"),
+        ("a.nhdr", NRRD + b"data file: ..\n", BESIDE),
+        ("a.nhdr", NRRD + b"data file: slice%03d.raw 1 12 1\n", BESIDE),
+        ("a.nhdr", NRRD + b"data file: link\n", "link, which belongs to it, is a link to another folder"),
+        ("a.nhdr", NRRD + b"data file: folder/secret\n", BESIDE),
+        ("a.nhdr", NRRD + b"data file: pipe\n", "not a regular file"),
+        ("a.nhdr", NRRD + b"my file: ../secret\n", "not known or is there twice"),
+        ("a.nhdr", NRRD.replace(b"raw", b"raw\rdata file: ../secret") + b"\n", "control characters"),
+        ("a.nrrd", NRRD + b"data file: ../secret\n", BESIDE),
+        (
+            "a.nrrd",
+            NRRD.replace(b"raw", b"gz") + b"byte skip: 99999999999\n\n",
+            "byte skip: '99999999999' is not a number",
+        ),
+        ("a.mhd", META + b"ElementDataFile : ../secret\n", BESIDE),
+        ("a.mha", META + b"ElementDataFile : ../secret\n", BESIDE),
+        ("a.mhd", META + b"elementdatafile\t=\t../secret\r\n", BESIDE),
+        ("a.mhd", META + b"ElementDataFile : LIST\n../secret\n", BESIDE),
+        ("a.mhd", META + b"ElementDataFile = LIST 2D\n../secret\n", BESIDE),
+        ("a.mhd", META + b"ElementDataFile  ../secret\n", "no ElementDataFile"),
+        ("a.mhd", META + b"ElementDataFile = link\n", "is a link to another folder"),
+        ("a.mhd", META + b"Comment = c\n" * 100_000 + b"ElementDataFile = ../secret\n", "no ElementDataFile"),
+        ("a.mhd", META + b"DimSize = 40 48 13\nElementDataFile = ../secret\n", "the field DimSize twice"),
+        ("a.mha", META + b"HeaderSize = 99999\nElementDataFile = LOCAL\n", "HeaderSize: must be 0"),
+    ],
+)
+def test_a_header_makes_no_file_readable_but_one_beside_it(name: str, data: bytes, reason: str, tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    (tmp_path / "secret").write_bytes(SECRET * 10_000)
+    folder = tmp_path / "sent"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "folder/secret").write_bytes(SECRET * 10_000)
+    (folder / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "pipe")
+    (folder / name).write_bytes(data)
+    with pytest.raises(ValueError, match=reason):
+        NiftiFile(folder / name).read()
+
+
+@pytest.mark.parametrize("link", ["other.raw", "../.git/annex/objects/x/KEY"])
+def test_a_data_file_may_be_a_link_inside_the_folder_or_to_datalads_store(link: str, tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    folder = tmp_path / "P1"
+    folder.mkdir()
+    (folder / link).parent.mkdir(parents=True, exist_ok=True)
+    (folder / link).write_bytes(VOXELS.tobytes(order="F"))
+    (folder / "my scan.raw").symlink_to(link)
+    (folder / "a.nhdr").write_bytes(
+        NRRD.replace(b"\n", b"\r\n") + b"Patient:=x\r\ncontent: \xb5\ndata file: my scan.raw\r\n"
+    )
+    np.testing.assert_array_equal(read(folder / "a.nhdr").volume, VOXELS)
+
+
+def test_the_two_files_of_a_pair_are_in_one_folder(tmp_path: Path) -> None:
+    for name in ("real", "links", "sent"):
+        (tmp_path / name).mkdir()
+    nib.save(nib.Nifti1Pair(VOXELS, AFFINE), tmp_path / "real/a.hdr")
+    for name in ("a.hdr", "a.img"):
+        (tmp_path / "links" / name).symlink_to(tmp_path / "real" / name)
+    np.testing.assert_array_equal(read(tmp_path / "links/a.hdr").volume, VOXELS)
+    (tmp_path / "sent/a.hdr").write_bytes((tmp_path / "real/a.hdr").read_bytes())
+    (tmp_path / "sent/a.img").symlink_to("../real/a.img")
+    with pytest.raises(ValueError, match=r"a\.img, which belongs to it, is a link to another folder"):
+        read(tmp_path / "sent/a.hdr")
+
+
+def test_a_metaimage_with_dicom_tags_and_a_position_of_its_voxels_is_read(tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    header = META + b"0008|103e = Ax: FLAIR\nno field\nHeaderSize = -1\nElementDataFile : LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(header + VOXELS.tobytes(order="F"))
+    np.testing.assert_array_equal(read(tmp_path / "a.mha").volume, VOXELS)
+    (tmp_path / "a.raw").write_bytes(bytes(99) + VOXELS.tobytes(order="F"))
+    (tmp_path / "a.mhd").write_bytes(META + b"HeaderSize = 99\nElementDataFile = a.raw\n")
+    np.testing.assert_array_equal(read(tmp_path / "a.mhd").volume, VOXELS)
+
+
+def test_a_freesurfer_file_is_not_unpacked_if_its_header_is_over_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = np.array([1, 30_000, 30_000, 30_000, 1, 0, 0], ">i4").tobytes() + b"\0\1" + bytes(254)
+    (tmp_path / "a.mgz").write_bytes(gzip.compress(header + bytes(2**20)))
+    monkeypatch.setattr(nib.MGHImage, "from_file_map", lambda *_: pytest.fail("nibabel unpacks the file"))
+    with pytest.raises(ValueError, match=r"a\.mgz: \(30000, 30000, 30000, 1\) is over the limit"):
+        NiftiFile(tmp_path / "a.mgz").read()
+
+
+def test_a_large_mat_file_beside_an_analyze_image_is_not_read(tmp_path: Path) -> None:
+    nib.save(nib.Spm99AnalyzeImage(VOXELS, AFFINE), tmp_path / "a.img")
+    with (tmp_path / "a.mat").open("r+b") as file:
+        file.truncate(2**16 + 1)
+    with pytest.raises(ValueError, match=r"a\.mat: over the limit of 65536 bytes of SPM's matrix; if it is not SPM's"):
+        NiftiFile(tmp_path / "a.img").read()
+
+
+def test_the_position_of_an_analyze_images_voxels_is_limited(tmp_path: Path) -> None:
+    nib.save(nib.Spm99AnalyzeImage(VOXELS, AFFINE), tmp_path / "a.img")
+    header = bytearray((tmp_path / "a.hdr").read_bytes())
+    header[108:112] = np.float32(1e12).tobytes()
+    (tmp_path / "a.hdr").write_bytes(header)
+    with pytest.raises(ValueError, match=r"vox_offset: 1e\+12 is not a position near the start of a\.img"):
+        NiftiFile(tmp_path / "a.hdr").read()
+
+
 def test_a_missing_library_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,5 +284,5 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
 def test_a_pipe_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mgz")
     for name in ("pipe.mgz", "gone.nrrd"):
-        with pytest.raises(FileNotFoundError, match=name):
+        with pytest.raises(OSError, match=name):
             NiftiFile(tmp_path / name).read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from gliaflow_plugins.cohorts.scan_files import Chooser, summary
+from gliaflow_plugins.cohorts.walk import unusable, walk
 
 FREESURFER = ["orig", "nu", "norm", "brain", "brainmask", "aseg", "wm", "rawavg", "orig/001", "T1"]
 
@@ -78,6 +80,25 @@ FOLDERS: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
         ["images/P1.nii.gz", "labels/P1.nii.gz", "labels/P2_flair.nii.gz"],
         ["images/P1.nii.gz"],
         {"labels/P1.nii.gz": "it is in labels: a mask", "labels/P2_flair.nii.gz": "it is in labels: a mask"},
+    ),
+    "folders of label maps": (
+        [
+            *("images/P1.nii.gz", "GT/P1.nii.gz", "truth/P1.nii.gz", "manual/P1.nii.gz", "output/P1.nii.gz"),
+            *("pred/P1.nii.gz", "annotations/P1.nii.gz", "results/fold_0/validation/P1.nii.gz"),
+            *("P2.nii.gz", "P2/P2_trans.nii.gz"),
+        ],
+        ["P2.nii.gz", "images/P1.nii.gz"],
+        {
+            "GT/P1.nii.gz": "it is in GT: a mask",
+            "output/P1.nii.gz": "it is in output: a mask",
+            "results/fold_0/validation/P1.nii.gz": "nnU-Net's predictions",
+            "P2/P2_trans.nii.gz": "named as MONAI names its results",
+        },
+    ),
+    "the phase of a scan": (
+        ["sub-04_part-mag_FLAIR.nii.gz", "sub-04_part-phase_FLAIR.nii.gz"],
+        ["sub-04_part-mag_FLAIR.nii.gz"],
+        {"sub-04_part-phase_FLAIR.nii.gz": "its name says part-phase: another sequence"},
     ),
     "folders of sequences": (["FLAIR/P1.nii.gz", "T1/P1.nii.gz"], ["FLAIR/P1.nii.gz"], {}),
     "a header and its voxels": (["P1.hdr", "P1.img"], ["P1.hdr"], {}),
@@ -201,3 +222,41 @@ def test_a_summary_counts_by_kind_and_names_what_the_user_can_change(tmp_path: P
     assert doubtful.startswith(f"{tmp_path}/P1_survey.nii.gz: its name does not say FLAIR")
     assert doubtful.endswith("(and 1 more)")
     assert summary([]) == []
+
+
+@pytest.mark.parametrize("loop", ["a", "P2_flair.nii.gz"])
+def test_a_link_to_itself_is_left_out_and_the_rest_is_read(tmp_path: Path, loop: str) -> None:
+    (tmp_path / "P1_flair.nii.gz").touch()
+    (tmp_path / loop).symlink_to(loop)
+    chooser = Chooser()
+    assert [scan.path.name for scan in chooser.folder(tmp_path)] == ["P1_flair.nii.gz"]
+    assert [(each.path.name, each.why) for each in chooser.left_out] == [
+        (loop, f"a link that leads nowhere: {os.strerror(errno.ELOOP)}")
+    ]
+
+
+def test_a_file_that_is_removed_during_the_search_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (tmp_path / f"P{number}_flair.nii.gz").touch()
+
+    def scandir(folder: Path) -> list[os.DirEntry[str]]:
+        entries = list(real(folder))
+        (tmp_path / "P0_flair.nii.gz").unlink()  # as rsync or an archive does
+        return entries
+
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    chooser, left_out = Chooser(), list[Any]()
+    files = walk(tmp_path, left_out)
+    assert [path.name for path in files] == ["P1_flair.nii.gz", "P2_flair.nii.gz"]
+    (tmp_path / "P1_flair.nii.gz").unlink()
+    assert tmp_path / "P2_flair.nii.gz" in chooser.usable(files)
+    assert chooser.left_out == left_out == []
+
+
+def test_a_file_whose_status_cannot_be_read_is_unusable(tmp_path: Path) -> None:
+    reason = unusable(tmp_path / f"{'a' * 300}_flair.nii.gz")
+    assert reason is not None
+    assert reason.why == f"cannot be opened: {os.strerror(errno.ENAMETOOLONG)}"

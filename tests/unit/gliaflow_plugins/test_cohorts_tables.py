@@ -44,10 +44,23 @@ def test_each_column_has_a_name_of_its_own_and_a_second_header_is_no_row(tmp_pat
         (b"a,b\n\0,1\n", "not a text file"),
         (b"a," * 2**22, "too large"),
         (b'a,b\n"' + b"x" * 200_000, "line"),
-        (b'a,b\n1,"he said\n2,x\n', "line 3: unexpected end"),
+        (b'a,b\n1,"he said\n2,x\n', "line 3: unexpected end of data; is a quotation mark not closed"),
     ],
 )
 def test_an_unusable_table_is_named(tmp_path: Path, data: bytes, error: str) -> None:
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(ValueError, match=rf"t\.csv.*{error}"):
         read_table(tmp_path / "t.csv")
+
+
+def test_a_bar_separates_cells_if_it_does_so_in_the_second_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("patient|age, years|grade\nP1|33|2\n")
+    assert read_table(path).columns == ["patient", "age, years", "grade"]
+    path.write_text("patient,grade (I|II|III|IV)\nP1,2\n")
+    assert read_table(path).columns == ["patient", "grade (I|II|III|IV)"]
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="a folder, not a table"):
+        read_table(tmp_path)

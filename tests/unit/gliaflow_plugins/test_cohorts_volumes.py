@@ -10,8 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from gliaflow_plugins.cohorts import nifti_bytes
 from gliaflow_plugins.cohorts.layouts import Kaggle
+from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
 from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
+from gliaflow_preprocessor import nifti, sources
 
 # Real scans, which are never in the repository: a folder with tcga-lgg and kaggle_3m.
 REAL = Path(os.environ.get("GLIAFLOW_TEST_DATA", Path(__file__).parents[4] / "shared/data"))
@@ -28,9 +31,16 @@ def test_a_nifti_file_is_read_unchanged(tmp_path: Path) -> None:
 
 def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.nii").open("wb") as file:
-        file.truncate(2**31 + 1)  # takes no room on the disk
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no room on the disk
     with pytest.raises(ValueError, match=r"a\.nii.*over the limit"):
         NiftiFile(tmp_path / "a.nii").read()
+
+
+def test_the_limits_of_conversion_are_those_of_submission() -> None:
+    assert sources.MAX_FILE_BYTES == MAX_FILE_BYTES == 2**30
+    assert (nifti.MAX_VOXELS, nifti.MAX_SIDE) == (nifti_bytes.MAX_VOXELS, nifti_bytes.MAX_SIDE)
+    with pytest.raises(ValueError, match="over the limit of 1073741824 bytes"):
+        nifti_bytes.check_bytes((1024, 1024, 128), np.dtype(np.float64))  # with its header the file would be larger
 
 
 def tiffs(folder: Path, planes: np.ndarray) -> tuple[Path, ...]:

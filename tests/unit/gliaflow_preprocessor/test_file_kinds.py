@@ -49,6 +49,7 @@ def array() -> bytes:
         (b"ObjectType = Image\nNDims = 3\n" + bytes(600), "a MetaImage file: .*SimpleITK"),
         (b"\n<!DOCTYPE html>\n<html>Please log in</html>" + b" " * 600, "a web page: the download failed"),
         (zipped(), "a zip archive: unpack it"),
+        (b"PK\5\6" + bytes(18), "a zip archive: unpack it"),
         (tarred(), "a tar archive: unpack it"),
         (bz2.compress(IMAGE.to_bytes()), "a bzip2 file: unpack it"),
         (lzma.compress(IMAGE.to_bytes()), "an xz file: unpack it"),

@@ -29,6 +29,7 @@ from gliaflow_runtime.bundle.load import Bundle, load_bundle
 from gliaflow_runtime.stage import Stage
 from gliaflow_trainer import slices as slices_module
 from gliaflow_trainer.features import extract
+from gliaflow_trainer.leaks import refuse_copies
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.slices import CutScan, Slices, blank_bundle, changed_files, cut, cut_cohort, kept_scans
 from rich.progress import Progress
@@ -137,7 +138,7 @@ class Bytes:
 
 class Missing(Bytes):
     def read(self) -> bytes:
-        raise OSError("cohort/bad.nii: no such file")
+        raise OSError("cohort/bad.nii: No such file or directory")
 
 
 def test_bad_scans_and_masks_are_named_and_left_out(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
@@ -148,11 +149,11 @@ def test_bad_scans_and_masks_are_named_and_left_out(cases: list[Case], bundle: B
     labels = np.asarray(nib.load(case.mask.path).dataobj)
     beside = nib.Nifti1Image(labels, np.diag([-5.0, 5, 6, 1])).to_bytes()
     bad = {
-        "gone": (replace(case, scan=Missing(b"")), "cohort/bad.nii: no such file"),
+        "gone": (replace(case, scan=Missing(b"")), "cohort/bad.nii: No such file or directory"),
         "text": (replace(case, scan=Bytes(text)), "cohort/bad.nii: .*not a NIfTI"),
         "empty": (replace(case, scan=Bytes(empty)), "cohort/bad.nii: it is constant or almost empty"),
         "mask text": (replace(case, mask=Bytes(text)), "mask cohort/bad.nii: .*not a NIfTI"),
-        "mask gone": (replace(case, mask=Missing(b"")), "cohort/bad.nii: no such file"),
+        "mask gone": (replace(case, mask=Missing(b"")), "cohort/bad.nii: No such file or directory"),
         "mask shape": (replace(case, mask=Bytes(other)), r"mask cohort/bad.nii: shape \[9, 8, 7\], but its scan has"),
         "mask is scan": (replace(case, mask=Bytes(case.scan.read())), "mask cohort/bad.nii: it is the scan itself"),
         "mask soft": (replace(case, mask=Bytes(soft)), "mask cohort/bad.nii: .* a probability map"),
@@ -214,7 +215,7 @@ def test_files_that_changed_since_they_were_cut_are_named(cases: list[Case], bun
         voxels[0, 0, 0] += 1
         nib.save(nib.Nifti1Image(voxels, image.affine), path)
     gone.unlink()
-    assert changed_files(own, folder) == [str(scan), str(mask), f"{gone}: no such file"]
+    assert changed_files(own, folder) == [str(scan), str(mask), f"{gone}: No such file or directory"]
     with (
         Progress(disable=True) as bar,
         pytest.raises(PluginError, match=r"changed since they were cut: .*remove it, or"),
@@ -229,6 +230,26 @@ def test_two_scans_with_the_same_voxels_have_the_same_digest(cases: list[Case], 
     scans, _ = cut_all([*cases[:2], replace(cases[0], id="again", scan=packed)], bundle, tmp_path)
     voxels = {scan.case: scan.voxels for scan in scans}
     assert voxels["again"] == voxels["H0"] != voxels["H1"]
+
+
+def test_one_tumour_in_the_masks_of_two_scans_has_one_digest(
+    cases: list[Case], bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the scans are. An empty mask is not compared."""
+    image = nib.load(cases[1].mask.path)
+    voxels = nib.load(cases[1].scan.path).get_fdata(dtype=np.float32)
+    noisy = voxels * np.random.default_rng(0).uniform(0.9, 1.1, voxels.shape).astype(np.float32)
+    scan = Bytes(nib.Nifti1Image(noisy, image.affine).to_bytes())
+    empty = Bytes(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine).to_bytes())
+    again = replace(cases[1], id="again", patient="again", scan=scan)
+    none = [replace(cases[1], id=name, patient=name, mask=empty) for name in ("none", "nothing")]
+    scans, _ = cut_all([*cases[:2], again, *none], bundle, tmp_path)
+    tumours = {each.case: each.tumour for each in scans}
+    assert tumours["again"] == tumours["H1"] != tumours["H0"] != ""
+    assert tumours["none"] == tumours["nothing"] == ""
+    with Progress() as bar:
+        refuse_copies([each for each in scans if each.case in ("H0", "H1", "again")], False, bar)
+    assert "problem   the same mask voxels: H1 and again" in capsys.readouterr().out
 
 
 def test_a_scan_without_mask_is_not_read(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
