@@ -28,6 +28,7 @@ from gliaflow_cli.client.table import ANSWERED, TABLE, ScanRow, read_table, writ
 
 MASK = "_seg.nii.gz"
 NOT_AGAIN = "not answered again: "
+VALUES = ("status", "grade", "p_hgg", "tumour_ml", "slices")  # of a row: nobody else can know them
 WRITE_EVERY_S = 2.0  # the whole table is written each time, so not after each of ten thousand scans
 
 
@@ -244,6 +245,7 @@ class OutFolder:
                 (self.path / file).unlink(missing_ok=True)
         unchanged = ScanState.of(item) == target.state
         self._record.add_scan(scan, replace(target.state, sha256=scan_sha256(item) if unchanged else ""))
+        self._record.add_answer(scan, {name: getattr(row, name) for name in VALUES})
         return row
 
     def _has_valid_row(self, target: Target) -> bool:
@@ -280,17 +282,20 @@ class OutFolder:
         return {scan: self._restored(row) for scan, row in rows.items()}
 
     def _restored(self, row: ScanRow) -> ScanRow:
-        """The row with the names that gliaflow gave: a spreadsheet program makes 12 of the patient 0012."""
+        """The row as gliaflow wrote it: a spreadsheet program makes 12 of the patient 0012, or sorts one column."""
         state = self._record.scans.get(row.scan)
         if state is None:
             return row
         masks = [file for file in self._record.files_of(row.scan, MASK) if (self.path / file).exists()]
         mask = row.mask or (masks[-1] if masks and row.status in ANSWERED else "")
-        restored = replace(row, patient=state.patient, source=readable(state.source), mask=mask)
-        for name in ("patient", "source", "mask"):
+        values = {name: value for name, value in self._record.answers.get(row.scan, {}).items() if name in VALUES}
+        restored = replace(row, **values, patient=state.patient, source=readable(state.source), mask=mask)
+        for name in (*VALUES, "patient", "source", "mask"):
             before, now = getattr(row, name), getattr(restored, name)
             if before != now:
                 self.notes.append(f"{self.table}: {row.scan}: {name} {before!r} is {now!r} again, as gliaflow wrote it")
+        if restored != row:
+            self._new[row.scan] = restored
         return restored
 
     def _write_table(self, order: dict[str, int]) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -95,6 +95,7 @@ class Record:
         except OSError:
             pass  # a network file system without locks
         self.scans: dict[str, ScanState] = {}
+        self.answers: dict[str, dict[str, Any]] = {}  # values in the table's row of each scan
         self.not_in_table: set[str] = set()  # scans that were answered after the table was written last
         self._files: dict[str, dict[str, str]] = defaultdict(dict)  # of each scan: file names by key
         self._owners: dict[str, str] = {}  # by key: the scan
@@ -113,6 +114,10 @@ class Record:
         """Record that the scan was answered under this name."""
         if self.scans.get(name) != state:
             self._append({"scan": name, **asdict(state)})
+
+    def add_answer(self, name: str, values: Mapping[str, Any]) -> None:
+        """Record the values in the scan's row of the table."""
+        self._append({"answer": name, "values": dict(values)})
 
     def add_times(self, name: str, state: ScanState) -> None:
         """Record the new place and times of a scan whose content did not change since it was answered."""
@@ -153,6 +158,8 @@ class Record:
                 name = event.pop("scan")
                 self.scans[name] = ScanState(**event)
                 self.not_in_table.add(name)
+            elif "answer" in event:
+                self.answers[event["answer"]] = dict(event["values"])
             elif "same" in event:
                 name = event.pop("same")
                 self.scans[name] = ScanState(**event)

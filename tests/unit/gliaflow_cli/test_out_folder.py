@@ -360,6 +360,24 @@ def test_names_that_a_spreadsheet_program_changed_are_restored(flow: Flow, tmp_p
         assert list(folder.rows.values()) == before
         assert folder.notes[0] == f"{out / TABLE}: 0012_flair: patient '12' is '0012' again, as gliaflow wrote it"
     assert submit(flow, out, [replace(p1, patient="0012")], resume=True) == []
+    assert list(read_table(out / TABLE).values()) == before, "in the file too"
+
+
+def test_values_that_were_sorted_away_from_their_scan_are_restored(flow: Flow, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    scans = [scan(tmp_path / f"{name}.nii", name, name) for name in ("1", "2")]
+    submit(flow, out, scans)
+    one, two = before = list(read_table(out / TABLE).values())
+    swapped = [replace(one, tumour_ml=9.25, grade="LGG"), replace(two, p_hgg=0.25)]
+    write_table(out / TABLE, swapped)
+    with OutFolder(out) as folder:
+        assert [note.split(": ", 1)[1] for note in folder.notes] == [
+            f"1: grade 'LGG' is {one.grade!r} again, as gliaflow wrote it",
+            f"1: tumour_ml 9.25 is {one.tumour_ml} again, as gliaflow wrote it",
+            f"2: p_hgg 0.25 is {two.p_hgg} again, as gliaflow wrote it",
+        ]
+    assert submit(flow, out, scans, resume=True) == []
+    assert list(read_table(out / TABLE).values()) == before
 
 
 def test_a_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
