@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ MASK_MISSING = "mask not written"  # the disk was full when the answer arrived: 
 
 @dataclass
 class Batch:
-    """The scans of one client. They are links with unique names to files that several batches share."""
+    """The scans of one client. They are copies with unique names of files that several batches share."""
 
     number: int
     folder: Path
@@ -121,9 +122,9 @@ class Clients:
             batch.folder.mkdir(parents=True)
             for place in range(size):
                 source = self._sources[next(self._order)]
-                link = batch.folder / f"b{number:04d}-{place:02d}-{source.name}"
-                link.symlink_to(source)
-                batch.sources[stem(link)] = source
+                scan = batch.folder / f"b{number:04d}-{place:02d}-{source.name}"
+                shutil.copyfile(source, scan)  # of links to one file, a client sends one
+                batch.sources[stem(scan)] = source
             self.batches.append(batch)
             return batch
 

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pika
@@ -266,8 +267,7 @@ def test_a_password_with_special_characters_is_percent_encoded(gliaflow, managem
         rabbitmqctl("set_user_tags", "special", "monitoring")
         rabbitmqctl("set_permissions", "special", "", "", ".*")
         node = rabbitmq_url.rpartition("@")[2]
-        output = gliaflow("status", broker=f"amqp://special:{quote(password, safe='')}@{node}").stdout
-        assert output.startswith(f"{node}: ")
+        gliaflow("status", broker=f"amqp://special:{quote(password, safe='')}@{node}")  # raises if it fails
         api = Management(f"amqp://special:{quote(password, safe='')}@{node}", management.replace("tests:tests@", ""))
         assert api.clients() == []
         refused = gliaflow("status", broker=f"amqp://special:{password}@{node}", check=False)
@@ -319,10 +319,16 @@ def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url
             return lines["extractor"].rate_out > 0 and lines["assembler"].rate_in > 0
 
         eventually(messages_flow)
-    report = json.loads(gliaflow("status", "--json", "--management", management, broker=rabbitmq_url).stdout)
+
+    def remembers_the_ended_scans() -> bool:
+        nonlocal report
+        report = json.loads(gliaflow("status", "--json", "--management", management, broker=rabbitmq_url).stdout)
+        assembler = next(line for line in report["queues"] if line["queue"] == "assembler")
+        return (assembler["waiting"], assembler["in_work"], assembler["kept"]) == (0, 0, 3)
+
+    report: dict[str, Any] = {}
+    eventually(remembers_the_ended_scans)  # the management API's numbers are some seconds old
     assert report["left_s"] == 0
-    assembler = next(line for line in report["queues"] if line["queue"] == "assembler")
-    assert (assembler["waiting"], assembler["in_work"], assembler["kept"]) == (0, 0, 3), "it remembers the ended scans"
     assert "idle: no message waits or is in work" in status()
     assert {stage["queue"] for stage in report["stages"]} == {q.name.removeprefix("gliaflow.") for q in STAGE_QUEUES}
 

@@ -73,7 +73,7 @@ def test_metric_names_follow_the_conventions_of_prometheus():
         assert "milli" not in name
     for metric in vars(metrics).values():
         for label in getattr(metric, "_labelnames", ()):
-            assert label in {"stage", "doing", "outcome", "kind", "label", "verdict", "version", "bundle"}
+            assert label in {"stage", "doing", "outcome", "kind", "label", "verdict", "version", "bundle", "answer"}
 
 
 def test_dashboard_and_alerts_use_only_metrics_that_the_stages_expose():

@@ -100,7 +100,7 @@ def test_labelled_scans_become_a_bundle(cohort, tmp_path, gliaflow):
 
         *answers, failed = send(unlabelled, *inputs, bad)
         assert [answer.status for answer in answers] == ["ok"] * (1 + SCANS)
-        assert (failed.status, "no such file" in failed.reason) == ("failed", True)
+        assert (failed.status, "No such file" in failed.reason) == ("failed", True)
 
         trainer = Trainer(running.bundle, settings)
         work = settings.bundles / ".gliaflow-demo-1.work" / "run.json"
