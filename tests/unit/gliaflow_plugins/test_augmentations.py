@@ -110,7 +110,7 @@ def test_the_mask_moves_with_the_image(seed: int, steps: list[str]) -> None:
     assert set(np.unique(moved)) <= {0, 4}
     assert image[moved == 4].min() >= 0.25 - 1e-6
     assert image[moved == 0].max() <= 0.75 + 1e-6
-    assert 0.5 < moved.sum() / mask.sum() < 2, "zoom, shear and elastic together enlarge it by up to 60 %"
+    assert 0.5 < moved.sum() / mask.sum() < 2, "zoom, shear and elastic together can add more than a half"
 
 
 def test_the_same_seed_gives_the_same_pair_and_another_seed_another_pair(registry: Registry) -> None:
