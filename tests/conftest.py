@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import structlog
 from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
-from processes import delete_stage_queues
+from processes import renew_stage_queues
 from requirements import skip_or_fail
 
 TESTS = Path(__file__).parent
@@ -57,10 +58,10 @@ def rabbitmq_server() -> str:
 
 @pytest.fixture
 def rabbitmq_url(rabbitmq_server: str) -> Iterator[str]:
-    """The same URL. The stages' queues are deleted before and after the test, so never name a broker that is in use."""
-    delete_stage_queues(rabbitmq_server)
+    """The same URL. The stages' queues are emptied before and after the test, so never name a broker that is in use."""
+    renew_stage_queues(rabbitmq_server)
     yield rabbitmq_server
-    delete_stage_queues(rabbitmq_server)
+    renew_stage_queues(rabbitmq_server)
 
 
 @pytest.fixture
@@ -84,10 +85,13 @@ def secrets(rabbitmq_url: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def default_logging() -> Iterator[None]:
-    """No test sees the log level that another test, or a flow in it, has configured."""
+def default_logging_and_signals() -> Iterator[None]:
+    """No test sees the log level or the signal handlers that another test, or a command in it, has set."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     structlog.reset_defaults()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

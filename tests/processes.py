@@ -40,11 +40,13 @@ def as_user(user: str, broker: str) -> dict[str, str]:
     return {"GLIAFLOW_BROKER": url, "GLIAFLOW_BROKER_PASSWORD_FILE": f"{secrets}/{user}/password"}
 
 
-def delete_stage_queues(broker: str) -> None:
+def renew_stage_queues(broker: str) -> None:
+    """Delete the stages' queues with all their messages, and declare them again, since no stage has the right to."""
     with AmqpBroker(broker, connect_timeout=5) as connection:
         for queue in STAGE_QUEUES:
             connection.delete(queue.name)
             connection.delete(queue.dead)
+            connection.declare(queue)
 
 
 def free_port() -> int:

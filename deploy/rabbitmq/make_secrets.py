@@ -8,23 +8,27 @@
 
 Existing files are kept, so you can put your own secrets there first. users.json beside this file names the users and
 their permissions. Only the owner can enter FOLDER. The files in it are readable to all, like Docker's own secrets,
-because each container mounts its user's folder and runs as another user. Needs the standard library, and openssl for
---tls.
+because each container mounts its user's folder and runs as another user. They belong to the owner of FOLDER. This
+program may run as root, so it follows no link below FOLDER. Needs the standard library, and openssl for --tls.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import errno
 import hashlib
 import json
 import os
 import secrets
+import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).parent
 CLIENT = "gliaflow"  # its first password is its name: its port is published on 127.0.0.1 only
@@ -61,33 +65,106 @@ def main() -> int:
         "--host", action="append", default=[], help="another name of the broker in its certificate; repeat"
     )
     options = parser.parse_args()
-    make_secrets(options.folder, options.new, tls=options.tls, hosts=options.host)
+    try:
+        make_secrets(options.folder, options.new, tls=options.tls, hosts=options.host)
+    except OSError as error:
+        sys.exit(f"{options.folder}: {error.strerror or error}: {error.filename or ''}")
     return 0
 
 
 def make_secrets(folder: Path, new: list[str], *, tls: bool = False, hosts: list[str] | None = None) -> None:
     """Write the missing secrets, and new ones for the users in ``new``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    store = Secrets(folder)
     definitions = read(HERE / "definitions.json") | read(HERE / "users.json")
     for user in definitions["users"]:
-        file = folder / user["name"] / "password"
-        if user["name"] in new:
-            write(file, secrets.token_urlsafe(24))
-        elif not file.exists():
-            write(file, CLIENT if user["name"] == CLIENT else secrets.token_urlsafe(24))
+        password = store.read(user["name"], "password")
+        if password is None or user["name"] in new:
+            public = user["name"] == CLIENT and user["name"] not in new
+            password = CLIENT if public else secrets.token_urlsafe(24)
+            store.write(user["name"], "password", password + "\n")
         user |= {
-            "password_hash": password_hash(file.read_text().strip()),
+            "password_hash": password_hash(password.strip()),
             "hashing_algorithm": "rabbit_password_hashing_sha256",
         }
-    write(folder / SERVER / "definitions.json", json.dumps(definitions, indent=2))
-    if not (folder / SERVER / "erlang.cookie").exists():
-        write(folder / SERVER / "erlang.cookie", secrets.token_hex(32), end="")
+    store.write(SERVER, "definitions.json", json.dumps(definitions, indent=2) + "\n")
+    if store.read(SERVER, "erlang.cookie") is None:
+        store.write(SERVER, "erlang.cookie", secrets.token_hex(32))
     if tls:
         make_certificates(folder, [user["name"] for user in definitions["users"]], new, hosts or [])
-    if os.geteuid() == 0:  # in a container
-        for path in folder.rglob("*"):
-            os.chown(path, folder.stat().st_uid, folder.stat().st_gid)
+
+
+class Secrets:
+    """The files of FOLDER. Each of its folders is opened without following a link, and files are opened from there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._opened(folder, os.O_DIRECTORY) as at:
+            os.fchmod(at, 0o700)
+
+    def read(self, user: str, name: str) -> str | None:
+        """The text of a file; None if it does not exist. Exits if it is a link, or not a file."""
+        with self._user(user) as folder:
+            try:
+                with self._opened(name, os.O_NOFOLLOW | os.O_NONBLOCK, folder, user) as at:
+                    if not stat.S_ISREG(os.fstat(at).st_mode):
+                        self._refuse(user, name)
+                    with os.fdopen(at, encoding="utf-8", closefd=False) as file:
+                        return file.read()
+            except FileNotFoundError:
+                return None
+
+    def write(self, user: str, name: str, text: str, mode: int = 0o444) -> None:
+        """Write the file whole: a reader never sees half of it. A link of this name is replaced."""
+        part = f".{name}.{secrets.token_hex(4)}"
+        with self._user(user) as folder:
+            at = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
+            try:
+                with os.fdopen(at, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    self._give_to_owner(at)
+                    os.fchmod(at, mode)
+                os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                os.unlink(part, dir_fd=folder)
+                raise
+
+    @contextmanager
+    def _user(self, user: str) -> Iterator[int]:
+        """A user's folder, made if it is missing and readable to all. The folder above it is closed."""
+        with self._opened(self._folder, os.O_DIRECTORY) as top:
+            new = False
+            with suppress(FileExistsError):
+                os.mkdir(user, dir_fd=top)
+                new = True
+            with self._opened(user, os.O_DIRECTORY | os.O_NOFOLLOW, top) as at:
+                os.fchmod(at, 0o755)
+                if new:
+                    self._give_to_owner(at)
+                yield at
+
+    @contextmanager
+    def _opened(self, path: Path | str, flags: int, folder: int | None = None, user: str = "") -> Iterator[int]:
+        try:
+            at = os.open(path, os.O_RDONLY | flags, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            self._refuse(user, str(path))
+        try:
+            yield at
+        finally:
+            os.close(at)
+
+    def _give_to_owner(self, at: int) -> None:
+        if os.geteuid() == 0:
+            owner = self._folder.stat()
+            os.fchown(at, owner.st_uid, owner.st_gid)
+
+    def _refuse(self, user: str, name: str) -> NoReturn:
+        sys.exit(
+            f"{self._folder / user / name}: a link, or not of the expected type: replace it by a copy, or remove it"
+        )
 
 
 def password_hash(password: str) -> str:
@@ -99,55 +176,41 @@ def password_hash(password: str) -> str:
 def make_certificates(folder: Path, users: list[str], new: list[str], hosts: list[str], days: int = 397) -> None:
     """Write certificates for RabbitMQ and for each user, signed by a throwaway authority in ``folder/ca``."""
     names = ", ".join([f"DNS:{host}" for host in (SERVER, "localhost", *hosts)] + ["IP:127.0.0.1"])
-    with tempfile.NamedTemporaryFile("w", suffix=".cnf") as config:
-        config.write(OPENSSL.format(names=names))
-        config.flush()
-        authority, authority_key = folder / "ca" / "ca.pem", folder / "ca" / "ca.key"
-        first = not authority.exists()
-        if first:
-            certificate(config.name, "ca", "gliaflow throwaway authority", authority, authority_key, days)
-            authority_key.chmod(0o400)
+    store = Secrets(folder)
+    authority, authority_key = store.read("ca", "ca.pem"), store.read("ca", "ca.key")
+    first = authority is None
+    with tempfile.TemporaryDirectory() as temporary:  # openssl follows links, so it gets no path below FOLDER
+        work = Path(temporary)
+        (work / "openssl.cnf").write_text(OPENSSL.format(names=names))
+        if authority is None:
+            authority, authority_key = certificate(work, "ca", "gliaflow throwaway authority", days)
+            store.write("ca", "ca.key", authority_key, 0o400)
+            store.write("ca", "ca.pem", authority)
+        (work / "ca.pem").write_text(authority)
+        (work / "ca.key").write_text(authority_key or "")
         for name in (SERVER, *users):
-            own = folder / name
-            if first or not (own / "cert.pem").exists() or name in new:
-                kind = "server" if name == SERVER else "client"
-                signed = ["-CA", str(authority), "-CAkey", str(authority_key)]
-                certificate(config.name, kind, name, own / "cert.pem", own / "key.pem", days, signed)
-                write(own / "ca.pem", authority.read_text())
+            if first or store.read(name, "cert.pem") is None or name in new:
+                if not authority_key:
+                    sys.exit(
+                        f"{folder}/ca/ca.key is missing; it signs new certificates: restore it, or remove ca.pem too"
+                    )
+                signed = ["-CA", str(work / "ca.pem"), "-CAkey", str(work / "ca.key")]
+                cert, key = certificate(work, "server" if name == SERVER else "client", name, days, signed)
+                for file, text in (("key.pem", key), ("cert.pem", cert), ("ca.pem", authority)):
+                    store.write(name, file, text)
 
 
-def certificate(
-    config: str, kind: str, name: str, cert: Path, key: Path, days: int, signed: list[str] | None = None
-) -> None:
-    """Write a key and its certificate. The old ones are replaced when both new ones are complete."""
-    open_folder(cert)
-    parts = [path.with_name(f"{path.name}.part") for path in (key, cert)]
-    command = f"openssl req -x509 -config {config} -extensions {kind} -days {days} -noenc".split()
+def certificate(work: Path, kind: str, name: str, days: int, signed: list[str] | None = None) -> tuple[str, str]:
+    """A new certificate and its key. ``work`` is a private folder with the configuration of openssl."""
+    command = f"openssl req -x509 -config {work}/openssl.cnf -extensions {kind} -days {days} -noenc".split()
     command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", f"/CN={name}", *(signed or [])]
-    command += ["-keyout", str(parts[0]), "-out", str(parts[1])]
+    command += ["-keyout", str(work / "key"), "-out", str(work / "cert")]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    for part, path in zip(parts, (key, cert), strict=True):
-        part.chmod(0o444)
-        part.replace(path)
-
-
-def open_folder(file: Path) -> None:
-    """Create the file's folder, readable to all whatever the umask. The folder above it is closed."""
-    file.parent.mkdir(exist_ok=True)
-    file.parent.chmod(0o755)
+    return (work / "cert").read_text(), (work / "key").read_text()
 
 
 def read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
-
-
-def write(file: Path, text: str, end: str = "\n") -> None:
-    """Write the file whole: a reader never sees half of it."""
-    open_folder(file)
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text + end)
-    part.chmod(0o444)
-    part.replace(file)
 
 
 if __name__ == "__main__":

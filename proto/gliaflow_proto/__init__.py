@@ -2,6 +2,7 @@
 
 from gliaflow_proto.classes import CLASSES
 from gliaflow_proto.errors import ProtocolError
+from gliaflow_proto.fragments import MessageOrigin, read_origin
 from gliaflow_proto.geometry import Forms, Geometry, restore, voxel_ml
 from gliaflow_proto.messages import (
     KINDS,
@@ -19,12 +20,12 @@ from gliaflow_proto.messages import (
     SlicesMessage,
     Source,
     SyntheticMessage,
-    decode,
     encode,
     expect,
     message_id,
     new_trace,
 )
+from gliaflow_proto.reading import decode
 from gliaflow_proto.routing import Queue, is_announcement, routing_key, submission_queue, upload_queue
 from gliaflow_proto.tensors import FP16_MAX, pack_tensor, unpack_tensor
 
@@ -42,6 +43,7 @@ __all__ = [
     "Geometry",
     "GradedMessage",
     "Message",
+    "MessageOrigin",
     "PredictionMessage",
     "ProtocolError",
     "Queue",
@@ -57,6 +59,7 @@ __all__ = [
     "message_id",
     "new_trace",
     "pack_tensor",
+    "read_origin",
     "restore",
     "routing_key",
     "submission_queue",

@@ -15,7 +15,7 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
-from gliaflow_proto.errors import ProtocolError, shown
+from gliaflow_proto.errors import ProtocolError, shown, type_name
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -77,17 +77,18 @@ def unpack_tensor(packed: object, where: str = "tensor", limit: int = MAX_TENSOR
         negative or too large, or the data do not have exactly the length that dtype and shape need.
     """
     if not isinstance(packed, Mapping):
-        raise ProtocolError(f"{where}: expected a map, got {type(packed).__name__}")
+        raise ProtocolError(f"{where}: {'missing' if packed is None else f'expected a map, got {type_name(packed)}'}")
     dtype = DTYPES.get(packed["dtype"]) if isinstance(packed.get("dtype"), str) else None
     if dtype is None:
         raise ProtocolError(f"{where}.dtype: {shown(packed.get('dtype'))} is not one of {', '.join(DTYPES)}")
-    shape, data, encoding = packed.get("shape"), packed.get("data"), packed.get("encoding", "raw")
+    shape, data, encoding = packed.get("shape"), packed.get("data"), packed.get("encoding")
+    encoding = "raw" if encoding is None else encoding
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
-        raise ProtocolError(f"{where}.shape: expected a list of at most {MAX_DIMENSIONS} sizes")
+        raise ProtocolError(f"{where}.shape: expected an array of at most {MAX_DIMENSIONS} sizes")
     if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
         raise ProtocolError(f"{where}.shape: a size is not a whole number from 0 to 2³¹")
     if not isinstance(data, bytes):
-        raise ProtocolError(f"{where}.data: expected bytes, got {type(data).__name__}")
+        raise ProtocolError(f"{where}.data: expected binary data (msgpack bin), got {type_name(data)}")
     length = prod(shape) * dtype.itemsize
     if length > limit:
         raise ProtocolError(f"{where}.shape: {shape} of {dtype} is over the limit of {limit} bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import threading
@@ -18,18 +19,22 @@ from gliaflow_proto import (
     Message,
     ProtocolError,
     Queue,
+    Scan,
     decode,
     encode,
     is_announcement,
     message_id,
+    read_origin,
     routing_key,
 )
+from gliaflow_proto.routing import check_route
 
 from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.broker.interface import Broker, BrokerError, Consumer, Delivery, Refused, Unroutable
 from gliaflow_runtime.logs import where
 
 UNAVAILABLE_PAUSE_S = 2.0  # the first pause after TemporarilyUnavailable; each further pause is twice as long
+ANNOUNCE_S = 5.0  # how long a stage tries to publish an answer or a failure to a full queue
 EX_SOFTWARE = 70  # sysexits.h: an internal fault; a supervisor restarts the process
 
 log = structlog.get_logger()
@@ -37,6 +42,24 @@ log = structlog.get_logger()
 
 class InvalidInput(Exception):
     """The message can never be processed: it becomes a dead letter, with this text as the reason."""
+
+
+class OtherBundle(Exception):
+    """The message belongs to another bundle than the stage's, as while the stages change to another bundle.
+
+    It can never be processed here, but the scan is fine: the stage's ``Worker`` drops the message and announces a
+    failure with ``retry``, so that the client sends the scan again. A stage that announces no failures only drops it.
+
+    Parameters
+    ----------
+    what: the message's content, for example ``slices``.
+    theirs, ours: the ids of the bundles of the message and of the stage.
+    """
+
+    def __init__(self, what: str, theirs: str, stage: str, ours: str) -> None:
+        super().__init__(
+            f"bundle: the {what} are of {theirs}, but this {stage} serves {ours}; give all stages the same bundle"
+        )
 
 
 class TemporarilyUnavailable(Exception):
@@ -64,6 +87,7 @@ class Stage(ABC):
     prefetch: int | None = None  # None: from the settings
     max_attempts: int | None = None  # None: from the settings
     announces_failures: bool = True  # False if scans are answered also without this stage
+    fetching: bool = False  # ``handle`` waits for a store or an upload; a process that ends does not wait for that
 
     @abstractmethod
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
@@ -72,6 +96,7 @@ class Stage(ABC):
         Raises
         ------
         InvalidInput, ProtocolError: the message can never be processed.
+        OtherBundle: the message belongs to another bundle; the client sends the scan again.
         TemporarilyUnavailable: the message cannot be processed now.
         Exception: any other error counts as temporary; the message is retried a limited number of times.
         """
@@ -113,13 +138,23 @@ class Worker:
         self.deadline_s = deadline_s
         self.consuming = False
         self._stop = threading.Event()
+        self._computing = False
         self._taken: float | None = None  # when the message in work was received
         self._show_zeros()
         self._log = log.bind(stage=stage.name)
 
     def stop(self) -> None:
-        """Finish the message in work, return the others to the queue, and end ``run``. Any thread may call this."""
+        """Finish the message in work, return the others to the queue, and end ``run``. Any thread may call this.
+
+        A result that the broker does not take within seconds is dropped: the broker delivers its message again.
+        """
         self._stop.set()
+        self.broker.hurried = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether the stage computes now. It is not busy while it waits for the broker or a store."""
+        return self._computing and not self.stage.fetching
 
     def ready(self) -> bool:
         """Whether the broker is connected and the stage consumes."""
@@ -127,6 +162,20 @@ class Worker:
 
     def run(self) -> None:
         """Process messages until ``stop`` is called. Raises BrokerError if the broker is lost permanently."""
+        try:
+            self._run()
+        except BrokerError as error:
+            if not self._stop.is_set():
+                raise
+            self._log.warning(
+                "stopped without the broker; it delivers unacknowledged messages again", reason=str(error)
+            )
+        else:
+            self._log.info("drained")
+        finally:
+            self.consuming = False
+
+    def _run(self) -> None:
         self.broker.declare(self.stage.queue)
         with self.broker.consume(self.stage.queue, self.prefetch) as consumer:
             self.consuming = True
@@ -147,17 +196,17 @@ class Worker:
                 if time.monotonic() - last_idle > 1:
                     last_idle = time.monotonic()
                     self._carry_out(_plan(self.stage.idle()), consumer)
-            self.consuming = False
-        self._log.info("drained")
 
     def _work_on(self, delivery: Delivery, consumer: Consumer) -> _Plan:
         """Decode, compute and encode; an error leads to a dead letter or another attempt."""
         started = time.monotonic()
+        self._computing = True
         message: Message | None = None
         metrics.REDELIVERED.labels(self.stage.name).inc(delivery.attempts > 0)
         try:
             with _deadline(self.deadline_s, self.stage.name, delivery):
                 message = decode(delivery.body)
+                check_route(message, delivery.exchange, delivery.key)
                 with tracing.span(self.stage.name, message, attempt=delivery.attempts) as trace:
                     if delivery.attempts >= self.max_attempts:
                         raise InvalidInput(
@@ -166,6 +215,8 @@ class Worker:
                     return _plan(self.stage.handle(message, delivery), delivery, (message.trace, trace))
         except (InvalidInput, ProtocolError) as error:
             return self._failed(delivery, message, str(error), consumer)
+        except OtherBundle as error:
+            return self._failed(delivery, message, str(error), consumer, retry=True)
         except BrokerError:
             raise
         except TemporarilyUnavailable as error:
@@ -180,24 +231,36 @@ class Worker:
                 return self._failed(
                     delivery, message, f"unexpected {where(error)}; the log of the stage has more", consumer
                 )
-            time.sleep(min(2.0, 0.2 * 2**delivery.attempts))
+            self._stop.wait(min(2.0, 0.2 * 2**delivery.attempts))
             return _Plan(requeue=[delivery])
         finally:
+            self._computing = False
             self._spent("compute", started)
             metrics.MESSAGE_SECONDS.labels(self.stage.name).observe(time.monotonic() - started)
 
-    def _failed(self, delivery: Delivery, message: Message | None, reason: str, consumer: Consumer) -> _Plan:
+    def _failed(
+        self, delivery: Delivery, message: Message | None, reason: str, consumer: Consumer, retry: bool = False
+    ) -> _Plan:
         """Dead-letter a delivery, and announce the failure to the client that waits for the scan.
 
         Neither is done if the connection was lost meanwhile: the message is delivered again, and perhaps another
-        process has answered it already.
+        process has answered it already. With ``retry``, the client sends the scan again, and there is no dead letter;
+        except if no client may be waiting: the scan has no submission, or an operator sent the message from the dead
+        letters (to the queue by its name).
         """
+        message = message or _readable_part(delivery)
         scan, trace = (message.scan.id, message.trace[3:35]) if message else (None, None)
         if delivery.tag <= consumer.lost:
             self._log.warning("given to another", scan=scan, trace=trace, reason=reason)
             return _Plan()
+        if retry and message is not None and message.scan.submission and delivery.exchange:
+            metrics.OTHER_BUNDLE.labels(self.stage.name).inc()
+            event = "scan to be sent again" if self.stage.announces_failures else "passed over"
+            self._log.warning(event, scan=scan, trace=trace, reason=reason)
+            news = [failure(message, self.stage.name, reason, retry=True)] if self.stage.announces_failures else []
+            return _Plan([_encoded(each) for each in news], done=[delivery])
         self._log.warning("dead letter", scan=scan, trace=trace, reason=reason)
-        if message is None or isinstance(message, FailureMessage) or not self.stage.announces_failures:
+        if message is None or is_announcement(message) or not self.stage.announces_failures:
             return _Plan(dead=[(delivery, reason)])
         return _Plan([_encoded(failure(message, self.stage.name, reason))], dead=[(delivery, reason)])
 
@@ -219,9 +282,13 @@ class Worker:
         self._spent("publish", started)
 
     def _publish(self, message: Message, body: bytes) -> None:
-        """Publish one message; while its queue is full or not declared yet, wait and retry."""
+        """Publish one message; while its queue is full or not declared yet, wait and retry.
+
+        An announcement that a full queue refuses is not retried for ever, since the assembler may be waiting for room
+        in its own queue. RabbitMQ has given it to all other queues.
+        """
         key = routing_key(message)
-        pause = 0.05
+        started, pause = time.monotonic(), 0.05
         while True:
             try:
                 self.broker.publish(key, body, message_id=message.id, mandatory=not is_announcement(message))
@@ -230,8 +297,11 @@ class Worker:
                 if self._stop.is_set():
                     raise  # the process ends; the delivery is not acknowledged and comes again
                 metrics.FULL.labels(self.stage.name).inc()
+                if is_announcement(message) and time.monotonic() - started > ANNOUNCE_S:
+                    self._log.error("announcement dropped", key=key, reason=str(error))
+                    return
                 self._log.warning("publish waits", key=key, reason=str(error))
-                time.sleep(pause * random.uniform(0.5, 1.5))
+                self._stop.wait(pause * random.uniform(0.5, 1.5))
                 pause = min(5.0, 2 * pause)
         metrics.PUBLISHED.labels(self.stage.name, message.kind).inc()
         metrics.BYTES.labels(self.stage.name).inc(len(body))
@@ -243,7 +313,7 @@ class Worker:
             metrics.SECONDS.labels(name, doing)
         for outcome in ("done", "dead", "requeued"):
             metrics.MESSAGES.labels(name, outcome)
-        for metric in (metrics.REDELIVERED, metrics.FULL, metrics.MESSAGE_SECONDS):
+        for metric in (metrics.REDELIVERED, metrics.FULL, metrics.OTHER_BUNDLE, metrics.MESSAGE_SECONDS):
             metric.labels(name)
         metrics.WORKING.labels(name).set_function(lambda: time.monotonic() - taken if (taken := self._taken) else 0.0)
 
@@ -251,8 +321,8 @@ class Worker:
         metrics.SECONDS.labels(self.stage.name, doing).inc(time.monotonic() - started)
 
 
-def failure(message: Message, stage: str, reason: str) -> FailureMessage:
-    """The announcement that a stage gave up on a message."""
+def failure(message: Message, stage: str, reason: str, *, retry: bool = False) -> FailureMessage:
+    """The announcement that a stage gave up on a message. ``retry``: see ``FailureMessage``."""
     return FailureMessage(
         id=message_id(message.id, stage, "failure"),
         scan=message.scan,
@@ -260,7 +330,20 @@ def failure(message: Message, stage: str, reason: str) -> FailureMessage:
         trace=message.trace,
         stage=stage,
         reason=reason[:4000].encode("utf-8", "replace").decode(),  # a file's name may not be valid UTF-8
+        retry=retry,
     )
+
+
+def _readable_part(delivery: Delivery) -> Message | None:
+    """The id and scan of a message that ``decode`` refuses, for the failure that its sender gets.
+
+    None if the message names no sender, or is an announcement: a failure that answers a failure could make another one.
+    """
+    origin, announcements = read_origin(delivery.body), ("prediction", "synthetic", "failure")
+    if origin.submission is None or origin.kind in announcements or delivery.key.partition(".")[0] in announcements:
+        return None
+    scan = Scan(id=origin.scan, submission=origin.submission, attempt=origin.attempt)
+    return Message(id=hashlib.sha256(delivery.body).hexdigest(), scan=scan)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import uuid
@@ -12,11 +13,12 @@ from urllib.parse import urlsplit
 
 import pika
 import pytest
-from gliaflow_proto import Queue, submission_queue
+from gliaflow_proto import Queue, submission_queue, upload_queue
 from gliaflow_proto.routing import EXTRACTOR, PREPROCESSOR
 from gliaflow_runtime.broker.credentials import Credentials
-from gliaflow_runtime.broker.interface import BrokerError
+from gliaflow_runtime.broker.interface import AccessDenied, BrokerError
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
+from make_secrets import HERE as DEPLOY
 from make_secrets import make_certificates
 from pika.exceptions import ChannelClosedByBroker
 from processes import Command
@@ -71,9 +73,12 @@ def test_pipeline_works_over_tls_with_the_permissions_of_each_user(
     (tmp_path / "scans").mkdir()
     good_scan(tmp_path / "scans" / "good.nii.gz")
     (tmp_path / "scans" / "large.nii").write_bytes(b"no scan" * 2**20)
-    done = gliaflow("submit", "scans", "--out", "out", "--grade", "HGG", settings=settings("gliaflow"), check=False)
+    done = gliaflow("submit", "scans", "--out", "out", "--grade", "HGG", settings=settings("annotator"), check=False)
     assert done.returncode == 1, done.stderr
     assert sorted(statuses(tmp_path / "out")) == ["failed", "ok"]
+    done = gliaflow("submit", "scans", "--out", "out", "--grade", "HGG", settings=settings("gliaflow"), check=False)
+    assert done.returncode == 1
+    assert "labelled scans need a right of their own" in " ".join(done.stderr.replace("│", "").split())
     assert "1 of 1 sent back" in gliaflow("dead", "replay", "--all", settings=settings("operator")).stdout
     refused = gliaflow("dead", "list", settings=settings("gliaflow"), check=False)
     assert "ACCESS_REFUSED" in refused.stderr, "only the operator may read dead letters"
@@ -94,24 +99,28 @@ class TestClientPassword:
             lambda channel: bind(channel, "#"),
             lambda channel: bind(channel, "features.labelled"),
             lambda channel: bind(channel, "prediction.guess"),
+            lambda channel: bind(channel, "scan", "gliaflow.client"),
+            lambda channel: bind(channel, "upload.*", "gliaflow.client"),
+            lambda channel: bind(channel, "", EXTRACTOR.dead),
             lambda channel: publish(channel, "gliaflow", "graded"),
+            lambda channel: publish(channel, "gliaflow", "scan"),
             lambda channel: publish(channel, "gliaflow", f"prediction.{uuid.uuid4().hex}"),
+            lambda channel: publish(channel, "gliaflow.client", "graded"),
+            lambda channel: publish(channel, "gliaflow.labelled", "scan.labelled"),
+            lambda channel: publish(channel, EXTRACTOR.dead, "slices"),
             lambda channel: publish(channel, "", EXTRACTOR.name),
         ],
     )
     def test_it_gives_no_access_to_other_scans_or_to_the_role_of_a_stage(
-        self, attempt: Callable, connect: Connect, channel: pika.channel.Channel
+        self, attempt: Callable, channel: pika.channel.Channel
     ) -> None:
-        for queue, owner in ((PREPROCESSOR, "preprocessor"), (EXTRACTOR, "extractor")):
-            with connect(owner) as broker:
-                broker.declare(queue)
         with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
             attempt(channel)
 
 
-def bind(channel: pika.channel.Channel, key: str) -> None:
+def bind(channel: pika.channel.Channel, key: str, exchange: str = "gliaflow") -> None:
     queue = channel.queue_declare("", exclusive=True).method.queue
-    channel.queue_bind(queue, "gliaflow", key)
+    channel.queue_bind(queue, exchange, key)
 
 
 def publish(channel: pika.channel.Channel, exchange: str, key: str) -> None:
@@ -127,8 +136,39 @@ def test_stage_cannot_consume_the_queue_of_another_stage(connect: Connect) -> No
                 other.consume(PREPROCESSOR, 1)
             with pytest.raises(BrokerError, match="ACCESS_REFUSED"):
                 other.publish("scan", b"")
-            with pytest.raises(BrokerError, match="ACCESS_REFUSED"):
-                other.declare(Queue("gliaflow.extractor", ("features.labelled",)))
+            with pytest.raises(AccessDenied, match="may not declare"):
+                other.declare(Queue("gliaflow.other", ("features.labelled",)))
+
+
+def test_stage_whose_queue_is_missing_names_the_remedy(connect: Connect, rabbitmq_url: str) -> None:
+    with AmqpBroker(rabbitmq_url) as operator:
+        operator.delete(EXTRACTOR.name)
+    with connect("extractor") as broker, pytest.raises(AccessDenied, match="import_definitions secrets/rabbitmq"):
+        broker.declare(EXTRACTOR)
+
+
+class TestLimits:
+    """A client cannot fill the broker's disk, or take all its connections and queues."""
+
+    def test_queue_that_a_client_does_not_read_is_bounded_and_expires(
+        self, connect: Connect, rabbitmqctl: Callable[..., str]
+    ) -> None:
+        names = [submission_queue("a" * 32).name, upload_queue("b" * 32).name]
+        with connect("gliaflow") as client:
+            client.declare(submission_queue("a" * 32))
+            client.declare(upload_queue("b" * 32))
+            rows = json.loads(rabbitmqctl("list_queues", "name", "policy", "--formatter", "json"))
+            for name in names:
+                client.delete(name)
+        policies = json.loads((DEPLOY / "definitions.json").read_text())["policies"]
+        definitions = {policy["name"]: policy["definition"] for policy in policies}
+        for row in (row for row in rows if row["name"] in names):
+            assert definitions[row["policy"]]["max-length-bytes"] <= 2**30 + 2**26
+            assert definitions[row["policy"]]["expires"] <= 24 * 3600 * 1000
+
+    def test_connections_and_queues_are_limited(self, rabbitmqctl: Callable[..., str]) -> None:
+        assert json.loads(rabbitmqctl("list_user_limits", "--user", "gliaflow"))["max-connections"] == 64
+        assert "max-queues" in rabbitmqctl("list_vhost_limits", "--vhost", "/")
 
 
 def test_changed_password_is_read_again_and_no_message_is_lost(

@@ -7,20 +7,28 @@ from collections import defaultdict
 from typing import Any
 
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, BALANCER, EXCHANGE, RECORDER, STAGE_QUEUES
-from gliaflow_runtime.broker.interface import Broker, BrokerError
+from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, BALANCER, RECORDER, STAGE_QUEUES, exchange_of
+from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.version import VERSION
 
 from gliaflow_cli.checks.outcome import Unseen, Wrong
 from gliaflow_cli.client.management import Management, ManagementError
 
 CLOCKS_S = 5.0  # two clocks may differ by so much
-IMPORT = "rabbitmqctl import_definitions deploy/rabbitmq/definitions.json"
+IMPORT = "rabbitmqctl import_definitions secrets/rabbitmq/definitions.json"
 SERVICE = {ASSEMBLER: "classifier", BALANCER: "generator", RECORDER: "trainer"}  # that run another service's stage
 
-# The lengths of deploy/rabbitmq/definitions.json: how many messages a queue holds. A test compares both.
-LENGTHS = {"preprocessor": 256, "extractor": 128, "classifier": 128, "generator": 1024, "balancer": 64, "recorder": 128}
-TUNABLE = ("max-length", "delivery-limit", "expires")  # an operator may choose other values
+# The limits of deploy/rabbitmq/definitions.json: how many messages and MiB a queue holds. A test compares both.
+LIMITS = {
+    "preprocessor": (256, 1024),
+    "extractor": (128, 1024),
+    "classifier": (128, 1024),
+    "assembler": (None, 1024),
+    "generator": (1024, 64),
+    "balancer": (64, 512),
+    "recorder": (128, 1024),
+}
+TUNABLE = ("max-length", "max-length-bytes", "delivery-limit", "expires")  # an operator may choose other values
 
 
 def check_answer(broker: Broker, name: str) -> str:
@@ -32,46 +40,64 @@ def check_answer(broker: Broker, name: str) -> str:
 
 
 def check_queues(broker: Broker) -> str:
-    """Whether each stage's queue exists, is of the expected kind, and has a consumer."""
+    """Whether each stage's queue exists and has a consumer."""
     states = {queue: broker.queue_state(queue.name) for queue in STAGE_QUEUES}
-    if not any(states.values()):
-        raise Wrong("no stage has run on this broker yet: docker compose up --wait, or gliaflow serve STAGE for each")
+    if not any(state and state.consumers for state in states.values()):
+        raise Wrong("no stage runs on this broker: docker compose up --wait, or gliaflow serve STAGE for each")
     mistakes = []
     for queue, state in states.items():
-        name = _short(queue)
-        serve = f"gliaflow serve {SERVICE.get(queue, name)}"
+        serve = f"gliaflow serve {SERVICE.get(queue, _short(queue))}"
         if state is None:
-            mistakes.append(f"{name} has no queue, so no stage takes its messages: {serve}")
-            continue
-        try:
-            broker.declare(queue)
-        except BrokerError as error:
-            if "ACCESS_REFUSED" in str(error):  # a client's user may only read
-                continue
-            mistakes.append(
-                f"{name}: not declared by gliaflow ({error}): stop the stages, rabbitmqctl delete_queue {queue.name} "
-                "(the messages in it are lost), start the stages again"
-            )
-        if not state.consumers:
-            mistakes.append(f"{name} has no consumer, {state.waiting} messages wait: {serve}, or find out why it ended")
+            mistakes.append(f"{_short(queue)} has no queue, so no stage takes its messages: {IMPORT}, then {serve}")
+        elif not state.consumers:
+            waits = f"{_short(queue)} has no consumer, {state.waiting} messages wait"
+            mistakes.append(f"{waits}: {serve}, or find out why it ended")
     if mistakes:
         raise Wrong(*mistakes)
     return f"all {len(STAGE_QUEUES)} have consumers"
 
 
+def check_declarations(management: Management) -> str:
+    """Whether the stages' queues have the kind and the bindings that gliaflow declares."""
+    try:
+        details, bindings = management.queues(), management.bindings()
+    except ManagementError as error:
+        raise Unseen(str(error)) from None
+    mistakes = []
+    for queue in STAGE_QUEUES:
+        detail = details.get(queue.name)
+        if detail is None:  # check_queues reports it
+            continue
+        single = bool(detail.get("arguments", {}).get("x-single-active-consumer"))
+        if detail.get("type") != "quorum" or single != queue.single_active:
+            mistakes.append(
+                f"{_short(queue)}: not declared by gliaflow (a queue of another kind): stop the stages, rabbitmqctl "
+                f"delete_queue {queue.name} (the messages in it are lost), {IMPORT}, start the stages again"
+            )
+        bound = bindings.get(queue.name, set())
+        needed = {(exchange_of(key), key) for key in queue.keys}
+        mistakes += [
+            f"{_short(queue)}: not bound to the exchange {exchange} with the key {key}: {IMPORT}"
+            for exchange, key in sorted(needed - bound)
+        ]
+    if mistakes:
+        raise Wrong(*mistakes)
+    return "queues and bindings are those of deploy/rabbitmq"
+
+
 def expected_policy(queue: Queue) -> dict[str, Any]:
     """The limits of a stage's queue in deploy/rabbitmq/definitions.json."""
-    policy: dict[str, Any] = {"delivery-limit": 20}
-    if _short(queue) in LENGTHS:
-        policy["max-length"] = LENGTHS[_short(queue)]
+    count, mebibytes = LIMITS[_short(queue)]
+    policy: dict[str, Any] = {"delivery-limit": 20, "max-length-bytes": mebibytes * 2**20}
+    if count is not None:
+        policy["max-length"] = count
     if queue == BALANCER:
         return policy | {"overflow": "drop-head"}
     if queue == RECORDER:
         policy["expires"] = 3_600_000
     return policy | {
         "overflow": "reject-publish",
-        "dead-letter-exchange": EXCHANGE,
-        "dead-letter-routing-key": queue.dead_key,
+        "dead-letter-exchange": queue.dead,
         "dead-letter-strategy": "at-least-once",
     }
 

@@ -70,6 +70,14 @@ class Management:
         rates = f"msg_rates_age={WINDOW_S}&msg_rates_incr=5"
         return {queue["name"]: queue for queue in self._get(f"queues/{self._vhost}?{rates}")}
 
+    def bindings(self) -> dict[str, set[tuple[str, str]]]:
+        """The bindings of each queue: exchange and routing key."""
+        bindings: dict[str, set[tuple[str, str]]] = {}
+        for each in self._get(f"bindings/{self._vhost}"):
+            if each["destination_type"] == "queue":
+                bindings.setdefault(each["destination"], set()).add((each["source"], each["routing_key"]))
+        return bindings
+
     def policy(self, queue: str) -> dict[str, Any] | None:
         """The policy that applies to a queue: of those that match, the one with the highest priority."""
         found = [
@@ -97,6 +105,15 @@ class Management:
                     )
                 )
         return found
+
+    def killed(self) -> set[tuple[str, str, str]]:
+        """User and address of the stages that were killed, and how often and why. Needs the user tag ``monitoring``."""
+        texts = set()
+        for each in self._get("connections"):
+            about = each.get("client_properties", {})
+            if about.get("product") == "gliaflow" and about.get("killed"):
+                texts.add((each.get("user", ""), each.get("peer_host", ""), about["killed"]))
+        return texts
 
     def alarms(self) -> list[str]:
         """The alarms, which block all publishers: nodes that are short of memory or disk."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ def connect(
     connect_timeout: float = 60,
     dead_letters: Path | None = None,
     about: Mapping[str, str] | None = None,
+    waiting: Callable[[str], None] = lambda reason: None,
 ) -> Broker:
     """A new connection to the broker at ``url``.
 
@@ -36,6 +37,7 @@ def connect(
     connect_timeout: seconds to wait until RabbitMQ answers.
     dead_letters: the folder in which ``memory://`` keeps dead letters; the first connection to a URL sets it.
     about: what RabbitMQ shows about this client (its "client properties").
+    waiting: called while a call waits for RabbitMQ, with the reason (``AmqpBroker``).
 
     Raises
     ------
@@ -51,7 +53,7 @@ def connect(
     if scheme in ("amqp", "amqps"):
         from gliaflow_runtime.broker.rabbitmq import AmqpBroker  # so that memory:// does not load pika
 
-        return AmqpBroker(url, credentials=credentials, connect_timeout=connect_timeout, about=about)
+        return AmqpBroker(url, credentials=credentials, connect_timeout=connect_timeout, about=about, waiting=waiting)
     raise UsageError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")
 
 

@@ -34,6 +34,10 @@ from gliaflow_runtime.broker.credentials import Credentials, explain_tls_error
 from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.broker.url import without_password
 
+POLL_S = 1.0  # between two checks of a call that waits
+PATIENCE_S = 3.0  # the longest wait of a call for the broker in a process that ends
+CLOSE_S = 2.0  # the longest wait of ``close``
+SLOW_POLLS = 10  # a broker that answers later than this is reported
 PAUSE_S = (0.1, 10.0)  # first and longest pause between attempts to connect
 STEADY_S = 5.0  # a connection that lasted this long resets the pauses
 FRAME_FAULTS = range(501, 506)  # reply codes that blame the frames of this client, not the state of the broker
@@ -43,15 +47,20 @@ Channel = Any  # pika has no type annotations
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
-    """A RabbitMQ server or cluster, and how to connect to it. The fields are the arguments of ``AmqpBroker``."""
+    """A RabbitMQ server or cluster, and how to connect to it. The fields are the arguments of ``AmqpBroker``.
+
+    ``hurried``: as ``Broker.hurried``.
+    """
 
     url: str
     credentials: Credentials = field(default_factory=Credentials)
     connect_timeout: float = 60
     outage_timeout: float = 300
     about: Mapping[str, str] = field(default_factory=dict)
+    waiting: Callable[[str], None] = lambda reason: None
+    hurried: bool = False
 
 
 @dataclass
@@ -88,6 +97,9 @@ class ConnectionThread:
         self._jobs: queues.SimpleQueue[_Job] = queues.SimpleQueue()
         self._again: _Job | None = None  # the job that was running when the connection was lost
         self._connection: Any = None
+        self._blocked = ""  # the alarm for which the broker takes no messages now
+        self._error = ""  # why there is no connection now
+        self._closing_since: float | None = None
         self._channel: Channel = None
         self._renew = ""
         self._pause = PAUSE_S[0]
@@ -107,7 +119,7 @@ class ConnectionThread:
         """
         self._thread.start()
         try:
-            self._opened.result()
+            self._await(self._opened)
         except BaseException:
             self.close()
             raise
@@ -117,12 +129,12 @@ class ConnectionThread:
 
         Raises
         ------
-        BrokerError: the connection is closed, or lost permanently.
+        BrokerError: the connection is closed, lost permanently, or away while ``Server.hurried`` is set.
         Exception: as raised by ``action``.
         """
         future: Future[Result] = Future()
         self._submit(_Job(action, future))
-        return future.result()
+        return self._await(future)
 
     def post(self, action: Callable[[Channel], None]) -> None:
         """Run ``action`` in the connection's thread without waiting; drop it if the connection is lost first."""
@@ -140,16 +152,53 @@ class ConnectionThread:
         return connection is not None and bool(connection.is_open)
 
     @property
+    def trouble(self) -> str:
+        """As ``Broker.trouble``."""
+        if self._blocked:
+            return (
+                f"RabbitMQ at {self._url} takes no messages now, because of an alarm ({self._blocked}): free memory or "
+                "disk space there (rabbitmq-diagnostics alarms)"
+            )
+        if not self.connected:
+            reason = f" ({self._error})" if self._error else ""
+            return f"no connection to RabbitMQ at {self._url}{reason}: is it running? Connecting again"
+        return ""
+
+    @property
     def closed(self) -> bool:
         """Whether ``close`` was called."""
         return self._stop.is_set()
 
     def close(self) -> None:
-        """Finish the submitted jobs, then disconnect."""
+        """Finish the submitted jobs, then disconnect. A thread that does not end within CLOSE_S is left behind."""
+        self.stop()
+        started = self._thread.ident is not None
+        if started and threading.current_thread() is not self._thread and self._closing_since is not None:
+            self._thread.join(max(0.0, self._closing_since + CLOSE_S - time.monotonic()))
+
+    def stop(self) -> None:
+        """Begin to close, without waiting."""
+        if self._closing_since is None:
+            self._closing_since = time.monotonic()
         self._stop.set()
         self._wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=30)
+
+    def _await(self, future: Future[Result]) -> Result:
+        """The future's result. During a long wait, report its reason; in a process that ends, do not wait long."""
+        polls = hurried = 0
+        while True:
+            try:
+                return future.result(timeout=POLL_S)
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+            polls += 1
+            hurried += self._server.hurried
+            silent = f"RabbitMQ at {self._url} does not answer: it hangs, or the network is slow"
+            if polls >= SLOW_POLLS or self.trouble:
+                self._server.waiting(self.trouble or silent)
+            if hurried * POLL_S >= PATIENCE_S:
+                raise BrokerError(self.trouble or silent)
 
     def _parameters(self) -> list[Any]:
         return self._server.credentials.parameters(self._server.url, self._name, self._server.about)
@@ -197,7 +246,8 @@ class ConnectionThread:
                 self._serve()
                 return
             except (AMQPError, OSError) as error:
-                self._log.warning("broker connection lost", error=text(error))
+                self._error = text(error)
+                self._log.warning("broker connection lost", error=self._error)
             finally:
                 self._disconnect()
             self._lost()
@@ -214,6 +264,7 @@ class ConnectionThread:
                 # in random order, so that clients spread over the nodes of a cluster
                 nodes = self._parameters()
                 self._connection = pika.BlockingConnection(random.sample(nodes, len(nodes)))
+                self._watch_alarms()
                 self._open_channel()
                 if self._opened.done():
                     self._log.info("broker connected again")
@@ -221,6 +272,7 @@ class ConnectionThread:
             # BrokerError: a password or certificate file that is just being replaced
             except (AMQPError, AMQPConnectorException, OSError, BrokerError) as error:
                 self._disconnect()
+                self._error = text(error)
                 if not self._opened.done():
                     self._raise_if_permanent(error)
                 if time.monotonic() > until:
@@ -250,6 +302,19 @@ class ConnectionThread:
     def _rest(self) -> None:
         self._stop.wait(self._pause * random.uniform(0.5, 1))
         self._pause = min(PAUSE_S[1], 2 * self._pause)
+
+    def _watch_alarms(self) -> None:
+        # pika calls the callbacks of a BlockingConnection only between two calls, so not while a publish waits
+        connection = self._connection._impl
+        connection.add_on_connection_blocked_callback(lambda _, frame: self._alarm(frame.method.reason))
+        connection.add_on_connection_unblocked_callback(lambda _, frame: self._alarm(""))
+
+    def _alarm(self, reason: str) -> None:
+        self._blocked = reason
+        if reason:
+            self._log.warning("the broker takes no messages now", alarm=reason)
+        else:
+            self._log.info("the broker takes messages again")
 
     def _open_channel(self) -> None:
         self._renew = ""
@@ -299,6 +364,7 @@ class ConnectionThread:
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        self._blocked = ""
         if connection is None:
             return
         with contextlib.suppress(AMQPError, OSError):

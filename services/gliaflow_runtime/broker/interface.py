@@ -6,6 +6,7 @@ Guarantees, which one test suite checks on both (``tests/integration/test_broker
 - A delivery that is still open when its consumer closes is delivered again, with ``attempts`` one higher.
 - A consumer has at most ``prefetch`` open deliveries.
 - A dead letter keeps the message's bytes, id and routing key; the header ``REASON`` has the reason.
+- A delivery names the exchange at which its sender published it. The sender cannot forge it (``check_route``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from gliaflow_proto import Queue
 REASON = "x-gliaflow-reason"
 DIED_IN = "x-gliaflow-queue"
 DIED_AT = "x-gliaflow-time"  # ISO 8601, UTC
-ROUTING_KEY = "x-gliaflow-key"
 
 Headers = Mapping[str, str] | None
 
@@ -39,7 +39,7 @@ class NoQueue(BrokerError):
 
 
 class AccessDenied(BrokerError):
-    """This user may not receive from the queue, or another connection has it exclusively."""
+    """This user may not publish with the key or receive from the queue, or another connection has it exclusively."""
 
 
 class Refused(BrokerError):
@@ -48,7 +48,11 @@ class Refused(BrokerError):
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message received from a queue. ``attempts`` counts its earlier deliveries."""
+    """One message received from a queue. ``attempts`` counts its earlier deliveries.
+
+    ``exchange`` and ``key`` are those at which it was published; the exchange is ``""`` for a message to the queue by
+    its name, and the exchange of the dead letters for a dead letter.
+    """
 
     queue: str
     key: str
@@ -57,6 +61,7 @@ class Delivery:
     headers: Mapping[str, str] = field(default_factory=dict)
     attempts: int = 0
     tag: int = 0
+    exchange: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,21 +112,31 @@ class Consumer(_Closable):
 
 
 class Broker(_Closable):
-    """A connection to a broker. Threads may share it."""
+    """A connection to a broker. Threads may share it.
+
+    ``hurried``: set it when the process ends. Then a call that waits for the broker raises BrokerError after a few
+    seconds. Otherwise it waits until the broker is back.
+    """
+
+    hurried: bool = False
 
     @abstractmethod
     def declare(self, queue: Queue) -> None:
-        """Create the queue, its bindings and (unless it expires) its dead-letter queue, where they are missing."""
+        """Create the queue, its bindings and (unless it expires) its dead-letter queue, where they are missing.
+
+        A queue that exists with its dead letters is left as it is: stages have no right to declare or bind.
+        """
 
     @abstractmethod
     def publish(
         self, key: str, body: bytes, *, message_id: str = "", headers: Headers = None, mandatory: bool = True
     ) -> None:
-        """Publish to the exchange ``gliaflow`` and wait for the confirm.
+        """Publish to the key's exchange (``exchange_of``) and wait for the confirm.
 
         Raises
         ------
         Unroutable: no queue is bound to ``key``, and ``mandatory`` is set.
+        AccessDenied: this user may not publish with this key.
         Refused: a queue is full (reject-publish).
         BrokerError: the broker is unreachable, or the message is over its size limit.
         """
@@ -162,6 +177,11 @@ class Broker(_Closable):
     def connected(self) -> bool:
         """Whether the connection is open now."""
 
+    @property
+    def trouble(self) -> str:
+        """Why calls wait for the broker now, with the remedy; empty if the broker serves."""
+        return ""
+
     @abstractmethod
     def close(self) -> None:
-        """Close the connection and its consumers."""
+        """Close the connection and its consumers. If the broker does not answer, that takes a few seconds."""

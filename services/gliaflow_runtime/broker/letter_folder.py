@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 import uuid
@@ -14,10 +15,11 @@ from typing import Any
 import msgpack
 
 from gliaflow_runtime.broker.interface import BrokerError
-from gliaflow_runtime.files import write_whole
+from gliaflow_runtime.files import private_folder, whole_file
 
 KEPT_LETTERS, KEPT_BYTES = 1000, 2**30  # beyond either, the oldest letters are deleted
 LETTER = re.compile(r"\d{20}-[0-9a-f]{8}(-(?P<queue>[\w.-]+\.dead))?")  # a file's name; version 0.1 left out the queue
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 AFTER_PRUNING = 0.9  # of both, so that not each further letter lists the folder again
 
 
@@ -34,7 +36,8 @@ class StoredLetter:
 class LetterFolder:
     """A folder with one msgpack map for each dead letter. The name has time and queue, so that a start reads no file.
 
-    Several processes may share it. Each counts the letters of the others when it reaches a limit itself.
+    Letters are whole scans, so the folder is for its user alone. Several processes may share it. Each counts the
+    letters of the others when it reaches a limit itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,6 +48,9 @@ class LetterFolder:
         """The queue and the file of each letter, oldest first."""
         self._sizes = {}
         letters = []
+        if self._path.is_dir():
+            with contextlib.suppress(OSError):  # of another user: only writing into it is refused
+                private_folder(self._path)
         for file in sorted(self._path.glob("*.msgpack")):
             if match := LETTER.fullmatch(file.stem):
                 with contextlib.suppress(OSError, BrokerError):  # another process deleted it, or it is not a letter
@@ -55,11 +61,11 @@ class LetterFolder:
 
     def write(self, queue: str, letter: StoredLetter) -> Path:
         """Keep a letter of this queue; returns its file. Raises OSError: the disk is full, for example."""
-        self._path.mkdir(parents=True, exist_ok=True)
-        file = self._path / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}-{queue}.msgpack"
+        file = private_folder(self._path) / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}-{queue}.msgpack"
         document = {"key": letter.key, "id": letter.message_id, "headers": letter.headers, "body": letter.body}
         content = msgpack.packb(document)
-        write_whole(file, content)
+        with whole_file(file) as part, os.fdopen(os.open(part, NEW, 0o600), "wb") as open_part:
+            open_part.write(content)
         self._sizes[file] = len(content)
         return file
 

@@ -6,20 +6,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import structlog
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import ASSEMBLER, BALANCER, STAGE_QUEUES
+from gliaflow_proto.routing import ASSEMBLER, BALANCER, STAGE_QUEUES, exchange_of
 
 from gliaflow_runtime.broker.interface import (
     DIED_AT,
     DIED_IN,
     REASON,
-    ROUTING_KEY,
     Broker,
     BrokerError,
     Consumer,
@@ -60,6 +59,7 @@ class _Message:
     body: bytes = b""
     message_id: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    exchange: str = ""
     attempts: int = 0
     file: Path | None = None
 
@@ -116,7 +116,7 @@ class MemoryBroker(Broker):
             targets = [q for q in self._state.queues.values() if any(matches(bound, key) for bound in q.declared.keys)]
             if not targets and mandatory:
                 raise Unroutable(f"no queue is bound to the key {key!r}")
-            self._state.put(targets, _Message(key, bytes(body), message_id, dict(headers or {})))
+            self._state.put(targets, _Message(key, bytes(body), message_id, dict(headers or {}), exchange_of(key)))
 
     def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Headers = None) -> None:
         with self._state.changed:
@@ -199,8 +199,16 @@ class MemoryConsumer(Consumer):
                     continue
                 self._tag += 1
                 self._held[self._tag] = message
-                key, body, headers = content.key, content.body, dict(content.headers)
-                return Delivery(self._queue, key, body, content.message_id, headers, message.attempts, self._tag)
+                return Delivery(
+                    self._queue,
+                    content.key,
+                    content.body,
+                    content.message_id,
+                    dict(content.headers),
+                    message.attempts,
+                    self._tag,
+                    message.exchange,
+                )
 
     def ack(self, delivery: Delivery) -> None:
         with self._state.changed:
@@ -244,7 +252,7 @@ class _State:
         self._delivery_limit = delivery_limit
         for queue, file in folder.list() if folder else ():
             self.declare(Queue(queue))
-            self.queues[queue].waiting.append(_Message(file=file))
+            self.queues[queue].waiting.append(_Message(file=file, exchange=queue))
 
     def declare(self, queue: Queue) -> None:
         self._expire()
@@ -260,7 +268,7 @@ class _State:
         for stored, limit in limits:
             if limit and limit.overflow == "drop-oldest" and len(stored.waiting) >= limit.length:
                 stored.waiting.popleft()
-            stored.waiting.append(_Message(message.key, message.body, message.message_id, message.headers))
+            stored.waiting.append(replace(message))
         self.changed.notify_all()
 
     def give_back(self, name: str, messages: list[_Message]) -> None:
@@ -284,13 +292,12 @@ class _State:
             REASON: reason,
             DIED_IN: name,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
-            ROUTING_KEY: message.key,
         }
-        letter = _Message(Queue(name).dead_key, message.body, message.message_id, headers)
+        letter = _Message(message.key, message.body, message.message_id, headers, Queue(name).dead)
         if self._folder:
             try:
                 content = StoredLetter(letter.key, letter.body, letter.message_id, headers)
-                letter = _Message(file=self._folder.write(stored.declared.name, content))
+                letter = _Message(file=self._folder.write(stored.declared.name, content), exchange=letter.exchange)
                 self._keep_only(self._folder.prune())
             except OSError as error:  # a full disk: keep it in memory instead
                 log.error("dead letter not kept on disk", error=str(error))

@@ -1,28 +1,29 @@
 """``amqp://``: RabbitMQ through pika. A broker has one connection to publish, and each consumer one to receive.
 
-Only this module, ``connection_thread`` and ``credentials`` use pika.
+Only this module, ``connection_thread``, ``credentials`` and ``safe_headers`` use pika.
 """
 
 from __future__ import annotations
 
 import queue as queues
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pika
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import EXCHANGE
+from gliaflow_proto.routing import exchange_of
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
+from gliaflow_runtime.broker import safe_headers
 from gliaflow_runtime.broker.connection_thread import Channel, ConnectionThread, Server, text
 from gliaflow_runtime.broker.credentials import Credentials
 from gliaflow_runtime.broker.interface import (
     DIED_AT,
     DIED_IN,
     REASON,
-    ROUTING_KEY,
     AccessDenied,
     Broker,
     BrokerError,
@@ -38,9 +39,13 @@ from gliaflow_runtime.broker.interface import (
 # headers must fit into one frame of 128 KiB, or RabbitMQ closes the connection
 MAX_REASON = 4000
 MAX_HEADERS, MAX_HEADER = 20, 1000
+WAITING_BYTES = 256 * 2**20  # of deliveries that the stage has not taken; then the connection reads no more
+WAITING_S = 4.0  # the longest time without reading: well below two heartbeats
+SMALL_BYTES = 32 * 2**10  # such deliveries never wait: all of them weigh less than WAITING_BYTES
 SHORT_STRING = 255  # bytes: a message id, AMQP 0-9-1 section 4.2.5.3
 
 Result = TypeVar("Result")
+safe_headers.install()
 
 
 class AmqpBroker(Broker):
@@ -57,6 +62,7 @@ class AmqpBroker(Broker):
     connect_timeout: seconds to wait for the first connection.
     outage_timeout: seconds to wait for a new connection after a loss.
     about: what RabbitMQ shows about this client's connections.
+    waiting: called about once a second while a call waits for the broker, with the reason and the remedy.
 
     Raises
     ------
@@ -72,21 +78,30 @@ class AmqpBroker(Broker):
         connect_timeout: float = 60,
         outage_timeout: float = 300,
         about: Mapping[str, str] | None = None,
+        waiting: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self._server = Server(url, credentials or Credentials(), connect_timeout, outage_timeout, dict(about or {}))
+        self._server = Server(
+            url, credentials or Credentials(), connect_timeout, outage_timeout, dict(about or {}), waiting
+        )
         self._known: dict[str, Queue] = {}
         self._consumers: list[AmqpConsumer] = []
         self._thread = ConnectionThread(self._server, "publish", self._prepare)
         self._thread.open()
 
     def declare(self, queue: Queue) -> None:
-        self._manage(f"declare {queue.name!r}", lambda channel: _declare(channel, queue))
+        try:
+            self._manage(f"declare {queue.name!r}", lambda channel: _declare(channel, queue))
+        except AccessDenied as error:
+            raise AccessDenied(
+                f"{error}: the queue or its dead letters are missing, and this user may not declare them "
+                "(rabbitmqctl import_definitions secrets/rabbitmq/definitions.json)"
+            ) from None
         self._known[queue.name] = queue
 
     def publish(
         self, key: str, body: bytes, *, message_id: str = "", headers: Headers = None, mandatory: bool = True
     ) -> None:
-        self._put(EXCHANGE, key, body, message_id, headers, mandatory)
+        self._put(exchange_of(key), key, body, message_id, headers, mandatory)
 
     def send(self, queue: str, body: bytes, *, message_id: str = "", headers: Headers = None) -> None:
         self._put("", queue, body, message_id, headers)
@@ -97,9 +112,8 @@ class AmqpBroker(Broker):
             REASON: reason[:MAX_REASON],
             DIED_IN: delivery.queue,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
-            ROUTING_KEY: delivery.key,
         }
-        self._put(EXCHANGE, Queue(delivery.queue).dead_key, delivery.body, delivery.message_id, headers)
+        self._put(Queue(delivery.queue).dead, delivery.key, delivery.body, delivery.message_id, headers)
 
     def consume(self, queue: Queue, prefetch: int) -> AmqpConsumer:
         consumer = AmqpConsumer(self._server, queue.name, prefetch, self._known)
@@ -129,16 +143,29 @@ class AmqpBroker(Broker):
     def connected(self) -> bool:
         return self._thread.connected and all(c.thread.closed or c.thread.connected for c in self._consumers)
 
+    @property
+    def trouble(self) -> str:
+        open_threads = [self._thread, *(c.thread for c in self._consumers if not c.thread.closed)]
+        return next((thread.trouble for thread in open_threads if thread.trouble), "")
+
+    @property
+    def hurried(self) -> bool:
+        return self._server.hurried
+
+    @hurried.setter
+    def hurried(self, value: bool) -> None:
+        self._server.hurried = value
+
     def close(self) -> None:
-        for consumer in self._consumers:
-            consumer.close()
-        self._thread.close()
+        threads = [self._thread, *(consumer.thread for consumer in self._consumers)]
+        for thread in threads:
+            thread.stop()
+        for thread in threads:
+            thread.close()
 
     def _prepare(self, channel: Channel) -> None:
         for queue in list(self._known.values()):
             _declare(channel, queue)
-        if not self._known:
-            _declare_exchange(channel)
         channel.confirm_delivery()
 
     def _manage(self, what: str, action: Callable[[Channel], Result]) -> Result:
@@ -151,7 +178,8 @@ class AmqpBroker(Broker):
         try:
             return self._thread.call(job)
         except AMQPError as error:
-            raise BrokerError(f"cannot {what}: {text(error)}") from None
+            denied = isinstance(error, ChannelClosedByBroker) and error.reply_code == 403
+            raise (AccessDenied if denied else BrokerError)(f"cannot {what}: {text(error)}") from None
 
     def _put(
         self, exchange: str, key: str, body: bytes, message_id: str, headers: Headers, mandatory: bool = True
@@ -168,6 +196,13 @@ class AmqpBroker(Broker):
             raise Unroutable(f"no queue is bound to the key {key!r} of exchange {exchange!r}") from None
         except NackError:
             raise Refused(f"the broker refused a message for {key!r}: a queue is full") from None
+        except ChannelClosedByBroker as error:
+            if error.reply_code == 404 and not mandatory:  # the exchange does not exist, so no queue is bound to it
+                return
+            if error.reply_code == 404:
+                raise Unroutable(f"no queue is bound to the key {key!r}: {error.reply_text}") from None
+            error_type = AccessDenied if error.reply_code == 403 else BrokerError
+            raise error_type(f"the broker refused a message of {len(body)} bytes for {key!r}: {text(error)}") from None
         except AMQPError as error:
             raise BrokerError(f"the broker refused a message of {len(body)} bytes for {key!r}: {text(error)}") from None
 
@@ -180,6 +215,8 @@ class AmqpConsumer(Consumer):
         self._prefetch = prefetch
         self._known = known  # queues to declare again if the broker has lost them
         self._arrived: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()  # None: the end
+        self._room = threading.Condition()
+        self._waiting = 0  # bytes in ``_arrived``
         self._open: dict[int, tuple[Channel, int]] = {}  # our tag: the channel of the delivery, and its tag there
         self._tag = 0
         self.thread = ConnectionThread(server, f"consume {queue}", self._prepare, self._lost, self._ended)
@@ -199,6 +236,9 @@ class AmqpConsumer(Consumer):
             if delivery is None:
                 self._arrived.put(None)
                 raise self.thread.failure or BrokerError(f"the consumer of {self.queue!r} is closed")
+            with self._room:
+                self._waiting -= len(delivery.body)
+                self._room.notify()
             if delivery.tag in self._open:
                 return delivery
 
@@ -235,17 +275,30 @@ class AmqpConsumer(Consumer):
         self._tag += 1
         self._open[self._tag] = (channel, method.delivery_tag)
         headers = properties.headers or {}
-        count = headers.get("x-delivery-count")
+        count = headers.get("x-delivery-count")  # of a first delivery, it could only be the sender's
         delivery = Delivery(
             queue=self.queue,
             key=_string(method.routing_key),
             body=body,
             message_id=_string(properties.message_id),
             headers=_texts(headers),
-            attempts=count if isinstance(count, int) else int(method.redelivered),
+            attempts=count if method.redelivered and isinstance(count, int) else int(method.redelivered),
             tag=self._tag,
+            exchange=_string(method.exchange),
         )
+        self._await_room(len(body))
         self._arrived.put(delivery)
+
+    def _await_room(self, size: int) -> None:
+        """Wait until the stage has taken enough of what has arrived. Meanwhile, this connection reads nothing."""
+
+        def has_room() -> bool:
+            return self._waiting + size <= WAITING_BYTES or self.thread.closed
+
+        with self._room:
+            if size > SMALL_BYTES:
+                self._room.wait_for(has_room, WAITING_S)
+            self._waiting += size
 
     def _lost(self) -> None:
         self._open.clear()  # the broker delivers them again
@@ -256,31 +309,44 @@ class AmqpConsumer(Consumer):
         self._arrived.put(None)
 
 
-def _declare_exchange(channel: Channel) -> None:
-    """Create the exchange if it is missing. Most users lack the right; ``deploy/rabbitmq`` creates it for them."""
-    try:
-        with channel.connection.channel() as own:
-            own.exchange_declare(EXCHANGE, passive=True)
-    except ChannelClosedByBroker as error:
-        if error.reply_code != 404:
-            raise
-        channel.exchange_declare(EXCHANGE, "topic", durable=True)
-
-
 def _declare(channel: Channel, queue: Queue) -> None:
-    """Declare the queue, its bindings and its dead letters. Its limits are policies of the broker."""
-    _declare_exchange(channel)
+    """Declare the queue, its bindings and its dead letters, unless they exist. Its limits are policies of the broker.
+
+    ``deploy/rabbitmq`` declares the stages' queues, since the users of stages have no right to. An earlier version
+    declared queues that were bound differently, and no exchange for dead letters: then everything is declared again.
+    """
+    keeps_dead_letters = queue.expires_s is None
+    complete = keeps_dead_letters and all(_exists(channel, kind, queue.dead) for kind in ("exchange", "queue"))
+    if complete and _exists(channel, "queue", queue.name):
+        return
     arguments: dict[str, Any] = {"x-queue-type": "quorum"}
-    if queue.expires_s is None:
+    if keeps_dead_letters and not complete:
         channel.queue_declare(queue.dead, durable=True, arguments=arguments)
-        channel.queue_bind(queue.dead, EXCHANGE, queue.dead_key)
-    else:
+    if queue.expires_s is not None:
         arguments = arguments | {"x-expires": queue.expires_s * 1000}
     if queue.single_active:
         arguments = arguments | {"x-single-active-consumer": True}
     channel.queue_declare(queue.name, durable=True, arguments=arguments)
     for key in queue.keys:
-        channel.queue_bind(queue.name, EXCHANGE, key)
+        exchange = exchange_of(key)
+        if not _exists(channel, "exchange", exchange):
+            channel.exchange_declare(exchange, "topic", durable=True)
+        channel.queue_bind(queue.name, exchange, key)
+    if keeps_dead_letters and not complete:  # last, since its existence says that all is declared
+        channel.exchange_declare(queue.dead, "fanout", durable=True)
+        channel.queue_bind(queue.dead, queue.dead)
+
+
+def _exists(channel: Channel, kind: Literal["exchange", "queue"], name: str) -> bool:
+    """Whether a passive declaration finds it. It needs no right."""
+    try:
+        with channel.connection.channel() as own:
+            (own.exchange_declare if kind == "exchange" else own.queue_declare)(name, passive=True)
+    except ChannelClosedByBroker as error:
+        if error.reply_code != 404:
+            raise
+        return False
+    return True
 
 
 def _string(value: str | bytes | None) -> str:
@@ -291,14 +357,12 @@ def _string(value: str | bytes | None) -> str:
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
     """The text headers. If the broker dead-lettered the message itself, also those that ``dead_letter`` adds."""
-    texts = {name: value for name, value in headers.items() if isinstance(value, str)}
+    texts = {name: value for name, value in headers.items() if isinstance(name, str) and isinstance(value, str)}
     if "x-first-death-reason" in texts and REASON not in texts:
         deaths = headers.get("x-death")
         death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
         texts[REASON] = f"{texts['x-first-death-reason']}: the broker gave it up"
         texts[DIED_IN] = texts.get("x-first-death-queue", "")
-        keys = death.get("routing-keys")
-        texts[ROUTING_KEY] = str(keys[0]) if isinstance(keys, list) and keys else ""
         if isinstance(death.get("time"), datetime):
             texts[DIED_AT] = death["time"].replace(tzinfo=UTC).isoformat()
     return texts

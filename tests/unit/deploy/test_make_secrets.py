@@ -5,26 +5,34 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import stat
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gliaflow_proto import submission_queue, upload_queue
+from gliaflow_proto import Message, routing_key, submission_queue, upload_queue
 from gliaflow_proto.routing import (
     ALL_QUEUES,
     ASSEMBLER,
     BALANCER,
     CLASSIFIER,
+    CLIENT_EXCHANGE,
+    EXCHANGE,
     EXTRACTOR,
     GENERATOR,
+    LABELLED_EXCHANGE,
     PREPROCESSOR,
     RECORDER,
-    Queue,
+    STAGE_QUEUES,
+    exchange_of,
 )
+from make_secrets import HERE as DEPLOY
 from make_secrets import main, make_secrets
+from sample_messages import ONE_OF_EACH
 
 OWN = {
     "preprocessor": [PREPROCESSOR],
@@ -33,7 +41,7 @@ OWN = {
     "generator": [GENERATOR, BALANCER],
     "trainer": [RECORDER],
 }
-CLIENTS = ("gliaflow", "inbox")
+CLIENTS = ("gliaflow", "inbox", "annotator")
 ID = "0" * 32
 
 
@@ -49,7 +57,7 @@ def test_each_user_has_a_password_of_its_own_and_rabbitmq_gets_salted_hashes(tmp
     make_secrets(tmp_path, [])
     users = definitions(tmp_path)["users"]
     passwords = {user["name"]: password(tmp_path, user["name"]) for user in users}
-    assert len(set(passwords.values())) == len(passwords) == 8
+    assert len(set(passwords.values())) == len(passwords) == 10
     assert all(len(secret) == 32 for user, secret in passwords.items() if user != "gliaflow")
     for user in users:
         raw = base64.b64decode(user["password_hash"])
@@ -78,6 +86,113 @@ def test_folder_is_closed_to_other_users(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "secrets" / "ca" / "ca.key").stat().st_mode) == 0o400
 
 
+class TestLinks:
+    """The program runs as root, and another user may write FOLDER: no link leads it out of FOLDER."""
+
+    @pytest.fixture
+    def outside(self, tmp_path: Path) -> Path:
+        """Files that belong to someone else."""
+        folder = tmp_path / "outside"
+        folder.mkdir(mode=0o700)
+        for name in ("password", "key.pem", "shadow"):
+            (folder / name).write_text("not yours\n")
+            (folder / name).chmod(0o600)
+        return folder
+
+    @pytest.fixture(autouse=True)
+    def _untouched(self, outside: Path) -> Iterator[None]:
+        def state() -> dict[str, tuple[int, int, int, str]]:
+            paths = [outside, *outside.iterdir()]
+            statuses = {path: path.stat() for path in paths}
+            texts = {path: path.read_text() if path.is_file() else "" for path in paths}
+            return {path.name: (s.st_mode, s.st_uid, s.st_gid, texts[path]) for path, s in statuses.items()}
+
+        before = state()
+        yield
+        assert state() == before
+
+    @pytest.fixture
+    def owned(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+        """A folder of another user, and what the program, as root, gives to that user."""
+
+        def opened(at: int) -> str:
+            return str(Path(f"/proc/self/fd/{at}").readlink())
+
+        given: list[tuple[str, int]] = []
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(os, "fchown", lambda at, user, _: given.append((opened(at), user)))
+        monkeypatch.setattr(os, "chown", lambda *_, **__: pytest.fail("it may follow a link"))
+        return given
+
+    def test_only_what_is_made_is_given_to_the_owner_of_the_folder(
+        self, tmp_path: Path, outside: Path, owned: list[tuple[str, int]]
+    ) -> None:
+        folder = tmp_path / "secrets"
+        (folder / "mine").mkdir(parents=True)
+        (folder / "mine" / "link").symlink_to(outside / "shadow")
+        (folder / "mine" / "folder").symlink_to(outside)
+        make_secrets(folder, [], tls=True)
+        assert all(Path(path).is_relative_to(folder) and "mine" not in path for path, _ in owned)
+        assert {user for _, user in owned} == {folder.stat().st_uid}
+        assert str(folder / "extractor") in dict(owned)
+
+    @pytest.mark.parametrize("tls", [False, True])
+    @pytest.mark.parametrize("link", ["extractor", "ca", "rabbitmq"])
+    def test_a_folder_that_is_a_link_is_refused(self, tmp_path: Path, outside: Path, link: str, tls: bool) -> None:
+        folder = tmp_path / "secrets"
+        folder.mkdir()
+        (folder / link).symlink_to(outside)
+        if link != "ca" or tls:
+            with pytest.raises(SystemExit, match=rf"{folder}/{link}: a link.*: replace it by a copy, or remove it"):
+                make_secrets(folder, [], tls=tls)
+
+    @pytest.mark.parametrize("name", ["extractor/password", "ca/ca.pem", "ca/ca.key", "rabbitmq/erlang.cookie"])
+    @pytest.mark.parametrize("make", [Path.symlink_to, lambda path, _: os.mkfifo(path), lambda path, _: path.mkdir()])
+    @pytest.mark.timeout(20)
+    def test_a_secret_that_is_no_plain_file_is_refused(
+        self, tmp_path: Path, outside: Path, name: str, make: Callable[[Path, Path], None]
+    ) -> None:
+        path = tmp_path / "secrets" / name
+        path.parent.mkdir(parents=True)
+        make(path, outside / "shadow")
+        with pytest.raises(SystemExit, match=f"{name}: a link, or not of the expected type"):
+            make_secrets(tmp_path / "secrets", [], tls=True)
+
+    def test_links_with_the_names_of_files_to_write_are_replaced(self, tmp_path: Path, outside: Path) -> None:
+        folder = tmp_path / "secrets"
+        (folder / "extractor").mkdir(parents=True)
+        (folder / "rabbitmq").mkdir()
+        for name in ("key.pem", "key.pem.part", "password.part", "ca.pem"):
+            (folder / "extractor" / name).symlink_to(outside / "shadow")
+        (folder / "rabbitmq" / "definitions.json").symlink_to(outside / "shadow")
+        make_secrets(folder, ["extractor"], tls=True)
+        assert not (folder / "extractor" / "key.pem").is_symlink()
+        assert (folder / "extractor" / "ca.pem").read_text() == (folder / "ca" / "ca.pem").read_text()
+        assert definitions(folder)["users"]
+
+    def test_the_folder_itself_may_be_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "secrets").symlink_to(tmp_path / "disk")
+        make_secrets(tmp_path / "secrets", [])
+        assert password(tmp_path / "disk", "extractor")
+
+
+def test_an_authority_without_its_key_signs_nothing_new(tmp_path: Path) -> None:
+    """You may keep the key elsewhere, until a certificate is renewed."""
+    make_secrets(tmp_path, [], tls=True)
+    (tmp_path / "ca" / "ca.key").unlink()
+    make_secrets(tmp_path, [], tls=True)
+    with pytest.raises(SystemExit, match=r"ca\.key is missing; it signs new certificates"):
+        make_secrets(tmp_path, ["extractor"], tls=True)
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["make_secrets.py", str(tmp_path / "file")])
+    with pytest.raises(SystemExit, match=r"file: File exists"):
+        main()
+
+
 def test_unknown_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["make_secrets.py", str(tmp_path), "--new", "guest"])
     with pytest.raises(SystemExit, match="2"):
@@ -92,29 +207,59 @@ class TestPermissions:
         make_secrets(tmp_path, [])
         loaded = definitions(tmp_path)
         rules = {(rule["user"], ""): rule for rule in loaded["permissions"]}
-        rules |= {(rule["user"], "topic"): rule for rule in loaded["topic_permissions"]}
+        rules |= {(rule["user"], rule["exchange"]): rule for rule in loaded["topic_permissions"]}
 
-        def may(user: str, operation: str, name: str, topic: str = "") -> bool:
-            rule = rules.get((user, topic))
+        def may(user: str, operation: str, name: str, exchange: str = "") -> bool:
+            """Whether the user has the right; with ``exchange``, to use the key ``name`` there."""
+            if exchange and not may(user, operation, exchange):
+                return False
+            rule = rules.get((user, exchange))
             return rule is None or re.search(rule[operation], name) is not None
 
         return may
 
     @pytest.mark.parametrize("user", OWN)
-    def test_stage_owns_its_queues_and_no_other(self, may: Any, user: str) -> None:
+    def test_stage_reads_its_queues_writes_its_dead_letters_and_declares_nothing(self, may: Any, user: str) -> None:
         for queue in ALL_QUEUES:
             own = queue in OWN[user]
-            assert may(user, "read", queue.name) == may(user, "configure", queue.name) == own
-            assert may(user, "configure", queue.dead) == own
-            assert not may(user, "read", queue.dead), "only the operator may read dead letters"
-            for key in queue.keys:
-                assert may(user, "read", key, "topic") or not own
-            assert may(user, "write", queue.dead_key, "topic") == own
-        own_keys = {key for queue in OWN[user] for key in queue.keys}
-        others = {key for queue in ALL_QUEUES for key in queue.keys} - own_keys
-        assert not any(may(user, "read", key, "topic") for key in {*others, "#", "*", f"prediction.{ID}"})
-        assert not may(user, "configure", "gliaflow"), "the exchange"
-        assert not may(user, "write", "amq.default"), "directly into a queue"
+            assert may(user, "read", queue.name) == own
+            assert may(user, "write", queue.dead) == own
+            assert may(user, "configure", queue.name) == (own and queue == RECORDER), "it is deleted when unused"
+            for operation in ("read", "configure"):
+                assert not may(user, operation, queue.dead), "only the operator may read dead letters"
+            assert not may(user, "write", queue.name) or queue == RECORDER
+        keys = {(exchange_of(key), key) for queue in ALL_QUEUES for key in queue.keys}
+        readable = {(EXCHANGE, key) for key in RECORDER.keys} if user == "trainer" else set()
+        assert {each for each in keys if may(user, "read", each[1], each[0])} == readable
+        assert not may(user, "configure", EXCHANGE)
+        assert not any(may(user, "write", name) for name in ("amq.default", CLIENT_EXCHANGE, LABELLED_EXCHANGE))
+
+    @pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda message: message.kind)
+    def test_each_kind_has_one_kind_of_sender(self, may: Any, message: Message) -> None:
+        senders = {
+            "scan": {"annotator"},  # it has a label
+            "slices": {"preprocessor"},
+            "features": {"extractor"},
+            "graded": {"classifier"},
+            "prediction": {"classifier"},
+            "synthetic": {"generator"},
+            "failure": set(OWN) - {"trainer"},
+            "generate": set(CLIENTS),
+        }
+        key = routing_key(message)
+        users = {user for user in (*OWN, *CLIENTS) if may(user, "write", key, exchange_of(key))}
+        assert users == senders[message.kind]
+
+    def test_scaler_can_only_see_how_long_a_queue_is(self, may: Any) -> None:
+        """A passive declaration needs no right."""
+        for name in (
+            EXCHANGE,
+            CLIENT_EXCHANGE,
+            "amq.default",
+            *(q.name for q in ALL_QUEUES),
+            *(q.dead for q in ALL_QUEUES),
+        ):
+            assert not any(may("scaler", operation, name) for operation in ("configure", "write", "read"))
 
     @pytest.mark.parametrize("user", CLIENTS)
     def test_client_sends_scans_and_reads_answers_whose_key_it_knows(self, may: Any, user: str) -> None:
@@ -123,12 +268,29 @@ class TestPermissions:
                 assert not any(may(user, operation, name) for operation in ("configure", "write", "read"))
         for queue in (submission_queue(ID), upload_queue(ID)):
             assert may(user, "configure", queue.name)
-            assert all(may(user, "read", key, "topic") for key in queue.keys)
+            assert all(may(user, "read", key, exchange_of(key)) for key in queue.keys)
         assert not may(user, "read", upload_queue(ID).name), "the preprocessor reads uploads"
-        for key in ("prediction.*", "failure.*", "prediction.#", "#", "*.*", "synthetic.*", "scan", "slices", "graded"):
-            assert not may(user, "read", key, "topic"), key
-        for key in ("slices", "features.labelled", "graded", f"prediction.{ID}", Queue("gliaflow.x").dead_key):
-            assert not may(user, "write", key, "topic"), key
-        assert all(may(user, "write", key, "topic") for key in ("scan", "generate", *upload_queue(ID).keys))
-        assert not may(user, "write", "amq.default")
-        assert not may(user, "configure", "gliaflow")
+        for exchange in (EXCHANGE, CLIENT_EXCHANGE):
+            for key in ("prediction.*", "#", "*.*", "upload.*", "scan", "scan.labelled", "slices", "graded"):
+                assert not may(user, "read", key, exchange), key
+        for key in ("scan", "generate", *upload_queue(ID).keys):
+            assert may(user, "write", key, CLIENT_EXCHANGE)
+        assert not any(may(user, "write", name) for name in (EXCHANGE, "amq.default"))
+        assert not any(may(user, "configure", name) for name in (EXCHANGE, CLIENT_EXCHANGE, LABELLED_EXCHANGE))
+
+
+def test_definitions_declare_what_the_stages_declare() -> None:
+    """A stage has no right to declare its queue, so the definitions must have it, as the code would declare it."""
+    loaded = json.loads((DEPLOY / "definitions.json").read_text())
+    queues = {queue["name"]: queue["arguments"] for queue in loaded["queues"]}
+    exchanges = {exchange["name"]: exchange["type"] for exchange in loaded["exchanges"]}
+    bindings = {(each["source"], each["destination"], each["routing_key"]) for each in loaded["bindings"]}
+    dead = {queue.dead: "fanout" for queue in ALL_QUEUES}
+    assert exchanges == {EXCHANGE: "topic", CLIENT_EXCHANGE: "topic", LABELLED_EXCHANGE: "topic"} | dead
+    for queue in STAGE_QUEUES:
+        single = {"x-single-active-consumer": True} if queue.single_active else {}
+        assert queues.pop(queue.name) == {"x-queue-type": "quorum"} | single
+    assert queues == {name: {"x-queue-type": "quorum"} for name in dead}, "the recorder declares its queue"
+    assert bindings == {(exchange_of(key), queue.name, key) for queue in STAGE_QUEUES for key in queue.keys} | {
+        (name, name, "") for name in dead
+    }

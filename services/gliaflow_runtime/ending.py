@@ -1,0 +1,57 @@
+"""How a process ends after a signal: in order if that is quick, else at once.
+
+Nothing is lost either way: the broker delivers an unacknowledged message again, and files are written whole or not at
+all (``files.whole_file``).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+END_S = 10.0  # the longest orderly end; less than any supervisor grants
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+INTERRUPTED = 130  # the exit code after Ctrl-C, as of a shell
+
+
+def interrupt_on_signals(code: int = INTERRUPTED) -> None:
+    """Let the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore the later ones: the process is ending then.
+
+    If a connection or a store hangs, the process ends after END_S all the same, with the exit code ``code``.
+    """
+
+    def interrupt(*_: object) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        end_soon(code)
+        raise KeyboardInterrupt
+
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
+
+
+def end_soon(code: int, busy: Callable[[], bool] = lambda: False) -> None:
+    """End the process END_S after it was last ``busy``, whatever still hangs in it. Returns at once."""
+
+    def end() -> None:
+        left = END_S
+        while left > 0:
+            time.sleep(0.1)
+            left = END_S if busy() else left - 0.1
+        if structlog := sys.modules.get("structlog"):  # an import could wait for a thread that hangs
+            reason = f"the broker or a store did not answer for {END_S:g} s"
+            structlog.get_logger().warning("ended at once", reason=reason)
+        end_now(code)
+
+    threading.Thread(target=end, name="gliaflow end", daemon=True).start()
+
+
+def end_now(code: int) -> None:
+    """End the process without waiting for its threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
