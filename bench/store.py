@@ -29,7 +29,8 @@ from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples
 from gliaflow_plugins.features import ArrayFeatures
 from gliaflow_plugins.generators.acgan import ACGAN, ACGANOptions, PaperACGAN, PaperOptions
 from gliaflow_proto import Scan
-from gliaflow_store.feature_store import FeatureOrigin, FeatureStore, StoredPart, write_part
+from gliaflow_store.feature_store import FeatureStore
+from gliaflow_store.part_file import FeatureOrigin, StoredPart, write_part
 from numpy.typing import NDArray
 
 LARGEST, DEEPEST = (

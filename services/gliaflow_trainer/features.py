@@ -13,6 +13,7 @@ from gliaflow_plugins.networks.image_gan import TapExtractor
 from gliaflow_proto import MAX_MESSAGE_BYTES, Message
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_store.feature_store import FeatureStore, Samples
+from gliaflow_store.part_file import FeatureOrigin
 from gliaflow_store.recorder import Recorder
 from numpy.typing import NDArray
 
@@ -48,7 +49,8 @@ def extract(
         if reason is not None:
             failed.append(f"{scan}: {reason}")
 
-    recorder = Recorder(folder, bundle.manifest.classes)
+    origin = FeatureOrigin(bundle.id, bundle.tap, bundle.features_shape(cropped))
+    recorder = Recorder(folder, origin, bundle.manifest.classes)
 
     def record(results: list[Message]) -> None:
         for result in results:

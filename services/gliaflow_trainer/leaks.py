@@ -16,13 +16,15 @@ def refuse_leaks(leaks: Sequence[str], allow: bool, bar: Progress) -> None:
 
     Raises
     ------
-    PluginError: there are leaks, and they are not allowed. The text has a line for each.
+    PluginError: there are leaks, and they are not allowed. The error has a note for each.
     """
     if leaks and not allow:
-        lines = "".join(f"\n  leak: {leak}" for leak in leaks)
-        raise PluginError(
-            f"the same patient's data may be in several parts of the split; fix the cohort, or give --allow{lines}"
+        error = PluginError(
+            "the same patient's data may be in several parts of the split; fix the cohort, or give --allow"
         )
+        for leak in leaks:
+            error.add_note(f"  leak: {leak}")
+        raise error
     for leak in leaks:
         bar.console.print(f"leak      {leak} (allowed)", style="yellow", soft_wrap=True)
 

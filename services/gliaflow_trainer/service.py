@@ -31,12 +31,14 @@ from gliaflow_runtime.bundle.load import Bundle, load_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings
-from gliaflow_store.feature_store import FeatureStore, Samples, StoreError, origin_of
+from gliaflow_store.feature_store import FeatureStore, Samples
+from gliaflow_store.part_file import StoreError, origin_of
 
 from gliaflow_trainer.processes import end_with_parent
 from gliaflow_trainer.profiles import PROFILES
 from gliaflow_trainer.variants import choose
 
+SHOWN = 20  # of a store's problems, in the log
 MIN_PATIENTS = 4  # of a class: one to choose with, one to measure on, two to learn from
 
 log = structlog.get_logger()
@@ -119,9 +121,11 @@ class Trainer:
             store = _open_store(self._settings.store, self._base)
         except (StoreError, BundleError) as error:
             return str(error)
-        samples = _of_one_class(store)
-        for problem in store.problems:
+        samples = _without_contradictions(store)
+        for problem in store.problems[:SHOWN]:
             log.warning("not learnt from", problem=problem)
+        if len(store.problems) > SHOWN:
+            log.warning("not learnt from", problem=f"and {len(store.problems) - SHOWN} more")
         patients = _count_patients(samples)
         log.info("recorded", scans=len(np.unique(store.scans)), slices=len(store), patients=patients)
         few = [f"{MIN_PATIENTS - n} more patients of {label}" for label, n in patients.items() if n < MIN_PATIENTS]
@@ -183,7 +187,8 @@ def fit_store(settings: Settings, base: Bundle, out: Path) -> Bundle:
     variants = choose(
         load_registry(), settings.train_generator, PROFILES[settings.train_profile], settings.train_options
     )
-    samples = _of_one_class(_open_store(settings.store, base))
+    store = _open_store(settings.store, base)
+    samples = _without_contradictions(store)
     labels = zip(samples.patients.tolist(), samples.labels.tolist(), strict=True)
     label_of = {patient: samples.classes[label] for patient, label in labels}
     split = split_patients(sorted(label_of.items()), settings.seed)
@@ -205,7 +210,13 @@ def fit_store(settings: Settings, base: Bundle, out: Path) -> Bundle:
         "tap": base.tap,
         "training": {
             "base": base.id,
-            "store": {"digest": digest, "scans": scans, "patients": patients_by_part(split, label_of)},
+            "store": {
+                "digest": digest,
+                "scans": scans,
+                "left_out": len(store.contradicting),
+                "submissions": _submissions(store, samples),
+                "patients": patients_by_part(split, label_of),
+            },
             "profile": settings.train_profile,
             "seed": settings.seed,
             "device": settings.device,
@@ -229,13 +240,18 @@ def _open_store(folder: Path, base: Bundle) -> FeatureStore:
     return FeatureStore(folder, base.manifest.classes)
 
 
-def _of_one_class(store: FeatureStore) -> Samples:
-    """The samples of patients whose scans have one label. The others are left out; ``store.problems`` says how many."""
-    labels = Counter(patient for patient, _ in {*zip(store.patients.tolist(), store.labels.tolist(), strict=True)})
-    of_both = [patient for patient, count in labels.items() if count > 1]
-    if of_both:
-        store.problems.append(f"{store.folder}: {len(of_both)} patients with scans of both classes")
-    return store.select(~np.isin(store.patients, of_both))
+def _without_contradictions(store: FeatureStore) -> Samples:
+    """The samples of scans that contradict no other scan and are no copies; ``store.problems`` names the others."""
+    store.problems += [f"scan {scan}: {reason}" for scan, reason in sorted(store.contradicting.items())]
+    return store.select(~np.isin(store.scans, list(store.contradicting)))
+
+
+def _submissions(store: FeatureStore, samples: Samples) -> dict[str, dict[str, int]]:
+    """How many scans of each class come from each submission. ``gliaflow store`` shows their cohorts."""
+    counts: dict[str, Counter[str]] = {}
+    for scan, label in sorted({*zip(samples.scans.tolist(), samples.labels.tolist(), strict=True)}):
+        counts.setdefault(store.submissions[scan], Counter())[samples.classes[label]] += 1
+    return {submission: dict(labels) for submission, labels in sorted(counts.items())}
 
 
 def _digest(samples: Samples, base: Bundle, settings: Settings) -> str:

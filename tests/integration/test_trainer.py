@@ -18,6 +18,7 @@ from gliaflow_plugins.cohorts.read import CohortRequest
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Case, Cohort, PluginError
 from gliaflow_plugins.registry import load_registry
+from gliaflow_proto.routing import RECORDER
 from gliaflow_runner.broker import open_broker
 from gliaflow_runner.running import RunningStages
 from gliaflow_runner.services import PIPELINE, SERVICES, TRAINER
@@ -115,6 +116,12 @@ def test_labelled_scans_become_a_bundle(cohort, tmp_path, gliaflow):
         send(*inputs)  # again: the store keeps one copy of each scan, so there is nothing new to learn from
         until = time.monotonic() + 1.5
         wait_for(lambda: time.monotonic() > until, trainer.poll)
+        stored = {path: path.read_bytes() for path in settings.store.iterdir()}
+        other = {"HGG": "LGG", "LGG": "HGG"}
+        answers = send(*(dataclasses.replace(item, grade=other[item.grade], patient="Eve") for item in inputs))
+        assert [answer.status for answer in answers] == ["ok"] * SCANS, "the recorder refuses them; they are graded"
+        wait_for(lambda: broker.depth(RECORDER.dead) == len(stored))
+        assert {path: path.read_bytes() for path in settings.store.iterdir()} == stored
         trainer.abandon()
     assert [path.name for path in settings.bundles.iterdir()] == [written.name]
 
@@ -129,6 +136,8 @@ def test_labelled_scans_become_a_bundle(cohort, tmp_path, gliaflow):
     assert manifest.generators["infogan"].options["ngf"] == 8
     assert manifest.training["base"] == running.bundle.id
     assert manifest.training["store"]["scans"] == SCANS
+    (submission,) = {*store.submissions.values()}
+    assert manifest.training["store"]["submissions"] == {submission: {"HGG": SCANS // 2, "LGG": SCANS // 2}}
     assert manifest.training["store"]["patients"]["test"] == {"HGG": 1, "LGG": 1}
     assert "phantom_5" not in json.dumps(manifest.model_dump(mode="json")), "no patient's name"
     assert grades(gliaflow, written, tmp_path)

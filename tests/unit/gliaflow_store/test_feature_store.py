@@ -12,7 +12,8 @@ from gliaflow_plugins.classifiers import CNN, CNNOptions
 from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples
 from gliaflow_plugins.features import ArrayFeatures, Joined, channel_scale
 from gliaflow_proto import Scan
-from gliaflow_store.feature_store import FeatureOrigin, FeatureStore, StoredPart, StoreError, write_part
+from gliaflow_store.feature_store import FeatureStore
+from gliaflow_store.part_file import FeatureOrigin, StoredPart, StoreError, part_path, write_part
 from safetensors.numpy import load_file, save_file
 
 SHAPE = (4, 3, 5)
@@ -20,7 +21,11 @@ BUNDLE = FeatureOrigin("b@1", "enc5", SHAPE)
 
 
 def write(folder, scan, part=(0, 1), n=3, label="HGG", origin=BUNDLE, patient=None, seed=0):
-    """Write a part of random features fp16 [n, C, H, W]; slice i has i tumour pixels. Returns path and features."""
+    """Write a part of random features fp16 [n, C, H, W]; slice i has i tumour pixels. Returns path and features.
+
+    Replaces an earlier file of the part, which ``write_part`` does not.
+    """
+    part_path(folder, scan, part[0]).unlink(missing_ok=True)
     rng = np.random.default_rng([seed, *scan.encode(), part[0]])
     features = rng.random((n, *origin.shape)).astype(np.float16)
     mask = (np.arange(48).reshape(1, 6, 8) < np.arange(n)[:, None, None]).astype(np.uint8)
@@ -244,25 +249,24 @@ def test_file_names_do_not_contain_untrusted_text(tmp_path):
     assert len(FeatureStore(folder)) == 15
 
 
-def test_a_part_that_comes_again_replaces_its_file(tmp_path):
-    write(tmp_path, "a", seed=1)
-    _, second = write(tmp_path, "a", seed=2)
-    store = FeatureStore(tmp_path)
-    assert len(store) == 3
-    np.testing.assert_array_equal(store.batch(np.arange(3)), second.astype(np.float32))
+def test_a_written_part_is_never_replaced(tmp_path):
+    path, first = write(tmp_path, "a", seed=1)
+    before = path.read_bytes()
+    scan = Scan(id="a", label="LGG")
+    with pytest.raises(FileExistsError):
+        write_part(tmp_path, StoredPart(scan, (0, 1), BUNDLE, first, np.zeros((3, 6, 8), np.uint8), range(3)))
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    _, first = write(tmp_path, "a", seed=1)
-
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write(tmp_path, "a", seed=2)
-    assert len(list(tmp_path.iterdir())) == 1
-    np.testing.assert_array_equal(FeatureStore(tmp_path).batch(np.arange(3)), first.astype(np.float32))
+        write(tmp_path, "a")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_killed_writer_leaves_no_incomplete_file(tmp_path):
@@ -271,10 +275,10 @@ import itertools, sys
 from pathlib import Path
 import numpy as np
 from gliaflow_proto import Scan
-from gliaflow_store.feature_store import FeatureOrigin, StoredPart, write_part
+from gliaflow_store.part_file import FeatureOrigin, StoredPart, write_part
 features, mask = np.ones((16, 64, 40, 40), np.float16), np.zeros((16, 6, 8), np.uint8)
 for number in itertools.count():
-    scan = Scan(id=str(number % 5), label="HGG")
+    scan = Scan(id=str(number), label="HGG")
     origin = FeatureOrigin("b", "t", features.shape[1:])
     write_part(Path(sys.argv[1]), StoredPart(scan, (0, 1), origin, features, mask, range(16)))
 """
@@ -287,5 +291,5 @@ for number in itertools.count():
         writer.kill()
         writer.wait()
         store = FeatureStore(folder)
-        assert (len(store), store.problems) == (80, [])
-        assert (store.batch(np.arange(80)) == 1).all()
+        assert (len(store), store.problems) == (16 * len(list(folder.glob("*.safetensors"))), [])
+        assert (store.batch(np.arange(len(store))) == 1).all()
