@@ -4,7 +4,7 @@ DEMO := .venv-demo
 DEV := .venv
 PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-compose check docs fuzz chaos bench bundle sbom clean
+.PHONY: help demo test test-compose check docs fuzz chaos bench bundle lock sbom clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,14 @@ $(DEV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,otel,docs,dev]'
 	@touch $@
+
+# uv writes the SHA-256 of every file of each package: all platforms and Python versions
+LOCK := $(DEV)/bin/uv pip compile --quiet --no-deps --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+	--only-binary :all: --python-version 3.11.9 --python-platform x86_64-manylinux_2_28
+lock: $(DEV)/.done ## deploy/hashes.txt from constraints.txt; with TORCH_INDEX=URL also deploy/hashes-torch.txt
+	$(DEV)/bin/pip install $(PIP_FLAGS) uv
+	$(LOCK) constraints.txt --output-file deploy/hashes.txt
+	$(if $(TORCH_INDEX),grep '^torch==' constraints.txt | $(LOCK) - --default-index $(TORCH_INDEX) --output-file deploy/hashes-torch.txt)
 
 sbom: ## bill of materials (CycloneDX) and licences of the image, in out/sbom; fails on a licence that must not ship
 	docker build -f deploy/Dockerfile --target sbom --output out/sbom .

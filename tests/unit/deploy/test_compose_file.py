@@ -18,3 +18,11 @@ def test_a_service_that_loads_a_bundle_sees_the_folder_of_bundles() -> None:
         assert service["environment"]["GLIAFLOW_BUNDLE"] == "${GLIAFLOW_BUNDLE:-}"
         assert service["environment"]["GLIAFLOW_BUNDLES"] == "/bundles"
         assert any(volume.startswith("${GLIAFLOW_BUNDLES:-./bundles}:/bundles") for volume in service["volumes"]), name
+
+
+def test_no_client_can_name_a_file_of_the_preprocessor() -> None:
+    """Another client's scans are in the inbox: the preprocessor does not see it, and no root allows a URI."""
+    preprocessor = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["preprocessor"]
+    assert "GLIAFLOW_ROOTS" not in preprocessor["environment"]
+    mounts = {volume.rsplit(":", 2)[1] for volume in preprocessor["volumes"]}
+    assert mounts == {"/run/secrets", "/bundles", "/plugins.d"}

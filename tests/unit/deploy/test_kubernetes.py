@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,8 @@ def test_every_setting_exists(manifests):
     known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields}
     for one in of_kind(manifests, "Deployment").values():
         (container,) = one["spec"]["template"]["spec"]["containers"]
-        environment = {variable["name"]: variable for variable in container["env"]}
-        assert set(environment) <= known
+        environment = {variable["name"] for variable in container["env"]}
+        assert {variable for variable in environment if not variable.startswith("AWS_")} <= known
         assert container["args"][0] == "serve"
     settings = {}
     for name, one in of_kind(manifests, "ConfigMap").items():
@@ -175,9 +176,80 @@ def test_scaled_queues_exist_and_their_limits_suit_the_replicas(manifests):
         assert "replicas" not in of_kind(manifests, "Deployment")[name]["spec"], "a fixed count would undo KEDA's"
 
 
-def test_network_policies_allow_only_the_required_connections(manifests):
+def pods(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The template of each pod that these manifests start, by the name of its Deployment or Job."""
+    return {
+        name: one["spec"]["template"]
+        for name, one in (of_kind(manifests, "Deployment") | of_kind(manifests, "Job")).items()
+    }
+
+
+def named_secrets(value: Any) -> set[str]:
+    """The names of all Secrets in a part of a manifest: volumes, envFrom, and single variables."""
+    if isinstance(value, list):
+        return set().union(*map(named_secrets, value))
+    if not isinstance(value, dict):
+        return set()
+    inside = set().union(*map(named_secrets, value.values()))
+    own = [value.get("secret"), value.get("secretRef"), value.get("secretKeyRef")]
+    return inside | {one.get("secretName") or one["name"] for one in own if one}
+
+
+def test_each_pod_has_only_the_secrets_that_it_needs(manifests):
+    expected = {name: {f"broker-{name}"} for name in [*STAGES, "trainer"]}
+    expected["policies"] = {"broker-rabbitmq", "rabbitmq-default-user"}
+    if "fetch-bundle" in pods(manifests):  # the example: bundle and scans are on S3
+        expected["fetch-bundle"] = {"s3-bundle"}
+        expected["preprocessor"] |= {"s3-scans"}
+    for name, pod in pods(manifests).items():
+        assert named_secrets(pod) == expected[name], name
+        assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+def egress(manifests: list[dict[str, Any]], labels: dict[str, str]) -> list[str]:
+    """The policies that let a pod with these labels connect to others. No policy: it may connect to everything."""
+    policies = of_kind(manifests, "NetworkPolicy")
+    applied = {
+        name: one["spec"].get("egress", [])
+        for name, one in policies.items()
+        if "Egress" in one["spec"]["policyTypes"]
+        and one["spec"]["podSelector"].get("matchLabels", {}).items() <= labels.items()
+    }
+    assert "nothing" in applied
+    return sorted(name for name, rules in applied.items() if rules)
+
+
+def test_only_the_pods_that_read_from_the_store_may_reach_it(manifests):
+    expected = {name: ["names", "stages"] for name in [*STAGES, "trainer"]} | {"policies": ["names", "policies"]}
+    if "fetch-bundle" in pods(manifests):
+        expected["fetch-bundle"] = ["names", "s3-bundle"]
+        expected["preprocessor"] = ["names", "s3-scans", "stages"]
+    for name, pod in pods(manifests).items():
+        assert egress(manifests, pod["metadata"]["labels"]) == expected[name], name
+
+
+def test_no_pod_may_connect_to_every_address(manifests):
     policies = of_kind(manifests, "NetworkPolicy")
     assert policies["nothing"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for name, one in policies.items():
+        for rule in one["spec"].get("egress", []):
+            assert rule["ports"], name
+            assert rule["to"], f"{name}: a rule without `to` allows every address"
+            for peer in rule["to"]:
+                if "ipBlock" in peer:
+                    assert peer == {"ipBlock": {"cidr": "192.0.2.0/24"}}, (
+                        "nobody's: the operator sets the store's addresses"
+                    )
+                else:
+                    assert peer["podSelector"]["matchLabels"], name
+
+
+def test_network_policies_allow_only_the_required_connections(manifests):
+    policies = of_kind(manifests, "NetworkPolicy")
+    (to_names,) = policies["names"]["spec"]["egress"]
+    (dns,) = to_names["to"]
+    assert dns["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
+    assert {one["port"] for one in to_names["ports"]} == {53}
     (to_broker,) = policies["stages"]["spec"]["egress"]
     assert to_broker["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "rabbitmq"}}}]
     assert to_broker["ports"] == [{"protocol": "TCP", "port": 5672}]
@@ -185,3 +257,17 @@ def test_network_policies_allow_only_the_required_connections(manifests):
     assert from_prometheus["ports"] == [{"protocol": "TCP", "port": 8080}]
     for one in of_kind(manifests, "Deployment").values():
         assert one["spec"]["template"]["metadata"]["labels"]["gliaflow/stage"] == "true"
+
+
+def test_a_stage_cannot_change_the_bundle(manifests):
+    for name in STAGES:
+        pod = pods(manifests)[name]["spec"]
+        mounts = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "bundles"]
+        assert all(mount["readOnly"] for mount in mounts)
+
+
+def test_each_image_is_of_this_version(manifests):
+    version = tomllib.loads((MANIFESTS.parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    for name, pod in pods(manifests).items():
+        (container,) = pod["spec"]["containers"]
+        assert container["image"].rpartition(":")[2] in (version, f"{version}-gpu", f"{version}-train"), name
