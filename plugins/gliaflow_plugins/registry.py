@@ -28,6 +28,7 @@ from gliaflow_plugins.contracts import PluginError
 from gliaflow_plugins.hookspecs import GROUP
 from gliaflow_plugins.kinds import KINDS, PluginKind
 from gliaflow_plugins.moved import UPGRADING, advice
+from gliaflow_plugins.own_files import who_else_may_write
 
 SHIPPED = "gliaflow_plugins.shipped"
 FOLDER = "GLIAFLOW_PLUGINS"  # in the environment alone: no settings file may make us run code from another folder
@@ -178,7 +179,7 @@ class Registry:
             return among[name]
         except KeyError:
             usable = ", ".join(sorted(among)) or "none"
-            broken = "".join(f"\n  failed: {problem}" for problem in self.problems)
+            broken = "".join(f"; failed: {problem}" for problem in self.problems)
             raise PluginError(f"no usable {kind} {name!r}; there is: {usable}{broken}") from None
 
 
@@ -187,7 +188,8 @@ def load_registry() -> Registry:
 
     Raises
     ------
-    PluginError: GLIAFLOW_PLUGINS is not a folder. A broken plugin raises nothing: see ``problems``.
+    PluginError: GLIAFLOW_PLUGINS is not the absolute path of a folder, or another user may change what is in it. A
+        broken plugin raises nothing (``problems``).
     """
     shipped = importlib.import_module(SHIPPED)  # by name, as every plugin: a plugin may import the registry
     registry = Registry()
@@ -196,14 +198,20 @@ def load_registry() -> Registry:
         if entry_point.value != SHIPPED:  # an installed gliaflow announces it too
             registry.load(entry_point)
     if os.environ.get(FOLDER):
-        _load_folder(registry, Path(os.environ[FOLDER]).resolve())
+        _load_folder(registry, Path(os.environ[FOLDER]))
     return registry
 
 
 def _load_folder(registry: Registry, folder: Path) -> None:
     """Add each module and package in ``folder``, by name, except those whose names begin with ``_`` or ``.``."""
+    if not folder.is_absolute():
+        raise PluginError(f"{FOLDER}: {folder} is not an absolute path: write the whole path, from /")
+    folder = folder.resolve()
     if not folder.is_dir():
         raise PluginError(f"{FOLDER}: {folder} is not a folder")
+    if fault := who_else_may_write(folder):
+        raise PluginError(f"{FOLDER}: no plugin is loaded: {fault}")
+    sys.dont_write_bytecode = True  # with a umask of 002, the next start would refuse Python's own cache
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # last, so that a file in it cannot replace a library
     for path in sorted(folder.iterdir()):

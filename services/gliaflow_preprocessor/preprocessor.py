@@ -50,15 +50,18 @@ class Preprocessor(Stage):
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         scan = expect(message, ScanMessage)
         try:
-            data = read_source(scan.source, self._roots, self._broker)
+            data = self._fetch(scan)
             nifti = read_scan(data, scan.channel)
             volume = self._steps(nifti.volume, nifti.affine)
             prepared = prepare(volume, nifti.affine, self._bundle.manifest.input)
         except (SourceError, NiftiError, UnusableScan) as error:
-            if isinstance(error, UploadGone) and delivery.attempts:
-                # the sender deleted its upload: an earlier delivery was most likely answered
+            sent_again = scan.scan.attempt and delivery.exchange  # by its sender, and not by an operator (dead replay)
+            if isinstance(error, UploadGone) and (delivery.attempts or sent_again):
+                # the sender deleted its upload: an earlier delivery or attempt was most likely answered
                 log.info("passed over", stage=self.name, scan=scan.scan.id, reason=str(error))
                 return Outcome()
+            if isinstance(error, SourceError) and error.detail:
+                log.warning("source not read", stage=self.name, scan=scan.scan.id, reason=error.detail)
             raise InvalidInput(str(error)) from None
         metrics.SLICES.labels(self.name).inc(len(prepared.image))
         prepared = replace(prepared, geometry=replace(prepared.geometry, forms=nifti.forms))
@@ -66,6 +69,13 @@ class Preprocessor(Stage):
         unlike = doubt(prepared.image, manifest.input, manifest.typical)
         warnings = [*scan.warnings, *nifti.warnings, *doubts(nifti.volume), *unlike]
         return Outcome(self._parts(scan, prepared, warnings[:MAX_WARNINGS]))
+
+    def _fetch(self, scan: ScanMessage) -> bytes:
+        self.fetching = True
+        try:
+            return read_source(scan.source, self._roots, self._broker)
+        finally:
+            self.fetching = False
 
     def _parts(self, scan: ScanMessage, prepared: Prepared, warnings: list[str]) -> Iterator[SlicesMessage]:
         size = self._bundle.slices_per_part(MAX_MESSAGE_BYTES)

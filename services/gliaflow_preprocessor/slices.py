@@ -5,6 +5,7 @@ Serving and training both use ``prepare``, so that the network sees the same inp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import nibabel as nib
 import nibabel.affines
 import numpy as np
 from gliaflow_proto import Geometry
+from gliaflow_proto.geometry import MAX_VOXELS
 from gliaflow_runtime.bundle.manifest import InputSpec
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -57,7 +59,7 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
 
     Raises
     ------
-    UnusableScan: the volume shows no head.
+    UnusableScan: the volume shows no head, or has too many slices.
     """
     orientation = nib.io_orientation(affine)
     if np.isnan(orientation).any():
@@ -74,6 +76,8 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     kept = np.flatnonzero(head.mean(axis=(0, 1)) >= EMPTY)
     if not kept.size:
         raise UnusableScan("no slice of it shows a head: open it in a viewer; name another scan, or export it again")
+    if kept.size * math.prod(spec.size) > MAX_VOXELS:  # as in the assembler
+        raise UnusableScan(f"its {kept.size} slices of {list(spec.size)} pixels have over {MAX_VOXELS} pixels together")
     geometry = Geometry(
         affine=[float(x) for x in np.asarray(affine, dtype=float).ravel()],
         shape=[int(n) for n in volume.shape],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,21 +13,37 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
 from gliaflow_proto import Queue, Source
-from gliaflow_runtime.broker.interface import AccessDenied, Broker, NoQueue
+from gliaflow_runtime.broker.interface import Broker, BrokerError, Consumer
 from gliaflow_runtime.errors import describe_error, is_temporary
 from gliaflow_runtime.files import UnsafeFile, read_within
 from gliaflow_runtime.stage import TemporarilyUnavailable
 
-MAX_QUEUE_NAME = 255  # bytes, in AMQP
-UPLOAD_WAIT_S = 30.0
+# A file of a store is read in pieces, so that the time limit holds between them.
+STORE_WAIT_S = 120.0
+PIECE = 2**24  # bytes
+
+# All chunks are in the queue before the scan is sent. The short wait is for chunks that another process held when it
+# ended. The time to read chunks grows with the bytes received, so that no sender can hold a preprocessor with a few
+# bytes; the largest file has 261 s.
+UPLOAD = re.compile(r"gliaflow\.upload\.[A-Za-z0-9_-]{1,64}")
+UPLOAD_WAIT_S = 5.0
+UPLOAD_RATE = 4 * 2**20  # bytes in a second
+MAX_CHUNKS = 1000  # each may be there twice, and a quorum queue delivers at most 2,000 messages ahead
 
 
 class SourceError(ValueError):
-    """The source is not allowed, missing or too large."""
+    """The source is not allowed, missing or too large. ``detail``: more for the log; the text is for the sender."""
+
+    def __init__(self, text: str, detail: str = "") -> None:
+        super().__init__(text)
+        self.detail = detail
 
 
 class UploadGone(SourceError):
     """The upload has expired, or its sender deleted it after an answer or a timeout."""
+
+    def __init__(self) -> None:
+        super().__init__("source.upload: its sender deleted it, or it expired; submit the scan again")
 
 
 def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
@@ -50,74 +68,116 @@ def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
 
 
 def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
-    """Errors name no file: they are logged, and a path may have a patient's name in it."""
-    outside = SourceError(f"source.uri: not under an allowed root ({', '.join(roots) or 'none is set'})")
-    too_large = SourceError(f"source.uri: over the limit of {MAX_FILE_BYTES} bytes")
+    """The sender gets the same reason whatever is wrong: a more exact one would say which files exist.
+
+    No text names the file, since a path may have a patient's name in it.
+    """
+    if not roots:
+        raise SourceError("source.uri: this pipeline reads no URIs (GLIAFLOW_ROOTS is not set); send the bytes")
+    until, url = time.monotonic() + STORE_WAIT_S, False
     try:
         parts = urlsplit(uri)
-    except ValueError:
-        raise SourceError("source.uri: not a URI") from None
-    try:
-        if parts.scheme in ("", "file"):
-            path = Path(os.path.realpath(unquote(parts.path, errors="surrogateescape")))  # a link may not lead out
-            folders = [
-                Path(root) for root in roots if "://" not in root and path.is_relative_to(os.path.realpath(root))
-            ]
-            if not folders:
-                raise outside
-            data = read_within(folders[0], path, MAX_FILE_BYTES)
-        else:
-            escapes = ".." in unquote(parts.path).split("/") or "::" in uri or parts.query or parts.fragment
-            if escapes or not any(uri.startswith(root.rstrip("/") + "/") for root in roots if "://" in root):
-                raise outside
-            stay = (
-                {"allow_redirects": False} if parts.scheme in ("http", "https") else {}
-            )  # a redirect could lead anywhere
-            file: Any = fsspec.open(uri, "rb", **stay).open()
-            with file:
-                if (getattr(file, "size", None) or 0) > MAX_FILE_BYTES:
-                    raise too_large
-                data = file.read(MAX_FILE_BYTES + 1)
-    except SourceError:
-        raise
-    except UnsafeFile as error:
-        raise SourceError(f"source.uri: {error}") from None
-    except FileNotFoundError:
-        raise SourceError("source.uri: no such file") from None
+        url = parts.scheme not in ("", "file")
+        return _read_url(uri, roots, until) if url else _read_file(parts.path, roots)
     except Exception as error:  # each store raises its own types
-        if "://" in uri and parts.scheme != "file":
-            raise (TemporarilyUnavailable if is_temporary(error) else SourceError)(
-                f"source.uri: {describe_error(error)}"
-            ) from None
-        raise SourceError(f"source.uri: {getattr(error, 'strerror', None) or type(error).__name__}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise too_large
-    return data
+        if url and is_temporary(error) and time.monotonic() < until:
+            raise TemporarilyUnavailable(f"source.uri: {describe_error(error)}") from None
+        text = str(error) if isinstance(error, UnsafeFile) else describe_error(error)
+        detail = getattr(error, "strerror", None) or text
+        raise SourceError("source.uri: no readable scan under an allowed root", detail) from None
+
+
+def _read_file(quoted: str, roots: Sequence[str]) -> bytes:
+    path = Path(os.path.realpath(unquote(quoted, errors="surrogateescape")))  # a link may not lead out
+    for root in roots:
+        if root and "://" not in root and path.is_relative_to(os.path.realpath(root)):
+            return read_within(Path(root), path, MAX_FILE_BYTES)
+    raise UnsafeFile("not under an allowed root")
+
+
+def _read_url(uri: str, roots: Sequence[str], until: float) -> bytes:
+    parts = urlsplit(uri)
+    escapes = ".." in unquote(parts.path).split("/") or "::" in uri or parts.query or parts.fragment
+    if escapes or not any(uri.startswith(root.rstrip("/") + "/") for root in roots if "://" in root):
+        raise UnsafeFile("not under an allowed root")
+    too_large = UnsafeFile(f"over the limit of {MAX_FILE_BYTES} bytes")
+    stay = {"allow_redirects": False} if parts.scheme in ("http", "https") else {}  # a redirect could lead anywhere
+    file: Any = fsspec.open(uri, "rb", **stay).open()
+    data = bytearray()
+    with file:
+        if (getattr(file, "size", None) or 0) > MAX_FILE_BYTES:
+            raise too_large
+        while piece := file.read(PIECE):
+            data += piece
+            if len(data) > MAX_FILE_BYTES:
+                raise too_large
+            if time.monotonic() > until:
+                raise UnsafeFile(f"the store needs more than {STORE_WAIT_S:g} s for it")
+    return bytes(data)
 
 
 def _read_upload(name: str, chunks: int, broker: Broker) -> bytes:
     """The bytes in an upload queue. No chunk is acknowledged, so that a retry finds them again."""
-    valid = name.startswith("gliaflow.upload.") and len(name.encode()) <= MAX_QUEUE_NAME
-    if not valid or not 0 < chunks <= 4096:
-        raise SourceError(f"source.upload: not the name of an upload queue, or {chunks} chunks")
-    parts: dict[str, bytes] = {}
-    total = 0
+    if not UPLOAD.fullmatch(name):
+        raise SourceError("source.upload: not the name of an upload queue")
+    if not 0 < chunks <= MAX_CHUNKS:
+        raise SourceError(f"source.chunks: {chunks}, expected 1 to {MAX_CHUNKS}")
     try:
-        upload = broker.consume(Queue(name, expires_s=24 * 3600), prefetch=chunks)
-    except NoQueue:
-        raise UploadGone("source.upload: its sender deleted it, or it expired; submit the scan again") from None
-    except AccessDenied as error:
+        waiting = _await_chunks(name, chunks, broker)
+        with broker.consume(Queue(name, expires_s=24 * 3600), prefetch=waiting) as consumer:
+            parts = _receive(consumer, waiting, chunks)
+    except BrokerError as error:  # if the broker itself is lost, the stage's next call raises this again
+        if _is_gone(name, broker):
+            raise UploadGone from None
         raise SourceError(f"source.upload: {error}") from None
-    with upload as consumer:
-        while len(parts) < chunks:
-            delivery = consumer.next(timeout=UPLOAD_WAIT_S)
-            if delivery is None:
-                raise SourceError(f"source.upload: {len(parts)} of {chunks} chunks arrived; submit the scan again")
-            total += len(delivery.body)
-            if total > MAX_FILE_BYTES:
-                raise SourceError(f"source.upload: over the limit of {MAX_FILE_BYTES} bytes")
-            parts[delivery.message_id] = delivery.body
+    return b"".join(parts[index] for index in range(chunks))
+
+
+def _await_chunks(name: str, chunks: int, broker: Broker) -> int:
+    """The number of messages in the queue: at least ``chunks``."""
+    until = time.monotonic() + UPLOAD_WAIT_S
+    while (state := broker.queue_state(name)) is not None:
+        if state.waiting > 2 * chunks:
+            raise SourceError(f"source.upload: {state.waiting} messages for {chunks} chunks")
+        if state.waiting >= chunks:
+            return state.waiting
+        if time.monotonic() > until:
+            raise BrokerError(f"{state.waiting} of {chunks} chunks arrived; submit the scan again")
+        time.sleep(0.1)
+    raise UploadGone
+
+
+def _receive(consumer: Consumer, waiting: int, chunks: int) -> dict[int, bytes]:
+    """The chunks by number. One may come twice: a client that missed a confirm publishes it again."""
+    numbers = {str(number): number for number in range(chunks)}
+    parts: dict[int, bytes] = {}
+    size = arrived = lost = 0
+    started = time.monotonic()
+    while len(parts) < chunks and arrived < waiting:
+        left = started + UPLOAD_WAIT_S + size / UPLOAD_RATE - time.monotonic()
+        delivery = consumer.next(timeout=max(0.0, left))
+        if consumer.lost > lost:  # a new connection, on which all of them come again
+            lost, arrived = consumer.lost, 0
+        if delivery is None:
+            break
+        arrived += 1
+        number = numbers.get(delivery.message_id)
+        if number is None or not delivery.body:
+            raise SourceError(f"source.upload: a chunk is empty, or its message_id is not from 0 to {chunks - 1}")
+        if number not in parts:
+            size += len(delivery.body)
+            parts[number] = delivery.body
+        elif parts[number] != delivery.body:
+            raise SourceError(f"source.upload: two different chunks {number}")
+        if size > MAX_FILE_BYTES:
+            raise SourceError(f"source.upload: over the limit of {MAX_FILE_BYTES} bytes")
+    if len(parts) < chunks:
+        raise BrokerError(f"{len(parts)} of {chunks} chunks arrived; submit the scan again")
+    return parts
+
+
+def _is_gone(name: str, broker: Broker) -> bool:
     try:
-        return b"".join(parts[str(index)] for index in range(chunks))
-    except KeyError as error:
-        raise SourceError(f"source.upload: chunk {error} is missing; submit the scan again") from None
+        return broker.queue_state(name) is None
+    except BrokerError:  # a queue that only another connection may use
+        return False

@@ -240,6 +240,9 @@ def test_a_folder_of_plugins_is_read_only_if_the_environment_names_it(
     assert "ZeroDivisionError" in broken
     assert "numpy" in hidden
     assert "rename the plugin" in hidden
+    monkeypatch.setenv("GLIAFLOW_PLUGINS", "plugins.d")  # in the working folder, which may have come with scans
+    with pytest.raises(PluginError, match=r"GLIAFLOW_PLUGINS: plugins.d is not an absolute path"):
+        load_registry()
     monkeypatch.setenv("GLIAFLOW_PLUGINS", str(tmp_path / "nowhere"))
     with pytest.raises(PluginError, match=r"GLIAFLOW_PLUGINS: .*nowhere is not a folder"):
         load_registry()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from fuzz.tiny import write_bundle
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_proto import Scan, ScanMessage, SlicesMessage, Source, decode, encode
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.broker.memory import MemoryBroker
+from gliaflow_runtime.stage import InvalidInput, Outcome
 
 
 def sent(tmp_path: Path, image: nib.Nifti1Image, *warnings: str) -> SlicesMessage:
@@ -51,3 +55,25 @@ def test_slices_carry_the_headers_forms_and_the_doubts_of_each_stage(tmp_path: P
 def test_a_label_map_is_answered_with_a_doubt(tmp_path: Path) -> None:
     image = nib.Nifti1Image((ball() > 0).astype(np.uint8), np.diag([-15.0, 15, 20, 1]))
     assert "voxels: only 2 different values (0, 1); is this a label map?" in sent(tmp_path, image).warnings
+
+
+@pytest.mark.parametrize(
+    ("attempt", "deliveries", "exchange", "is_skipped"),
+    [
+        (0, 0, "gliaflow.client", False),
+        (0, 1, "gliaflow.client", True),
+        (1, 0, "gliaflow.client", True),
+        (1, 0, "", False),
+    ],
+    ids=["first read", "redelivered", "sent again", "replayed by an operator"],
+)
+def test_a_scan_whose_upload_is_gone_is_skipped_if_its_sender_most_likely_has_the_answer(
+    tmp_path: Path, attempt: int, deliveries: int, exchange: str, is_skipped: bool
+) -> None:
+    source = Source(upload="gliaflow.upload.0123456789abcdef", chunks=1)
+    scan = ScanMessage(id="s", scan=Scan(id="s", attempt=attempt), source=source)
+    delivery = Delivery("q", "scan", b"", attempts=deliveries, exchange=exchange)
+    with MemoryBroker() as broker:
+        stage = Preprocessor(write_bundle(tmp_path), broker, [])
+        with nullcontext() if is_skipped else pytest.raises(InvalidInput, match="its sender deleted it"):
+            assert stage.handle(scan, delivery) == Outcome()

@@ -143,6 +143,13 @@ def test_a_volume_without_a_head_is_refused(value):
         prepare(np.full((20, 20, 20), value, np.float32), np.eye(4), SPEC)
 
 
+def test_a_scan_with_too_many_pixels_for_the_assembler_is_refused(monkeypatch):
+    monkeypatch.setattr("gliaflow_preprocessor.slices.MAX_VOXELS", 10 * 64 * 64)
+    volume, _, affine = head()
+    with pytest.raises(UnusableScan, match=r"its \d+ slices of \[64, 64\] pixels have over 40960 pixels together"):
+        prepare(volume, affine, SPEC)
+
+
 def test_the_volume_of_a_voxel_in_millilitres():
     volume, _, affine = head()
     assert voxel_ml(prepare(volume, affine, SPEC).geometry) == pytest.approx(3 * 3 * 6 / 1000)
