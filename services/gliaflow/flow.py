@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 from gliaflow_plugins.cohorts.scan_files import summary
 from gliaflow_plugins.contracts import PluginError
-from gliaflow_proto import FailureMessage, PredictionMessage, SyntheticMessage
+from gliaflow_proto import FailureMessage, PredictionMessage, Queue, SyntheticMessage
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runner.broker import open_broker
 from gliaflow_runtime import tracing
@@ -26,11 +26,14 @@ from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings, load_settings
+from gliaflow_runtime.visible import visible
 from numpy.typing import NDArray
 
 from gliaflow.answer import Answer
 from gliaflow.scans import Input, check_grade, find_inputs, find_one
+from gliaflow.sent_scan import SentScan
 from gliaflow.submission import NoStage, Submission
+from gliaflow.waiting import FOR_FEATURES, FOR_SCANS, Waiting, cause
 
 if TYPE_CHECKING:
     from gliaflow_runner.running import RunningStages
@@ -42,6 +45,10 @@ IN_FLIGHT = 16  # scans sent and not yet answered: enough to keep all stages bus
 ScanPath = str | PathLike[str] | Input
 
 
+def _warn(reason: str) -> None:
+    warnings.warn(f"waiting: {reason}", stacklevel=2)
+
+
 def open(
     broker: str | None = None,
     *,
@@ -50,10 +57,11 @@ def open(
     device: str | None = None,
     threads: int | None = None,
     timeout: float = TIMEOUT_S,
+    waiting: Callable[[str], None] = _warn,
 ) -> Flow:
     """Open a pipeline.
 
-    An argument that is not given comes from ``GLIAFLOW_*`` in the environment, then from ``gliaflow.toml``, as for
+    An argument that is not given comes from ``GLIAFLOW_*`` in the environment, then from a settings file, as for
     the command.
 
     Parameters
@@ -65,6 +73,9 @@ def open(
     generator: the bundle's generator that ``generate`` uses. Default: the bundle's own choice.
     device, threads: for stages in this process: ``cpu`` or ``cuda``, and onnxruntime's threads (0: one per core).
     timeout: after so many seconds without any answer, open scans fail.
+    waiting: called once whenever the pipeline begins to wait for something, with the reason and the remedy: RabbitMQ
+        is away or refuses messages because of an alarm, a stage does not run, the stages are behind. Default: a Python
+        warning.
 
     Raises
     ------
@@ -72,23 +83,24 @@ def open(
     BrokerError: the broker cannot be reached, or denies access.
     """
     flags = {"broker": broker, "bundle": bundle and str(bundle), "generator": generator}
-    return open_flow(load_settings({**flags, "device": device, "threads": threads}), timeout)
+    return open_flow(load_settings({**flags, "device": device, "threads": threads}), timeout, waiting)
 
 
-def open_flow(settings: Settings, timeout: float = TIMEOUT_S) -> Flow:
+def open_flow(settings: Settings, timeout: float = TIMEOUT_S, waiting: Callable[[str], None] = _warn) -> Flow:
     """``open`` with settings that are loaded already."""
     if not structlog.is_configured():
         level = settings.log_level if "log_level" in settings.model_fields_set else "error"
         configure_logging(level, settings.log_format)
     tracing.start("client")
     stages = None
+    waits = Waiting(waiting)
     embedded = settings.broker.startswith("memory:")
     if embedded:  # a URL of its own, so that two flows in one process do not share their stages
         settings = settings.model_copy(update={"broker": f"memory://{uuid4().hex}"})
     with ExitStack() as resources:
         if embedded:
             resources.callback(forget, settings.broker)
-        connection = resources.enter_context(open_broker(settings))
+        connection = resources.enter_context(open_broker(settings, waiting=waits.say))
         if embedded:
             from gliaflow_runner.running import RunningStages
             from gliaflow_runner.services import PIPELINE
@@ -99,7 +111,8 @@ def open_flow(settings: Settings, timeout: float = TIMEOUT_S) -> Flow:
                 stages = resources.enter_context(RunningStages(PIPELINE, settings))
             except PluginError as error:
                 raise UsageError(str(error)) from error
-        flow = Flow(connection, stages=stages, generator=settings.generator, timeout=timeout)
+        waits.over()
+        flow = Flow(connection, stages=stages, generator=settings.generator, timeout=timeout, waiting=waits)
         flow._resources = resources.pop_all()
         return flow
 
@@ -112,13 +125,21 @@ class Flow:
     broker: a connection that no worker uses.
     stages: the stages, if they run in this process.
     generator, timeout: as for ``open``.
+    waiting: reports what the flow waits for.
     """
 
     def __init__(
-        self, broker: Broker, *, stages: RunningStages | None = None, generator: str = "", timeout: float = TIMEOUT_S
+        self,
+        broker: Broker,
+        *,
+        stages: RunningStages | None = None,
+        generator: str = "",
+        timeout: float = TIMEOUT_S,
+        waiting: Waiting | None = None,
     ) -> None:
         self.broker = broker
         self._stages, self._generator, self._timeout = stages, generator, timeout
+        self._waiting = waiting or Waiting(_warn)
         self._running: weakref.WeakSet[Generator[Answer]] = weakref.WeakSet()
         self._resources = ExitStack()
 
@@ -177,13 +198,17 @@ class Flow:
     def generate_parts(
         self, grade: str, count: int, *, seed: int = 0, progress: Callable[[int], None] = lambda done: None
     ) -> list[SyntheticMessage]:
-        """As ``generate``, but gives the messages, in order: they name generator, bundle and tap."""
+        """As ``generate``, but gives the messages, in order: they name generator, bundle and tap, all the same ones.
+
+        While the generator is replaced, two may answer. The features of the first that answers completely are taken.
+        """
         grade = check_grade(grade)
         if count < 1:
             raise UsageError(f"count: {count} is below 1")
-        parts: dict[int, SyntheticMessage] = {}
+        sources: dict[tuple[object, ...], dict[int, SyntheticMessage]] = {}
+        parts: dict[int, SyntheticMessage] = {}  # those of one source
         done, waited = 0, 0.0
-        with Submission(self.broker, by_uri=False) as submission:
+        with self._submission(FOR_FEATURES) as submission:
             wanted = submission.generate(grade, count, seed, self._generator)
             while done < count:
                 self._check()
@@ -191,14 +216,17 @@ class Flow:
                 if isinstance(answer, FailureMessage):
                     raise UsageError(f"{answer.stage}: {answer.reason}")
                 if isinstance(answer, SyntheticMessage) and answer.scan.id == wanted:
-                    first = next(iter(parts.values()), answer)
-                    if answer.features.shape[1:] == first.features.shape[1:]:
-                        parts[answer.part[0]] = answer
+                    source = (answer.bundle, answer.generator, answer.tap, answer.features.shape[1:])
+                    parts = sources.setdefault(source, {})
+                    parts[answer.part[0]] = answer
                     done, waited = sum(len(part.features) for part in parts.values()), 0.0
+                    self._waiting.over()
                     progress(done)
                 elif (waited := waited + 1.0) >= self._timeout:
-                    why = submission.unreadable or "does a generator run on this broker?"
+                    why = submission.unreadable or "".join(cause(self.broker, FOR_FEATURES))
                     raise NoStage(f"no answer within {self._timeout:g} s: {why}")
+                else:
+                    self._why(FOR_FEATURES, waited)
         return [parts[index] for index in sorted(parts)]
 
     def close(self) -> None:
@@ -216,59 +244,93 @@ class Flow:
         self.close()
 
     def _answers(self, inputs: Sequence[Input]) -> Generator[Answer]:
-        """Keep IN_FLIGHT scans in work, and send again those that seem to be lost."""
+        """Keep IN_FLIGHT scans in work, and send again those that seem to be lost, and those that met two bundles."""
         waiting = list(reversed(inputs))
-        sent: dict[str, tuple[Input, float]] = {}
+        sent: dict[str, SentScan] = {}
         quiet = since_sent = 0.0  # seconds of waiting: since the last answer, and since scans were last sent
+        waited = 0.0  # seconds of waiting in all
         answered = 0.0  # when the last answer came
-        patience, attempt = self._timeout / RESEND, 0
+        patience = self._timeout / RESEND
         if self._stages:
             self._stages.allow(item.root for item in inputs if item.volume is None)
-        with Submission(self.broker, by_uri=self._stages is not None, patience_s=self._timeout) as submission:
+        with self._submission(FOR_SCANS) as submission:
             while waiting or sent:
                 while waiting and len(sent) < IN_FLIGHT:
                     item = waiting.pop()
                     try:
-                        sent[submission.submit(item)] = item, time.monotonic()
+                        sent[submission.submit(item)] = SentScan(item, time.monotonic())
                         since_sent = 0.0
                     except (OSError, ValueError) as error:
-                        reason = str(getattr(error, "strerror", None) or error)
-                        yield Answer.failed(item, reason if item.source in reason else f"{item.source}: {reason}")
+                        yield _not_sent(item, error)
+                for scan_id in [scan_id for scan_id, scan in sent.items() if scan.is_due()]:
+                    try:
+                        submission.submit_again(sent[scan_id].item, sent[scan_id].attempt)
+                        since_sent = 0.0
+                    except (OSError, ValueError) as error:
+                        yield _not_sent(sent.pop(scan_id).item, error)
                 self._check()
                 if not sent:
                     continue
                 started = time.monotonic()
-                message = submission.answer(timeout=1.0)
+                message = submission.answer(timeout=min(1.0, *(scan.due_in_s() for scan in sent.values())))
                 now = time.monotonic()
-                quiet, since_sent = quiet + now - started, since_sent + now - started
+                quiet, since_sent, waited = (each + now - started for each in (quiet, since_sent, waited))
+                if message is None:
+                    self._why(FOR_SCANS, quiet)
                 if isinstance(message, PredictionMessage | FailureMessage) and message.scan.id in sent:
                     quiet = since_sent = 0.0
+                    scan = sent[message.scan.id]
+                    if (
+                        isinstance(message, FailureMessage)
+                        and message.retry
+                        and scan.refuse(message.scan.attempt, waited, self._timeout)
+                    ):
+                        self._waiting.say(f"{message.stage}: {message.reason}; until then, scans are sent again")
+                        continue
+                    self._waiting.over()
                     patience = self._timeout / RESEND
-                    item, at = sent.pop(message.scan.id)
-                    seconds = round(now - max(at, answered), 3)  # without the wait behind the scans before it
+                    item = sent.pop(message.scan.id).item
+                    seconds = round(now - max(scan.sent_at, answered), 3)  # without the wait behind those before it
                     answered = now
                     if isinstance(message, PredictionMessage):
                         yield Answer.of_prediction(item, message, seconds)
                     else:
                         yield Answer.failed(item, f"{message.stage}: {message.reason}", seconds)
                 elif quiet > self._timeout:
-                    reason = f"no answer within {self._timeout:g} s: are all stages running? (gliaflow doctor)"
+                    why = "".join(cause(self.broker, FOR_SCANS))
+                    reason = f"no answer within {self._timeout:g} s: {why}"
                     if submission.unreadable:
                         reason = f"no readable answer within {self._timeout:g} s: {submission.unreadable}"
-                    for item, at in sent.values():
-                        yield Answer.failed(item, reason, round(now - max(at, answered), 3))
+                    for scan in sent.values():
+                        yield Answer.failed(scan.item, reason, round(now - max(scan.sent_at, answered), 3))
                     sent.clear()
                 elif since_sent > patience:
-                    attempt += 1
                     patience *= 2
-                    for item, _ in sent.values():
+                    for scan in sent.values():
+                        scan.attempt += scan.due_at is None
                         with suppress(OSError, ValueError):  # the file is gone; the first message may still be answered
-                            submission.submit(item, attempt)
+                            submission.submit(scan.item, scan.attempt)
+                        scan.due_at = None
                     since_sent = 0.0
+
+    def _submission(self, queues: Sequence[Queue]) -> Submission:
+        by_uri = self._stages is not None and queues is FOR_SCANS
+        return Submission(
+            self.broker, by_uri=by_uri, patience_s=self._timeout, waiting=lambda waited_s: self._why(queues, waited_s)
+        )
+
+    def _why(self, queues: Sequence[Queue], waited_s: float) -> str:
+        """Report why the flow waits. Stages in this process raise the error that ended them (``_check``)."""
+        return "" if self._stages else self._waiting.check(self.broker, queues, waited_s)
 
     def _check(self) -> None:
         if self._stages:
             self._stages.check()
+
+
+def _not_sent(item: Input, error: OSError | ValueError) -> Answer:
+    reason = str(getattr(error, "strerror", None) or error)
+    return Answer.failed(item, reason if item.source in reason else f"{item.source}: {reason}")
 
 
 def _inputs(scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: str | None) -> list[Input]:
@@ -279,5 +341,5 @@ def _inputs(scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: st
         raise UsageError("scans: give paths or Inputs, not both")
     found = find_inputs(each, grade=grade, channel=channel)
     for line in summary(found.left_out):
-        warnings.warn(f"left out: {line}", stacklevel=3)
+        warnings.warn(visible(f"left out: {line}"), stacklevel=3)
     return found.inputs

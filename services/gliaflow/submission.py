@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -31,8 +33,9 @@ from gliaflow_proto import (
     submission_queue,
     upload_queue,
 )
+from gliaflow_proto.routing import check_route
 from gliaflow_runtime import tracing
-from gliaflow_runtime.broker.interface import Broker, BrokerError, Refused, Unroutable
+from gliaflow_runtime.broker.interface import AccessDenied, Broker, BrokerError, Refused, Unroutable
 
 from gliaflow.scans import Input
 
@@ -52,11 +55,19 @@ class Submission:
     broker: a connection that no worker uses.
     by_uri: send paths instead of bytes. For stages in this process, which see the same files.
     patience_s: how long to wait for room in a full queue.
+    waiting: called about once a second while a message waits to be sent, with the seconds; returns the reason.
     """
 
-    def __init__(self, broker: Broker, *, by_uri: bool, patience_s: float = 600) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        by_uri: bool,
+        patience_s: float = 600,
+        waiting: Callable[[float], str] = lambda waited_s: "",
+    ) -> None:
         self.id = uuid.uuid4().hex
-        self._broker, self._by_uri, self._patience_s = broker, by_uri, patience_s
+        self._broker, self._by_uri, self._patience_s, self._waiting = broker, by_uri, patience_s, waiting
         self._uploads: dict[str, list[str]] = {}  # by scan
         self.unreadable = ""  # why the last message that could not be read was skipped
         self._queue = submission_queue(self.id)
@@ -67,10 +78,14 @@ class Submission:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._consumer.close()
-        self._broker.delete(self._queue.name)
-        for scan in list(self._uploads):
-            self._forget_uploads(scan)
+        hurried = self._broker.hurried
+        self._broker.hurried = True  # what is not deleted now expires
+        with contextlib.suppress(BrokerError):
+            self._consumer.close()
+            self._broker.delete(self._queue.name)
+            for scan in list(self._uploads):
+                self._forget_uploads(scan)
+        self._broker.hurried = hurried
 
     def submit(self, item: Input, attempt: int = 0) -> str:
         """Send a scan and return its id. A higher ``attempt`` replaces the earlier ones.
@@ -80,7 +95,7 @@ class Submission:
         OSError, ValueError: the file cannot be read, or is not a scan.
         NoStage: no preprocessor has declared its queue.
         """
-        scan_id = message_id(f"cohort {item.cohort}" if item.cohort else self.id, item.name)
+        scan_id = self._scan_id(item)
         scan = Scan(
             id=scan_id,
             submission=self.id,
@@ -96,6 +111,19 @@ class Submission:
             ScanMessage(id=message_id(self.id, scan_id, "scan"), scan=scan, source=source, channel=item.channel)
         )
         return scan_id
+
+    def submit_again(self, item: Input, attempt: int) -> None:
+        """Send a scan again whose earlier attempts have ended, so that nobody needs their uploads any more.
+
+        Raises as ``submit`` does.
+        """
+        scan_id = self._scan_id(item)
+        uploads = self._uploads.pop(scan_id, [])
+        try:
+            self.submit(item, attempt)
+        finally:
+            for queue in uploads:
+                self._broker.delete(queue)
 
     def generate(self, label: str, count: int, seed: int, generator: str = "") -> str:
         """Request synthetic features, of the named generator or of the one that is served; returns the answers' id.
@@ -125,6 +153,7 @@ class Submission:
             self._consumer.ack(delivery)
             try:
                 message = decode(delivery.body)
+                check_route(message, delivery.exchange, delivery.key)
                 if not isinstance(message, PredictionMessage | SyntheticMessage | FailureMessage):
                     raise ProtocolError(f"kind: a {message.kind} message is not an answer")
             except ProtocolError as error:  # from a stage of another version, or from an untrusted client
@@ -132,9 +161,13 @@ class Submission:
                 continue
             with tracing.span("answer", message):
                 pass  # where the trace ends
-            self._forget_uploads(message.scan.id)
+            if not (isinstance(message, FailureMessage) and message.retry):
+                self._forget_uploads(message.scan.id)
             return message
         return None
+
+    def _scan_id(self, item: Input) -> str:
+        return message_id(f"cohort {item.cohort}" if item.cohort else self.id, item.name)
 
     def _forget_uploads(self, scan_id: str) -> None:
         for queue in self._uploads.pop(scan_id, ()):
@@ -147,9 +180,10 @@ class Submission:
             data = item.volume.read()
             return self._by_value(io.BytesIO(data), len(data), scan_id)
         with open_regular(item.path) as file:
-            if self._by_uri:
+            size = os.fstat(file.fileno()).st_size
+            if self._by_uri and size <= MAX_FILE_BYTES:
                 return Source(uri=item.path.resolve().as_uri())
-            return self._by_value(file, os.fstat(file.fileno()).st_size, scan_id)
+            return self._by_value(file, size, scan_id)
 
     def _by_value(self, file: BinaryIO, size: int, scan_id: str) -> Source:
         if size > MAX_FILE_BYTES:
@@ -183,14 +217,25 @@ class Submission:
             try:
                 self._broker.publish(key, body, message_id=message.id)
                 return
+            except AccessDenied as error:
+                if message.scan.label and isinstance(message, ScanMessage):
+                    raise AccessDenied(
+                        "labelled scans need a right of their own, since they change what is trained: connect as the "
+                        f"user annotator (docs/security.md), or send the scans without their grades ({error})"
+                    ) from None
+                raise
             except Refused:  # the queue is full: the stages are behind
-                if time.monotonic() - started > self._patience_s:
+                waited_s = time.monotonic() - started
+                reason = self._waiting(waited_s)
+                if waited_s > self._patience_s:
                     raise NoStage(
                         f"the queue for {message.kind!r} messages has been full for {self._patience_s:g} s: "
-                        "are its stages running? (gliaflow doctor)"
+                        f"{reason or 'are its stages running? (gliaflow doctor)'}"
                     ) from None
             except Unroutable:
-                if time.monotonic() - started > ROUTE_WAIT_S:
+                waited_s = time.monotonic() - started
+                self._waiting(waited_s)
+                if waited_s > ROUTE_WAIT_S:
                     raise NoStage(
                         f"no stage takes {message.kind!r} messages: none that does has run on this broker yet "
                         "(start the stages: gliaflow serve STAGE, or docker compose up)"

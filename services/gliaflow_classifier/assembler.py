@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,12 +32,13 @@ from gliaflow_proto import (
     restore,
     voxel_ml,
 )
+from gliaflow_proto.geometry import MAX_VOXELS
 from gliaflow_proto.messages import MAX_WARNINGS
 from gliaflow_proto.routing import ASSEMBLER
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle
-from gliaflow_runtime.stage import Outcome, Stage, failure
+from gliaflow_runtime.stage import OtherBundle, Outcome, Stage, failure
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -44,6 +46,9 @@ REMEMBERED = 10_000  # ended scans to remember, so that late copies of their par
 PREFETCH = 2000  # the largest that RabbitMQ's quorum queues allow, for:
 OPEN_PARTS = 1500  # parts of incomplete scans
 KEPT_ENDINGS = 400  # announcements of ended scans; the rest keeps the queue moving
+OPEN_BYTES = 512 * 2**20  # of the open parts: a usual part has some 10 KiB, and a container 4 GiB for everything
+MAX_MASKS = MAX_VOXELS  # pixels of a scan's masks: at the end, all are in memory, several times
+TEXT_BYTES = 2**20  # room for what a part has besides tensors: its warnings are the most, 32 of 4,096 characters
 ENDING_ATTEMPTS = 10  # an announcement delivered so often is acknowledged; must be below ``max_attempts``
 TICK_S = 5.0  # a longer time between two calls of ``idle`` was a pause of the process, and does not count
 MAX_LOGIT = 1e6
@@ -62,15 +67,19 @@ class Gathering:
     frame: tuple[object, ...]  # what all its parts must have in common
     since: float  # when the last part came, by the assembler's clock
     parts: dict[int, Delivery] = field(default_factory=dict)
-    copies: list[Delivery] = field(default_factory=list)  # of parts that came before
+    slices: dict[int, int] = field(default_factory=dict)  # the part of each slice
 
     @property
     def held(self) -> list[Delivery]:
-        return [*self.parts.values(), *self.copies]
+        return list(self.parts.values())
 
-    def graded(self) -> list[GradedMessage]:
-        """The parts in order."""
-        return [expect(decode(self.parts[index].body), GradedMessage) for index in sorted(self.parts)]
+    @property
+    def bytes(self) -> int:
+        return sum(len(part.body) for part in self.parts.values())
+
+    def graded(self) -> Iterator[GradedMessage]:
+        """The parts in order, decoded one by one."""
+        return (expect(decode(self.parts[index].body), GradedMessage) for index in sorted(self.parts))
 
 
 class Assembler(Stage):
@@ -82,7 +91,7 @@ class Assembler(Stage):
 
     Parameters
     ----------
-    bundle: has the classes, and the volume of the smallest tumour.
+    bundle: has the classes, the volume of the smallest tumour, and the size of a part.
     timeout_s: a scan that gets no part for so long fails, and its parts become dead letters.
     """
 
@@ -93,7 +102,10 @@ class Assembler(Stage):
 
     def __init__(self, bundle: Bundle, *, timeout_s: float) -> None:
         self._classes, self._min_tumour_ml = bundle.manifest.classes, bundle.manifest.min_tumour_ml
-        self._trained_on = bundle.trained_on
+        self._bundle, self._trained_on = bundle.id, bundle.trained_on
+        self._size = tuple(bundle.manifest.input.size)
+        self._slices_per_part = bundle.slices_per_part(MAX_MESSAGE_BYTES)
+        self._part_bytes = self._slices_per_part * (math.prod(self._size) + 8) + TEXT_BYTES
         self._timeout_s = timeout_s
         self._open: dict[Key, Gathering] = {}
         self._ended: OrderedDict[Key, tuple[int, str]] = OrderedDict()  # the attempt, and why it failed or ""
@@ -104,17 +116,9 @@ class Assembler(Stage):
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         key, attempt = (message.scan.submission, message.scan.id), message.scan.attempt
         if isinstance(message, FailureMessage | PredictionMessage):
-            reason = message.reason if isinstance(message, FailureMessage) else ""
-            dead, done = self._note_end(key, attempt, reason)
+            dead, done = self._note_end(message)
             return Outcome(done=[*done, *self._keep(delivery)], dead=dead)
         part = expect(message, GradedMessage)
-        slices = len(part.geometry.slices)
-        if part.logit.shape != (slices,) or part.mask.shape != (slices, *part.geometry.size):
-            raise ProtocolError(f"tensors: {part.logit.shape} logits and {part.mask.shape} masks for {slices} slices")
-        if not (np.abs(part.logit) <= MAX_LOGIT).all():  # also if it is NaN
-            raise ProtocolError(f"tensors.logit: not finite, or beyond ±{MAX_LOGIT:g}")
-        if part.mask.max(initial=0) > 1:
-            raise ProtocolError("tensors.mask: expected 0 and 1")
         if key in self._ended and attempt <= self._ended[key][0]:
             last, reason = self._ended[key]
             failed = reason and attempt == last
@@ -122,19 +126,21 @@ class Assembler(Stage):
         gathering = self._open.get(key)
         if gathering and attempt < gathering.attempt:
             return Outcome()
+        self._check(part, len(delivery.body))
         older = []
         if gathering is None or attempt > gathering.attempt:
             older = gathering.held if gathering else []
-            gathering = self._open[key] = Gathering(attempt, part.part[1], _frame(part), self._clock)
-        if gathering.frame != _frame(part):
-            raise ProtocolError("geometry, part, bundle: differ from those of other parts of this scan")
+            gathering = Gathering(attempt, part.part[1], _frame(part), self._clock)
+        self._check_fit(part, gathering)
+        self._open[key] = gathering
         gathering.since = self._clock
         if part.part[0] in gathering.parts:
-            gathering.copies.append(gathering.parts[part.part[0]])
+            older = [gathering.parts[part.part[0]]]  # a copy
         gathering.parts[part.part[0]] = delivery
+        gathering.slices |= dict.fromkeys(part.geometry.slices, part.part[0])
         if len(gathering.parts) < gathering.count:
             return self._make_room(older) or Outcome(done=older)
-        prediction = self._predict(gathering.graded())
+        prediction = self._predict(gathering)
         if len(encode(prediction, "lz4")) > MAX_MESSAGE_BYTES:
             return self._end_failed([key], "its mask is over the limit on a message", older)
         self._end(key, attempt, "")
@@ -155,6 +161,41 @@ class Assembler(Stage):
             old.append(self._endings.popleft()[1])
         return self._end_failed(late, f"did not come within {self._timeout_s:g} s", old) if late or old else None
 
+    def _check(self, part: GradedMessage, size: int) -> None:
+        """Check a part by itself. ``size``: of its message, in bytes.
+
+        Raises
+        ------
+        OtherBundle: it is graded with another bundle. Its answer would be a mixture of both.
+        ProtocolError: it does not have the tensors of a part of this bundle, or it is too large to be kept.
+        """
+        if part.bundle != self._bundle:
+            raise OtherBundle("grades", part.bundle, self.name, self._bundle)
+        slices, most = len(part.geometry.slices), self._slices_per_part
+        if slices > most or tuple(part.geometry.size) != self._size:
+            raise ProtocolError(
+                f"geometry.slices, geometry.size: {slices} of {part.geometry.size}, but a part of this bundle has at "
+                f"most {most} of {list(self._size)}"
+            )
+        if size > self._part_bytes:
+            raise ProtocolError(f"a message of {size} bytes is over the limit of {self._part_bytes} on a graded part")
+        if part.logit.shape != (slices,) or part.mask.shape != (slices, *part.geometry.size):
+            raise ProtocolError(f"tensors: {part.logit.shape} logits and {part.mask.shape} masks for {slices} slices")
+        if not (np.abs(part.logit) <= MAX_LOGIT).all():  # also if it is NaN
+            raise ProtocolError(f"tensors.logit: not finite, or beyond ±{MAX_LOGIT:g}")
+        if part.mask.max(initial=0) > 1:
+            raise ProtocolError("tensors.mask: expected 0 and 1")
+
+    def _check_fit(self, part: GradedMessage, gathering: Gathering) -> None:
+        """Raise ProtocolError if a part does not belong to the other parts, or makes the scan too large."""
+        if gathering.frame != _frame(part):
+            raise ProtocolError("geometry, part: differ from those of other parts of this scan")
+        if any(gathering.slices.get(z, part.part[0]) != part.part[0] for z in part.geometry.slices):
+            raise ProtocolError("geometry.slices: another part of this scan has one of them too")
+        total = len(gathering.slices.keys() | set(part.geometry.slices)) * math.prod(self._size)
+        if total > MAX_MASKS:
+            raise ProtocolError(f"geometry.slices: the masks of this scan have over {MAX_MASKS} pixels")
+
     def _show(self) -> None:
         metrics.OPEN_SCANS.set(len(self._open))
         longest = min((scan.since for scan in self._open.values()), default=self._clock)
@@ -166,11 +207,20 @@ class Assembler(Stage):
         self._endings.clear()
 
     def _make_room(self, done: list[Delivery]) -> Outcome | None:
-        """Fail the scan that has waited longest, if so many parts are open that the broker would deliver no more."""
-        if sum(len(scan.held) for scan in self._open.values()) < OPEN_PARTS:
-            return None
-        why = f"did not come before {OPEN_PARTS} parts of other scans"
-        return self._end_failed([next(iter(self._open))], why, done)
+        """Fail the scans that have waited longest, while too many parts or bytes are open.
+
+        With too many parts, the broker would deliver no more. ``done``: deliveries to acknowledge.
+        """
+        parts = sum(len(scan.parts) for scan in self._open.values())
+        size = sum(scan.bytes for scan in self._open.values())
+        keys = []
+        for key, scan in self._open.items():
+            if parts < OPEN_PARTS and size <= OPEN_BYTES:
+                break
+            parts, size = parts - len(scan.parts), size - scan.bytes
+            keys.append(key)
+        why = f"did not come before {OPEN_PARTS} parts or {OPEN_BYTES // 2**20} MiB of incomplete scans"
+        return self._end_failed(keys, why, done) if keys else None
 
     def _end_failed(self, keys: list[Key], why: str, done: list[Delivery]) -> Outcome:
         failures, dead = [], []
@@ -178,21 +228,27 @@ class Assembler(Stage):
             gathering = self._open[key]
             missing = [i for i in range(gathering.count) if i not in gathering.parts]
             reason = f"incomplete: parts {missing[:20]} of {gathering.count} {why}" if missing else why
-            failures.append(failure(gathering.graded()[0], self.name, reason))
+            failures.append(failure(next(gathering.graded()), self.name, reason))
             dead += [(held, reason) for held in gathering.held]
             self._end(key, gathering.attempt, reason)
         return Outcome(failures, done, dead)
 
-    def _note_end(self, key: Key, attempt: int, reason: str) -> tuple[list[tuple[Delivery, str]], list[Delivery]]:
-        """Record that a scan has ended, with a prediction or a failure (``reason``), and drop its parts.
+    def _note_end(
+        self, ending: FailureMessage | PredictionMessage
+    ) -> tuple[list[tuple[Delivery, str]], list[Delivery]]:
+        """Record that an attempt of a scan has ended, and drop its parts.
 
-        Returns the deliveries to dead-letter, and those to acknowledge.
+        If the scan failed, its parts are dead letters. After a prediction, or if the client sends the scan again
+        (``retry``), nobody needs them. Returns the deliveries to dead-letter, and those to acknowledge.
         """
+        key, attempt = (ending.scan.submission, ending.scan.id), ending.scan.attempt
+        retry = isinstance(ending, FailureMessage) and ending.retry
+        reason = ending.reason if isinstance(ending, FailureMessage) and not retry else ""
         gathering = self._open.get(key)
         if gathering and attempt < gathering.attempt:
             return [], []
-        last, before = self._ended.get(key, (-1, "never"))
-        if attempt > last or (attempt == last and before):  # an answered scan stays answered
+        last, before = self._ended.get(key, (-1, ""))
+        if attempt > last or (attempt == last and before and not retry):  # an answered scan stays answered
             self._end(key, attempt, reason)
         held = gathering.held if gathering else []
         self._open.pop(key, None)
@@ -211,11 +267,17 @@ class Assembler(Stage):
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
 
-    def _predict(self, parts: list[GradedMessage]) -> PredictionMessage:
-        first = parts[0]
-        logit = np.concatenate([part.logit for part in parts])
-        masks = np.concatenate([part.mask for part in parts])
-        geometry = replace(first.geometry, slices=[z for part in parts for z in part.geometry.slices])
+    def _predict(self, scan: Gathering) -> PredictionMessage:
+        masks = np.empty((len(scan.slices), *self._size), np.uint8)
+        slices, logits, warnings, forms = list[int](), list[NDArray[np.float64]](), list[str](), None
+        for part in scan.graded():
+            masks[len(slices) : len(slices) + len(part.mask)] = part.mask
+            logits.append(part.logit)
+            slices += part.geometry.slices
+            warnings += part.warnings
+            forms = forms or part.geometry.forms
+        first, logit, masks = next(scan.graded()), np.concatenate(logits), masks[: len(slices)]
+        geometry = replace(first.geometry, slices=slices)
         masks = without_spots(masks, self._min_tumour_ml / (voxel_ml(geometry) * geometry.step[0] * geometry.step[1]))
         with_tumour = masks.any(axis=(1, 2))
         score = float(logit[with_tumour].mean()) if with_tumour.any() else 0.0
@@ -228,7 +290,7 @@ class Assembler(Stage):
             id=message_id(first.scan.submission, first.scan.id, "prediction", first.bundle),
             scan=first.scan,
             trace=first.trace,
-            warnings=list(dict.fromkeys(text for part in parts for text in part.warnings))[:MAX_WARNINGS],
+            warnings=list(dict.fromkeys(warnings))[:MAX_WARNINGS],
             bundle=first.bundle,
             status="ok" if graded else NO_TUMOUR,
             grade=grade,
@@ -237,7 +299,7 @@ class Assembler(Stage):
             slices=len(logit),
             tumour_slices=int(with_tumour.sum()),
             affine=geometry.affine,
-            forms=next((part.geometry.forms for part in parts if part.geometry.forms), None),
+            forms=forms,
             trained_on=self._trained_on,
             mask=mask,
         )
@@ -261,7 +323,6 @@ def without_spots(masks: NDArray[np.uint8], pixels: float) -> NDArray[np.uint8]:
 
 
 def _frame(part: GradedMessage) -> tuple[object, ...]:
-    """The number of parts, the bundle and the grids, which are the same in all parts of a scan."""
+    """The number of parts and the grids, which are the same in all parts of a scan."""
     g = part.geometry
-    grids = (*g.affine, *g.shape, *g.orientation, *g.origin, *g.step, *g.size)
-    return part.part[1], part.bundle, grids
+    return part.part[1], *g.affine, *g.shape, *g.orientation, *g.origin, *g.step

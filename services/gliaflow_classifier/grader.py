@@ -9,7 +9,7 @@ from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.inference import Network
-from gliaflow_runtime.stage import Outcome, Stage
+from gliaflow_runtime.stage import OtherBundle, Outcome, Stage
 
 
 class Grader(Stage):
@@ -27,10 +27,12 @@ class Grader(Stage):
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         part = expect(message, FeaturesMessage)
         slices = len(part.geometry.slices)
-        if part.bundle != self._bundle.id or part.tap != self._bundle.manifest.tap:
+        if part.bundle != self._bundle.id:
+            raise OtherBundle("features", part.bundle, self.name, self._bundle.id)
+        if part.tap != self._bundle.manifest.tap:
             raise ProtocolError(
-                f"bundle: features are from {part.tap} of {part.bundle}, but this classifier serves "
-                f"{self._bundle.manifest.tap} of {self._bundle.id}; give all stages the same bundle"
+                f"tap: the features are of {part.tap}, but this classifier was fitted on {self._bundle.manifest.tap}; "
+                "give the extractor that tap (GLIAFLOW_TAP)"
             )
         if part.features.shape != (expected := (slices, *self._bundle.tap_shape)):
             raise ProtocolError(f"tensors.features: shape {part.features.shape}, expected {expected}")

@@ -18,7 +18,7 @@ from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.inference import Network
-from gliaflow_runtime.stage import Outcome, Stage
+from gliaflow_runtime.stage import OtherBundle, Outcome, Stage
 from numpy.typing import NDArray
 
 
@@ -98,10 +98,7 @@ class Extractor(Stage):
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         slices = expect(message, SlicesMessage)
         if slices.bundle not in ("", self._bundle.id):
-            raise ProtocolError(
-                f"bundle: slices are prepared for {slices.bundle}, but this extractor serves {self._bundle.id}; "
-                "give all stages the same bundle"
-            )
+            raise OtherBundle("slices", slices.bundle, self.name, self._bundle.id)
         if len(slices.geometry.slices) > (most := self._bundle.slices_per_part(MAX_MESSAGE_BYTES)):
             raise ProtocolError(f"geometry.slices: {len(slices.geometry.slices)}, but a part has at most {most}")
         if slices.image.shape != (expected := (len(slices.geometry.slices), 1, *self._unet.size)):

@@ -21,7 +21,7 @@ from gliaflow_proto import (
 from gliaflow_proto.routing import BALANCER, GENERATOR
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle
-from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
+from gliaflow_runtime.stage import InvalidInput, OtherBundle, Outcome, Stage
 from numpy.typing import NDArray
 
 from gliaflow_generator.synthesis import GeneratorError, Synthesizer
@@ -82,11 +82,10 @@ class Balancer(Stage):
         label = part.scan.label
         if label not in self._real:
             return Outcome()  # another label than the bundle's classes: nothing to balance
-        if part.bundle != self._bundle.id or part.features.shape != (
-            slices := len(part.geometry.slices),
-            *self._bundle.tap_shape,
-        ):
-            raise ProtocolError(f"features: {part.features.shape} from {part.bundle} are not of {self._bundle.id}")
+        if part.bundle != self._bundle.id:
+            raise OtherBundle("features", part.bundle, self.name, self._bundle.id)
+        if part.features.shape != (expected := (slices := len(part.geometry.slices), *self._bundle.tap_shape)):
+            raise ProtocolError(f"tensors.features: shape {part.features.shape}, expected {expected}")
         if part.id not in self._seen:
             self._seen[part.id] = None
             if len(self._seen) > REMEMBERED:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.version import VERSION
 
 
-def open_broker(settings: Settings, bundle: str = "", connect_timeout: float = 60) -> Broker:
+def open_broker(
+    settings: Settings,
+    bundle: str = "",
+    connect_timeout: float = 60,
+    waiting: Callable[[str], None] = lambda reason: None,
+    killed: str = "",
+) -> Broker:
     """A connection to the broker of the settings.
 
     Parameters
     ----------
     bundle: the id of the bundle that the client serves; the broker shows it beside the connection.
+    killed: how the stage's predecessors were killed; the broker shows it too.
+    waiting: called while a call waits for the broker, with the reason.
 
     Raises
     ------
@@ -31,5 +41,6 @@ def open_broker(settings: Settings, bundle: str = "", connect_timeout: float = 6
         credentials=credentials,
         connect_timeout=connect_timeout,
         dead_letters=settings.state / "dead-letters",
-        about={"product": "gliaflow", "version": VERSION, "bundle": bundle},
+        about={"product": "gliaflow", "version": VERSION, "bundle": bundle, "killed": killed},
+        waiting=waiting,
     )

@@ -16,24 +16,30 @@ from gliaflow_runtime.stage import Worker
 from gliaflow_runner.broker import open_broker
 from gliaflow_runner.services import SERVICES
 
+LEAVE_S = 1.0
+
 
 class RunningStages:
     """The stages of some services, each in a thread of its own with a broker connection of its own.
 
-    Entering starts them and returns when all of them consume. Leaving drains them.
+    Entering starts them and returns when all of them consume. Leaving drains them; leaving by an exception waits only
+    LEAVE_S for the messages in work.
 
     Parameters
     ----------
     services: names from ``SERVICES``.
     settings: as for the command.
     deadline: a message in work for longer than ``deadline_s`` ends this process.
+    killed: how this process's predecessors were killed, which the broker shows.
 
     Raises
     ------
     BundleError, DeviceError, BrokerError: the stages cannot start.
     """
 
-    def __init__(self, services: Sequence[str], settings: Settings, *, deadline: bool = False) -> None:
+    def __init__(
+        self, services: Sequence[str], settings: Settings, *, deadline: bool = False, killed: str = ""
+    ) -> None:
         self.bundle = load_bundle(
             settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles
         )
@@ -41,6 +47,7 @@ class RunningStages:
         self.error: BaseException | None = None
         self._settings = settings = settings.model_copy(update={"roots": list(settings.roots)})
         self._deadline_s = settings.deadline_s if deadline else None
+        self._killed = killed
         self._makers = [make for service in services for make in SERVICES[service](self.bundle, settings)]
         self._brokers: list[Broker] = []
         self._workers: list[Worker] = []
@@ -57,6 +64,10 @@ class RunningStages:
             metrics.READY.labels(name).set(ready)
         return state if len(state) == len(self._makers) else {**state, "started": False}
 
+    def busy(self) -> bool:
+        """Whether a stage computes now."""
+        return any(worker.busy for worker in list(self._workers))
+
     def check(self) -> None:
         """Raise the error that ended a stage, if one has ended."""
         if self.error is not None:
@@ -72,7 +83,7 @@ class RunningStages:
 
     def _start(self) -> None:
         for make in self._makers:
-            broker = open_broker(self._settings, self.bundle.id)
+            broker = open_broker(self._settings, self.bundle.id, killed=self._killed)
             self._brokers.append(broker)
             worker = Worker(
                 make(broker),
@@ -97,13 +108,11 @@ class RunningStages:
         except BaseException as error:
             self.error = error
             self.failed.set()
-        finally:
-            worker.consuming = False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for worker in self._workers:
             worker.stop()
         for thread in self._threads:
-            thread.join()
+            thread.join(LEAVE_S if kind else None)
         for broker in self._brokers:
             broker.close()

@@ -14,6 +14,7 @@ from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.stage import Stage
+from gliaflow_store.part_file import FeatureOrigin
 from gliaflow_store.recorder import Recorder
 
 MakeStage = Callable[[Broker], Stage]  # the preprocessor reads uploads, so a stage gets the connection of its worker
@@ -44,13 +45,17 @@ def _classifier(bundle: Bundle, settings: Settings) -> list[MakeStage]:
 def _trainer(bundle: Bundle, settings: Settings) -> list[MakeStage]:
     from gliaflow_trainer.service import require_own  # the other services do not need the trainer's package
 
+    settings.store.mkdir(0o700, parents=True, exist_ok=True)  # it has the names of patients
     require_own(bundle, settings.store)
-    return [lambda _: Recorder(settings.store, bundle.manifest.classes)]
+    origin = FeatureOrigin(bundle.id, bundle.tap, bundle.tap_shape)
+    keep_free = int(settings.store_free_gib * 2**30)
+    return [lambda _: Recorder(settings.store, origin, bundle.manifest.classes, keep_free)]
 
 
+PREPROCESSOR = "preprocessor"
 TRAINER = "trainer"
 SERVICES: dict[str, Callable[[Bundle, Settings], list[MakeStage]]] = {
-    "preprocessor": _preprocessor,
+    PREPROCESSOR: _preprocessor,
     "extractor": _extractor,
     "generator": _generator,
     "classifier": _classifier,
@@ -58,5 +63,5 @@ SERVICES: dict[str, Callable[[Bundle, Settings], list[MakeStage]]] = {
 }
 PIPELINE = tuple(name for name in SERVICES if name != TRAINER)
 """The services that answer scans and requests. The trainer learns beside them."""
-RUN_PLUGINS = ("preprocessor", TRAINER)
+RUN_PLUGINS = (PREPROCESSOR, TRAINER)
 """The services that run the code of plugins."""

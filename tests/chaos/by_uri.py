@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import gliaflow.flow
@@ -15,8 +16,8 @@ from gliaflow_runtime.logs import configure_logging
 
 
 class Twice(Submission):
-    def __init__(self, broker: Broker, *, by_uri: bool, patience_s: float) -> None:
-        super().__init__(broker, by_uri=True, patience_s=patience_s)
+    def __init__(self, broker: Broker, *, by_uri: bool, patience_s: float, waiting: Callable[[float], str]) -> None:
+        super().__init__(broker, by_uri=True, patience_s=patience_s, waiting=waiting)
 
     def submit(self, item: Input, *again: int) -> str:
         super().submit(item, *again)

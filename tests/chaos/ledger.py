@@ -23,7 +23,7 @@ from gliaflow_runtime.broker.interface import REASON, Delivery
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
 TAP = Queue("gliaflow.chaos", ("prediction.#", "failure.#"), expires_s=24 * 3600)
-TWO_BUNDLES = "give all stages the same bundle"  # allowed for a copy of a scan that one of the bundles answered
+TWO_BUNDLES = "give all stages the same bundle"  # such a scan is sent again, and there is no dead letter
 Scan = tuple[str, str]
 Answer = tuple[object, ...]  # grade, p_hgg, tumour_ml, slices, bundle, digest of the mask
 
@@ -45,7 +45,7 @@ class Verdict:
     letters: int = 0
     letter_copies: int = 0
     poison: int = 0
-    refused: int = 0
+    retried: int = 0
     wrong: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -143,7 +143,10 @@ class Ledger:
             except ProtocolError as error:
                 verdict.wrong["unreadable dead letter"].append(f"{letter.queue} {letter.message_id} {error}")
                 continue
-            by_scan[message.scan.submission, message.scan.id].add(letter.headers.get(REASON, ""))
+            reason = letter.headers.get(REASON, "")
+            by_scan[message.scan.submission, message.scan.id].add(reason)
+            if TWO_BUNDLES in reason:
+                verdict.wrong["a dead letter because of a swapped bundle"].append(f"{message.scan.name}: {reason}")
         verdict.letters = len(seen)
         self._judge_poison(verdict, buried)
         self._judge_wire(verdict, by_scan)
@@ -169,10 +172,9 @@ class Ledger:
                 same = (first.id, first.p_hgg, first.tumour_ml) == (other.id, other.p_hgg, other.tumour_ml)
                 if not same or not np.array_equal(first.mask, other.mask):
                     verdict.wrong["two different predictions"].append(name)
-            failures = self._failures.get(scan, ())
-            if any(TWO_BUNDLES in failure.reason for failure in failures):
-                verdict.refused += 1
-            elif failures:
+            failures = [failure for failure in self._failures.get(scan, ()) if not failure.retry]
+            verdict.retried += any(failure.retry for failure in self._failures.get(scan, ()))
+            if failures:
                 verdict.wrong["a prediction and a failure"].append(f"{name}: {failures[0].stage}: {failures[0].reason}")
             elif scan in by_scan:
                 verdict.wrong["a prediction and a dead letter"].append(f"{name}: {by_scan[scan]}")
@@ -195,7 +197,7 @@ class Ledger:
             row = rows.get(name)
             if row is None or row.error.startswith("no answer"):
                 verdict.wrong["lost"].append(name)
-            elif row.status == "ok":
+            elif row.status != "failed":
                 verdict.ok += 1
                 expected = quiet.get((source, row.bundle))
                 if answer_of(row, batch.out / f"{name}_seg.nii.gz") != expected:

@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 
 @dataclass(eq=False)
@@ -103,3 +104,11 @@ class Proxy:
         self._pipes.discard(pipe)
         for side in pipe.sides:
             side.transport.abort()
+
+
+def proxied(url: str) -> tuple[Proxy, str]:
+    """A proxy before a broker, and the broker's URL through it."""
+    parts = urlsplit(url)
+    proxy = Proxy((parts.hostname or "", parts.port or 5672))
+    user = parts.netloc.rpartition("@")[0]
+    return proxy, parts._replace(netloc=f"{user}@127.0.0.1:{proxy.port}").geturl()

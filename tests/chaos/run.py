@@ -153,8 +153,8 @@ class Run:
             rows = read_table(out / TABLE)
             for source in self.sources:
                 row = rows[stem(source)]
-                key = (source, load_bundle(bundle).id if row.status == "ok" else "")
-                answers[key] = answer_of(row, out / f"{row.scan}_seg.nii.gz") if row.status == "ok" else row.error
+                key = (source, load_bundle(bundle).id if row.status != "failed" else "")
+                answers[key] = answer_of(row, out / f"{row.scan}_seg.nii.gz") if row.status != "failed" else row.error
         console.print(f"quiet: {len(self.sources)} scans, {rate:.1f} a second")
         self.ledger.forget()
         return answers, rate
@@ -273,7 +273,7 @@ class Run:
         row("answered after the client sent the scan again", verdict.sent_again)
         row("dead letters, and copies of them", f"{verdict.letters}, {verdict.letter_copies}")
         row("invalid messages, each a dead letter", verdict.poison)
-        row("copies refused while the bundle was swapped", verdict.refused)
+        row("sent again because they met two bundles", verdict.retried)
         row("clients killed, clients resumed", f"{clients.kills}, {clients.resumed}")
         row("processes that ended (exit code)", ", ".join(f"{n} × {e}" for e, n in sorted(self.fleet.ends.items())))
         row(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import GLIAFLOW, Command, Stage, delete_stage_queues, environment
+from processes import GLIAFLOW, Command, Stage, environment, renew_stage_queues
 
 StartStages = Callable[..., list[Stage]]
 
@@ -45,11 +45,11 @@ def stages(rabbitmq_url: str, tmp_path: Path) -> Iterator[StartStages]:
 @pytest.fixture(scope="class")
 def pipeline(rabbitmq_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stage]]:
     """One process of each stage, by name. They serve all tests of a class, which saves their start."""
-    delete_stage_queues(rabbitmq_server)
+    renew_stage_queues(rabbitmq_server)
     names = ("preprocessor", "extractor", "generator", "classifier")
     with _stages(rabbitmq_server, tmp_path_factory.mktemp("pipeline")) as start:
         yield dict(zip(names, start(*names), strict=True))
-    delete_stage_queues(rabbitmq_server)
+    renew_stage_queues(rabbitmq_server)
 
 
 @contextmanager

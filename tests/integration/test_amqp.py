@@ -14,8 +14,8 @@ import pika
 import pytest
 from gliaflow_preprocessor.sources import SourceError, read_source
 from gliaflow_proto import Queue, Source
-from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR
-from gliaflow_runtime.broker.interface import DIED_IN, REASON, ROUTING_KEY, BrokerError, Consumer, Delivery, Refused
+from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR, exchange_of
+from gliaflow_runtime.broker.interface import DIED_IN, REASON, BrokerError, Consumer, Delivery, Refused, Unroutable
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
 pytestmark = pytest.mark.rabbitmq
@@ -158,10 +158,19 @@ def test_upload_in_an_exclusive_queue_is_an_error_of_the_sender(broker: AmqpBrok
     assert broker.connected
 
 
-def test_declaring_a_queue_with_other_arguments_is_an_error(broker: AmqpBroker, queue: Queue) -> None:
+def test_declaring_a_queue_with_other_arguments_is_an_error(broker: AmqpBroker) -> None:
+    name = f"gliaflow.test.{uuid.uuid4().hex}"
+    broker.declare(Queue(name, expires_s=60))
     with pytest.raises(BrokerError, match="inequivalent arg"):
-        broker.declare(Queue(queue.name, single_active=True))
+        broker.declare(Queue(name, expires_s=61))
     assert broker.connected
+
+
+def test_stage_queue_that_exists_is_left_as_it_is(broker: AmqpBroker, queue: Queue) -> None:
+    """Its definitions belong to the administrator, and a stage has no right to declare (``gliaflow doctor`` checks)."""
+    broker.declare(Queue(queue.name, ("other",), single_active=True))
+    with pytest.raises(Unroutable):
+        broker.publish("other", b"")
 
 
 def test_wrong_password_is_an_error_at_once_and_never_printed(rabbitmq_server: str) -> None:
@@ -264,9 +273,10 @@ class TestPolicies:
         broker.declare(BALANCER)
         for _ in range(300):
             broker.publish("graded", b"")
+        for _ in range(100):  # the classifier's queue gets them too, and takes 128
             broker.publish("features.labelled", b"")
         assert broker.depth(ASSEMBLER.name) == 300
-        assert broker.depth(BALANCER.name) < 100
+        assert broker.depth(BALANCER.name) == 64
 
     def test_message_that_was_requeued_too_often_becomes_a_dead_letter(self, broker: AmqpBroker) -> None:
         broker.declare(EXTRACTOR)
@@ -278,7 +288,7 @@ class TestPolicies:
             letter = take(dead)
         assert (letter.body, letter.message_id) == (b"poison", "id-1")
         assert "delivery_limit" in letter.headers[REASON]
-        assert (letter.headers[DIED_IN], letter.headers[ROUTING_KEY]) == (EXTRACTOR.name, "slices")
+        assert (letter.headers[DIED_IN], letter.key) == (EXTRACTOR.name, "slices")
 
     def test_reading_dead_letters_without_acknowledging_keeps_them(self, broker: AmqpBroker) -> None:
         broker.declare(EXTRACTOR)
@@ -304,3 +314,44 @@ def test_any_node_of_a_cluster_is_enough(rabbitmq_server: str) -> None:
     assert "s3cret" not in str(caught.value)
     with pytest.raises(ValueError, match="a node between the commas is empty"):
         AmqpBroker(f"amqp://{user}@{node},/")
+
+
+def test_a_consumer_reads_no_more_than_its_stage_can_hold(
+    broker: AmqpBroker, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The assembler receives up to 2,000 messages ahead, each of up to 16 MiB."""
+    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq.WAITING_BYTES", 3 * 2**16)
+    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq.WAITING_S", 20)
+    for _ in range(10):
+        broker.publish(queue.keys[0], bytes(2**16))
+    with broker.consume(queue, 100) as consumer:
+        while consumer._arrived.qsize() < 3:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert consumer._arrived.qsize() == 3
+        for _ in range(10):
+            consumer.ack(take(consumer))
+    assert broker.depth(queue.name) == 0
+
+
+def test_a_message_that_one_full_queue_refuses_is_in_the_other_queues(
+    broker: AmqpBroker, queue: Queue, rabbitmq_url: str
+) -> None:
+    """So an answer reaches its client even if a stage gives up publishing it (``ANNOUNCE_S``)."""
+    full, key = f"{queue.name}.full", queue.keys[0]
+    arguments = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(rabbitmq_url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare(full, durable=True, arguments=arguments)
+        channel.queue_bind(full, exchange_of(key), key)
+        try:
+            sent = 0
+            with contextlib.suppress(Refused):
+                for sent in range(20):
+                    broker.publish(key, b"", message_id=str(sent))
+            with broker.consume(queue, 100) as consumer:
+                ids = [take(consumer).message_id for _ in range(sent + 1)]
+        finally:
+            channel.queue_delete(full)
+    assert sent < 19, "the last was refused"
+    assert ids[-1] == str(sent)

@@ -15,7 +15,6 @@ from gliaflow_runtime.broker.interface import (
     DIED_AT,
     DIED_IN,
     REASON,
-    ROUTING_KEY,
     Broker,
     BrokerError,
     Consumer,
@@ -200,12 +199,21 @@ def test_dead_letter_carries_the_reason_and_the_message(broker: Broker, make: Ma
         consumer.ack(delivery)
     with broker.consume(Queue(queue.dead), 10) as dead:
         [letter] = receive(dead, 1)
-    assert (letter.body, letter.message_id, letter.key) == (b"not msgpack", "id-1", queue.dead_key)
+    assert (letter.body, letter.message_id, letter.key) == (b"not msgpack", "id-1", key(queue))
     assert letter.headers[REASON] == "not a msgpack message"
     assert letter.headers[DIED_IN] == queue.name
-    assert letter.headers[ROUTING_KEY] == key(queue)
+    assert letter.exchange == queue.dead
     assert letter.headers["traceparent"] == "00-1"
     assert letter.headers[DIED_AT].endswith("+00:00")
+
+
+def test_delivery_names_the_exchange_where_it_was_published(broker: Broker, make: Make) -> None:
+    queue = make()
+    broker.publish(key(queue), b"by key")
+    broker.send(queue.name, b"by name")
+    with broker.consume(queue, 2) as consumer:
+        deliveries = receive(consumer, 2)
+    assert [delivery.exchange for delivery in deliveries] == ["gliaflow", ""]
 
 
 def test_dead_letters_stay_after_reading(broker: Broker, make: Make) -> None:

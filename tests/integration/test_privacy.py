@@ -108,6 +108,7 @@ def test_one_process_leaks_no_name(tmp_path: Path, printed: Callable[[], str]) -
 def test_four_processes_and_rabbitmq_leak_no_name(
     stages: Callable, rabbitmq_url: str, rabbitmqctl: Callable[..., str], tmp_path: Path
 ) -> None:
+    (tmp_path / "roots").mkdir()
     running = stages(*PIPELINE, log_level="debug", roots=f'["{tmp_path / "roots"}"]')
     with connect(rabbitmq_url) as broker, connect(rabbitmq_url) as client:
         everything = Queue("gliaflow.test-privacy", ("#",), expires_s=60)

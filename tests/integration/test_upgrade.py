@@ -102,7 +102,8 @@ def test_message_of_a_later_schema_is_kept_until_the_stage_is_upgraded(
         [
             sys.executable,
             "-c",
-            "import gliaflow_proto.messages as m; m.SCHEMA = 'gliaflow/2'; from gliaflow_cli.main import main; main()",
+            "import gliaflow_proto.messages as m, gliaflow_proto.reading as r; m.SCHEMA = r.SCHEMA = 'gliaflow/2'; "
+            "from gliaflow_cli.main import main; main()",
             *("serve", "preprocessor", "--threads", "1"),
         ],
         env=environment(tmp_path, rabbitmq_url),

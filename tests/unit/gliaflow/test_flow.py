@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,9 +16,22 @@ import pytest
 from gliaflow.answer import Answer
 from gliaflow.flow import RESEND, Flow
 from gliaflow.scans import Input
-from gliaflow_proto import Queue, ScanMessage, encode, submission_queue
+from gliaflow.waiting import Waiting
+from gliaflow_proto import (
+    GenerateMessage,
+    Queue,
+    ScanMessage,
+    SyntheticMessage,
+    decode,
+    encode,
+    expect,
+    routing_key,
+    submission_queue,
+)
+from gliaflow_proto.routing import GENERATOR
 from gliaflow_runtime.broker import connect
 from gliaflow_runtime.broker.interface import Broker, BrokerError
+from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.errors import UsageError
 from sample_messages import ONE_OF_EACH, changed
 from stand_in import StandIn, fail
@@ -94,7 +108,7 @@ def test_a_scan_with_an_unreadable_answer_fails_with_the_reason(scans: list[Inpu
 def test_a_scan_without_an_answer_in_time_fails(scans: list[Input]) -> None:
     with StandIn(lambda broker, message: None) as stages:
         failed = Flow(stages.broker.attach(), timeout=0.5).submit(scans[0])
-    assert failed.reason == "no answer within 0.5 s: are all stages running? (gliaflow doctor)"
+    assert failed.reason.startswith("no answer within 0.5 s: no extractor and no classifier runs: start it")
     assert failed.seconds is not None
     assert failed.seconds >= 0.5
 
@@ -180,8 +194,7 @@ def test_closing_a_flow_closes_its_connection_even_if_an_open_loop_cannot_clean_
         answers = flow.submit_all([*scans, scans[0], Input(scans[0].path.with_name("missing.nii"), "m", "m")])
         assert next(answers).status == "failed"  # the loop is left while scans are in work
         flow.broker.close()
-        with pytest.raises(BrokerError, match="closed"):
-            flow.close()
+        flow.close()
     assert closed == ["connection"]
 
 
@@ -236,3 +249,113 @@ def test_seconds_are_the_scans_own_without_the_wait_behind_others(scans: list[In
         seconds = [answer.seconds for answer in Flow(stages.broker.attach(), timeout=30).submit_all(scans)]
         passed = time.monotonic() - started
     assert sum(each for each in seconds if each is not None) < 1.5 * passed
+
+
+def test_features_are_all_of_one_bundle_and_generator_while_the_generator_is_replaced() -> None:
+    """The request is redelivered to the new generator while parts of the old one still arrive."""
+    broker = MemoryBroker()
+    broker.declare(GENERATOR)
+
+    def answer() -> None:
+        with broker.attach() as other, other.consume(GENERATOR, 1) as consumer:
+            delivery = consumer.next(20)
+            assert delivery is not None
+            request = expect(decode(delivery.body), GenerateMessage)
+            old, new, other_generator = ("b@1", "infogan"), ("b@2", "infogan"), ("b@1", "acgan")
+            for (bundle, generator), index in [(old, 0), (new, 0), (old, 1), (other_generator, 0), (new, 2), (new, 1)]:
+                part = SyntheticMessage(
+                    id=f"{bundle} {generator} {index}",
+                    scan=request.scan,
+                    part=[index, 3],
+                    bundle=bundle,
+                    generator=generator,
+                    tap="enc5",
+                    label="LGG",
+                    seed=0,
+                    features=np.full((2, 1, 2, 2), index, np.float16),
+                )
+                other.publish(routing_key(part), encode(part), mandatory=False)
+            consumer.ack(delivery)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    parts = Flow(broker.attach(), timeout=20).generate_parts("LGG", 6)
+    thread.join()
+    assert [(part.bundle, part.generator, part.part) for part in parts] == [
+        ("b@2", "infogan", [n, 3]) for n in range(3)
+    ]
+
+
+class TestTwoBundles:
+    """While the stages change to another bundle, a stage may refuse a scan that the other bundle has worked on."""
+
+    @pytest.fixture(autouse=True)
+    def short_pauses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gliaflow.sent_scan.PAUSES_S", (0.05, 0.1))
+
+    def test_a_refused_scan_is_sent_again_once_per_attempt_and_has_one_answer(self, scans: list[Input]) -> None:
+        def refuse_twice(broker: Broker, message: ScanMessage) -> None:
+            if message.scan.attempt == 2:
+                fail(broker, message)
+            for _ in range(3):  # each part of the scan is refused
+                fail(broker, message, "give all stages the same bundle", retry=True)
+
+        with StandIn(refuse_twice) as stages:
+            said: list[str] = []
+            flow = Flow(stages.broker.attach(), timeout=30, waiting=Waiting(said.append))
+            answers = list(flow.submit_all(scans))
+        assert {answer.scan: answer.reason for answer in answers} == dict.fromkeys(
+            ("s0", "s1", "s2"), "test: an answer"
+        )
+        assert len(answers) == 3
+        for name in ("s0", "s1", "s2"):
+            assert [m.scan.attempt for m in stages.seen if m.scan.name == name] == [0, 1, 2]
+        assert said == ["test: give all stages the same bundle; until then, scans are sent again"]
+
+    def test_a_scan_that_is_refused_for_the_whole_timeout_fails_with_the_stages_reason(
+        self, scans: list[Input]
+    ) -> None:
+        with StandIn(lambda broker, message: fail(broker, message, "the same bundle, please", retry=True)) as stages:
+            answer = Flow(stages.broker.attach(), timeout=0.5, waiting=Waiting(lambda _: None)).submit(scans[0])
+        assert (answer.status, answer.reason) == ("failed", "test: the same bundle, please")
+        assert len(stages.seen) > 2
+
+    def test_the_prediction_of_an_earlier_attempt_is_the_answer(self, scans: list[Input]) -> None:
+        """It may be on its way while a copy of a part is refused."""
+
+        def refuse_a_copy(broker: Broker, message: ScanMessage) -> None:
+            fail(broker, message, retry=True)
+            answer = replace(PREDICTION, scan=message.scan)
+            broker.publish(routing_key(answer), encode(answer), mandatory=False)
+
+        with StandIn(refuse_a_copy) as stages:
+            answer = Flow(stages.broker.attach(), timeout=30, waiting=Waiting(lambda _: None)).submit(scans[0])
+        assert answer.status == "no tumour"
+
+    def test_the_upload_of_the_refused_attempt_is_kept_until_the_scan_is_sent_again(
+        self, scans: list[Input], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gliaflow.submission.BY_VALUE_BYTES", 4)
+        uploads: list[list[bool]] = []
+
+        def refuse_once(broker: Broker, message: ScanMessage) -> None:
+            time.sleep(0.2 * message.scan.attempt)  # the client deletes the first upload after the second message
+            uploads.append([broker.queue_state(str(m.source.upload)) is not None for m in stages.seen])
+            fail(broker, message, retry=not message.scan.attempt)
+
+        with StandIn(refuse_once) as stages:
+            flow = Flow(stages.broker.attach(), timeout=30, waiting=Waiting(lambda _: None))
+            assert flow.submit(scans[0]).reason == "test: an answer"
+            left = [stages.broker.queue_state(str(m.source.upload)) for m in stages.seen]
+        assert uploads == [[True], [False, True]]
+        assert left == [None, None]
+
+    def test_a_scan_whose_file_is_gone_fails(self, scans: list[Input]) -> None:
+        def refuse(broker: Broker, message: ScanMessage) -> None:
+            scans[0].path.unlink()
+            fail(broker, message, retry=True)
+
+        with StandIn(refuse) as stages:
+            answer = Flow(stages.broker.attach(), timeout=30, waiting=Waiting(lambda _: None)).submit(scans[0])
+        assert answer.status == "failed"
+        assert "No such file" in answer.reason

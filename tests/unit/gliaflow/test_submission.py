@@ -35,9 +35,10 @@ def test_unreadable_messages_are_skipped_and_the_next_answer_is_returned(broker:
         for body in NO_ANSWERS:
             broker.publish(key, body)
         news = FailureMessage(id="f", scan=Scan(id="s", submission=submission.id), stage="extractor", reason="because")
-        broker.publish(key, encode(news))
+        broker.publish(key, encode(news))  # by the key of another kind
+        broker.publish(f"failure.{submission.id}", encode(news))
         assert submission.answer(5) == news
-        assert "a scan message is not an answer" in submission.unreadable
+        assert "a 'failure' message must be published to the exchange 'gliaflow' with the key" in submission.unreadable
         started = time.monotonic()
         assert submission.answer(0.2) is None
         assert time.monotonic() - started < 2

@@ -21,7 +21,7 @@ from gliaflow_proto import (
 from gliaflow_proto.routing import ASSEMBLER
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
-from gliaflow_runtime.stage import Outcome, Worker
+from gliaflow_runtime.stage import OtherBundle, Outcome, Worker
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
@@ -35,11 +35,19 @@ TUMOUR = [[1, 0], [1, 1], [0, 0]]  # whether a slice's mask has tumour
 class FakeBundle:
     """All that an assembler uses of a bundle."""
 
+    id = "b"
     trained_on = "phantoms"
 
     class manifest:
         classes = ("HGG", "LGG")
         min_tumour_ml = 0.0
+
+        class input:
+            size = (8, 8)
+
+    @staticmethod
+    def slices_per_part(max_bytes):
+        return 2
 
 
 def assembler(timeout_s=60.0):
@@ -205,16 +213,15 @@ def changed(message, **values):
     "other",
     [
         part(1, count=4),
-        changed(part(1), bundle="another"),
         changed(part(1), geometry=changed(part(1).geometry, shape=[9, 8, 6])),
-        changed(part(1), geometry=changed(part(1).geometry, size=[4, 4]), mask=np.zeros((2, 4, 4), np.uint8)),
+        changed(part(1), geometry=part(0).geometry),
     ],
-    ids=["count", "bundle", "shape", "size"],
+    ids=["count", "shape", "the same slices"],
 )
 def test_a_part_that_does_not_fit_the_others_is_refused(other):
     stage = assembler()
     deliver(stage, part(0))
-    with pytest.raises(ProtocolError, match="other parts of this scan"):
+    with pytest.raises(ProtocolError, match=r"other parts? of this scan"):
         deliver(stage, other)
 
 
@@ -372,3 +379,100 @@ def test_after_a_takeover_on_a_broker_a_late_copy_of_a_part_is_ignored():
             assert consumer.next(0.1) is None, "no second announcement"
         assert broker.depth(ASSEMBLER.name) == 1, "only the announcement is left"
         assert broker.depth(ASSEMBLER.dead) == 0
+
+
+class TestTwoBundles:
+    """While the stages change to another bundle, the client sends a scan again that met both."""
+
+    @staticmethod
+    def refusal(attempt=0):
+        return dataclasses.replace(failure(), scan=Scan(id="s", submission="sub", attempt=attempt), retry=True)
+
+    @pytest.mark.parametrize("before", [0, 1, 2])
+    def test_parts_of_the_refused_attempt_are_acknowledged_and_the_next_attempt_is_answered(self, before):
+        stage = assembler()
+        held = [deliver(stage, part(index), index)[0] for index in range(before)]
+        outcome = deliver(stage, self.refusal(), 9)[1]
+        assert (outcome.done, outcome.dead) == (held, [])
+        assert [deliver(stage, part(index), 10 + index)[1] for index in range(before, 3)] == [Outcome()] * (3 - before)
+        assert prediction_of(stage, attempt=1).scan.attempt == 1
+
+    def test_a_refusal_does_not_end_a_later_attempt(self):
+        stage = assembler()
+        deliver(stage, part(0, attempt=1))
+        deliver(stage, self.refusal())
+        outcomes = [deliver(stage, part(index, attempt=1))[1] for index in (1, 2)]
+        assert len(predictions(outcomes)) == 1
+
+    def test_an_answered_scan_stays_answered_and_a_failed_one_failed(self):
+        answered, failed = assembler(), assembler()
+        prediction_of(answered)
+        deliver(failed, failure())
+        for stage in (answered, failed):
+            deliver(stage, self.refusal())
+        assert deliver(answered, part(0))[1] == Outcome()
+        assert deliver(failed, part(0))[1].dead
+
+    def test_parts_that_another_bundle_graded_are_refused(self):
+        """The assembler's bundle says which spots are too small to be a tumour."""
+        stage = assembler()
+        deliver(stage, part(0))
+        with pytest.raises(OtherBundle, match="the grades are of another@0, but this assembler serves b; give all"):
+            deliver(stage, changed(part(1), bundle="another@0"))
+
+    def test_late_parts_of_an_answered_scan_are_acknowledged_whatever_their_bundle(self):
+        stage = assembler()
+        prediction_of(stage)
+        assert deliver(stage, changed(part(1), bundle="another@0"))[1] == Outcome()
+
+
+class TestMemory:
+    """Parts wait in the assembler's memory, so their size, their number and their sum are limited."""
+
+    def test_the_bytes_of_open_parts_are_limited_and_the_oldest_scan_fails_first(self, monkeypatch):
+        class Large(FakeBundle):
+            class manifest(FakeBundle.manifest):
+                class input:
+                    size = (1024, 1024)
+
+            @staticmethod
+            def slices_per_part(max_bytes):
+                return 12
+
+        monkeypatch.setattr("gliaflow_classifier.assembler.OPEN_BYTES", 100 * 2**20)
+        stage, masks = Assembler(Large, timeout_s=60), np.ones((12, 1024, 1024), np.uint8)
+        geometry = changed(part(0).geometry, size=[1024, 1024], shape=[8, 8, 12], slices=list(range(12)))
+        held, failed = 0, []
+        for number in range(25):
+            large = changed(part(0, scan=f"s{number}"), geometry=geometry, mask=masks, logit=np.zeros(12))
+            delivery, outcome = deliver(stage, large)
+            held += len(delivery.body) - sum(len(letter.body) for letter, _ in outcome.dead)
+            failed += [message.scan.id for message in outcome.publish]
+            assert held <= 100 * 2**20
+        assert failed == [f"s{number}" for number in range(17)]
+
+    def test_a_part_larger_than_those_of_the_bundle_is_refused(self):
+        more = changed(part(0).geometry, slices=[0, 1, 2])
+        with pytest.raises(ProtocolError, match=r"3 of \[8, 8\], but a part of this bundle has at most 2 of \[8, 8\]"):
+            deliver(assembler(), changed(part(0), geometry=more))
+        larger = changed(part(0).geometry, size=[9, 8])
+        with pytest.raises(ProtocolError, match=r"2 of \[9, 8\]"):
+            deliver(assembler(), changed(part(0), geometry=larger))
+
+    def test_a_part_with_more_bytes_than_its_fields_need_is_refused(self):
+        """A reader ignores unknown fields, but the assembler would keep them."""
+        graded = part(0)
+        with pytest.raises(ProtocolError, match=r"over the limit of .* on a graded part"):
+            assembler().handle(graded, Delivery("q", "graded", encode(graded) + bytes(2 * 2**20)))
+
+    def test_a_scan_with_too_many_pixels_is_refused(self, monkeypatch):
+        monkeypatch.setattr("gliaflow_classifier.assembler.MAX_MASKS", 4 * 64)
+        outcomes = run(stage := assembler(), [0, 1])
+        assert predictions(outcomes) == []
+        with pytest.raises(ProtocolError, match="the masks of this scan have over 256 pixels"):
+            deliver(stage, part(2))
+
+    def test_the_first_of_two_copies_of_a_part_is_acknowledged_at_once(self):
+        stage = assembler()
+        first, _ = deliver(stage, part(0), 1)
+        assert deliver(stage, part(0), 2)[1].done == [first]

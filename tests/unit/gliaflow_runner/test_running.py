@@ -46,10 +46,10 @@ def test_an_error_that_ends_a_stage_is_raised_by_check(tmp_path: Path) -> None:
 def test_a_start_that_fails_closes_what_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def open_twice(*arguments: object) -> object:
+    def open_twice(*arguments: object, **named: object) -> object:
         if len(opened) == 2:
             raise BrokerError("no third connection")
-        opened.append(open_broker(*arguments))  # type: ignore[arg-type]
+        opened.append(open_broker(*arguments, **named))  # type: ignore[arg-type]
         return opened[-1]
 
     monkeypatch.setattr(running, "open_broker", open_twice)
