@@ -3,6 +3,7 @@
 from html.parser import HTMLParser
 
 UNTRUSTED = "<img src=x onerror='alert(1)'>&\"$\\frac{$ 患者 \u202e"
+UNTRUSTED_SHOWN = UNTRUSTED.replace("\u202e", r"\u202e")  # the character would reverse what follows
 
 
 class PageReader(HTMLParser):

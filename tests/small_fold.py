@@ -10,7 +10,8 @@ import numpy as np
 import small
 from gliaflow_evaluation.protocol import Design, Fold, Plan, PlannedVariant, split_into_folds
 from gliaflow_proto import Scan
-from gliaflow_store.feature_store import FeatureOrigin, FeatureStore, StoredPart, write_part
+from gliaflow_store.feature_store import FeatureStore
+from gliaflow_store.part_file import FeatureOrigin, StoredPart, write_part
 
 COHORT = {**{f"H{n}": "HGG" for n in range(8)}, **{f"L{n}": "LGG" for n in range(5)}}
 FOLD = split_into_folds(COHORT, Design(folds=2))[0]

@@ -41,7 +41,7 @@ class StandIn:
                     consumer.ack(delivery)
 
 
-def fail(broker: Broker, message: Message, reason: str = "an answer") -> None:
+def fail(broker: Broker, message: Message, reason: str = "an answer", retry: bool = False) -> None:
     """Answer with a failure: the shortest answer."""
-    news = FailureMessage(id=message_id(message.id, "f"), scan=message.scan, stage="test", reason=reason)
+    news = FailureMessage(id=message_id(message.id, "f"), scan=message.scan, stage="test", reason=reason, retry=retry)
     broker.publish(routing_key(news), encode(news), message_id=news.id, mandatory=False)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
+import warnings
+from types import TracebackType
 from typing import Annotated
 
 import typer
+from gliaflow_runtime.ending import INTERRUPTED, end_now, interrupt_on_signals
+from gliaflow_runtime.visible import visible
 
 from gliaflow_cli.commands import (
     augment,
@@ -21,12 +26,14 @@ from gliaflow_cli.commands import (
     plugins,
     serve,
     status,
+    store,
     submit,
     train,
     watch,
 )
+from gliaflow_cli.terminal import Commands, print_error
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 
 def _print_versions(wanted: bool) -> None:
@@ -48,9 +55,10 @@ def gliaflow(
 
     Try `gliaflow demo --out out/demo`, then `gliaflow submit SCANS --out out`.
 
-    Settings: flags, then GLIAFLOW_* in the environment, then gliaflow.toml.
+    Settings: flags, then GLIAFLOW_* in the environment, then gliaflow.toml in the working folder (only those that say
+    how to compute and log), then your own ~/.config/gliaflow/gliaflow.toml.
 
-    Exit codes: 0 all well, 1 some scans failed, 2 bad usage.
+    Exit codes: 0 all well, 1 some scans failed, 2 bad usage, 130 interrupted.
 
     Not a medical device.
     """
@@ -69,6 +77,7 @@ for command in (
     augment.augment,
     doctor.doctor,
     status.status,
+    store.store,
 ):
     app.command()(command)
 app.add_typer(dead.app, name="dead")
@@ -77,16 +86,36 @@ app.add_typer(plugins.app, name="plugins")
 
 def main() -> None:
     """Run the command. An error that the user can fix is printed in one line."""
+    interrupt_on_signals()
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes that this one starts import nothing from the working folder
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal without UTF-8
+    sys.excepthook = _print_bug
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
         app()
     except Exception as error:
         code = _exit_code(error)
         if code is None:
             raise
-        print(f"gliaflow: {_sentence(error)}", file=sys.stderr)
+        print_error(error, _sentence(error))
         sys.exit(code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            end_now(INTERRUPTED)  # stages in this process may still compute
+        raise
+
+
+def _print_bug(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
+    """Print the traceback of an unexpected error. Its text may have names of files in it."""
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        print(visible(line), file=sys.stderr)
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Print a Python warning on one line."""
+    print(visible(f"{category.__name__}: {message}"), file=sys.stderr)
 
 
 def _sentence(error: Exception) -> str:

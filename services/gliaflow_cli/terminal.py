@@ -1,19 +1,68 @@
-"""What all commands print with."""
+"""What all commands print with. Texts of files and messages reach the terminal through here alone."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from gliaflow_runtime.visible import visible
 from rich.console import Console
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from gliaflow_plugins.cohorts.walk import LeftOut
     from gliaflow_plugins.contracts import Cohort
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
+    from rich.text import Text
 
-console = Console(markup=False, highlight=False)  # file names and reasons are not markup
+
+class Terminal(Console):
+    """A console whose strings are texts: each is one line, without markup, emoji codes or commands to the terminal.
+
+    For several lines, print several strings with ``sep="\\n"``.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich, which turns each string into a text here: what is printed, the cells of tables, live displays."""
+        return super().render_str(visible(text), **options)
+
+
+console = Terminal()
+
+
+def print_error(error: Exception, text: str) -> None:
+    """Print an error's text on stderr, and each of its notes on a line of its own."""
+    for line in (f"gliaflow: {text}", *getattr(error, "__notes__", ())):
+        print(visible(line), file=sys.stderr)
+
+
+class Commands(TyperGroup):
+    """Typer's group of commands. Its errors name what the user or the shell wrote: a file may be named ``--\\x1b``."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """As typer: parse the command line."""
+        with _visible_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, *args: Any) -> Any:
+        """As typer: run the command."""
+        with _visible_errors():
+            return super().invoke(*args)
+
+
+@contextmanager
+def _visible_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):  # typer's own errors
+            error.message = visible(message)  # type: ignore[attr-defined]
+        raise
 
 
 def progress_bar() -> Progress:
@@ -31,16 +80,27 @@ def progress_bar() -> Progress:
         TimeRemainingColumn,
     )
 
+    class Description(TextColumn):
+        """The task's description, as the console prints it."""
+
+        def render(self, task: Task) -> Text:
+            return console.render_str(task.description)
+
     return Progress(
-        TextColumn("{task.description}"),
+        Description(""),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console if console.is_terminal else Console(stderr=True, markup=False, highlight=False),
+        console=console if console.is_terminal else Terminal(stderr=True),
         redirect_stdout=console.is_terminal,
         redirect_stderr=sys.stderr.isatty(),
     )
+
+
+def waiting_printer(bar: Progress) -> Callable[[str], None]:
+    """Prints above the bar what a flow waits for (``gliaflow.open``)."""
+    return lambda reason: bar.console.print(f"{'waiting':<10} {reason}", style="yellow", soft_wrap=True)
 
 
 def print_problems(cohort: Cohort) -> None:
@@ -60,7 +120,7 @@ def print_left_out(left_out: Sequence[LeftOut], verbose: bool, how: str = "-v li
         counts, *rest = summary(left_out)
         lines = [f"{counts} ({how})", *rest]
     for line in lines:
-        console.print(f"left out  {line}".encode("utf-8", "replace").decode(), style="yellow", soft_wrap=True)
+        console.print(f"left out  {line}", style="yellow", soft_wrap=True)
 
 
 def print_leaks(leaks: Sequence[str]) -> None:

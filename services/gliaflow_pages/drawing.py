@@ -71,10 +71,15 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw in this style. Characters that the font lacks are drawn as boxes."""
+    """Draw in this style. Characters that the font lacks are drawn as boxes.
+
+    Nothing is taken from matplotlibrc, which may be in a working folder that came with scans: it may start LaTeX.
+    """
     import matplotlib
 
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
         warnings.filterwarnings("ignore", message="Glyph")
         yield
 

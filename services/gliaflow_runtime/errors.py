@@ -26,5 +26,7 @@ def describe_error(error: Exception) -> str:
 
 def is_temporary(error: Exception) -> bool:
     """Whether another attempt may help: the store does not answer or is overloaded, but did not refuse the request."""
+    if getattr(error, "status", 0) in range(400, 500):  # a web server's answer (aiohttp)
+        return getattr(error, "status", 0) in (408, 429)
     permanent = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
     return not isinstance(error, permanent) and "Credentials" not in type(error).__name__

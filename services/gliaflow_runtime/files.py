@@ -18,14 +18,16 @@ class UnsafeFile(ValueError):
     """A file that is not read: it leads out of its folder, is not a regular file, or is too large."""
 
 
-def write_whole(path: Path, content: str | bytes, *, sync: bool = False) -> None:
+def write_whole(path: Path, content: str | bytes, *, sync: bool = False, new: bool = False) -> None:
     """Write a file (text as UTF-8) so that ``path`` never holds half of it. See ``whole_file``."""
-    with whole_file(path, sync=sync) as part, part.open("xb") as file:
+    with whole_file(path, sync=sync, new=new) as part, part.open("xb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def whole_file(path: Path, *, ending: str = ".part", sync: bool = False, alone: bool = False) -> Iterator[Path]:
+def whole_file(
+    path: Path, *, ending: str = ".part", sync: bool = False, alone: bool = False, new: bool = False
+) -> Iterator[Path]:
     """Give a temporary path beside ``path``, and rename it to ``path`` when the block ends without an error.
 
     After an error, the temporary file is removed. A process that is killed leaves at most ``.<name>.<random><ending>``.
@@ -35,6 +37,7 @@ def whole_file(path: Path, *, ending: str = ".part", sync: bool = False, alone: 
     ending: for a library that chooses the format by the name: ``.part.nii.gz``.
     sync: return only when the content and the new name are on the disk (fsync of the file and of its folder).
     alone: no other process writes this file, so what killed processes left of it is removed.
+    new: never replace a file: raise FileExistsError if ``path`` exists, also if another process has just written it.
     """
     if alone:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*{ending}"):
@@ -44,7 +47,11 @@ def whole_file(path: Path, *, ending: str = ".part", sync: bool = False, alone: 
         yield part
         if sync:
             _sync(part)
-        part.replace(path)
+        if new:
+            os.link(part, path)  # unlike a rename, it fails if the path exists
+            part.unlink()
+        else:
+            part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -58,6 +65,29 @@ def _sync(path: Path) -> None:
         os.fsync(at)
     finally:
         os.close(at)
+
+
+def private_folder(path: Path) -> Path:
+    """``path``, a folder in the state folder. Both are for this user alone: created so, or closed.
+
+    The state folder stays as it is if it is of another user (a volume) or shared by all (``/tmp``).
+
+    Raises
+    ------
+    OSError: the folder cannot be created, or ``path`` or the link there belongs to another user.
+    """
+    for folder in (*reversed(path.parents), path):
+        if not folder.exists():
+            folder.mkdir(0o700, exist_ok=True)
+    for status in (path.lstat(), path.stat()):
+        if status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "belongs to another user", str(path))
+    for folder in (path.parent, path):
+        status = folder.stat()
+        is_ours = status.st_uid == os.geteuid() and not status.st_mode & stat.S_ISVTX
+        if is_ours and stat.S_IMODE(status.st_mode) & 0o077:
+            folder.chmod(0o700)
+    return path
 
 
 def read_within(folder: Path, path: Path, limit: int) -> bytes:

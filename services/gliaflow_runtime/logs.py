@@ -17,12 +17,14 @@ from typing import Any, TextIO, cast
 
 import structlog
 
+from gliaflow_runtime.visible import visible
+
 
 def configure_logging(level: str, form: str) -> None:
     """Set up structlog for this process. ``form``: ``auto``, ``json`` or ``text``."""
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [_visible, structlog.dev.ConsoleRenderer()] if text else [structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[
@@ -30,7 +32,7 @@ def configure_logging(level: str, form: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _trace,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
@@ -57,6 +59,14 @@ def _trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if lines:
         event["exception"] = "".join(lines).rstrip()
+    return event
+
+
+def _visible(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog: make each text visible. The exception's lines, which have no texts of messages, stay lines."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = "\n".join(map(visible, value.split("\n"))) if name == "exception" else visible(value)
     return event
 
 

@@ -1,4 +1,8 @@
-"""Settings of all commands: a flag overrides ``GLIAFLOW_*`` in the environment, which overrides a TOML file."""
+"""Settings of all commands: flags override ``GLIAFLOW_*`` in the environment, which overrides TOML files.
+
+The file of the working folder overrides the user's own file. It may have come with somebody's scans, so it may set
+only what is in WORKING_FOLDER.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from gliaflow_runtime.broker.url import AMQP, HTTP, parse_server_url
 from gliaflow_runtime.errors import UsageError
 
 CONFIG = "gliaflow.toml"
+MAX_CONFIG_BYTES = 2**16
+# how to compute and log: nothing that changes where data, passwords, models or code come from or go to
+WORKING_FOLDER = ("device", "threads", "batch", "prefetch", "log_level", "log_format")
 SECRET = ("broker", "management")  # their values may have a password, so no message quotes them
 FLAGS = {"roots": "--root", "train_profile": "--profile"}  # the others have the name of their setting
 
@@ -30,9 +37,27 @@ class SettingsError(UsageError):
     """A setting has an invalid value. The text has the setting's name as the user wrote it, and what is expected."""
 
 
+def _of_user(variable: str, default: str) -> Path:
+    """The user's folder ``gliaflow`` below the one that a variable of the XDG Base Directory Specification names.
+
+    The specification ignores relative paths. They would be in the working folder, which may be somebody else's.
+
+    Raises
+    ------
+    SettingsError: the user has no home folder.
+    """
+    base = os.environ.get(variable, "")
+    try:
+        folder = Path(base) if Path(base).is_absolute() else Path.home() / default
+    except RuntimeError:
+        folder = Path()
+    if not folder.is_absolute():
+        raise SettingsError(f"this user has no home folder: set {variable} to the absolute path of a folder")
+    return folder / "gliaflow"
+
+
 def _state() -> Path:
-    """The user's state folder (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "gliaflow"
+    return _of_user("XDG_STATE_HOME", ".local/state")
 
 
 class Settings(BaseSettings):
@@ -67,6 +92,9 @@ class Settings(BaseSettings):
     prefetch: int = Field(1, ge=1, le=64, description="open messages per stage; a crash counts for each")
     max_attempts: int = Field(5, ge=1, le=100, description="deliveries after which a message is a dead letter")
     deadline_s: float = Field(600, gt=0, le=1500, description="a message that takes longer ends the process")
+    restart_killed: bool = Field(
+        False, description="serve starts a stage that was killed again, and `gliaflow doctor` reports it"
+    )
     assembly_timeout_s: float = Field(1200, gt=0, le=1500, description="a scan fails if its next part takes longer")
     generator: str = Field("", description="which of the bundle's generators is served; empty: its default")
     balance_share: float = Field(0.5, ge=0, lt=1, description="the largest synthetic share of a class; 0: no balancing")
@@ -75,6 +103,7 @@ class Settings(BaseSettings):
     health_port: int = Field(0, ge=0, le=65535, description="port for these; 0: none")
     state: Path = Field(default_factory=_state, description="folder for memory://'s dead letters and fetched bundles")
     store: Path = Field(Path(), validate_default=True, description="trainer: the feature store; default: in state")
+    store_free_gib: float = Field(2, ge=0, description="trainer: it records nothing if less disk would be free, in GiB")
     bundles: Path = Field(
         Path(), validate_default=True, description="folder of bundles: the trainer's new ones; default: in state"
     )
@@ -136,8 +165,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = os.environ.get("GLIAFLOW_CONFIG", CONFIG)
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+        files = [InitSettingsSource(settings_cls, values) for values in _files().values()]
+        return init_settings, env_settings, *files
 
 
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
@@ -145,18 +174,61 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
 
     Raises
     ------
-    SettingsError: a value is invalid, or the file that GLIAFLOW_CONFIG names is missing or not TOML.
+    SettingsError: a value is invalid, a file is not TOML, the file that GLIAFLOW_CONFIG names is missing, or the file
+        of the working folder has a setting that it may not set.
     """
-    named = os.environ.get("GLIAFLOW_CONFIG")
-    if named and not Path(named).is_file():
-        raise SettingsError(f"GLIAFLOW_CONFIG: {named}: no such file")
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise SettingsError(_explain(error, given, named or CONFIG)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{named or CONFIG}: not TOML: {error}") from None
+        raise SettingsError(_explain(error, given)) from None
+
+
+def _files() -> dict[Path, dict[str, Any]]:
+    """The values of each settings file. The first file overrides the second.
+
+    Raises SettingsError as ``load_settings`` does.
+    """
+    if named := os.environ.get("GLIAFLOW_CONFIG"):
+        if not Path(named).is_absolute():
+            raise SettingsError(f"GLIAFLOW_CONFIG: {named}: not an absolute path: write the whole path, from /")
+        if not _is_file(Path(named)):
+            raise SettingsError(f"GLIAFLOW_CONFIG: {named}: no such file")
+        return {Path(named): _read_toml(Path(named))}
+    try:
+        own = _of_user("XDG_CONFIG_HOME", ".config") / CONFIG
+    except SettingsError:  # as the user of a container
+        own = Path(CONFIG)
+    files = {path: _read_toml(path) for path in (Path(CONFIG), own) if _is_file(path)}
+    if own in files and Path(CONFIG) in files and own.is_absolute() and own.samefile(CONFIG):
+        del files[Path(CONFIG)]
+    for name in files.get(Path(CONFIG), {}):
+        if name in Settings.model_fields and name not in WORKING_FOLDER:
+            raise SettingsError(
+                f"{CONFIG}: {name}: the file of the working folder may not set this, as it may have come with scans; "
+                f"use a flag, GLIAFLOW_{name.upper()}, or your own file, ~/.config/gliaflow/{CONFIG}"
+            )
+    return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a home folder that this user may not enter
+        return False
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise SettingsError(f"{path}: over the limit of {MAX_CONFIG_BYTES} bytes")
+        return tomllib.loads(data.decode())
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; check its owner and permissions") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SettingsError(f"{path}: not TOML: {error}") from None
 
 
 def parse_pairs(text: str) -> dict[str, str]:
@@ -175,11 +247,12 @@ def _json(text: str) -> Any:
         raise ValueError(f"not JSON: {error}") from None
 
 
-def _explain(error: ValidationError, flags: Mapping[str, Any], file: str) -> str:
+def _explain(error: ValidationError, flags: Mapping[str, Any]) -> str:
     """The first error: the setting as its user wrote it, the value, and what is expected."""
     first = error.errors()[0]
     name, *inner = map(str, first["loc"])
     field = Settings.model_fields.get(name)
+    file = next((file for file, values in _files().items() if name in values), CONFIG)
     if field is None:
         return f"{file}: {name}: no such setting; gliaflow serve extractor --show-settings lists all"
     variable = f"GLIAFLOW_{name.upper()}"

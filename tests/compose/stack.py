@@ -44,11 +44,12 @@ class Stack:
 
 
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the files that git tracks, as a fresh clone would have them."""
+    """A copy of the files that git tracks or would add, as a fresh clone would have them."""
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
         skip_or_fail("no Docker engine answers")
     folder = tmp_path_factory.mktemp("clone") / "gliaflow"
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(list_files, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,7 @@ def test_no_container_has_more_than_it_needs(stack: Stack) -> None:
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["logging"]["options"] == {"max-size": "10m", "max-file": "5"}, name
         if name == "secrets":
             continue
         assert int(service["pids_limit"]) > 0, name
@@ -136,7 +137,8 @@ def test_passwords_are_only_in_files(stack: Stack) -> None:
     text = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True, check=True).stdout
     text += stack.compose("logs") + stack.compose("config")
     files = list((stack.folder / "secrets").glob("*/password"))
-    assert len(files) == 8
+    users_file = json.loads((ROOT / "deploy/rabbitmq/users.json").read_text())
+    assert {file.parent.name for file in files} == {user["name"] for user in users_file["users"]}
     for file in files:
         if file.parent.name != "gliaflow":
             assert file.read_text().strip() not in text, file
@@ -182,6 +184,48 @@ def test_runbook(stack: Stack, scans: Path, tmp_path: Path) -> None:
     stack.compose("up", "--wait", "--detach")
 
 
+def test_a_second_clone_with_the_same_project_is_refused_before_it_touches_the_queues(
+    stack: Stack, scans: Path, tmp_path: Path
+) -> None:
+    second = Stack(tmp_path / "gliaflow")
+    shutil.copytree(stack.folder, second.folder, ignore=shutil.ignore_patterns("secrets"))
+    second.compose("up", "--wait", "--detach", check=False)
+    log = second.compose("logs", "secrets")
+    for part in (str(stack.folder), str(second.folder), "COMPOSE_PROJECT_NAME", "GLIAFLOW_AMQP_PORT"):
+        assert part in log
+    assert {c["Service"] for c in second.containers()} == set(), "no container of the second clone runs"
+    stack.compose("up", "--wait", "--detach")
+    rows = submit(scans, tmp_path / "out", BROKER)
+    assert {row["status"] for row in rows.values()} == {"ok"}
+
+
+def test_doctor_reports_a_stage_that_was_killed_for_memory(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    """The stage is started again, its message is delivered again, and nothing is lost."""
+    pid = 'ps = __import__("pathlib").Path("/proc").glob("[0-9]*/status"); '
+    pid += 'print(max(int(p.parent.name) for p in ps if "Name:\\tgliaflow" in p.read_text()))'
+    child = stack.compose("exec", "-T", "extractor", "python3", "-c", pid).strip()
+    stack.compose("exec", "-T", "extractor", "python3", "-c", f"import os; os.kill({child}, 9)")
+    rows = submit(scans, tmp_path / "out", BROKER)
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    report = stack.compose("run", "--rm", "--no-deps", "-T", "operator", "doctor", check=False)
+    assert "killed stages: extractor" in report
+    assert "killed 1 times" in report
+    stack.compose("up", "--wait", "--detach", "--no-deps", "--force-recreate", "extractor")
+    assert "killed 1 times" not in stack.compose("run", "--rm", "--no-deps", "-T", "operator", "doctor", check=False)
+
+
+def test_a_disk_alarm_holds_scans_up_and_loses_none(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    rabbitmqctl = ("exec", "-T", "-u", "rabbitmq", "rabbitmq", "rabbitmqctl", "-q", "set_disk_free_limit")
+    stack.compose(*rabbitmqctl, "100000GB")
+    command = [sys.executable, "-m", "gliaflow_cli", "submit", str(scans), "--out", str(tmp_path / "out")]
+    client = subprocess.Popen([*command, "--broker", BROKER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(10)
+    assert client.poll() is None
+    assert "short of disk" in stack.compose("run", "--rm", "--no-deps", "-T", "operator", "doctor", check=False)
+    stack.compose(*rabbitmqctl, "1GB")
+    assert client.wait(200) == 0
+
+
 def test_policies_apply(stack: Stack) -> None:
     for _ in range(30):
         listed = stack.compose(
@@ -215,6 +259,29 @@ def test_scan_dropped_into_the_inbox_is_answered_in_the_outbox(stack: Stack) -> 
     assert [json.loads(answer.read_text())["status"] for answer in answers] == ["ok", "failed"]
     assert (stack.folder / "outbox" / "dropped_seg.nii.gz").exists()
     assert answers[0].stat().st_uid == (stack.folder / "outbox").stat().st_uid
+
+
+def test_an_inbox_whose_outbox_cannot_be_written_waits_says_why_and_continues(stack: Stack) -> None:
+    outbox = stack.folder / "outbox"
+    owner = outbox.stat()
+    for path in (outbox, *outbox.iterdir()):
+        os.chown(path, 1000, 1000)  # root could write into any folder
+    stack.compose("restart", "inbox")
+    outbox.chmod(0o555)
+    good_scan(stack.folder / "inbox" / "later.nii.gz")
+    deadline = time.monotonic() + 60
+    while "/outbox: user 1000 cannot write into it. It belongs to user 1000" not in stack.compose("logs", "inbox"):
+        assert time.monotonic() < deadline, stack.compose("logs", "inbox")
+        time.sleep(1)
+    (inbox,) = [c for c in stack.containers() if c["Service"] == "inbox"]
+    assert inbox["State"] == "running", "it waits, and is not restarted again and again"
+    outbox.chmod(0o755)
+    while not (outbox / "later.json").exists():
+        assert time.monotonic() < deadline + 60, stack.compose("logs", "inbox")
+        time.sleep(1)
+    for path in (outbox, *outbox.iterdir()):
+        os.chown(path, owner.st_uid, owner.st_gid)
+    stack.compose("restart", "inbox")
 
 
 def test_three_extractors_share_the_work(stack: Stack, scans: Path, tmp_path: Path) -> None:

@@ -41,8 +41,10 @@ from gliaflow_proto import (
     SyntheticMessage,
     decode,
     encode,
+    read_origin,
     routing_key,
 )
+from gliaflow_proto.fragments import outline
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.stage import InvalidInput, failure
@@ -76,6 +78,8 @@ def run(data: bytes) -> None:
         message = decode(data)
     except ProtocolError as error:
         readable(error)
+        origin, lines = read_origin(data), outline(data)
+        "\n".join((origin.kind, origin.id, origin.scan, origin.submission or "", *lines)).encode()
         return
     for encoding in ("raw", "lz4"):
         _same(decode(encode(message, encoding)), message)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"\bgliaflow_[a-z]+(?:\.[A-Za-z_]\w*)+")
-FACE = re.compile(r"\bgliaflow\.[A-Za-z_]\w*")  # in Python only: queues have such names too
+FACE = re.compile(r"(?<!\")\bgliaflow\.[A-Za-z_]\w*")  # in Python only: queues and exchanges have such names too
 PAGES = [
     path
     for pattern in ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "proto/README.md", "deploy/*/README.md")

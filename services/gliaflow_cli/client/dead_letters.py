@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from gliaflow_proto import Message, ProtocolError, Queue, decode, encode
+from gliaflow_proto import Message, MessageOrigin, ProtocolError, Queue, decode, encode, read_origin
+from gliaflow_proto.fragments import outline
 from gliaflow_proto.routing import ALL_QUEUES
 from gliaflow_runtime.broker.interface import DIED_AT, REASON, Broker, Consumer, Delivery
 from gliaflow_runtime.errors import UsageError
@@ -25,8 +28,13 @@ class DeadLetter:
 
     @property
     def id(self) -> str:
-        """The message's id."""
-        return self.delivery.message_id
+        """The message's id: the AMQP property, or else the field, or else a digest of the bytes."""
+        return self.delivery.message_id or self.origin.id or hashlib.sha256(self.delivery.body).hexdigest()[:32]
+
+    @cached_property
+    def origin(self) -> MessageOrigin:
+        """What can be read of the message, also if it is not valid."""
+        return read_origin(self.delivery.body)
 
     @property
     def reason(self) -> str:
@@ -46,6 +54,12 @@ class DeadLetter:
             return decode(self.delivery.body)
         except ProtocolError:
             return None
+
+    def content(self) -> list[str]:
+        """The message as indented lines. Of one that is not valid, what can be read."""
+        if (message := self.message) is not None:
+            return described(message)
+        return ["not a valid message; what can be read:", *outline(self.delivery.body)]
 
     def delete(self) -> None:
         """Delete it for good."""
@@ -119,17 +133,17 @@ def choose(letters: Sequence[DeadLetter], starts: Sequence[str]) -> list[DeadLet
     return [letter for letter in letters if letter.id.startswith(tuple(starts))]
 
 
-def described(value: object, indent: str = "") -> str:
+def described(value: object, indent: str = "") -> list[str]:
     """A message as indented lines: tensors by dtype and shape, bytes by length."""
     lines = []
     for item in fields(value):  # type: ignore[arg-type]
         content = getattr(value, item.name)
         if is_dataclass(content):
-            lines += [f"{indent}{item.name}:", described(content, indent + "  ")]
+            lines += [f"{indent}{item.name}:", *described(content, indent + "  ")]
         elif isinstance(content, np.ndarray):
             lines.append(f"{indent}{item.name}: {content.dtype} {list(content.shape)}")
         elif isinstance(content, bytes):
             lines.append(f"{indent}{item.name}: {len(content)} bytes")
         else:
             lines.append(f"{indent}{item.name}: {content}")
-    return "\n".join(lines)
+    return lines

@@ -11,8 +11,9 @@ from gliaflow.scans import Found, NoScanError, find_inputs
 from gliaflow_plugins.cohorts.scan_files import LocalFiles
 from gliaflow_plugins.cohorts.walk import LeftOut, walk
 from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.visible import visible
 
-from gliaflow_cli.client.out_folder import OutFolder, Target, readable
+from gliaflow_cli.client.out_folder import OutFolder, Target
 from gliaflow_cli.client.table import ScanRow
 
 SETTLED_S = 2.0  # a file that has not changed for so long has been copied completely
@@ -71,7 +72,7 @@ class Inbox:
         if paths == self._listed or not (paths or self._out.has_file("", LIST)):
             return ""
         self._listed = paths
-        lines = sorted(f"{readable(str(left.path))}: {left.why}\n" for left in self._left_out)
+        lines = sorted(visible(f"{left.path}: {left.why}") + "\n" for left in self._left_out)
         return self._out.save("", "left_out", LIST, lambda part: part.write_text("".join(lines), encoding="utf-8"))
 
     def _files(self) -> tuple[object, ...]:

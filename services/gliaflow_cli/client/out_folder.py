@@ -44,7 +44,7 @@ class Target:
     @property
     def place(self) -> str:
         """The scan's path or URI, for messages."""
-        return readable(self.item.source)
+        return self.item.source
 
 
 class OutFolder:
@@ -205,7 +205,11 @@ class OutFolder:
                     written = time.monotonic()
                 answered(target, answer, row)
         finally:
-            self._write_table(order)
+            try:
+                self._write_table(order)
+            except KeyboardInterrupt:  # further ones are ignored
+                self._write_table(order)
+                raise
 
     def save(self, scan: str, stem: str, ending: str, write: Callable[[Path], object]) -> str:
         """Write a file of a scan, and return its name: another one if a file of the user has ``<stem><ending>``.

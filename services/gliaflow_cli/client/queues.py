@@ -133,12 +133,12 @@ def time_left(lines: list[QueueLine]) -> float | None:
     return left
 
 
-def as_text(status: Status) -> str:
+def as_lines(status: Status) -> list[str]:
     """The status in columns, for a terminal and for a pipe."""
     if not status.queues and status.missing:
-        return f"{status.broker}: {status.missing}"
+        return [f"{status.broker}: {status.missing}"]
     if not status.queues:
-        return f"{status.broker}: no stage has run on this broker yet (gliaflow serve STAGE, or docker compose up)"
+        return [f"{status.broker}: no stage has run on this broker yet (gliaflow serve STAGE, or docker compose up)"]
     rows = [("queue", "waiting", "in work", "kept", "consumers", "dead", "in/s", "out/s")]
     for line in status.queues:
         in_work, kept = ("?" if count is None else str(count) for count in (line.in_work, line.kept))
@@ -154,7 +154,7 @@ def as_text(status: Status) -> str:
         text.append("stages differ in version or bundle (gliaflow doctor)")
     if status.missing:
         text.append(f"rates are net, over {INTERVAL_S:g} s; work and versions are not known: {status.missing}")
-    return "\n".join(text)
+    return text
 
 
 def _progress(status: Status) -> str:

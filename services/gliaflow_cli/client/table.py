@@ -2,6 +2,9 @@
 
 Spreadsheet programs change the encoding, the separator, the decimal point, the order of columns, and add columns of the
 user. The user's columns are kept. Where a value has two meanings, the table is refused.
+
+A text from a name or a message must not be a formula for these programs, also if they separate columns at other
+characters. So ``'`` is written before what may begin one, and removed again when the table is read.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ REQUIRED = ("scan", "status", "grade", "p_hgg")
 LARGEST = {"p_hgg": 1.0, "tumour_ml": 3000.0, "slices": 1e4, "seconds": 1e7}  # a larger one has lost its decimal point
 BETWEEN = " | "  # warnings; their own texts have semicolons
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+SKIPPED = r"""(?:[^\S\t\r\n]|["\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff])"""  # by some programs
+FORMULA = rf"'*{SKIPPED}*[=+\-@\t\r＝＋－＠]"
+CELL = re.compile(rf"(?:^|(?<=[;\t\r\n]))(?={FORMULA})")  # a text may be separated at these characters too
+QUOTED_CELL = re.compile(rf"(?:^|(?<=[;\t\r\n]))'(?={FORMULA})")
 THOUSANDS = re.compile(r"[1-9]\d{0,2}([.,]\d{3})+")
 
 
@@ -97,13 +104,14 @@ def write_table(path: Path, rows: Iterable[ScanRow]) -> None:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         for line in lines:
-            writer.writerow({name: _text(value) for name, value in line.items()})
+            writer.writerow({name: _cell(name, value) for name, value in line.items()})
 
 
 def read_table(path: Path, *, unchanged: bool = False) -> dict[str, ScanRow]:
     """The rows of a table, by scan; none if there is no table.
 
-    ``unchanged``: no other program has written the table, so that its numbers may be of any size.
+    ``unchanged``: no other program has written the table, so that its numbers may be of any size, and its texts may
+    begin or end with spaces.
 
     Raises
     ------
@@ -120,19 +128,30 @@ def read_table(path: Path, *, unchanged: bool = False) -> dict[str, ScanRow]:
     return _Reader(path, unchanged).rows(data)
 
 
-def _text(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
+    if column not in COLUMNS:
+        return str(value)  # the user's own, who may have written a formula
     if isinstance(value, float):
         return f"{value:.6f}".rstrip("0").rstrip(".")  # never 1e-05, which spreadsheet programs rewrite
     if isinstance(value, tuple):
-        return BETWEEN.join(each.replace(BETWEEN, " / ") for each in value)
-    return "" if value is None else str(value)
+        value = BETWEEN.join(each.replace(BETWEEN, " / ") for each in value)
+    return _quoted(value) if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _quoted(text: str) -> str:
+    return CELL.sub("'", text)
+
+
+def _unquoted(text: str) -> str:
+    """The text that ``_quoted`` was called with."""
+    return QUOTED_CELL.sub("", text)
 
 
 class _Reader:
-    """Reads one table. ``path`` is for messages; ``any_size``: numbers may be of any size."""
+    """Reads one table. ``path`` is for messages; ``unchanged``: no other program has written the table."""
 
-    def __init__(self, path: Path, any_size: bool) -> None:
-        self._path, self._any_size = path, any_size
+    def __init__(self, path: Path, unchanged: bool) -> None:
+        self._path, self._unchanged = path, unchanged
 
     def rows(self, data: bytes) -> dict[str, ScanRow]:
         lines = self._lines(self._decode(data))
@@ -158,7 +177,9 @@ class _Reader:
         for delimiter in ",;\t":
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
             try:
-                lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+                lines = [
+                    (reader.line_num, [cell if self._unchanged else cell.strip() for cell in cells]) for cells in reader
+                ]
             except csv.Error as error:
                 raise UsageError(f"{self._path}: line {reader.line_num}: {error}; correct or move the table") from None
             lines = [(number, cells) for number, cells in lines if any(cells)]
@@ -173,6 +194,9 @@ class _Reader:
             f"{self._path}: not a table of `gliaflow submit`: it has no column {', '.join(missing)}. "
             "Move it, or choose another --out"
         )
+
+    def _cell(self, cell: str) -> str:
+        return cell if self._unchanged else cell.strip()
 
     def _cells(self, number: int, header: list[str], cells: list[str]) -> dict[str, str]:
         if any(cells[len(header) :]):
@@ -208,12 +232,12 @@ class _Reader:
         return ","
 
     def _row(self, number: int, cells: dict[str, str], decimal: str) -> ScanRow:
-        values: dict[str, Any] = {name: cells[name] for name in COLUMNS if name in cells}
+        values: dict[str, Any] = {name: _unquoted(cells[name]) for name in COLUMNS if name in cells}
         for name in LARGEST:
             values[name] = self._number(number, name, cells.get(name, ""), decimal)
         if values["slices"] is not None:
             values["slices"] = int(values["slices"])
-        values["warnings"] = tuple(part for part in cells.get("warnings", "").split(BETWEEN) if part)
+        values["warnings"] = tuple(part for part in values.get("warnings", "").split(BETWEEN) if part)
         row = ScanRow(**{"patient": "", **values}, added={k: v for k, v in cells.items() if k not in COLUMNS})
         if not row.scan:
             raise self._refusal(number, "scan", "is empty")
@@ -233,7 +257,7 @@ class _Reader:
             whole = whole.replace(".", "").replace(",", "")
         plain = f"{whole}.{rest}" if decimal in text else text
         value = float(plain) if NUMBER.fullmatch(plain) else -1.0
-        largest = math.inf if self._any_size else LARGEST[name]
+        largest = math.inf if self._unchanged else LARGEST[name]
         if not 0 <= value <= largest or (name == "slices" and not value.is_integer()):
             raise self._refusal(line, name, f"{text!r} is not a possible value")
         return value

@@ -50,7 +50,10 @@ def augment(
     from gliaflow_runtime.errors import UsageError
 
     require_matplotlib()
+    import matplotlib
     from matplotlib.figure import Figure
+
+    matplotlib.rcdefaults()  # nothing from a matplotlibrc in the working folder
 
     if out.suffix != ".png":
         raise UsageError(f"--out: {out} is not a .png")

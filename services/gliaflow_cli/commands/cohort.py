@@ -84,12 +84,12 @@ def _check(cases: Sequence[Case]) -> bool:
         task = bar.add_task("scans and masks", total=len(cases))
         for result in cut_each(cases, blank_bundle(PROFILES["demo"], Path(folder))):
             if result.scan is None:
-                console.print(f"bad       {_printable(result.reason)}", style="red", soft_wrap=True)
+                console.print(f"bad       {result.reason}", style="red", soft_wrap=True)
             else:
                 voxels.append((result.scan.voxels, result.case.patient, result.case.id))
                 masks.append((result.scan.tumour, result.case.patient, result.case.id))
             for doubt in result.doubts:
-                console.print(f"doubtful  {_printable(doubt)}", style="yellow", soft_wrap=True)
+                console.print(f"doubtful  {doubt}", style="yellow", soft_wrap=True)
             bar.advance(task)
     leaks, problems = same_voxels(voxels)
     for problem in problems + same_masks(masks):
@@ -97,7 +97,3 @@ def _check(cases: Sequence[Case]) -> bool:
     print_leaks(leaks)
     console.print(f"checked   {len(voxels)} of {len(cases)} scans are good")
     return len(voxels) == len(cases) and not leaks
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)

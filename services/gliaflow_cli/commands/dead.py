@@ -18,7 +18,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_letters(broker: flags.Broker = None) -> None:
-    """Print one line for each dead letter: id, time, stage, scan, reason."""
+    """Print one line for each dead letter: id, time, stage, scan, submission, reason."""
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.settings import load_settings
 
@@ -27,14 +27,15 @@ def list_letters(broker: flags.Broker = None) -> None:
     settings = load_settings({"broker": broker})
     with open_broker(settings) as connection, dead_letters(connection) as letters:
         # copies: a stage that ended after it wrote the dead letter and before it acknowledged the message
-        copies = Counter((letter.queue.name, letter.id or letter.delivery.body) for letter in letters)
+        copies = Counter((letter.queue.name, letter.id, letter.delivery.body) for letter in letters)
         count = len(copies)
         for letter in letters:
-            if not (times := copies.pop((letter.queue.name, letter.id or letter.delivery.body), 0)):
+            if not (times := copies.pop((letter.queue.name, letter.id, letter.delivery.body), 0)):
                 continue
-            scan = message.scan.name or message.scan.id if (message := letter.message) else "?"
+            scan = (message.scan.name if (message := letter.message) else "") or letter.origin.scan or "?"
+            submission = f" of {letter.origin.submission}" if letter.origin.submission else ""
             queue = letter.queue.name.removeprefix("gliaflow.")
-            line = f"{letter.id[:12] or '?':12}  {letter.died:19}  {queue:12}  {scan}: {letter.reason}"
+            line = f"{letter.id[:12]:12}  {letter.died:19}  {queue:12}  {scan}{submission}: {letter.reason}"
             line += f" ({times} copies)" if times > 1 else ""
             console.print(line, soft_wrap=True)
         hidden = count_waiting(connection)
@@ -52,7 +53,7 @@ def show_letter(
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.settings import load_settings
 
-    from gliaflow_cli.client.dead_letters import choose, dead_letters, described
+    from gliaflow_cli.client.dead_letters import choose, dead_letters
 
     with open_broker(load_settings({"broker": broker})) as connection, dead_letters(connection) as letters:
         for letter in choose(letters, [message]):
@@ -61,8 +62,7 @@ def show_letter(
             console.print(f"bytes: {len(letter.delivery.body)}")
             for name, value in letter.delivery.headers.items():
                 console.print(f"header {name}: {value}", soft_wrap=True)
-            content = letter.message
-            console.print(described(content) if content else "not a readable message", soft_wrap=True)
+            console.print(*letter.content(), sep="\n", soft_wrap=True)
 
 
 @app.command("replay")

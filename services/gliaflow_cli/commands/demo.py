@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, progress_bar
+from gliaflow_cli.interrupted import interruptible
+from gliaflow_cli.terminal import console, progress_bar, waiting_printer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,7 @@ SYNTHETIC = 8  # features of each class
 TIMEOUT_S = 600.0
 
 
+@interruptible("run the same command again")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the scans, answers and report.html.")],
     patients: Annotated[
@@ -83,7 +85,7 @@ def demo(
                 failures[target.scan] = row
             bar.advance(task)
 
-        with open_flow(settings, TIMEOUT_S) as flow:
+        with open_flow(settings, TIMEOUT_S, waiting_printer(bar)) as flow:
             features = Queue(f"gliaflow.demo.{uuid4().hex}", ("features.labelled",), expires_s=600)
             flow.broker.declare(features)  # a new consumer is a new queue: no stage knows about it
             with flow.broker.consume(features, prefetch=16) as consumer:
@@ -103,7 +105,7 @@ def demo(
         page = answers_page(shown, DemoParts(real, synthetic, manifest.metrics))
         report = out / folder.save("", "report", ".html", lambda part: part.write_text(page, encoding="utf-8"))
     _print_table(shown)
-    console.print(f"{counts(rows)}\n{true_grades(rows)}", soft_wrap=True)
+    console.print(counts(rows), true_grades(rows), sep="\n", soft_wrap=True)
     if not has_matplotlib():
         console.print(f"the report has no pictures, for lack of matplotlib: {INSTALL}", style="yellow", soft_wrap=True)
     console.print(f"report: {report} ({time.monotonic() - started:.0f} s; phantoms are not patients)", soft_wrap=True)

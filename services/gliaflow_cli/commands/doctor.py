@@ -40,6 +40,7 @@ def examine(settings: Settings, inbox: Path | None = None, out: Path | None = No
 
     from gliaflow_cli.checks import broker as of_broker
     from gliaflow_cli.checks import machine
+    from gliaflow_cli.checks.stages import check_killed
     from gliaflow_cli.client.management import Management
 
     wrong = _run("onnxruntime", machine.check_onnxruntime)
@@ -64,9 +65,11 @@ def examine(settings: Settings, inbox: Path | None = None, out: Path | None = No
     with connection:
         wrong += _run("broker", lambda: of_broker.check_answer(connection, settings.broker.split("@")[-1]))
         wrong += _run("queues", lambda: of_broker.check_queues(connection))
+        wrong += _run("declarations", lambda: of_broker.check_declarations(api))
         wrong += _run("policies", lambda: of_broker.check_policies(api))
         wrong += _run("versions", lambda: of_broker.check_versions(api))
         wrong += _run("alarms", lambda: of_broker.check_alarms(api))
+        wrong += _run("killed stages", lambda: check_killed(api))
     return wrong
 
 

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, progress_bar
+from gliaflow_cli.interrupted import interruptible
+from gliaflow_cli.terminal import console, progress_bar, waiting_printer
 
 TIMEOUT_S = 600.0  # no answer for so long means that no generator runs
 
 
+@interruptible("nothing was written; run the same command again")
 def generate(
     grade: Annotated[str, typer.Option("--grade", help="Class of the features: HGG or LGG.")],
     count: Annotated[int, typer.Option("--count", metavar="<int>", help="Number of features.", min=1)],
@@ -44,7 +46,7 @@ def generate(
     if os.path.lexists(out):
         raise UsageError(f"--out: {out} exists already; name another file, or delete it")
     settings = load_settings({"broker": broker, "bundle": bundle, "generator": generator})
-    with open_flow(settings, TIMEOUT_S) as flow, progress_bar() as bar:
+    with progress_bar() as bar, open_flow(settings, TIMEOUT_S, waiting_printer(bar)) as flow:
         task = bar.add_task(f"{grade} features", total=count)
         parts = flow.generate_parts(grade, count, seed=seed, progress=lambda done: bar.update(task, completed=done))
     first = parts[0]

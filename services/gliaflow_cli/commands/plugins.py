@@ -73,7 +73,7 @@ def show_plugins(console: Console, verbose: bool = False) -> int:
 def _print_indented(console: Console, text: str) -> None:
     """Print a text below its plugin, wrapped to the terminal. No word is cut."""
     indent = " " * 6
-    lines = textwrap.fill(
+    lines = textwrap.wrap(
         text,
         max(40, console.width),
         initial_indent=indent,
@@ -81,4 +81,4 @@ def _print_indented(console: Console, text: str) -> None:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    console.print(lines, soft_wrap=True)
+    console.print(*lines, sep="\n", soft_wrap=True)

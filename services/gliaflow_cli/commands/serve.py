@@ -49,7 +49,7 @@ def serve(
 
     The trainer records the features of labelled scans and fits new bundles on them. It needs the extra "train".
     """
-    from gliaflow_runner.serve import serve as serve_stage
+    from gliaflow_runner.keeper import outlive_kills
     from gliaflow_runtime.broker.url import without_password
     from gliaflow_runtime.logs import configure_logging
     from gliaflow_runtime.settings import SECRET, load_settings
@@ -81,4 +81,7 @@ def serve(
             f"name a RabbitMQ: --broker amqp://{stage.value}@localhost/"
         )
     configure_logging(settings.log_level, settings.log_format)
-    serve_stage(stage.value, settings)
+    killed = outlive_kills(stage.value, settings) if settings.restart_killed else ""
+    from gliaflow_runner.serve import serve as serve_stage  # after the fork: it takes memory
+
+    serve_stage(stage.value, settings, killed)

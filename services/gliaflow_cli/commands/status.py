@@ -25,10 +25,11 @@ def status(
 
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.settings import load_settings
+    from rich.console import Group
     from rich.live import Live
 
     from gliaflow_cli.client.management import Management
-    from gliaflow_cli.client.queues import as_text, read_status
+    from gliaflow_cli.client.queues import as_lines, read_status
 
     settings = load_settings({"broker": broker, "management": management})
     api = None
@@ -36,17 +37,17 @@ def status(
         api = Management(settings.broker, settings.management, settings.broker_password_file)
     with open_broker(settings, connect_timeout=5) as connection:
 
-        def read() -> str:
-            found = read_status(connection, api, settings.broker.split("@")[-1])
-            return json.dumps(asdict(found), indent=2) if as_json else as_text(found)
+        def read() -> list[str]:
+            status = read_status(connection, api, settings.broker.split("@")[-1])
+            return json.dumps(asdict(status), indent=2).split("\n") if as_json else as_lines(status)
 
         if not watch:
-            console.print(read(), soft_wrap=True)
+            console.print(*read(), sep="\n", soft_wrap=True)
             return
         while not console.is_terminal:
-            console.print(read(), soft_wrap=True, end="\n\n")
+            console.print(*read(), sep="\n", soft_wrap=True, end="\n\n")
             time.sleep(REFRESH_S)
-        with Live(read(), console=console, auto_refresh=False) as live:
+        with Live(Group(*read()), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(REFRESH_S)
-                live.update(read(), refresh=True)
+                live.update(Group(*read()), refresh=True)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from gliaflow_runtime.ending import INTERRUPTED
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, print_leaks, print_left_out, print_problems, progress_bar
+from gliaflow_cli.interrupted import interruptible
+from gliaflow_cli.terminal import (
+    console,
+    print_leaks,
+    print_left_out,
+    print_problems,
+    progress_bar,
+    waiting_printer,
+)
 
 if TYPE_CHECKING:
     from gliaflow.answer import Answer
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     from gliaflow_cli.client.table import ScanRow
 
 
+@interruptible("the answers so far are in predictions.csv of --out; the same command with --resume continues")
 def submit(
     paths: Annotated[
         list[str],
@@ -98,7 +107,7 @@ def submit(
             folder.keep(kept.values())
         failures: dict[str, ScanRow] = {}  # also of scans whose earlier answer the table keeps
         if todo:
-            with open_flow(settings, timeout) as flow, progress_bar() as bar:
+            with progress_bar() as bar, open_flow(settings, timeout, waiting_printer(bar)) as flow:
                 task = bar.add_task("scans", total=len(todo))
 
                 def show(target: Target, answer: Answer, row: ScanRow) -> None:
@@ -109,7 +118,6 @@ def submit(
                         bar.console.print(line, style=style, soft_wrap=True)
                     bar.advance(task)
 
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 try:
                     folder.answer(flow, todo, show)
                 except KeyboardInterrupt:
@@ -119,7 +127,7 @@ def submit(
                         style="yellow",
                         soft_wrap=True,
                     )
-                    raise typer.Exit(130) from None
+                    raise typer.Exit(INTERRUPTED) from None
         rows = [failures.get(each.scan) or folder.rows[each.scan] for each in targets if each.scan in folder.rows]
         if report:
             from gliaflow_cli.commands.answers_report import write_report

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from gliaflow_cli import flags
+from gliaflow_cli.interrupted import interruptible
 from gliaflow_cli.terminal import console, progress_bar
 
 
+@interruptible("the same command resumes, from the work in OUT.work")
 def train(
     cohort: flags.Cohort,
     out: Annotated[Path, typer.Option("--out", help="Folder for the new bundle.")],

@@ -22,6 +22,7 @@ from gliaflow_runtime.bundle.manifest import (
     parse_manifest,
 )
 from gliaflow_runtime.errors import describe_error
+from gliaflow_runtime.files import private_folder
 
 CHUNK = 2**22
 MAX_FILES = 64
@@ -41,10 +42,10 @@ def fetch_bundle(url: str, cache: Path) -> Path:
     if len(files) > MAX_FILES or any(Path(name).name != name or name in ("..", MANIFEST) for name in files):
         raise BundleError(f"{url}/{MANIFEST}: files: expected at most {MAX_FILES} names of files without a folder")
     folder = cache / hashlib.sha256(raw).hexdigest()
-    if _complete(folder, files):
-        return folder
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        private_folder(cache)
+        if _complete(folder, files):
+            return folder
         with tempfile.TemporaryDirectory(prefix=".part-", dir=cache) as name:
             part = Path(name) / "bundle"
             part.mkdir()

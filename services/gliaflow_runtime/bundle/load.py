@@ -70,9 +70,13 @@ class Bundle:
 
     @property
     def tap_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of the features that the bundle's networks were fitted on."""
+        return self.features_shape(self.manifest.cropped)
+
+    def features_shape(self, cropped: bool) -> tuple[int, int, int]:
         """[C, H, W] of the features: of the tap, or half its height and width if features are cropped."""
         channels, height, width = self.manifest.taps[self.tap]
-        return (channels, height // 2, width // 2) if self.manifest.cropped else (channels, height, width)
+        return (channels, height // 2, width // 2) if cropped else (channels, height, width)
 
     @property
     def trained_on(self) -> str:

@@ -17,7 +17,7 @@ from gliaflow_cli.client.table import ScanRow
 from gliaflow_cli.commands import answers_report
 from gliaflow_cli.commands.answers_report import DemoParts, Shown, answers_page
 from gliaflow_pages.slices import Slice
-from read_page import UNTRUSTED, PageReader, check_stands_alone
+from read_page import UNTRUSTED, UNTRUSTED_SHOWN, PageReader, check_stands_alone
 
 METRICS = {"segmentation": {"dice_mean": 0.67, "patients": 30}, "grading": {"auc": 0.81, "patients": 28}}
 OK = ScanRow(
@@ -133,7 +133,7 @@ def test_names_are_untrusted_text() -> None:
     row = replace(OK, scan=UNTRUSTED, patient=UNTRUSTED, source=UNTRUSTED, bundle=UNTRUSTED, warnings=(UNTRUSTED,))
     read = PageReader(answers_page([shown(row)]))
     assert not any("onerror" in attributes for _, attributes in read.tags)
-    assert UNTRUSTED in read.raw
+    assert UNTRUSTED_SHOWN in read.raw
     assert len(read.all("img")) == 1
 
 

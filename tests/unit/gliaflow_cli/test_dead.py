@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gliaflow_proto.routing import EXTRACTOR, PREPROCESSOR
 from gliaflow_runtime.broker.connect import forget
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
+from sample_messages import SCAN_MESSAGE, changed
 from typer.testing import CliRunner
 
 
@@ -92,3 +94,60 @@ def test_on_a_terminal_the_command_asks_first(monkeypatch: pytest.MonkeyPatch) -
     assert done.exit_code == 1
     assert "Delete 3 dead letters for good?" in done.output
     assert len(listed()) == 3
+
+
+def test_what_a_client_wrote_into_a_message_cannot_command_the_terminal(tmp_path: Path) -> None:
+    hostile, shown = "x\x1b[2J\n0 dead letters\u202e", r"x\x1b[2J\n0 dead letters\u202e"
+    forget("memory://")
+    with MemoryBroker(tmp_path / "dead-letters") as broker:
+        broker.declare(EXTRACTOR)
+        delivery = Delivery(EXTRACTOR.name, EXTRACTOR.keys[0], b"", hostile, {"x-note": hostile})
+        broker.dead_letter(delivery, hostile)
+    assert shown[:11] in dead("list")
+    assert f"?: {shown}\n" in dead("list")
+    details = dead("show", hostile)
+    for line in (f"{shown} in gliaflow.extractor", f"reason: {shown}", f"header x-note: {shown}"):
+        assert line in details.splitlines()
+
+
+def dead_letter(folder: Path, body: bytes, message_id: str = "", reason: str = "broken") -> None:
+    forget("memory://")
+    with MemoryBroker(folder / "dead-letters") as broker:
+        broker.declare(PREPROCESSOR)
+        broker.dead_letter(Delivery(PREPROCESSOR.name, PREPROCESSOR.keys[0], body, message_id), reason)
+
+
+def test_a_message_that_breaks_the_schema_is_listed_with_its_scan_and_submission_and_shown_as_far_as_it_can_be_read(
+    tmp_path: Path,
+) -> None:
+    data, row = bytes(5000), "id-4          .*  preprocessor  7 of sub: broken"
+    dead_letter(tmp_path, changed(SCAN_MESSAGE, scan__id=7, source={"data": data}, part=[0, None]), "id-4")
+    assert re.search(row, dead("list"))
+    shown = dead("show", "id-4").splitlines()
+    start = shown.index("not a valid message; what can be read:")
+    for line in ("kind: 'scan'", "scan:", "  id: 7", "  submission: 'sub'", "source:", "  data: 5003 bytes"):
+        assert line in shown[start:]
+    assert "part: [0, None]" in shown[start:]
+
+
+def test_the_fields_before_the_end_of_a_message_that_was_cut_short_are_shown(tmp_path: Path) -> None:
+    dead_letter(tmp_path, changed(SCAN_MESSAGE)[:-3])
+    assert re.search("m1            .*  s1 of sub: broken", dead("list"))
+    assert "  submission: 'sub'" in dead("show", "m1")
+
+
+def test_a_message_without_any_id_is_named_by_a_digest_so_that_it_can_be_shown_and_deleted(tmp_path: Path) -> None:
+    dead_letter(tmp_path, b"garbage")
+    (name,) = {*listed()} - {"id-1", "id-2", "id-3"}
+    assert re.fullmatch("[0-9a-f]{12}", name)
+    assert "not a valid message" in dead("show", name)
+    dead("delete", name, "--yes")
+    assert listed() == ["id-1", "id-2", "id-3"]
+
+
+def test_copies_of_one_message_are_one_row_and_two_messages_of_one_id_are_two(tmp_path: Path) -> None:
+    """Clients without an AMQP message id may use the same id in each submission."""
+    for submission in ("one", "one", "two"):
+        dead_letter(tmp_path, changed(SCAN_MESSAGE, scan__submission=submission, trace=""))
+    assert listed() == ["id-1", "id-2", "m1", "m1", "id-3"]
+    assert "brain of one: broken (2 copies)" in dead("list")

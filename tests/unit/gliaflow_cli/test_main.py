@@ -136,3 +136,46 @@ def test_flags_that_read_a_cohort_need_labelled(arguments: tuple[str, ...]) -> N
     done = CliRunner().invoke(main.app, ["submit", *arguments, "--out", "x"])
     assert done.exit_code == 2
     assert "--labelled" in done.stderr
+
+
+def test_processes_of_a_command_import_nothing_from_the_working_folder(tmp_path: Path) -> None:
+    """multiprocessing starts ``python -c``, which looks for modules in the working folder first."""
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "multiprocessing.py").write_text("print('code that came with the scans')")
+    (tmp_path / "command.py").write_text("""
+from multiprocessing import get_context
+from gliaflow_cli import main
+
+def app():
+    process = get_context("spawn").Process(target=print, args=("a fold",))
+    process.start()
+    process.join()
+
+if __name__ == "__main__":
+    main.app = app
+    main.main()
+""")
+    command = [sys.executable, str(tmp_path / "command.py")]
+    done = subprocess.run(command, cwd=tmp_path / "scans", capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("a fold\n", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("raise RuntimeError(NAME)", r"RuntimeError: P1\x1b[2J\u202e"),
+        ("import warnings; warnings.warn(NAME)", r"UserWarning: P1\x1b[2J\u202e"),
+        ("import os; os.stat(NAME)", r"gliaflow: P1\x1b[2J\u202e: No such file or directory: check the path"),
+    ],
+)
+def test_a_hostile_name_in_an_unexpected_error_or_a_warning(code: str, shown: str, tmp_path: Path) -> None:
+    program = f"""
+from gliaflow_cli import main
+NAME = "P1\\x1b[2J\\u202e"
+def app():
+    {code}
+main.app = app
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == shown

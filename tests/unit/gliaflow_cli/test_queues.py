@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from gliaflow_cli.client.management import Client
-from gliaflow_cli.client.queues import as_text, read_status
+from gliaflow_cli.client.queues import as_lines, read_status
 from gliaflow_proto import Queue
 from gliaflow_proto.routing import ASSEMBLER, CLASSIFIER, EXTRACTOR, STAGE_QUEUES
 from gliaflow_runtime.broker.memory import MemoryBroker
@@ -49,7 +49,7 @@ def shown(
                 broker.send(queue.name, b"")
             if queue not in stopped:
                 running.enter_context(broker.consume(queue, 1))
-        text = as_text(read_status(broker, Api(in_work, leave), "host/"))  # type: ignore[arg-type]
+        text = "\n".join(as_lines(read_status(broker, Api(in_work, leave), "host/")))  # type: ignore[arg-type]
     return text, {cells[0]: cells[1:] for line in text.splitlines() if (cells := line.split())}
 
 

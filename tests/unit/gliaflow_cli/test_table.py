@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,3 +173,43 @@ def test_a_table_of_another_encoding_is_refused(table: Path) -> None:
     table.write_bytes(table.read_bytes().replace(b"strange", "für".encode("latin-1")))
     with pytest.raises(UsageError, match="not UTF-8; save the table as CSV UTF-8"):
         read_table(table)
+
+
+FORMULAS = [
+    "=cmd|'/C calc'!A0",
+    "+1",
+    "-0.5",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "  =1",
+    "\u200b=1",
+    "＝1",
+    '"=1"',
+    "a;=1",
+    "a\n=1",
+]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_no_name_is_a_formula_in_a_spreadsheet_program(tmp_path: Path, name: str, delimiter: str) -> None:
+    """Whatever the program takes for the separator, and though it skips spaces and quotes."""
+    write_table(tmp_path / TABLE, [ScanRow(name, name, name, error=name, warnings=(name,))])
+    with (tmp_path / TABLE).open(newline="", encoding="utf-8") as file:
+        cells = [cell for line in csv.reader(file, delimiter=delimiter) for cell in line]
+    assert [cell for cell in cells if re.match(r"[\s\"\u200b]*[=+\-@＝]|[\t\r]", cell)] == []
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, "'=1", "''=1", "'a", " a ", "a=1", "=\t=\n;'=;=", "'"])
+def test_names_are_read_back_exactly(tmp_path: Path, name: str) -> None:
+    rows = [ScanRow(name, name, name, error=name, warnings=(name, "b"))]
+    write_table(tmp_path / TABLE, rows)
+    assert list(read_table(tmp_path / TABLE, unchanged=True).values()) == rows
+
+
+def test_numbers_and_the_users_own_columns_are_not_quoted(tmp_path: Path) -> None:
+    row = ScanRow("a", "b", "c", "HGG", 0.5, 1.0, 3, "ok", added={"sum": "=A1+1", "change": "-0.5"})
+    write_table(tmp_path / TABLE, [row])
+    assert "'" not in (tmp_path / TABLE).read_text()
+    assert read_table(tmp_path / TABLE)["a"] == row

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 from gliaflow_evaluation.report.page import render, write_report
 from gliaflow_evaluation.report.schema import Metrics, write_metrics
-from read_page import UNTRUSTED, PageReader, check_stands_alone
+from read_page import UNTRUSTED, UNTRUSTED_SHOWN, PageReader, check_stands_alone
 from sample_metrics import CLASSES, made_up, nothing_but_arms
 
 PICTURES = 25  # 8 slices; feature maps of 2 classes, real and synthetic; 13 plots
@@ -202,7 +202,7 @@ def test_names_are_untrusted_text(tmp_path: Path) -> None:
     read = PageReader(written)
     assert not any("onerror" in attributes for _, attributes in read.tags)
     assert "<img src=x" not in written
-    assert UNTRUSTED in read.raw
+    assert UNTRUSTED_SHOWN in read.raw
     assert len(read.all("img")) == PICTURES
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gliaflow_extractor.extractor import Extractor, UNetSession
-from gliaflow_proto import Geometry, ProtocolError, Scan, SlicesMessage
+from gliaflow_proto import Geometry, Scan, SlicesMessage
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle, find_bundle, load_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.inference import DeviceError, Network
+from gliaflow_runtime.stage import OtherBundle
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_slices_that_were_prepared_for_another_bundle_are_refused():
     image = np.zeros((1, 1, 128, 128), np.float16)
     slices = SlicesMessage(id="s", scan=Scan(id="s"), geometry=geometry, image=image, bundle="another@0")
     extractor = Extractor(bundle, UNetSession(bundle, threads=1))
-    with pytest.raises(ProtocolError, match=r"another@0.* give all stages the same bundle"):
+    with pytest.raises(OtherBundle, match=r"another@0.* give all stages the same bundle"):
         extractor.handle(slices, Delivery("q", "slices", b""))
     for name in ("", bundle.id):
         (features,) = extractor.handle(replace(slices, bundle=name), Delivery("q", "slices", b"")).publish

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import msgpack
@@ -156,3 +157,15 @@ def test_missing_and_invalid_dead_letters_are_skipped(tmp_path: Path) -> None:
         assert letter is not None
         assert letter.body == b"2"
         assert dead.next(0) is None
+
+
+def test_dead_letters_which_hold_whole_scans_are_for_their_user_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "dead-letters"
+    folder.mkdir(parents=True)
+    folder.chmod(0o755)  # as an older version left it
+    broker = MemoryBroker(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "closed by the start alone"
+    broker.declare(SCANS)
+    broker.dead_letter(Delivery(SCANS.name, "scan", b"scan"), "reason")
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700

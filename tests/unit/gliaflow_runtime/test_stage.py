@@ -13,7 +13,15 @@ from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, Synthet
 from gliaflow_runtime.broker.interface import REASON
 from gliaflow_runtime.broker.memory import Limit, MemoryBroker
 from gliaflow_runtime.logs import configure_logging
-from gliaflow_runtime.stage import EX_SOFTWARE, InvalidInput, Outcome, Stage, TemporarilyUnavailable, Worker
+from gliaflow_runtime.stage import (
+    EX_SOFTWARE,
+    InvalidInput,
+    OtherBundle,
+    Outcome,
+    Stage,
+    TemporarilyUnavailable,
+    Worker,
+)
 from prometheus_client import REGISTRY
 
 IN, OUT = Queue("in", ("generate",)), Queue("out", ("failure.*", "synthetic.*"))
@@ -363,3 +371,45 @@ def test_a_lost_delivery_is_not_dead_lettered():
     thread.join(10)
     assert broker.depth(IN.dead) == 1, "of the second delivery"
     assert broker.depth(OUT.name) == 1
+
+
+class TestOtherBundle:
+    """A message of another bundle than the stage's: the client sends its scan again."""
+
+    @staticmethod
+    def refuse():
+        raise OtherBundle("slices", "old@1", "echo", "new@2")
+
+    def test_the_failure_asks_for_another_attempt_and_there_is_no_dead_letter(self):
+        with Running(Echo(self.refuse)) as running:
+            running.send(encode(message()))
+            announced = decode(running.take(OUT).body)
+        assert (announced.kind, announced.stage, announced.retry) == ("failure", "echo", True)
+        assert announced.reason == (
+            "bundle: the slices are of old@1, but this echo serves new@2; give all stages the same bundle"
+        )
+        assert running.broker.depth(IN.name) == running.broker.depth(IN.dead) == 0
+
+    def test_a_message_that_an_operator_replayed_becomes_a_dead_letter_again(self):
+        """Its submission may have ended long ago, and the operator must learn what happened."""
+        with Running(Echo(self.refuse)) as running:
+            running.broker.send(IN.name, encode(message()))
+            assert "give all stages the same bundle" in running.dead_reason()
+            assert not decode(running.take(OUT).body).retry
+
+    def test_a_scan_without_a_submission_becomes_a_dead_letter(self):
+        with Running(Echo(self.refuse)) as running:
+            running.send(encode(replace(message(), scan=Scan(id="a"))))
+            assert "give all stages the same bundle" in running.dead_reason()
+
+
+def test_a_full_queue_of_answers_does_not_block_a_stage_for_ever(monkeypatch):
+    """The assembler reads its own answers: if its queue is full, only the assembler can make room."""
+    monkeypatch.setattr("gliaflow_runtime.stage.ANNOUNCE_S", 0.1)
+    stage = Echo()
+    with Running(stage, limits={OUT.name: Limit(1)}) as running:
+        for name in ("a", "b", "c"):
+            running.send(encode(message(name)))
+        while len(stage.seen) < 3 or running.broker.depth(IN.name):
+            time.sleep(0.01)
+        assert decode(running.take(OUT).body).id == "a!"

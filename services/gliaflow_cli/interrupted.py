@@ -1,0 +1,21 @@
+"""What a command prints after Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from gliaflow_runtime.ending import INTERRUPTED
+
+from gliaflow_cli.terminal import Terminal
+
+
+@contextmanager
+def interruptible(next_step: str) -> Iterator[None]:
+    """For a command: after Ctrl-C or SIGTERM, print ``next_step`` on stderr and end with exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        Terminal(stderr=True).print(f"interrupted: {next_step}", style="yellow", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
