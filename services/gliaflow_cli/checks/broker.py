@@ -28,6 +28,7 @@ LIMITS = {
     "balancer": (64, 512),
     "recorder": (128, 1024),
 }
+VERSION_0_1 = {("gliaflow", "scan"), ("gliaflow", "generate")}  # harmless: nobody may publish these there any more
 TUNABLE = ("max-length", "max-length-bytes", "delivery-limit", "expires")  # an operator may choose other values
 
 
@@ -79,6 +80,11 @@ def check_declarations(management: Management) -> str:
         mistakes += [
             f"{_short(queue)}: not bound to the exchange {exchange} with the key {key}: {IMPORT}"
             for exchange, key in sorted(needed - bound)
+        ]
+        mistakes += [
+            f"{_short(queue)}: also bound to the exchange {exchange} with the key {key!r}, by which it may get forged "
+            f"messages: stop the stages, rabbitmqctl delete_queue {queue.name} --if-empty, {IMPORT}"
+            for exchange, key in sorted(bound - needed - {("", queue.name), *VERSION_0_1})
         ]
     if mistakes:
         raise Wrong(*mistakes)
