@@ -87,11 +87,10 @@ def secrets(rabbitmq_url: str) -> Path:
 @pytest.fixture(autouse=True)
 def default_logging_and_signals() -> Iterator[None]:
     """No test sees the log level or the signal handlers that another test, or a command in it, has set."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
     yield
     structlog.reset_defaults()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -82,6 +82,8 @@ def make_secrets(folder: Path, new: list[str], *, tls: bool = False, hosts: list
             public = user["name"] == CLIENT and user["name"] not in new
             password = CLIENT if public else secrets.token_urlsafe(24)
             store.write(user["name"], "password", password + "\n")
+        if not password.strip():
+            sys.exit(f"{folder / user['name'] / 'password'}: empty: write a password into it, or delete it")
         user |= {
             "password_hash": password_hash(password.strip()),
             "hashing_algorithm": "rabbit_password_hashing_sha256",
@@ -113,6 +115,8 @@ class Secrets:
                         return file.read()
             except FileNotFoundError:
                 return None
+            except UnicodeDecodeError:
+                sys.exit(f"{self._folder / user / name}: not UTF-8 text: write it again, or delete it")
 
     def write(self, user: str, name: str, text: str, mode: int = 0o444) -> None:
         """Write the file whole: a reader never sees half of it. A link of this name is replaced."""

@@ -19,9 +19,11 @@ def who_else_may_write(folder: Path) -> str:
     """
     owners = {0, folder.stat().st_uid}
     for parent in folder.parents:
-        mode = parent.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            return f"all users may replace {folder}, because they may write {parent}: chmod o-w {parent}"
+        status = parent.stat()
+        if status.st_uid not in owners | {os.geteuid()}:
+            return f"uid {status.st_uid}, who owns {parent}, may replace {folder}: move it below a folder of its owner"
+        if status.st_mode & OTHERS and not status.st_mode & stat.S_ISVTX:
+            return f"other users may replace {folder}, because they may write {parent}: chmod go-w {parent}"
     for path in (folder, *_below(folder)):
         status = path.lstat()
         if status.st_uid not in owners:

@@ -43,6 +43,7 @@ class Scan:
     ``id`` is unique within a ``submission``: a second scan with the same id counts as a copy of the first.
     ``attempt`` counts how often the scan was sent again, by its sender or by an operator from the dead letters; a
     higher attempt replaces the lower ones. ``sent`` is when it was first sent, in seconds since 1970, or None.
+    ``replayed``: an operator sent it from the dead letters, so no client may be waiting that sends it again.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Scan:
     split: str | None = None
     attempt: int = 0
     sent: float | None = None
+    replayed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

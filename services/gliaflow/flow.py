@@ -287,6 +287,8 @@ class Flow:
                     ):
                         self._waiting.say(f"{message.stage}: {message.reason}; until then, scans are sent again")
                         continue
+                    if isinstance(message, FailureMessage) and scan.is_replaced(message.scan.attempt):
+                        continue
                     self._waiting.over()
                     patience = self._timeout / RESEND
                     item = sent.pop(message.scan.id).item
@@ -307,20 +309,26 @@ class Flow:
                 elif since_sent > patience:
                     patience *= 2
                     for scan in sent.values():
-                        scan.attempt += scan.due_at is None
+                        attempt = scan.attempt + (scan.due_at is None)
                         with suppress(OSError, ValueError):  # the file is gone; the first message may still be answered
-                            submission.submit(scan.item, scan.attempt)
-                        scan.due_at = None
+                            submission.submit(scan.item, attempt)
+                            scan.attempt, scan.due_at = attempt, None
                     since_sent = 0.0
 
     def _submission(self, queues: Sequence[Queue]) -> Submission:
         by_uri = self._stages is not None and queues is FOR_SCANS
         return Submission(
-            self.broker, by_uri=by_uri, patience_s=self._timeout, waiting=lambda waited_s: self._why(queues, waited_s)
+            self.broker,
+            by_uri=by_uri,
+            patience_s=self._timeout,
+            waiting=lambda waited_s, reason: self._why(queues, waited_s, reason),
         )
 
-    def _why(self, queues: Sequence[Queue], waited_s: float) -> str:
-        """Report why the flow waits. Stages in this process raise the error that ended them (``_check``)."""
+    def _why(self, queues: Sequence[Queue], waited_s: float, reason: str = "") -> str:
+        """Report why the flow waits: the reason, if known. Stages in this process raise their errors (``_check``)."""
+        if reason:
+            self._waiting.say(reason)
+            return reason
         return "" if self._stages else self._waiting.check(self.broker, queues, waited_s)
 
     def _check(self) -> None:

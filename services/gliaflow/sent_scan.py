@@ -44,6 +44,10 @@ class SentScan:
         self._pause_s = min(PAUSES_S[1], 2 * self._pause_s)
         return True
 
+    def is_replaced(self, attempt: int) -> bool:
+        """Whether a later attempt than this one was sent: its answer counts, and not the failure of this one."""
+        return attempt < self.attempt - (self.due_at is not None)
+
     def due_in_s(self) -> float:
         """The seconds until it is sent again; infinite if it is with the stages."""
         return math.inf if self.due_at is None else max(0.0, self.due_at - time.monotonic())

@@ -35,12 +35,17 @@ from gliaflow_proto import (
 )
 from gliaflow_proto.routing import check_route
 from gliaflow_runtime import tracing
-from gliaflow_runtime.broker.interface import AccessDenied, Broker, BrokerError, Refused, Unroutable
+from gliaflow_runtime.broker.interface import AccessDenied, Broker, BrokerError, NoExchange, Refused, Unroutable
 
 from gliaflow.scans import Input
 
 BY_VALUE_BYTES = 6 * 2**20  # a larger scan is sent through an upload queue, in chunks of this size
 ROUTE_WAIT_S = 60.0  # how long stages may take to start
+START = "start the stages: gliaflow serve STAGE, or docker compose up"
+NO_EXCHANGE = (
+    "no stage of this version has run on this broker yet, or the broker's definitions are of another version. Import "
+    f"those of this version (docs/upgrading.md), then {START}"
+)
 
 
 class NoStage(BrokerError):
@@ -55,7 +60,8 @@ class Submission:
     broker: a connection that no worker uses.
     by_uri: send paths instead of bytes. For stages in this process, which see the same files.
     patience_s: how long to wait for room in a full queue.
-    waiting: called about once a second while a message waits to be sent, with the seconds; returns the reason.
+    waiting: called about once a second while a message waits to be sent, with the seconds and with the reason, if it is
+        known; returns the reason.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class Submission:
         *,
         by_uri: bool,
         patience_s: float = 600,
-        waiting: Callable[[float], str] = lambda waited_s: "",
+        waiting: Callable[[float, str], str] = lambda waited_s, reason: reason,
     ) -> None:
         self.id = uuid.uuid4().hex
         self._broker, self._by_uri, self._patience_s, self._waiting = broker, by_uri, patience_s, waiting
@@ -226,19 +232,18 @@ class Submission:
                 raise
             except Refused:  # the queue is full: the stages are behind
                 waited_s = time.monotonic() - started
-                reason = self._waiting(waited_s)
+                reason = self._waiting(waited_s, "")
                 if waited_s > self._patience_s:
                     raise NoStage(
                         f"the queue for {message.kind!r} messages has been full for {self._patience_s:g} s: "
                         f"{reason or 'are its stages running? (gliaflow doctor)'}"
                     ) from None
-            except Unroutable:
+            except Unroutable as error:
                 waited_s = time.monotonic() - started
-                self._waiting(waited_s)
+                missing = f"{error}: {NO_EXCHANGE}" if isinstance(error, NoExchange) else ""
+                self._waiting(waited_s, missing)
                 if waited_s > ROUTE_WAIT_S:
-                    raise NoStage(
-                        f"no stage takes {message.kind!r} messages: none that does has run on this broker yet "
-                        "(start the stages: gliaflow serve STAGE, or docker compose up)"
-                    ) from None
+                    none = f"none that does has run on this broker yet ({START})"
+                    raise NoStage(f"no stage takes {message.kind!r} messages: {missing or none}") from None
             time.sleep(pause)
             pause = min(1.0, 2 * pause)

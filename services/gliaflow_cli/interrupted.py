@@ -12,6 +12,15 @@ from gliaflow_cli.terminal import Terminal
 
 
 @contextmanager
+def until_stopped() -> Iterator[None]:
+    """For a service: after Ctrl-C or SIGTERM, also while Python imports it, end with exit code 0."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
+@contextmanager
 def interruptible(next_step: str) -> Iterator[None]:
     """For a command: after Ctrl-C or SIGTERM, print ``next_step`` on stderr and end with exit code 130."""
     try:

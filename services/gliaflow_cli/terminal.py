@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gliaflow_runtime.ending import INTERRUPTED
 from gliaflow_runtime.visible import visible
 from rich.console import Console
+from typer import Exit
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ class Commands(TyperGroup):
 def _visible_errors() -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:  # the command itself did not catch it
+        sys.stderr.write("gliaflow: interrupted\n")
+        raise Exit(INTERRUPTED) from None
     except Exception as error:
         if isinstance(message := getattr(error, "message", None), str):  # typer's own errors
             error.message = visible(message)  # type: ignore[attr-defined]

@@ -55,7 +55,7 @@ class Preprocessor(Stage):
             volume = self._steps(nifti.volume, nifti.affine)
             prepared = prepare(volume, nifti.affine, self._bundle.manifest.input)
         except (SourceError, NiftiError, UnusableScan) as error:
-            sent_again = scan.scan.attempt and delivery.exchange  # by its sender, and not by an operator (dead replay)
+            sent_again = scan.scan.attempt and not scan.scan.replayed  # by its sender
             if isinstance(error, UploadGone) and (delivery.attempts or sent_again):
                 # the sender deleted its upload: an earlier delivery or attempt was most likely answered
                 log.info("passed over", stage=self.name, scan=scan.scan.id, reason=str(error))

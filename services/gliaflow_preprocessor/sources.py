@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,8 +20,9 @@ from gliaflow_runtime.errors import describe_error, is_temporary
 from gliaflow_runtime.files import UnsafeFile, read_within
 from gliaflow_runtime.stage import TemporarilyUnavailable
 
-# A file of a store is read in pieces, so that the time limit holds between them.
+# A file of a store is read in pieces, so that a slow store, which gets no second attempt, differs from one that hangs.
 STORE_WAIT_S = 120.0
+SLOW_S = 105.0  # a file whose pieces still arrive after so long
 PIECE = 2**24  # bytes
 
 # All chunks are in the queue before the scan is sent. The short wait is for chunks that another process held when it
@@ -74,13 +77,13 @@ def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
     """
     if not roots:
         raise SourceError("source.uri: this pipeline reads no URIs (GLIAFLOW_ROOTS is not set); send the bytes")
-    until, url = time.monotonic() + STORE_WAIT_S, False
+    url = False
     try:
         parts = urlsplit(uri)
         url = parts.scheme not in ("", "file")
-        return _read_url(uri, roots, until) if url else _read_file(parts.path, roots)
+        return _within(STORE_WAIT_S, lambda: _read_url(uri, roots)) if url else _read_file(parts.path, roots)
     except Exception as error:  # each store raises its own types
-        if url and is_temporary(error) and time.monotonic() < until:
+        if url and is_temporary(error):
             raise TemporarilyUnavailable(f"source.uri: {describe_error(error)}") from None
         text = str(error) if isinstance(error, UnsafeFile) else describe_error(error)
         detail = getattr(error, "strerror", None) or text
@@ -95,14 +98,40 @@ def _read_file(quoted: str, roots: Sequence[str]) -> bytes:
     raise UnsafeFile("not under an allowed root")
 
 
-def _read_url(uri: str, roots: Sequence[str], until: float) -> bytes:
+def _within(seconds: float, read: Callable[[], bytes]) -> bytes:
+    """What ``read`` returns. Raises TimeoutError after ``seconds``: the clients of stores may wait for longer."""
+    result: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(read())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="gliaflow store", daemon=True).start()
+    return result.result(seconds)
+
+
+def _client_options(scheme: str) -> dict[str, Any]:
+    """Options of the store's client, so that a request that hangs ends although nobody waits for it any longer."""
+    if scheme in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        # a redirect could lead anywhere
+        return {"allow_redirects": False, "client_kwargs": {"timeout": ClientTimeout(total=STORE_WAIT_S)}}
+    if scheme in ("s3", "s3a"):
+        return {"config_kwargs": {"retries": {"max_attempts": 0}}}  # s3fs itself tries five times, 15 s each
+    return {}
+
+
+def _read_url(uri: str, roots: Sequence[str]) -> bytes:
+    until = time.monotonic() + SLOW_S
     parts = urlsplit(uri)
     escapes = ".." in unquote(parts.path).split("/") or "::" in uri or parts.query or parts.fragment
     if escapes or not any(uri.startswith(root.rstrip("/") + "/") for root in roots if "://" in root):
         raise UnsafeFile("not under an allowed root")
     too_large = UnsafeFile(f"over the limit of {MAX_FILE_BYTES} bytes")
-    stay = {"allow_redirects": False} if parts.scheme in ("http", "https") else {}  # a redirect could lead anywhere
-    file: Any = fsspec.open(uri, "rb", **stay).open()
+    file: Any = fsspec.open(uri, "rb", **_client_options(parts.scheme)).open()
     data = bytearray()
     with file:
         if (getattr(file, "size", None) or 0) > MAX_FILE_BYTES:
@@ -112,7 +141,7 @@ def _read_url(uri: str, roots: Sequence[str], until: float) -> bytes:
             if len(data) > MAX_FILE_BYTES:
                 raise too_large
             if time.monotonic() > until:
-                raise UnsafeFile(f"the store needs more than {STORE_WAIT_S:g} s for it")
+                raise UnsafeFile(f"the store needs more than {SLOW_S:g} s for it")
     return bytes(data)
 
 

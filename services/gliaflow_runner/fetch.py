@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 from gliaflow_runtime.bundle.download import fetch_bundle
 from gliaflow_runtime.bundle.manifest import MANIFEST, BundleError
-
-from gliaflow_runner.serve import become_owner
+from gliaflow_runtime.folders import become_owner
 
 
 def fetch(url: str, bundles: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.ending import SIGNALS, end_soon
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.files import private_folder
-from gliaflow_runtime.folders import existing, why_unreadable, why_unwritable
+from gliaflow_runtime.folders import become_owner, existing, why_unreadable, why_unwritable
 from gliaflow_runtime.health import serve_health
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.version import VERSION
@@ -54,11 +53,7 @@ def serve(service: str, settings: Settings, killed: str = "") -> None:
     if service == TRAINER:
         if find_spec("torch") is None:
             raise UsageError("the trainer needs torch: pip install 'gliaflow[serve,train]'")
-        settings.bundles.mkdir(parents=True, exist_ok=True)
-        become_owner(settings.bundles)
-        for folder in (settings.store, settings.bundles):
-            if folder.parent == settings.state:
-                private_folder(folder)
+        prepare_folders(settings)
     if service in RUN_PLUGINS:
         for problem in load_registry().problems:
             log.warning("plugin not loaded", problem=str(problem))
@@ -92,6 +87,17 @@ def serve(service: str, settings: Settings, killed: str = "") -> None:
         stages.check()
 
 
+def prepare_folders(settings: Settings) -> None:
+    """For the trainer: continue as the owner of ``bundles``, and close store and bundles if they are the default ones.
+
+    Folders that the operator named keep their mode: other services may read them.
+    """
+    become_owner(existing(settings.bundles))
+    for name, folder in {"store": settings.store, "bundles": settings.bundles}.items():
+        if folder == settings.state / name:
+            private_folder(folder)
+
+
 def unusable_folders(service: str, settings: Settings) -> list[str]:
     """Why the trainer cannot write its folders, or the preprocessor cannot read its roots, with the remedy."""
     if service == TRAINER:
@@ -101,12 +107,3 @@ def unusable_folders(service: str, settings: Settings) -> list[str]:
     else:
         problems = []
     return [problem for problem in problems if problem]
-
-
-def become_owner(folder: Path) -> None:
-    """If this process was started as root (in a container), continue as the folder's owner, who then owns the files."""
-    owner = folder.stat()
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)

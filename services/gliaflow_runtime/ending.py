@@ -6,6 +6,7 @@ all (``files.whole_file``).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 
 END_S = 10.0  # the longest orderly end; less than any supervisor grants
+WRITE_S = 1.0  # the longest wait for the last output
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 INTERRUPTED = 130  # the exit code after Ctrl-C, as of a shell
 
@@ -26,7 +28,7 @@ def interrupt_on_signals(code: int = INTERRUPTED) -> None:
 
     def interrupt(*_: object) -> None:
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, lambda *_: None)  # Python reports a signal that waits if SIG_IGN replaces its handler
         end_soon(code)
         raise KeyboardInterrupt
 
@@ -42,16 +44,29 @@ def end_soon(code: int, busy: Callable[[], bool] = lambda: False) -> None:
         while left > 0:
             time.sleep(0.1)
             left = END_S if busy() else left - 0.1
-        if structlog := sys.modules.get("structlog"):  # an import could wait for a thread that hangs
-            reason = f"the broker or a store did not answer for {END_S:g} s"
-            structlog.get_logger().warning("ended at once", reason=reason)
-        end_now(code)
+        end_now(code, f"the broker or a store did not answer for {END_S:g} s")
 
     threading.Thread(target=end, name="gliaflow end", daemon=True).start()
 
 
-def end_now(code: int) -> None:
-    """End the process without waiting for its threads."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def end_now(code: int, reason: str = "") -> None:
+    """End the process without waiting for its threads. A reader of its output that is gone, or hangs, does not matter.
+
+    reason: for the log.
+    """
+
+    def write() -> None:
+        structlog = sys.modules.get("structlog")  # an import could wait for a thread that hangs
+        with contextlib.suppress(OSError, ValueError):  # of a closed pipe or a closed stream
+            if structlog and reason:
+                structlog.get_logger().warning("ended at once", reason=reason)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # None without a stream
+                stream.flush()
+
+    try:
+        writer = threading.Thread(target=write, name="gliaflow last words", daemon=True)
+        writer.start()
+        writer.join(WRITE_S)
+    finally:
+        os._exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import os
 import stat
@@ -48,8 +49,7 @@ def whole_file(
         if sync:
             _sync(part)
         if new:
-            os.link(part, path)  # unlike a rename, it fails if the path exists
-            part.unlink()
+            _rename_to_new(part, path)
         else:
             part.replace(path)
     except BaseException:
@@ -57,6 +57,21 @@ def whole_file(
         raise
     if sync:
         _sync(path.parent)
+
+
+def _rename_to_new(part: Path, path: Path) -> None:
+    """Rename ``part`` to ``path``. Raises FileExistsError: ``path`` exists."""
+    try:
+        os.link(part, path)  # unlike a rename, it fails if the path exists
+        part.unlink()
+    except FileExistsError:
+        raise
+    except OSError:  # a volume without hard links (SMB, FUSE): one process at a time checks and renames
+        with path.with_name(".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            part.rename(path)
 
 
 def _sync(path: Path) -> None:
@@ -68,9 +83,9 @@ def _sync(path: Path) -> None:
 
 
 def private_folder(path: Path) -> Path:
-    """``path``, a folder in the state folder. Both are for this user alone: created so, or closed.
+    """``path``, a folder that only gliaflow uses: it is for this user alone, created so or closed.
 
-    The state folder stays as it is if it is of another user (a volume) or shared by all (``/tmp``).
+    Missing parents are created so too. Parents that exist stay as they are: their user may share them.
 
     Raises
     ------
@@ -82,11 +97,8 @@ def private_folder(path: Path) -> Path:
     for status in (path.lstat(), path.stat()):
         if status.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, "belongs to another user", str(path))
-    for folder in (path.parent, path):
-        status = folder.stat()
-        is_ours = status.st_uid == os.geteuid() and not status.st_mode & stat.S_ISVTX
-        if is_ours and stat.S_IMODE(status.st_mode) & 0o077:
-            folder.chmod(0o700)
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        path.chmod(0o700)
     return path
 
 

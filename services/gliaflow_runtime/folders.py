@@ -1,4 +1,4 @@
-"""Whether this process can use a folder now. If not: the folder, its owner, and what to do."""
+"""Whether this process can use a folder now (if not: the folder, its owner, and what to do), and as which user."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def why_unwritable(folder: Path, room: int = ROOM_BYTES) -> str:
 def existing(folder: Path) -> Path:
     """The folder, or the first of its parents that exists: there it will be created."""
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
+def become_owner(folder: Path) -> None:
+    """If this process was started as root (in a container), continue as the folder's owner, who then owns the files."""
+    owner = folder.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def why_unreadable(folder: Path) -> str:

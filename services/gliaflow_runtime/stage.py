@@ -34,7 +34,7 @@ from gliaflow_runtime.broker.interface import Broker, BrokerError, Consumer, Del
 from gliaflow_runtime.logs import where
 
 UNAVAILABLE_PAUSE_S = 2.0  # the first pause after TemporarilyUnavailable; each further pause is twice as long
-ANNOUNCE_S = 5.0  # how long a stage tries to publish an answer or a failure to a full queue
+ANNOUNCE_S = 0.5  # how long a stage tries to publish the answers and failures of one delivery to a full queue
 EX_SOFTWARE = 70  # sysexits.h: an internal fault; a supervisor restarts the process
 
 log = structlog.get_logger()
@@ -206,7 +206,7 @@ class Worker:
         try:
             with _deadline(self.deadline_s, self.stage.name, delivery):
                 message = decode(delivery.body)
-                check_route(message, delivery.exchange, delivery.key)
+                check_route(message, *delivery.route)
                 with tracing.span(self.stage.name, message, attempt=delivery.attempts) as trace:
                     if delivery.attempts >= self.max_attempts:
                         raise InvalidInput(
@@ -245,15 +245,14 @@ class Worker:
 
         Neither is done if the connection was lost meanwhile: the message is delivered again, and perhaps another
         process has answered it already. With ``retry``, the client sends the scan again, and there is no dead letter;
-        except if no client may be waiting: the scan has no submission, or an operator sent the message from the dead
-        letters (to the queue by its name).
+        except if no client may be waiting: the scan has no submission, or an operator replayed one of its dead letters.
         """
         message = message or _readable_part(delivery)
         scan, trace = (message.scan.id, message.trace[3:35]) if message else (None, None)
         if delivery.tag <= consumer.lost:
             self._log.warning("given to another", scan=scan, trace=trace, reason=reason)
             return _Plan()
-        if retry and message is not None and message.scan.submission and delivery.exchange:
+        if retry and message is not None and message.scan.submission and not message.scan.replayed:
             metrics.OTHER_BUNDLE.labels(self.stage.name).inc()
             event = "scan to be sent again" if self.stage.announces_failures else "passed over"
             self._log.warning(event, scan=scan, trace=trace, reason=reason)
@@ -269,8 +268,9 @@ class Worker:
         started = time.monotonic()
         for letter, reason in plan.dead:  # before the announcement, so that its reader finds the dead letter
             self.broker.dead_letter(letter, reason)
+        patience_s = ANNOUNCE_S
         for message, body in plan.publish:
-            self._publish(message, body)
+            patience_s -= self._publish(message, body, patience_s)
         for letter in [*plan.done, *(letter for letter, _ in plan.dead)]:
             consumer.ack(letter)
         for letter in plan.requeue:
@@ -281,14 +281,14 @@ class Worker:
             metrics.LAST_SUCCESS.labels(self.stage.name).set_to_current_time()
         self._spent("publish", started)
 
-    def _publish(self, message: Message, body: bytes) -> None:
-        """Publish one message; while its queue is full or not declared yet, wait and retry.
+    def _publish(self, message: Message, body: bytes, patience_s: float) -> float:
+        """Publish one message; while its queue is full or not declared yet, wait and retry. Returns the seconds waited.
 
-        An announcement that a full queue refuses is not retried for ever, since the assembler may be waiting for room
-        in its own queue. RabbitMQ has given it to all other queues.
+        An announcement is retried for ``patience_s`` at most: the full queue may be a client's that refuses messages on
+        purpose, or the assembler's own. RabbitMQ has given the announcement to all other queues.
         """
         key = routing_key(message)
-        started, pause = time.monotonic(), 0.05
+        waited, pause = 0.0, 0.05
         while True:
             try:
                 self.broker.publish(key, body, message_id=message.id, mandatory=not is_announcement(message))
@@ -297,14 +297,17 @@ class Worker:
                 if self._stop.is_set():
                     raise  # the process ends; the delivery is not acknowledged and comes again
                 metrics.FULL.labels(self.stage.name).inc()
-                if is_announcement(message) and time.monotonic() - started > ANNOUNCE_S:
+                if is_announcement(message) and waited >= patience_s:
                     self._log.error("announcement dropped", key=key, reason=str(error))
-                    return
+                    return waited
                 self._log.warning("publish waits", key=key, reason=str(error))
+                started = time.monotonic()
                 self._stop.wait(pause * random.uniform(0.5, 1.5))
+                waited += time.monotonic() - started
                 pause = min(5.0, 2 * pause)
         metrics.PUBLISHED.labels(self.stage.name, message.kind).inc()
         metrics.BYTES.labels(self.stage.name).inc(len(body))
+        return waited
 
     def _show_zeros(self) -> None:
         """Start all counters at 0: Prometheus computes no rate from a counter's first sample."""

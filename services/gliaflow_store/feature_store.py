@@ -90,7 +90,7 @@ class FeatureStore(Samples):
     ``problems`` has a line for each file or scan that is left out: a file that is unreadable or not a gliaflow file, a
     scan with missing parts or with parts of different patients. The other scans are used. ``contradicting`` says by
     scan id which of them contradict others or are copies (``gliaflow_store.contradictions``), and ``submissions``
-    which submission sent each scan.
+    which submission sent each scan. ``digests`` has those of each scan's parts (``PartMetadata``).
 
     Parameters
     ----------
@@ -118,6 +118,9 @@ class FeatureStore(Samples):
         self.bundle, self.tap, shape = parts[0].origin
         self.contradicting = contradictions(parts)
         self.submissions = {part.about.scan: part.about.submission for part in parts}
+        self.digests: dict[str, list[str]] = {}
+        for part in parts:
+            self.digests.setdefault(part.about.scan, []).append(part.about.digest)
         each = [len(part.slices) for part in parts]
         files = _Files(
             [part.path for part in parts],

@@ -132,9 +132,8 @@ class Trainer:
         if few:
             return ", ".join(few)
         last, _ = _last_bundle(self._settings.bundles, self._base)
-        if last is not None and last.manifest.training.get("store", {}).get("digest") == _digest(
-            samples, self._base, self._settings
-        ):
+        digest = _digest(store, samples, self._base, self._settings)
+        if last is not None and last.manifest.training.get("store", {}).get("digest") == digest:
             return f"scans that {last.id} has not seen, or another profile or generator"
         return None
 
@@ -192,7 +191,7 @@ def fit_store(settings: Settings, base: Bundle, out: Path) -> Bundle:
     labels = zip(samples.patients.tolist(), samples.labels.tolist(), strict=True)
     label_of = {patient: samples.classes[label] for patient, label in labels}
     split = split_patients(sorted(label_of.items()), settings.seed)
-    digest = _digest(samples, base, settings)
+    digest = _digest(store, samples, base, settings)
     run = {"store": digest, "profile": settings.train_profile, "seed": settings.seed}
     work = out.with_name(f".{out.name}.work")
     try:
@@ -254,9 +253,14 @@ def _submissions(store: FeatureStore, samples: Samples) -> dict[str, dict[str, i
     return {submission: dict(labels) for submission, labels in sorted(counts.items())}
 
 
-def _digest(samples: Samples, base: Bundle, settings: Settings) -> str:
-    """Identifies a fit: the scans with their labels, the bundle that extracted them, and the settings of the fit."""
-    known = {*zip(samples.scans.tolist(), samples.patients.tolist(), samples.labels.tolist(), strict=True)}
+def _digest(store: FeatureStore, samples: Samples, base: Bundle, settings: Settings) -> str:
+    """Identifies a fit: scans with label, submission and features, the bundle that extracted them, and the settings."""
+    known = {
+        (scan, patient, label, store.submissions[scan], *store.digests[scan])
+        for scan, patient, label in zip(
+            samples.scans.tolist(), samples.patients.tolist(), samples.labels.tolist(), strict=True
+        )
+    }
     options = json.dumps(settings.train_options, sort_keys=True)
     fit = [base.id, base.tap, settings.train_profile, settings.train_generator, options]
     text = "\n".join([*fit, *("\x1f".join(map(str, each)) for each in sorted(known))])

@@ -166,6 +166,21 @@ class TestLimits:
             assert definitions[row["policy"]]["max-length-bytes"] <= 2**30 + 2**26
             assert definitions[row["policy"]]["expires"] <= 24 * 3600 * 1000
 
+    @pytest.mark.parametrize("kind", ["classic", "quorum", "stream"])
+    @pytest.mark.parametrize("name", ["gliaflow.submission.x", "gliaflow.submission.x.dead", "gliaflow.upload.x"])
+    def test_queue_of_any_kind_is_bounded(
+        self, channel: pika.channel.Channel, rabbitmqctl: Callable[..., str], name: str, kind: str
+    ) -> None:
+        """A policy with a key that a kind of queue does not support does not apply to such queues at all."""
+        channel.queue_declare(name, durable=True, arguments={"x-queue-type": kind})
+        rows = json.loads(rabbitmqctl("list_queues", "name", "policy", "--formatter", "json"))
+        channel.queue_delete(name)
+        policies = json.loads((DEPLOY / "definitions.json").read_text())["policies"]
+        definitions = {policy["name"]: policy["definition"] for policy in policies}
+        [policy] = [row["policy"] for row in rows if row["name"] == name]
+        assert definitions[policy]["max-length-bytes"] <= 2**30 + 2**26
+        assert definitions[policy].keys() & {"expires", "max-age"}
+
     def test_connections_and_queues_are_limited(self, rabbitmqctl: Callable[..., str]) -> None:
         assert json.loads(rabbitmqctl("list_user_limits", "--user", "gliaflow"))["max-connections"] == 64
         assert "max-queues" in rabbitmqctl("list_vhost_limits", "--vhost", "/")

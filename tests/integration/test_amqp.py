@@ -14,8 +14,19 @@ import pika
 import pytest
 from gliaflow_preprocessor.sources import SourceError, read_source
 from gliaflow_proto import Queue, Source
-from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR, exchange_of
-from gliaflow_runtime.broker.interface import DIED_IN, REASON, BrokerError, Consumer, Delivery, Refused, Unroutable
+from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR, PREPROCESSOR, exchange_of
+from gliaflow_runtime.broker.interface import (
+    DIED_IN,
+    REASON,
+    SENT_TO,
+    SENT_WITH,
+    BrokerError,
+    Consumer,
+    Delivery,
+    NoExchange,
+    Refused,
+    Unroutable,
+)
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
 pytestmark = pytest.mark.rabbitmq
@@ -289,6 +300,26 @@ class TestPolicies:
         assert (letter.body, letter.message_id) == (b"poison", "id-1")
         assert "delivery_limit" in letter.headers[REASON]
         assert (letter.headers[DIED_IN], letter.key) == (EXTRACTOR.name, "slices")
+        assert letter.route == ("gliaflow", "slices")
+
+    @pytest.mark.parametrize("exchange", ["", "gliaflow", "gliaflow.labelled"])
+    def test_the_sender_of_a_message_that_the_broker_gives_up_cannot_forge_its_reason_or_route(
+        self, broker: AmqpBroker, rabbitmq_url: str, exchange: str
+    ) -> None:
+        """RabbitMQ 3 takes over parts of a sender's ``x-death``. What the key does not confirm is no route."""
+        broker.declare(PREPROCESSOR)
+        death = {"queue": PREPROCESSOR.name, "reason": "delivery_limit", "exchange": exchange, "count": 0}
+        forged = {REASON: "harmless", SENT_TO: "gliaflow.labelled", SENT_WITH: "scan.labelled", "x-death": [death]}
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(rabbitmq_url))) as connection:
+            connection.channel().basic_publish("gliaflow.client", "scan", b"", pika.BasicProperties(headers=forged))
+        with broker.consume(PREPROCESSOR, 1) as consumer:
+            while delivery := consumer.next(1):
+                consumer.requeue(delivery)
+        with broker.consume(Queue(PREPROCESSOR.dead), 10) as dead:
+            letter = take(dead)
+            dead.ack(letter)
+        assert letter.headers[REASON] == "delivery_limit: the broker gave it up"
+        assert letter.route in ((PREPROCESSOR.dead, "scan"), ("gliaflow.client", "scan"))
 
     def test_reading_dead_letters_without_acknowledging_keeps_them(self, broker: AmqpBroker) -> None:
         broker.declare(EXTRACTOR)
@@ -332,6 +363,32 @@ def test_a_consumer_reads_no_more_than_its_stage_can_hold(
         for _ in range(10):
             consumer.ack(take(consumer))
     assert broker.depth(queue.name) == 0
+
+
+def test_a_consumer_that_has_no_room_keeps_its_connection_and_closes_at_once(
+    rabbitmq_url: str, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq.WAITING_BYTES", 2**16)
+    with AmqpBroker(f"{rabbitmq_url}?heartbeat=2", connect_timeout=5) as broker:
+        for _ in range(30):
+            broker.publish(queue.keys[0], bytes(2**16))
+        consumer = broker.consume(queue, 100)
+        time.sleep(8)
+        assert consumer.lost == 0
+        assert consumer._arrived.qsize() < 25, "a delivery waits for a quarter of the heartbeat"
+    with AmqpBroker(rabbitmq_url, connect_timeout=5) as broker:
+        consumer = broker.consume(queue, 100)
+        time.sleep(1)
+        consumer.close()
+        assert not consumer.thread._thread.is_alive(), "it does not wait for the room that never comes"
+
+
+def test_a_message_for_an_exchange_that_does_not_exist_is_refused_by_name(
+    broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq.exchange_of", lambda key: "gliaflow.none")
+    with pytest.raises(NoExchange, match=r"there is no exchange 'gliaflow\.none' for the key 'scan'"):
+        broker.publish("scan", b"")
 
 
 def test_a_message_that_one_full_queue_refuses_is_in_the_other_queues(

@@ -15,6 +15,8 @@ from gliaflow_runtime.broker.interface import (
     DIED_AT,
     DIED_IN,
     REASON,
+    SENT_TO,
+    SENT_WITH,
     Broker,
     BrokerError,
     Consumer,
@@ -380,3 +382,19 @@ def test_waiting_for_a_message_ends_as_soon_as_it_arrives(broker: Broker, make: 
 def test_unknown_kind_of_broker_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"memory://, amqp:// or amqps://"):
         connect(url)
+
+
+def test_a_dead_letter_names_the_route_of_its_sender_also_after_a_replay(broker: Broker, make: Make) -> None:
+    """The headers of the sender do not count, and those of an operator do."""
+    queue = make()
+    forged = {SENT_TO: "", SENT_WITH: "scan.labelled"}
+    broker.publish(key(queue), b"", headers=forged)
+    for headers in (None, {SENT_TO: "gliaflow.client", SENT_WITH: "scan"}):
+        broker.send(queue.name, b"", headers=headers)
+    with broker.consume(queue, 10) as consumer:
+        for delivery in receive(consumer, 3):
+            broker.dead_letter(delivery, "reason")
+            consumer.ack(delivery)
+    with broker.consume(Queue(queue.dead), 10) as dead:
+        routes = [letter.route for letter in receive(dead, 3)]
+    assert routes == [("gliaflow", key(queue)), ("", queue.name), ("gliaflow.client", "scan")]

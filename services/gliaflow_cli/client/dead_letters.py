@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 from gliaflow_proto import Message, MessageOrigin, ProtocolError, Queue, decode, encode, read_origin
 from gliaflow_proto.fragments import outline
-from gliaflow_proto.routing import ALL_QUEUES
-from gliaflow_runtime.broker.interface import DIED_AT, REASON, Broker, Consumer, Delivery
+from gliaflow_proto.routing import ALL_QUEUES, check_route
+from gliaflow_runtime.broker.interface import DIED_AT, REASON, SENT_TO, SENT_WITH, Broker, Consumer, Delivery
 from gliaflow_runtime.errors import UsageError
 
 AT_ONCE = 200  # each may weigh 8 MiB, and all are held while the command runs
@@ -66,12 +66,21 @@ class DeadLetter:
         self.consumer.ack(self.delivery)
 
     def replay(self, broker: Broker) -> None:
-        """Send it back to its queue. A new attempt, so that the end of the last one does not count for it."""
+        """Send it back to its queue. A new attempt, so that the end of the last one does not count for it.
+
+        Its route goes with it: if this gliaflow cannot read the message, the stage checks the route.
+
+        Raises
+        ------
+        ProtocolError: its sender had no right to send such a message.
+        """
         message, body = self.message, self.delivery.body
+        exchange, key = self.delivery.route
         if message is not None:
-            scan = replace(message.scan, attempt=message.scan.attempt + 1)
+            check_route(message, exchange, key)
+            scan = replace(message.scan, attempt=message.scan.attempt + 1, replayed=True)
             body = encode(replace(message, scan=scan), "lz4")
-        broker.send(self.queue.name, body, message_id=self.id)
+        broker.send(self.queue.name, body, message_id=self.id, headers={SENT_TO: exchange, SENT_WITH: key})
         self.consumer.ack(self.delivery)
 
 

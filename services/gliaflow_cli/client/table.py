@@ -195,9 +195,6 @@ class _Reader:
             "Move it, or choose another --out"
         )
 
-    def _cell(self, cell: str) -> str:
-        return cell if self._unchanged else cell.strip()
-
     def _cells(self, number: int, header: list[str], cells: list[str]) -> dict[str, str]:
         if any(cells[len(header) :]):
             raise self._refusal(number, "", f"{len(cells)} values for {len(header)} columns")

@@ -72,6 +72,7 @@ def replay_letters(
     broker: flags.Broker = None,
 ) -> None:
     """Send dead letters back to the stage that gave them up, once the cause is fixed."""
+    from gliaflow_proto import ProtocolError
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.errors import UsageError
     from gliaflow_runtime.settings import load_settings
@@ -89,10 +90,22 @@ def replay_letters(
     with open_broker(settings) as connection, dead_letters(connection) as letters:
         total = count_waiting(connection) + len(letters)
         chosen = letters if every else choose(letters, messages or [])
+        refused = 0
         for letter in chosen:
-            letter.replay(connection)
-    console.print(f"{len(chosen)} of {total} sent back to their queues")
+            try:
+                letter.replay(connection)
+            except ProtocolError as error:
+                refused += 1
+                console.print(f"{letter.id} is not replayed: {error}", soft_wrap=True)
+    console.print(f"{len(chosen) - refused} of {total} sent back to their queues")
+    if refused:
+        console.print(
+            f"{refused} refused: their senders had no right to send such messages. Submit the scans again as a user "
+            "with the right, or delete these dead letters: gliaflow dead delete ID"
+        )
     console.print("answers go to the submissions that sent the scans; where those have ended, submit the scans again")
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command("delete")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gliaflow_cli import flags
+from gliaflow_cli.interrupted import until_stopped
 from gliaflow_cli.terminal import console
 
 
@@ -22,6 +23,7 @@ class Service(StrEnum):
     trainer = "trainer"
 
 
+@until_stopped()
 def serve(
     stage: Annotated[Service, typer.Argument(help="The stage to run.")],
     broker: flags.Broker = None,

@@ -22,8 +22,8 @@ def store(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")] = False,
 ) -> None:
     """List the trainer's feature store by submission, or remove scans from it."""
-    from gliaflow_runner.serve import become_owner
     from gliaflow_runtime.errors import UsageError
+    from gliaflow_runtime.folders import become_owner
     from gliaflow_runtime.settings import load_settings
     from gliaflow_store.part_file import StoreError
     from gliaflow_store.submissions import remove_scans, stored_submissions

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gliaflow_cli import flags
+from gliaflow_cli.interrupted import until_stopped
 
 if TYPE_CHECKING:
     from gliaflow.answer import Answer
@@ -25,6 +26,7 @@ RETRY_S = 5.0  # after a folder could not be used
 AT_ONCE = 200  # scans; after each round, watch looks for new scans
 
 
+@until_stopped()
 def watch(
     inbox: Annotated[Path, typer.Argument(help="Folder in which scans appear.", parser=flags.given, metavar="INBOX")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
@@ -33,9 +35,8 @@ def watch(
 ) -> None:
     """Answer each scan that is copied into INBOX, until Ctrl-C or SIGTERM."""
     from gliaflow.flow import open_flow
-    from gliaflow_runner.serve import become_owner
     from gliaflow_runtime.ending import interrupt_on_signals
-    from gliaflow_runtime.folders import why_unreadable, why_unwritable
+    from gliaflow_runtime.folders import become_owner, why_unreadable, why_unwritable
     from gliaflow_runtime.health import serve_health
     from gliaflow_runtime.logs import configure_logging
     from gliaflow_runtime.settings import load_settings

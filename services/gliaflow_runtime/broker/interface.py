@@ -5,7 +5,8 @@ Guarantees, which one test suite checks on both (``tests/integration/test_broker
 - ``publish`` returns once the broker has taken responsibility for the message (publisher confirm).
 - A delivery that is still open when its consumer closes is delivered again, with ``attempts`` one higher.
 - A consumer has at most ``prefetch`` open deliveries.
-- A dead letter keeps the message's bytes, id and routing key; the header ``REASON`` has the reason.
+- A dead letter keeps the message's bytes, id and routing key; its headers have the reason (``REASON``) and the exchange
+  (``SENT_TO``), whatever the sender wrote there.
 - A delivery names the exchange at which its sender published it. The sender cannot forge it (``check_route``).
 """
 
@@ -18,10 +19,13 @@ from types import TracebackType
 from typing import Self
 
 from gliaflow_proto import Queue
+from gliaflow_proto.routing import exchange_of
 
 REASON = "x-gliaflow-reason"
 DIED_IN = "x-gliaflow-queue"
 DIED_AT = "x-gliaflow-time"  # ISO 8601, UTC
+SENT_TO = "x-gliaflow-exchange"  # of a dead letter, and of a replayed one: where its sender published it,
+SENT_WITH = "x-gliaflow-key"  # and with which key
 
 Headers = Mapping[str, str] | None
 
@@ -32,6 +36,10 @@ class BrokerError(Exception):
 
 class Unroutable(BrokerError):
     """No queue is bound to the message's routing key: the stage that declares it has not started yet."""
+
+
+class NoExchange(Unroutable):
+    """The exchange of the routing key does not exist: no stage has started yet, or the broker's definitions are old."""
 
 
 class NoQueue(BrokerError):
@@ -62,6 +70,20 @@ class Delivery:
     attempts: int = 0
     tag: int = 0
     exchange: str = ""
+
+    @property
+    def route(self) -> tuple[str, str]:
+        """Exchange and key with which its first sender published it, also for a dead letter and a replayed message.
+
+        Only stages and operators can write those, so only there the headers that name the route are believed. A dead
+        letter of version 0.1 has none; its key decides.
+        """
+        if self.queue.endswith(".dead"):
+            key = self.headers.get(SENT_WITH, self.key)
+            return self.headers.get(SENT_TO, exchange_of(key)), key
+        if self.exchange == "":
+            return self.headers.get(SENT_TO, ""), self.headers.get(SENT_WITH, self.key)
+        return self.exchange, self.key
 
 
 @dataclass(frozen=True)

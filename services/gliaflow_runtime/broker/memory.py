@@ -19,6 +19,8 @@ from gliaflow_runtime.broker.interface import (
     DIED_AT,
     DIED_IN,
     REASON,
+    SENT_TO,
+    SENT_WITH,
     Broker,
     BrokerError,
     Consumer,
@@ -128,7 +130,8 @@ class MemoryBroker(Broker):
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         with self._state.changed:
             self._check_open()
-            message = _Message(delivery.key, delivery.body, delivery.message_id, dict(delivery.headers))
+            headers = dict(delivery.headers)
+            message = _Message(delivery.key, delivery.body, delivery.message_id, headers, delivery.exchange)
             if not self._state.bury(delivery.queue, message, reason):
                 raise Unroutable(f"the queue {delivery.queue!r} has no dead letters")
 
@@ -287,13 +290,16 @@ class _State:
         stored = self.queues.get(f"{name}.dead")
         if stored is None:
             return False
+        exchange, key = Delivery(name, message.key, b"", headers=message.headers, exchange=message.exchange).route
         headers = {
             **message.headers,
+            SENT_TO: exchange,
+            SENT_WITH: key,
             REASON: reason,
             DIED_IN: name,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        letter = _Message(message.key, message.body, message.message_id, headers, Queue(name).dead)
+        letter = _Message(key, message.body, message.message_id, headers, Queue(name).dead)
         if self._folder:
             try:
                 content = StoredLetter(letter.key, letter.body, letter.message_id, headers)

@@ -24,12 +24,15 @@ from gliaflow_runtime.broker.interface import (
     DIED_AT,
     DIED_IN,
     REASON,
+    SENT_TO,
+    SENT_WITH,
     AccessDenied,
     Broker,
     BrokerError,
     Consumer,
     Delivery,
     Headers,
+    NoExchange,
     NoQueue,
     QueueState,
     Refused,
@@ -40,7 +43,9 @@ from gliaflow_runtime.broker.interface import (
 MAX_REASON = 4000
 MAX_HEADERS, MAX_HEADER = 20, 1000
 WAITING_BYTES = 256 * 2**20  # of deliveries that the stage has not taken; then the connection reads no more
-WAITING_S = 4.0  # the longest time without reading: well below two heartbeats
+WAITING_S = (
+    15.0  # the longest wait of a delivery, also a quarter of the heartbeat: pika may read three before it sends one
+)
 SMALL_BYTES = 32 * 2**10  # such deliveries never wait: all of them weigh less than WAITING_BYTES
 SHORT_STRING = 255  # bytes: a message id, AMQP 0-9-1 section 4.2.5.3
 
@@ -107,13 +112,16 @@ class AmqpBroker(Broker):
         self._put("", queue, body, message_id, headers)
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        exchange, key = delivery.route
         headers = {
             **{name: value[:MAX_HEADER] for name, value in list(delivery.headers.items())[:MAX_HEADERS]},
+            SENT_TO: exchange,
+            SENT_WITH: key,
             REASON: reason[:MAX_REASON],
             DIED_IN: delivery.queue,
             DIED_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        self._put(Queue(delivery.queue).dead, delivery.key, delivery.body, delivery.message_id, headers)
+        self._put(Queue(delivery.queue).dead, key, delivery.body, delivery.message_id, headers)
 
     def consume(self, queue: Queue, prefetch: int) -> AmqpConsumer:
         consumer = AmqpConsumer(self._server, queue.name, prefetch, self._known)
@@ -157,10 +165,10 @@ class AmqpBroker(Broker):
         self._server.hurried = value
 
     def close(self) -> None:
-        threads = [self._thread, *(consumer.thread for consumer in self._consumers)]
-        for thread in threads:
-            thread.stop()
-        for thread in threads:
+        self._thread.stop()
+        for consumer in self._consumers:
+            consumer.stop()
+        for thread in [self._thread, *(consumer.thread for consumer in self._consumers)]:
             thread.close()
 
     def _prepare(self, channel: Channel) -> None:
@@ -200,7 +208,7 @@ class AmqpBroker(Broker):
             if error.reply_code == 404 and not mandatory:  # the exchange does not exist, so no queue is bound to it
                 return
             if error.reply_code == 404:
-                raise Unroutable(f"no queue is bound to the key {key!r}: {error.reply_text}") from None
+                raise NoExchange(f"there is no exchange {exchange!r} for the key {key!r}") from None
             error_type = AccessDenied if error.reply_code == 403 else BrokerError
             raise error_type(f"the broker refused a message of {len(body)} bytes for {key!r}: {text(error)}") from None
         except AMQPError as error:
@@ -250,7 +258,14 @@ class AmqpConsumer(Consumer):
         self._settle(delivery, lambda channel, tag: channel.basic_reject(tag, requeue=True))
 
     def close(self) -> None:
+        self.stop()
         self.thread.close()
+
+    def stop(self) -> None:
+        """Begin to close, without waiting."""
+        self.thread.stop()
+        with self._room:
+            self._room.notify_all()
 
     def _settle(self, delivery: Delivery, answer: Callable[[Channel, int], None]) -> None:
         channel, tag = self._open.pop(delivery.tag, (None, 0))
@@ -281,15 +296,15 @@ class AmqpConsumer(Consumer):
             key=_string(method.routing_key),
             body=body,
             message_id=_string(properties.message_id),
-            headers=_texts(headers),
+            headers=_texts(headers, _string(method.routing_key)),
             attempts=count if method.redelivered and isinstance(count, int) else int(method.redelivered),
             tag=self._tag,
             exchange=_string(method.exchange),
         )
-        self._await_room(len(body))
+        self._await_room(len(body), _heartbeat_s(channel))
         self._arrived.put(delivery)
 
-    def _await_room(self, size: int) -> None:
+    def _await_room(self, size: int, heartbeat_s: float) -> None:
         """Wait until the stage has taken enough of what has arrived. Meanwhile, this connection reads nothing."""
 
         def has_room() -> bool:
@@ -297,7 +312,7 @@ class AmqpConsumer(Consumer):
 
         with self._room:
             if size > SMALL_BYTES:
-                self._room.wait_for(has_room, WAITING_S)
+                self._room.wait_for(has_room, min(WAITING_S, heartbeat_s / 4))
             self._waiting += size
 
     def _lost(self) -> None:
@@ -355,14 +370,28 @@ def _string(value: str | bytes | None) -> str:
     return value.encode()[:SHORT_STRING].decode("utf-8", "ignore")
 
 
-def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
-    """The text headers. If the broker dead-lettered the message itself, also those that ``dead_letter`` adds."""
+def _heartbeat_s(channel: Channel) -> float:
+    """The interval of heartbeats that was agreed with the broker."""
+    return float(channel.connection._impl.params.heartbeat or 60)
+
+
+def _texts(headers: Mapping[str, Any], key: str) -> dict[str, str]:
+    """The text headers. If the broker dead-lettered the message itself, also those that ``dead_letter`` adds.
+
+    A sender may have written any of them, and RabbitMQ 3 keeps parts of a sender's ``x-death``. So a route that the
+    message's key does not confirm is no route: it counts as the dead-letter queue's own exchange, which none may use.
+    """
     texts = {name: value for name, value in headers.items() if isinstance(name, str) and isinstance(value, str)}
-    if "x-first-death-reason" in texts and REASON not in texts:
-        deaths = headers.get("x-death")
-        death = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
-        texts[REASON] = f"{texts['x-first-death-reason']}: the broker gave it up"
-        texts[DIED_IN] = texts.get("x-first-death-queue", "")
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
+        death, queue = deaths[0], str(deaths[0].get("queue", ""))
+        texts[REASON] = f"{death.get('reason', 'unknown')}: the broker gave it up"
+        texts[DIED_IN] = queue
+        texts.pop(DIED_AT, None)
         if isinstance(death.get("time"), datetime):
             texts[DIED_AT] = death["time"].replace(tzinfo=UTC).isoformat()
+        exchange = death.get("exchange")
+        if not (exchange == "" and key == queue):  # otherwise, an operator sent it, with the headers of ``route``
+            texts[SENT_TO] = exchange if exchange == exchange_of(key) else Queue(queue).dead
+            texts[SENT_WITH] = key
     return texts

@@ -67,6 +67,14 @@ def test_each_user_has_a_password_of_its_own_and_rabbitmq_gets_salted_hashes(tmp
     assert "guest" not in passwords
 
 
+@pytest.mark.parametrize(("content", "problem"), [(b"", "empty"), (b" \n", "empty"), (b"\xff", "not UTF-8 text")])
+def test_password_file_that_holds_no_password_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "extractor").mkdir()
+    (tmp_path / "extractor" / "password").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"extractor/password: {problem}"):
+        make_secrets(tmp_path, [])
+
+
 def test_existing_secrets_are_kept_and_only_those_of_named_users_are_renewed(tmp_path: Path) -> None:
     (tmp_path / "extractor").mkdir()
     (tmp_path / "extractor" / "password").write_text("from a vault\n")

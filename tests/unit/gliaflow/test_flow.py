@@ -18,6 +18,7 @@ from gliaflow.flow import RESEND, Flow
 from gliaflow.scans import Input
 from gliaflow.waiting import Waiting
 from gliaflow_proto import (
+    FailureMessage,
     GenerateMessage,
     Queue,
     ScanMessage,
@@ -359,3 +360,31 @@ class TestTwoBundles:
             answer = Flow(stages.broker.attach(), timeout=30, waiting=Waiting(lambda _: None)).submit(scans[0])
         assert answer.status == "failed"
         assert "No such file" in answer.reason
+
+
+def test_the_failure_of_an_attempt_that_was_sent_again_is_not_the_answer(scans: list[Input]) -> None:
+    """The client had no answer for long and sent the scan again: the later attempt may succeed."""
+
+    def late(broker: Broker, message: ScanMessage) -> None:
+        if message.scan.attempt:
+            first = replace(message, scan=replace(message.scan, attempt=0))
+            fail(broker, first, "the first attempt")
+            fail(broker, message, "the second attempt")
+
+    with StandIn(late) as stages:
+        answer = Flow(stages.broker.attach(), timeout=RESEND * 0.3).submit(scans[0])
+    assert answer.reason == "test: the second attempt"
+
+
+def test_a_failure_counts_while_no_later_attempt_was_sent(scans: list[Input]) -> None:
+    """A part met another bundle, so the scan is due to be sent again; then another part fails for good."""
+
+    def two_parts(broker: Broker, message: ScanMessage) -> None:
+        fail(broker, message, retry=True)
+        news = FailureMessage(id="final", scan=message.scan, stage="test", reason="broken")
+        broker.publish(routing_key(news), encode(news), mandatory=False)
+
+    with StandIn(two_parts) as stages:
+        flow = Flow(stages.broker.attach(), timeout=60, waiting=Waiting(lambda reason: None))
+        answer = flow.submit(scans[0])
+    assert (answer.reason, len(stages.seen)) == ("test: broken", 1)

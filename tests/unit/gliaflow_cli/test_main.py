@@ -71,6 +71,41 @@ assert not loaded & {"numpy", "pydantic", "nibabel", "structlog", "matplotlib", 
     assert done.returncode == 0, done.stderr
 
 
+INTERRUPTED_IMPORT = """
+import signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            signal.raise_signal(signal.SIGTERM)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["gliaflow", *"{arguments}".split()]
+from gliaflow_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "code", "text"),
+    [
+        ("gliaflow_cli.commands.demo", "--help", 130, "gliaflow: interrupted\n"),
+        ("gliaflow_runtime.settings", "status", 130, "gliaflow: interrupted\n"),
+        ("gliaflow_runtime.settings", "submit x --out out", 130, "interrupted: the answers so far are in "),
+        ("gliaflow_runtime.settings", "watch in --out out", 0, ""),
+        ("gliaflow_runtime.settings", "serve extractor", 0, ""),
+    ],
+)
+def test_a_command_that_is_interrupted_while_it_is_imported_ends_without_a_traceback(
+    tmp_path: Path, module: str, arguments: str, code: int, text: str
+) -> None:
+    program = INTERRUPTED_IMPORT.format(module=module, arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(text)
+    assert done.stderr.count("\n") == bool(text)
+
+
 def test_serve_offers_the_services_that_exist() -> None:
     assert [service.value for service in Service] == list(SERVICES)
 

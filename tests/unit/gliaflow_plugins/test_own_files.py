@@ -60,8 +60,9 @@ def test_a_link_out_of_the_folder_is_named(folder: Path, target: str) -> None:
 
 
 def test_a_folder_that_others_may_replace_is_refused(folder: Path) -> None:
-    folder.parent.chmod(0o777)
-    assert "all users may replace" in who_else_may_write(folder)
+    for mode in (0o777, 0o775):
+        folder.parent.chmod(mode)
+        assert f"other users may replace {folder}" in who_else_may_write(folder)
     folder.parent.chmod(0o1777)  # as /tmp
     assert who_else_may_write(folder) == ""
 

@@ -58,21 +58,21 @@ def test_a_label_map_is_answered_with_a_doubt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempt", "deliveries", "exchange", "is_skipped"),
+    ("attempt", "deliveries", "replayed", "is_skipped"),
     [
-        (0, 0, "gliaflow.client", False),
-        (0, 1, "gliaflow.client", True),
-        (1, 0, "gliaflow.client", True),
-        (1, 0, "", False),
+        (0, 0, False, False),
+        (0, 1, False, True),
+        (1, 0, False, True),
+        (1, 0, True, False),
     ],
     ids=["first read", "redelivered", "sent again", "replayed by an operator"],
 )
 def test_a_scan_whose_upload_is_gone_is_skipped_if_its_sender_most_likely_has_the_answer(
-    tmp_path: Path, attempt: int, deliveries: int, exchange: str, is_skipped: bool
+    tmp_path: Path, attempt: int, deliveries: int, replayed: bool, is_skipped: bool
 ) -> None:
     source = Source(upload="gliaflow.upload.0123456789abcdef", chunks=1)
-    scan = ScanMessage(id="s", scan=Scan(id="s", attempt=attempt), source=source)
-    delivery = Delivery("q", "scan", b"", attempts=deliveries, exchange=exchange)
+    scan = ScanMessage(id="s", scan=Scan(id="s", attempt=attempt, replayed=replayed), source=source)
+    delivery = Delivery("q", "scan", b"", attempts=deliveries)
     with MemoryBroker() as broker:
         stage = Preprocessor(write_bundle(tmp_path), broker, [])
         with nullcontext() if is_skipped else pytest.raises(InvalidInput, match="its sender deleted it"):

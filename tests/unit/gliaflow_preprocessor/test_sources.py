@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +154,68 @@ class SlowStore:
     def __exit__(self, *_: object) -> None: ...
 
 
-@pytest.mark.parametrize("error", [None, TimeoutError()])
-def test_a_slow_store_has_one_limit_in_all(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
-    """After it there is no other attempt, which would multiply the wait."""
+@pytest.mark.parametrize(("error", "kind"), [(None, SourceError), (TimeoutError(), TemporarilyUnavailable)])
+def test_a_slow_store_has_one_limit_in_all(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, kind: type[Exception]
+) -> None:
+    """After it there is no other attempt, which would multiply the wait; but there is if the store hangs at the end."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(sources.fsspec, "open", lambda *_, **__: SlowStore(clock, error))
-    with pytest.raises(SourceError, match=UNREADABLE):
+    with pytest.raises(kind, match=r"^source\.uri: "):
         read_uri("s3://bucket/scan.nii", "s3://bucket")
     assert clock[0] == 150
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a store that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+def test_a_store_that_hangs_is_tried_again_later(monkeypatch: pytest.MonkeyPatch, silent: int, protocol: str) -> None:
+    monkeypatch.setattr(sources, "STORE_WAIT_S", 0.5)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    root = f"http://127.0.0.1:{silent}" if protocol == "http" else "s3://bucket"
+    with pytest.raises(TemporarilyUnavailable, match="the store does not answer"):
+        read_uri(f"{root}/scan.nii", root)
+
+
+def test_the_store_s_client_does_not_multiply_the_retries_of_s3fs() -> None:
+    assert sources._client_options("s3") == {"config_kwargs": {"retries": {"max_attempts": 0}}}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [("503 Unavailable", TemporarilyUnavailable), ("404 Not Found", SourceError), (None, TemporarilyUnavailable)],
+)
+def test_only_a_web_server_that_does_not_answer_is_tried_again(answer: str | None, kind: type[Exception]) -> None:
+    """fsspec raises FileNotFoundError for each of them. Without an answer, no process listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        root = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def serve() -> None:
+            with suppress(OSError):  # the server is closed
+                while True:
+                    with server.accept()[0] as connection:
+                        connection.recv(2**16)
+                        connection.sendall(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode())
+
+        if answer:
+            threading.Thread(target=serve, daemon=True).start()
+        else:
+            server.close()
+        with pytest.raises(kind):
+            read_uri(f"{root}/scan.nii", root)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(403, SourceError), (404, SourceError), (503, TemporarilyUnavailable)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,22 @@ def test_stages_find_the_bundle_under_the_last_part_of_its_url(stored: Path, bun
     assert [path.name for path in bundles.iterdir()] == ["mine"]
     assert load_bundle("mine", bundles=bundles).id == load_bundle(stored).id
     assert fetch(f"file://{stored}/", bundles) == bundles / "mine"  # at the next start: it is still the same bundle
+
+
+def test_stages_of_another_user_can_read_the_bundle(stored: Path, bundles: Path) -> None:
+    bundles.chmod(0o755)
+    folder = fetch(f"file://{stored}", bundles)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (bundles, folder)] == [0o755] * 2
+    assert all(path.stat().st_mode & stat.S_IROTH for path in folder.iterdir())
+
+
+def test_a_copy_imports_no_library_of_the_stages() -> None:
+    code = """
+import sys
+import gliaflow_runner.fetch
+assert not sys.modules.keys() & {"onnxruntime", "scipy", "nibabel"}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_bundle_in_use_is_not_replaced(stored: Path, bundles: Path) -> None:

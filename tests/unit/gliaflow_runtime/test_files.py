@@ -1,9 +1,11 @@
 """Untrusted files: a regular file inside its folder is read; nothing else is read or blocks. And whole writes."""
 
+import errno
 import os
 import socket
 import stat
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,38 @@ def test_a_file_is_written_whole_and_replaces_the_one_before(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["answer.json"]
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_new_file_replaces_none_also_on_a_volume_without_hard_links(tmp_path, monkeypatch, has_links):
+    def link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(files.os, "link", link)
+    write_whole(tmp_path / "features", b"first", sync=True, new=True)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "features", b"second", new=True)
+    assert (tmp_path / "features").read_bytes() == b"first"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_one_of_several_writers_makes_a_new_file_on_a_volume_without_hard_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    def write(number):
+        try:
+            write_whole(tmp_path / "features", str(number), new=True)
+        except FileExistsError:
+            return False
+        return True
+
+    monkeypatch.setattr(files.os, "link", link)
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(write, range(32)))
+    assert written.count(True) == 1
+    assert (tmp_path / "features").read_text() == str(written.index(True))
+
+
 def test_an_error_while_writing_leaves_the_old_file_and_no_temporary_one(tmp_path):
     path = tmp_path / "mask.nii.gz"
     path.write_bytes(b"old")
@@ -186,21 +220,20 @@ def test_the_state_folder_and_what_is_in_it_are_for_this_user_alone(tmp_path):
     assert [mode(path) for path in (state.parent, state, state / "dead-letters")] == [0o700] * 3
 
 
-def test_open_folders_of_an_older_version_are_closed(tmp_path):
+def test_an_open_folder_of_an_older_version_is_closed(tmp_path):
+    (tmp_path / "dead-letters").mkdir()
+    (tmp_path / "dead-letters").chmod(0o777)
+    private_folder(tmp_path / "dead-letters")
+    assert mode(tmp_path / "dead-letters") == 0o700
+
+
+@pytest.mark.parametrize("shared", [0o1777, 0o775, 0o755])
+def test_a_state_folder_that_exists_keeps_its_mode(tmp_path, shared):
     state = tmp_path / "state"
-    (state / "dead-letters").mkdir(parents=True)
-    state.chmod(0o755)
-    (state / "dead-letters").chmod(0o777)
-    private_folder(state / "dead-letters")
-    assert [mode(path) for path in (state, state / "dead-letters")] == [0o700] * 2
-
-
-def test_a_state_folder_that_all_users_share_stays_open(tmp_path):
-    state = tmp_path / "tmp"
     state.mkdir()
-    state.chmod(0o1777)
+    state.chmod(shared)
     private_folder(state / "dead-letters")
-    assert [mode(path) for path in (state, state / "dead-letters")] == [0o1777, 0o700]
+    assert [mode(path) for path in (state, state / "dead-letters")] == [shared, 0o700]
 
 
 def test_a_folder_or_link_of_another_user_is_refused(tmp_path, monkeypatch):

@@ -163,9 +163,10 @@ def test_dead_letters_which_hold_whole_scans_are_for_their_user_alone(tmp_path: 
     folder = tmp_path / "state" / "dead-letters"
     folder.mkdir(parents=True)
     folder.chmod(0o755)  # as an older version left it
+    folder.parent.chmod(0o775)  # the user may share it
     broker = MemoryBroker(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "closed by the start alone"
     broker.declare(SCANS)
     broker.dead_letter(Delivery(SCANS.name, "scan", b"scan"), "reason")
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
-    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o775

@@ -38,12 +38,32 @@ def nested(kind: bytes, name: bytes, depth: int) -> bytes:
         nested(b"F", b"\x01k", 5000),
     ],
 )
-def test_a_header_that_pika_cannot_read_is_left_out_with_the_others_of_its_table(header: bytes) -> None:
+def test_a_header_that_pika_cannot_read_is_left_out(header: bytes) -> None:
     """Otherwise pika would close the connection, and RabbitMQ would deliver the message to the next process."""
     table = long(header)
     headers, end = data.decode_table(table + b"rest", 0)
     assert end == len(table)
     assert headers == {} or set(headers) == {"h"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        field(b"T", struct.pack(">Q", 2**63)),
+        field(b"f", struct.pack(">f", float("inf"))),
+        field(b"d", struct.pack(">d", float("nan"))),
+        field(b"A", long(b"T" + struct.pack(">Q", 2**63))),
+        field(b"F", long(b"\x01kT" + struct.pack(">Q", 2**63))),
+        nested(b"A", b"", 5000),
+        nested(b"F", b"\x01k", 5000),
+    ],
+)
+def test_the_count_of_deliveries_is_read_among_headers_that_pika_cannot_read(header: bytes) -> None:
+    """Otherwise the limit of attempts would not hold for a message that ends its stages."""
+    count = b"\x10x-delivery-count"
+    table = long(header + count + data_of(7) + header.replace(b"\x01h", b"\x01z", 1) + count + data_of(0))
+    headers, end = data.decode_table(table, 0)
+    assert (headers["x-delivery-count"], end) == (7, len(table)), "RabbitMQ's count, not the sender's behind it"
 
 
 def test_the_properties_behind_such_headers_are_read() -> None:

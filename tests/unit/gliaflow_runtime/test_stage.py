@@ -14,6 +14,7 @@ from gliaflow_runtime.broker.interface import REASON
 from gliaflow_runtime.broker.memory import Limit, MemoryBroker
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.stage import (
+    ANNOUNCE_S,
     EX_SOFTWARE,
     InvalidInput,
     OtherBundle,
@@ -21,6 +22,7 @@ from gliaflow_runtime.stage import (
     Stage,
     TemporarilyUnavailable,
     Worker,
+    _Plan,
 )
 from prometheus_client import REGISTRY
 
@@ -391,9 +393,9 @@ class TestOtherBundle:
         assert running.broker.depth(IN.name) == running.broker.depth(IN.dead) == 0
 
     def test_a_message_that_an_operator_replayed_becomes_a_dead_letter_again(self):
-        """Its submission may have ended long ago, and the operator must learn what happened."""
+        """Its submission may have ended long ago. The messages that earlier stages made of a replayed one count too."""
         with Running(Echo(self.refuse)) as running:
-            running.broker.send(IN.name, encode(message()))
+            running.send(encode(replace(message(), scan=replace(message().scan, replayed=True))))
             assert "give all stages the same bundle" in running.dead_reason()
             assert not decode(running.take(OUT).body).retry
 
@@ -401,6 +403,17 @@ class TestOtherBundle:
         with Running(Echo(self.refuse)) as running:
             running.send(encode(replace(message(), scan=Scan(id="a"))))
             assert "give all stages the same bundle" in running.dead_reason()
+
+
+def test_all_answers_of_one_message_wait_for_a_full_queue_only_once(monkeypatch):
+    """A client may declare a queue that refuses every answer, and request thousands of them."""
+    waits = []
+    monkeypatch.setattr(threading.Event, "wait", lambda _, seconds=None: waits.append(seconds) or time.sleep(0.1))
+    worker = Worker(Echo(), MemoryBroker(limits={OUT.name: Limit(0)}))
+    worker.broker.declare(OUT)
+    news = FailureMessage(id="n", scan=message().scan, stage="echo", reason="an answer")
+    worker._carry_out(_Plan(publish=[(news, encode(news))] * 1000), consumer=None)
+    assert 0 < len(waits) <= ANNOUNCE_S / 0.1 + 1
 
 
 def test_a_full_queue_of_answers_does_not_block_a_stage_for_ever(monkeypatch):

@@ -27,7 +27,7 @@ from gliaflow_proto import (
 )
 from gliaflow_proto.routing import ALL_QUEUES, RECORDER, STAGE_QUEUES, routing_key
 from gliaflow_runner.broker import open_broker
-from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.connect import connect, forget
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.settings import Settings
@@ -305,6 +305,7 @@ def test_another_kind_of_message_is_refused(tmp_path):
 
 
 def test_a_refused_part_becomes_a_dead_letter_and_does_not_fail_its_scan(tmp_path):
+    forget("memory://")
     settings = Settings(broker="memory://", state=tmp_path / "state")
     broker = open_broker(settings)
     failures = Queue("failures", ("failure.sub",))

@@ -14,8 +14,9 @@ from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.stage import InvalidInput
-from gliaflow_store.part_file import FeatureOrigin, StoredPart, write_part
-from gliaflow_trainer.service import Trainer
+from gliaflow_store.feature_store import FeatureStore
+from gliaflow_store.part_file import FeatureOrigin, StoredPart, part_path, write_part
+from gliaflow_trainer.service import Trainer, _digest
 from gliaflow_trainer.stream import DELIVERY
 from sample_messages import ONE_OF_EACH
 from structlog.testing import capture_logs
@@ -33,9 +34,9 @@ def settings(tmp_path: Path) -> Settings:
     return settings
 
 
-def store(folder: Path, scan: str, patient: str, label: str, seed: int) -> None:
+def store(folder: Path, scan: str, patient: str, label: str, seed: int, submission: str = "") -> None:
     features = np.random.default_rng(seed).random((2, *BUNDLE.tap_shape)).astype(np.float16)
-    about = Scan(id=scan, patient=patient, submission=f"sub-{scan}", label=label)
+    about = Scan(id=scan, patient=patient, submission=submission or f"sub-{scan}", label=label)
     origin = FeatureOrigin(BUNDLE.id, BUNDLE.tap, BUNDLE.tap_shape)
     write_part(folder, StoredPart(about, (0, 1), origin, features, np.ones((2, 8, 8), np.uint8), (0, 1)))
     os.utime(folder, (1, 1))  # quiet for long
@@ -69,6 +70,23 @@ def test_scans_that_contradict_others_are_left_out_and_logged_without_patients(
     assert "p_new" not in repr(logs)
     (recorded,) = (line for line in logs if line["event"] == "recorded")
     assert recorded["patients"] == {"HGG": 4, "LGG": 4}
+
+
+@pytest.mark.parametrize(("submission", "seed"), [("sub-s0", 70), ("corrected", 0)])
+def test_a_scan_that_was_removed_and_submitted_again_makes_another_fit(
+    settings: Settings, submission: str, seed: int
+) -> None:
+    """Its id, patient and label are the same; its features or its submission, which the manifest names, are not."""
+
+    def digest() -> str:
+        features = FeatureStore(settings.store)
+        return _digest(features, features, BUNDLE, settings)
+
+    before = digest()
+    assert digest() == before
+    part_path(settings.store, "s0", 0).unlink()
+    store(settings.store, "s0", "p0", "HGG", seed, submission)
+    assert digest() != before
 
 
 def test_many_problems_do_not_fill_the_log(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
