@@ -97,9 +97,16 @@ def test_a_broker_without_stages_and_no_broker_are_broker_errors(
     rabbitmq_url: str, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gliaflow.submission.ROUTE_WAIT_S", 0.2)
-    with gliaflow.open(rabbitmq_url) as flow, pytest.raises(gliaflow.BrokerError, match="no stage takes 'scan'"):
-        flow.submit(scans / "p0_flair.nii.gz")
     with connect(rabbitmq_url) as broker:
+        for queue in STAGE_QUEUES:
+            broker.delete(queue.name)
+        reasons: list[str] = []
+        with (
+            gliaflow.open(rabbitmq_url, waiting=reasons.append) as flow,
+            pytest.raises(gliaflow.BrokerError, match="no stage takes 'scan'"),
+        ):
+            flow.submit(scans / "p0_flair.nii.gz")
+        assert "no preprocessor" in reasons[0]
         assert not any(broker.queue_state(queue.name) for queue in STAGE_QUEUES)
     monkeypatch.setattr("gliaflow.flow.open_broker", lambda settings: connect(settings.broker, connect_timeout=0.2))
     with pytest.raises(gliaflow.BrokerError, match="no RabbitMQ"):
