@@ -122,7 +122,7 @@ def test_each_queue_is_on_three_nodes_and_the_leaders_are_spread(cluster: Cluste
     queues = cluster.queues()
     assert {f"gliaflow.{stage}" for stage in ("preprocessor", "extractor", "classifier", "assembler")} <= set(queues)
     assert {name: len(queue["members"]) for name, queue in queues.items()} == dict.fromkeys(queues, 3)  # type: ignore[arg-type]
-    assert len({queue["leader"] for queue in queues.values()}) == 3
+    wait_until(lambda: len({queue["leader"] for queue in cluster.queues().values()}) == 3)
 
 
 def test_killing_each_node_in_turn_loses_no_scan(cluster: Cluster, scan: Path) -> None:

@@ -344,7 +344,7 @@ def test_plugins_work_from_the_image_and_from_a_folder(stack: Stack, scans: Path
     assert listed.returncode == 0, listed.stdout
 
     _, code = write_plugin("darken", "step", tmp_path / "darken")
-    shutil.copy(code, stack.folder / "plugins.d")
+    shutil.copytree(code.parent, stack.folder / "plugins.d" / code.parent.name)
     (stack.folder / "plugins.d" / "broken.py").write_text("import a_module_that_is_not_there\n")
     bundle = stack.folder / "bundles" / "darker"
     shutil.copytree(demo_bundle(), bundle)
