@@ -358,7 +358,7 @@ def test_plugins_work_from_the_image_and_from_a_folder(stack: Stack, scans: Path
     stack.compose("up", "--wait", "--detach", GLIAFLOW_PLUGINS="/plugins.d", **chosen)
     usual = submit(scans, tmp_path / "usual", "memory://")
     darker = submit(scans, tmp_path / "darker", BROKER)
-    assert {row["status"] for row in darker.values()} == {"ok"}
+    assert {row["status"] for row in darker.values()} <= {"ok", "no tumour"}
     assert any(darker[name]["tumour_ml"] != row["tumour_ml"] for name, row in usual.items())
     assert "broken" in stack.compose("exec", "-T", "preprocessor", "gliaflow", "plugins", check=False)
     stack.compose("up", "--wait", "--detach")

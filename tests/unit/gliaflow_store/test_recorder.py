@@ -317,9 +317,10 @@ def test_a_refused_part_becomes_a_dead_letter_and_does_not_fail_its_scan(tmp_pat
     with running(Worker(recorder_of(tmp_path / "store"), broker.attach())):
         wait_for(lambda: list((tmp_path / "store").glob("*.safetensors")))
     assert broker.depth(failures.name) == 0, "no failure is announced"
-    listed = CliRunner().invoke(app, ["dead", "list", "--broker", "memory://"]).output
-    assert "finite" in listed
-    assert "1 dead letters" in listed
+    listed = CliRunner().invoke(app, ["dead", "list", "--broker", "memory://"])
+    assert listed.exit_code == 0, listed.exception
+    assert "finite" in listed.output
+    assert "1 dead letters" in listed.output
 
 
 @pytest.mark.parametrize("where", ["memory", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])

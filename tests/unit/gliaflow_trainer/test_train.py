@@ -140,7 +140,7 @@ def test_two_patients_with_the_same_voxels_are_a_leak(tmp_path: Path) -> None:
         nib.save(nib.Nifti1Image(np.asarray(voxels.dataobj), voxels.affine), target.with_suffix(""))
     with pytest.raises(PluginError, match="--allow\n  leak: the same voxels: ") as error:
         fit(tmp_path, "out")
-    assert {"H0", "X"} <= set(str(error.value).split())
+    assert {"H0", "X"} <= set(" ".join(error.value.__notes__).split())
     assert not (tmp_path / "out.work/unet").exists(), "nothing was fitted"
 
 
