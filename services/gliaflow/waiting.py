@@ -87,8 +87,8 @@ def cause(broker: Broker, queues: Sequence[Queue], waited_s: float = math.inf) -
     ]
     if missing:
         return (
-            f"no {' and no '.join(missing)} runs: start it (docker compose up -d {' '.join(missing)}, or gliaflow "
-            "serve …); docker compose ps and gliaflow doctor show why it does not run (docs/operations.md)"
+            f"no {' and no '.join(missing)} runs: wait for a replacement, or start one (docker compose up -d "
+            f"{' '.join(missing)}, or gliaflow serve …); docker compose ps shows why none runs (docs/operations.md)"
         ), ""
     if waited_s < SLOW_S:
         return "", ""

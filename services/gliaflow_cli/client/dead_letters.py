@@ -12,7 +12,16 @@ import numpy as np
 from gliaflow_proto import Message, MessageOrigin, ProtocolError, Queue, decode, encode, read_origin
 from gliaflow_proto.fragments import outline
 from gliaflow_proto.routing import ALL_QUEUES, check_route
-from gliaflow_runtime.broker.interface import DIED_AT, REASON, SENT_TO, SENT_WITH, Broker, Consumer, Delivery
+from gliaflow_runtime.broker.interface import (
+    DIED_AT,
+    REASON,
+    SENT_TO,
+    SENT_WITH,
+    AccessDenied,
+    Broker,
+    Consumer,
+    Delivery,
+)
 from gliaflow_runtime.errors import UsageError
 
 AT_ONCE = 200  # each may weigh 8 MiB, and all are held while the command runs
@@ -93,7 +102,13 @@ def dead_letters(broker: Broker) -> Iterator[list[DeadLetter]]:
         room = min(broker.depth(queue.dead), AT_ONCE - len(letters))
         if room <= 0:
             continue
-        consumer = broker.consume(Queue(queue.dead), room)
+        try:
+            consumer = broker.consume(Queue(queue.dead), room)
+        except AccessDenied as error:
+            raise AccessDenied(
+                f"{error}: only the operator may read dead letters (docker compose run --rm --no-deps operator dead "
+                "list; docs/security.md)"
+            ) from None
         consumers.append(consumer)
         while room and (delivery := consumer.next(timeout=1.0)) is not None:
             letters.append(DeadLetter(queue, consumer, delivery))

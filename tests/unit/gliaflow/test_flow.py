@@ -109,7 +109,7 @@ def test_a_scan_with_an_unreadable_answer_fails_with_the_reason(scans: list[Inpu
 def test_a_scan_without_an_answer_in_time_fails(scans: list[Input]) -> None:
     with StandIn(lambda broker, message: None) as stages:
         failed = Flow(stages.broker.attach(), timeout=0.5).submit(scans[0])
-    assert failed.reason.startswith("no answer within 0.5 s: no extractor and no classifier runs: start it")
+    assert failed.reason.startswith("no answer within 0.5 s: no extractor and no classifier runs: wait")
     assert failed.seconds is not None
     assert failed.seconds >= 0.5
 
