@@ -88,7 +88,7 @@ def cause(broker: Broker, queues: Sequence[Queue], waited_s: float = math.inf) -
     if missing:
         return (
             f"no {' and no '.join(missing)} runs: wait for a replacement, or start one (docker compose up -d "
-            f"{' '.join(missing)}, or gliaflow serve …); docker compose ps shows why none runs (docs/operations.md)"
+            f"{' '.join(missing)}, or gliaflow serve …); docker compose ps and gliaflow doctor show why none runs"
         ), ""
     if waited_s < SLOW_S:
         return "", ""
