@@ -85,12 +85,13 @@ def secrets(rabbitmq_url: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def default_logging_and_signals() -> Iterator[None]:
-    """No test sees the log level or the signal handlers that another test, or a command in it, has set."""
+def defaults() -> Iterator[None]:
+    """No test sees the log level, signal handlers or environment that another test, or a command in it, has set."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
     yield
     structlog.reset_defaults()
+    os.environ.pop("PYTHONSAFEPATH", None)  # main() sets it for the processes that a command starts
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from gliaflow_proto.routing import STAGE_QUEUES
+from gliaflow_proto.routing import RECORDER, STAGE_QUEUES
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 
 GLIAFLOW = [sys.executable, "-m", "gliaflow_cli"]
@@ -47,6 +47,9 @@ def renew_stage_queues(broker: str) -> None:
             connection.delete(queue.name)
             connection.delete(queue.dead)
             connection.declare(queue)
+        connection.delete(RECORDER.dead)
+        connection.declare(RECORDER)
+        connection.delete(RECORDER.name)  # its trainer declares it; its dead letters are in the definitions
 
 
 def free_port() -> int:

@@ -153,7 +153,7 @@ def test_refused_password_is_reported(examine, no_bundle_check, rabbitmq_url):
 
 def test_expected_policies_are_those_of_the_definitions():
     policies = {p["name"]: p["definition"] for p in json.loads(DEFINITIONS.read_text())["policies"]}
-    for name in ("gliaflow.dead-letters", "gliaflow.uploads", "gliaflow.answers"):
+    for name in ("gliaflow.dead-letters", "gliaflow.uploads", "gliaflow.answers", "gliaflow.streams"):
         policies.pop(name)
     assert policies == {queue.name: expected_policy(queue) for queue in ALL_QUEUES}
 

@@ -48,8 +48,7 @@ SENDS = {  # kinds, and a key that the user may publish with
     "classifier": ({"graded", "prediction", "failure"}, "graded"),
     "generator": ({"synthetic", "failure"}, f"synthetic.{VICTIM}"),
     "trainer": (set(), "features.labelled"),
-    "gliaflow": ({"generate"}, "scan"),  # its scans have no label
-    "inbox": ({"generate"}, "scan"),
+    "gliaflow": ({"generate"}, "scan"),  # its scans have no label; the inbox has the same rights
     "annotator": ({"generate", "scan"}, "scan.labelled"),
 }
 RECEIVERS = (*STAGE_QUEUES, RECORDER, submission_queue(VICTIM))
@@ -120,7 +119,7 @@ class Forger:
     def _by_dead_letters(self, name: str) -> None:
         """A queue whose messages expire at once into the target."""
         for target in TARGETS:
-            for key in (None, self.allowed_key, *map(routing_key, self.forged)):
+            for key in (None, self.allowed_key, "graded", f"prediction.{VICTIM}"):
                 options = {"x-dead-letter-exchange": target, "x-message-ttl": 0}
                 options |= {"x-dead-letter-routing-key": key} if key else {}
                 if self.may(lambda c, options=options: c.queue_declare(name, durable=True, arguments=options)):

@@ -59,16 +59,16 @@ def test_its_tests_run_by_the_printed_instructions(tmp_path: Path) -> None:
 
 
 def test_modules_that_are_added_are_packed(tmp_path: Path) -> None:
-    """setuptools finds what goes into the wheel."""
-    from setuptools import find_packages
-
+    """setuptools finds what goes into the wheel. In a process of its own, since it replaces distutils when imported."""
     project, code = write_plugin("mine", "step", tmp_path / "new")
     (code.parent / "filters").mkdir()
     (code.parent / "filters/__init__.py").touch()
     (project.parent / "tests").mkdir()
     (project.parent / "tests/__init__.py").touch()
     include = tomllib.loads(project.read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert sorted(find_packages(str(project.parent), include=include)) == ["gliaflow_mine", "gliaflow_mine.filters"]
+    find = f"import setuptools; print(*sorted(setuptools.find_packages({str(project.parent)!r}, include={include!r})))"
+    done = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["gliaflow_mine", "gliaflow_mine.filters"]
 
 
 @pytest.mark.parametrize("name", ["", "My", "a--b", "-a", "a_b", "../up", "1a"])
