@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
+from sample_messages import put
 
 Document = dict[Any, Any]
 
@@ -44,14 +45,7 @@ def broken_messages(submission: str) -> list[Broken]:
     def change(path: str, value: Any, reason: str, key: str = "scan", **expected: Any) -> None:
         """Set a field, as ``scan.id``; ``...`` deletes it."""
         document = valid(key, submission)
-        *parents, last = path.split(".")
-        place = document
-        for parent in parents:
-            place = place[parent]
-        if value is ...:
-            del place[last]
-        else:
-            place[last] = value
+        put(document, path.split("."), value)
         shown = "left out" if value is ... else ascii(value)[:30]
         add(f"{path}: {shown}", key, reason, msgpack.packb(document), **expected)
 

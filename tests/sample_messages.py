@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,12 +89,16 @@ def changed(message: Message, **changes: Any) -> bytes:
     """The encoded message with other values: ``scan__name`` names a nested field, ``...`` deletes a field."""
     document = msgpack.unpackb(encode(message))
     for path, value in changes.items():
-        *parents, last = path.split("__")
-        place = document
-        for parent in parents:
-            place = place[parent]
-        if value is ...:
-            del place[last]
-        else:
-            place[last] = value
+        put(document, path.split("__"), value)
     return bytes(msgpack.packb(document))
+
+
+def put(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a nested field; ``...`` deletes it."""
+    *parents, last = path
+    for parent in parents:
+        document = document[parent]
+    if value is ...:
+        del document[last]
+    else:
+        document[last] = value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue as queues
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +42,8 @@ SLOW_POLLS = 10  # a broker that answers later than this is reported
 PAUSE_S = (0.1, 10.0)  # first and longest pause between attempts to connect
 STEADY_S = 5.0  # a connection that lasted this long resets the pauses
 FRAME_FAULTS = range(501, 506)  # reply codes that blame the frames of this client, not the state of the broker
+
+REPR = re.compile(r"""\(?\w+: \((?P<quote>["'])(?P<text>.*)(?P=quote),\)[,)]*""")
 
 log = structlog.get_logger()
 Channel = Any  # pika has no type annotations
@@ -377,4 +380,6 @@ class ConnectionThread:
 def text(error: Exception) -> str:
     """The text of a pika error. Many have none; connection errors wrap the system's error."""
     inner = getattr(error.args[0], "exception", None) if error.args else None
-    return getattr(error, "reply_text", "") or str(inner or error) or type(error).__name__
+    message = getattr(error, "reply_text", "") or str(inner or error) or type(error).__name__
+    wrapped = REPR.fullmatch(message)  # pika also wraps errors in its texts: StreamLostError: ("…",)
+    return wrapped["text"] if wrapped else message

@@ -45,7 +45,8 @@ class Limit:
 
 
 # A message may have 8 MiB, and here all are in memory. The balancer only needs a sample of the features, so its queue
-# may drop some. The assembler publishes to its own queue, so a limit there could block it (as in deploy/rabbitmq).
+# may drop some. The assembler publishes to its own queue: a limit there would refuse its answers, since here a message
+# goes to all of its queues or to none.
 STAGE_LIMITS: dict[str, Limit] = {
     **{queue.name: Limit(16) for queue in STAGE_QUEUES if queue not in (ASSEMBLER, BALANCER)},
     BALANCER.name: Limit(16, "drop-oldest"),

@@ -82,7 +82,7 @@ def test_a_uri_outside_the_roots_is_refused(folder: Path, tmp_path: Path, uri: s
         "{root}/large",
         "{root}/sub/file/below",
         "{root}/../missing",
-        "/root/missing",
+        "/nowhere/missing",
         "file://{root}/a\0b",
         "{root}/" + "x" * 300,
         "{root}/" + "x/" * 3000,
