@@ -2,7 +2,8 @@
 PYTHON ?= python3
 DEMO := .venv-demo
 DEV := .venv
-PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
+# --no-compile: Python compiles the few modules that it imports, not all that pip installs
+PIP_FLAGS := --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: help demo test test-compose check docs fuzz chaos bench bundle lock sbom clean
 
@@ -12,9 +13,12 @@ help: ## print this list
 demo: $(DEMO)/.done ## phantom scans through all four stages; writes out/demo/report.html
 	$(DEMO)/bin/gliaflow demo --out out/demo
 
-WORKERS := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-test: $(DEV)/.done ## all tests, with a private RabbitMQ; PYTEST='-n 0 -k word' selects some and runs them one by one
-	OMP_NUM_THREADS=1 $(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python -m pytest $(WORKERS) $(PYTEST)
+# one more than cores, since tests wait; each has a RabbitMQ of its own
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
+test: ## all tests, each worker with a private RabbitMQ; WORKERS=0 PYTEST='-k word' selects some, one by one
+	@$(PYTHON) tests/programs.py & $(MAKE) --no-print-directory $(DEV)/.done; result=$$?; wait; exit $$result
+	OMP_NUM_THREADS=1 $(DEV)/bin/python tests/rabbitmq.py --brokers $(WORKERS) \
+		$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 test-compose: $(DEV)/.done ## tests of the containers; needs a Docker engine
 	$(DEV)/bin/python -m pytest tests/compose -m compose --timeout 900
@@ -28,7 +32,7 @@ docs: $(DEV)/.done ## the documentation site with the API reference, in out/site
 RUNS ?= 1000000
 fuzz: $(DEV)/.done ## coverage-guided fuzzing of untrusted input, RUNS=1000000 inputs for each target (Linux)
 	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[fuzz]'
-	for target in messages nifti bundle; do $(DEV)/bin/python tests/fuzz/fuzz.py $$target -runs=$(RUNS) || exit 1; done
+	for target in messages nifti bundle dicom; do $(DEV)/bin/python tests/fuzz/fuzz.py $$target -runs=$(RUNS) || exit 1; done
 
 bench: $(DEV)/.done ## speed relative to a bare onnxruntime loop, on both brokers
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python bench/pipeline.py
@@ -48,7 +52,7 @@ $(DEMO)/.done: pyproject.toml constraints.txt
 
 $(DEV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,otel,docs,dev]'
+	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,otel,docs,dicom,dev]'
 	@touch $@
 
 # uv writes the SHA-256 of every file of each package: all platforms and Python versions
@@ -59,8 +63,10 @@ lock: $(DEV)/.done ## deploy/hashes.txt from constraints.txt; with TORCH_INDEX=U
 	$(LOCK) constraints.txt --output-file deploy/hashes.txt
 	$(if $(TORCH_INDEX),grep '^torch==' constraints.txt | $(LOCK) - --default-index $(TORCH_INDEX) --output-file deploy/hashes-torch.txt)
 
-sbom: ## bill of materials (CycloneDX) and licences of the image, in out/sbom; fails on a licence that must not ship
-	docker build -f deploy/Dockerfile --target sbom --output out/sbom .
+SBOM := docker build -f deploy/Dockerfile --target sbom
+sbom: ## bills of materials (CycloneDX) and licences of the images, in out/sbom; fails on a licence that must not ship
+	$(SBOM) --output out/sbom .
+	$(SBOM) --build-arg EXTRA=otel,dicom,report --output out/sbom/dicom .
 
 clean: ## delete the environments and out/
 	rm -rf $(DEMO) $(DEV) out build *.egg-info

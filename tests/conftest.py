@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -18,24 +19,29 @@ from requirements import skip_or_fail
 
 TESTS = Path(__file__).parent
 
+_brokers = json.loads(os.environ.get("GLIAFLOW_TEST_BROKERS", "[]"))
+SHARE_BROKER = len(_brokers) < int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+"""Whether the workers have only one broker. Otherwise each has a broker of its own."""
+if not SHARE_BROKER:
+    _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.environ.update(_brokers[_worker % len(_brokers)])
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for xdist: those on RabbitMQ, and those of each file, so that they share its fixtures.
+    """Group the tests of each file for xdist, so that they share its fixtures; all on RabbitMQ if there is only one.
 
     The longest groups start first, so that no worker ends long after the others.
     """
     for item in items:
-        shares_broker = item.path.parent.name == "integration" or item.get_closest_marker("rabbitmq")
-        group = "rabbitmq" if shares_broker else item.path.relative_to(TESTS).as_posix()
+        group = "rabbitmq" if SHARE_BROKER and _on_rabbitmq(item) else item.path.relative_to(TESTS).as_posix()
         item.add_marker(pytest.mark.xdist_group(group))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=_starts_late)
+        items.sort(key=lambda item: 0 if _on_rabbitmq(item) else 1 if item.get_closest_marker("slow") else 2)
 
 
-def _starts_late(item: pytest.Item) -> int:
-    (group,) = item.get_closest_marker("xdist_group").args  # type: ignore[union-attr]
-    return 0 if group == "rabbitmq" else 1 if item.get_closest_marker("slow") else 2
+def _on_rabbitmq(item: pytest.Item) -> bool:
+    return item.path.parent.name == "integration" or item.get_closest_marker("rabbitmq") is not None
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pika
 from gliaflow_proto.routing import RECORDER, STAGE_QUEUES
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
+from pika.exceptions import ChannelClosedByBroker
 
 GLIAFLOW = [sys.executable, "-m", "gliaflow_cli"]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -41,15 +43,32 @@ def as_user(user: str, broker: str) -> dict[str, str]:
 
 
 def renew_stage_queues(broker: str) -> None:
-    """Delete the stages' queues with all their messages, and declare them again, since no stage has the right to."""
-    with AmqpBroker(broker, connect_timeout=5) as connection:
+    """Delete the stages' queues that a test used, and declare them again, since no stage has the right to."""
+    with (
+        AmqpBroker(broker, connect_timeout=5) as connection,
+        pika.BlockingConnection(pika.URLParameters(broker)) as bare,
+    ):
         for queue in STAGE_QUEUES:
-            connection.delete(queue.name)
-            connection.delete(queue.dead)
-            connection.declare(queue)
-        connection.delete(RECORDER.dead)
-        connection.declare(RECORDER)
+            if not (_as_new(bare, queue.name, queue.single_active) and _as_new(bare, queue.dead)):
+                connection.delete(queue.name)
+                connection.delete(queue.dead)
+                connection.declare(queue)
+        if not _as_new(bare, RECORDER.dead):
+            connection.delete(RECORDER.dead)
+            connection.declare(RECORDER)
         connection.delete(RECORDER.name)  # its trainer declares it; its dead letters are in the definitions
+
+
+def _as_new(connection: pika.BlockingConnection, queue: str, single_active: bool = False) -> bool:
+    """Whether the queue exists with its own arguments, without messages and consumers."""
+    arguments = {"x-queue-type": "quorum"} | ({"x-single-active-consumer": True} if single_active else {})
+    try:
+        with connection.channel() as channel:
+            state = channel.queue_declare(queue, passive=True).method
+            channel.queue_declare(queue, durable=True, arguments=arguments)  # an error if it has others
+            return state.message_count == state.consumer_count == 0
+    except ChannelClosedByBroker:
+        return False
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Run a command with a RabbitMQ to test against: ``python tests/rabbitmq.py pytest``.
+"""Run a command with a RabbitMQ to test against: ``python tests/rabbitmq.py [--brokers 3] pytest``.
 
 The script uses the first of these brokers that is available, and stops only a broker that it started:
 
@@ -10,8 +10,9 @@ The script uses the first of these brokers that is available, and stops only a b
 The command's environment has ``GLIAFLOW_TEST_BROKER``, the URL of a user with all permissions, and, except in case 1:
 ``GLIAFLOW_TEST_RABBITMQCTL``, how to run ``rabbitmqctl``; ``GLIAFLOW_TEST_SECRETS``, a folder that
 ``deploy/rabbitmq/make_secrets.py`` filled; ``GLIAFLOW_TEST_TLS_PORT``; ``GLIAFLOW_TEST_MANAGEMENT``, the management
-API; and ``GLIAFLOW_TEST_PROMETHEUS``, the address of the broker's metrics. The files in ``deploy/rabbitmq`` configure
-the broker as they configure a deployed one. Needs the standard library, and openssl.
+API; and ``GLIAFLOW_TEST_PROMETHEUS``, the address of the broker's metrics. ``--brokers 3`` starts three, one for each
+worker of pytest-xdist. ``GLIAFLOW_TEST_BROKERS`` then has the variables of each, as JSON. The files in
+``deploy/rabbitmq`` configure the broker as they configure a deployed one. Needs the standard library, and openssl.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy" / "rabbitmq"
 sys.path.append(str(DEPLOY))
 from make_secrets import make_secrets, password_hash  # noqa: E402
+from programs import install  # noqa: E402
 
 IMAGE = "rabbitmq:4-management"
 ADMIN = "tests"
@@ -41,37 +44,61 @@ WITHIN_S = 90
 
 
 def main() -> int:
-    command = sys.argv[1:]
+    command, brokers = sys.argv[1:], 1
+    if command[:1] == ["--brokers"]:
+        command, brokers = command[2:], max(1, int(command[1]))
     if not command:
         print(__doc__, file=sys.stderr)
         return 2
     for name in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(name, lambda number, _: sys.exit(128 + number))
     with ExitStack() as stack:
-        environment = os.environ | start(stack)
+        environment = os.environ | start(stack, brokers)
         child = subprocess.Popen(command, env=environment)
         stack.callback(stop, child)
         return child.wait()
 
 
-def start(stack: ExitStack) -> dict[str, str]:
-    """Find or start a broker. ``stack`` gets the callbacks that stop it. Returns variables for the environment."""
+@dataclass(frozen=True)
+class Broker:
+    """A broker that starts. ``variables`` are for the environment."""
+
+    variables: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    out: Path | None = None
+
+    def wait(self) -> None:
+        """Return once RabbitMQ accepts AMQP and has the policies."""
+        port, until = urlsplit(self.variables["GLIAFLOW_TEST_BROKER"]).port or 0, time.monotonic() + WITHIN_S
+        while not answers("127.0.0.1", port):
+            if time.monotonic() > until or (self.process and self.process.poll() is not None):
+                text = self.out.read_text()[-2000:] if self.out else ""
+                sys.exit(f"tests/rabbitmq.py: RabbitMQ did not come up.\n{text}")
+            time.sleep(0.25)
+        rabbitmqctl = shlex.split(self.variables["GLIAFLOW_TEST_RABBITMQCTL"])
+        while "gliaflow.dead-letters" not in output([*rabbitmqctl, "list_policies"]):  # imported after the port listens
+            if time.monotonic() > until:
+                sys.exit("tests/rabbitmq.py: the policies did not arrive")
+            time.sleep(0.2)
+
+
+def start(stack: ExitStack, count: int) -> dict[str, str]:
+    """Find or start brokers. ``stack`` gets the callbacks that stop them. Returns variables for the environment."""
     url = os.environ.get("GLIAFLOW_TEST_BROKER")
     if url and answers(urlsplit(url).hostname or "localhost", urlsplit(url).port or 5672):
         say(f"using the RabbitMQ of GLIAFLOW_TEST_BROKER at {urlsplit(url).hostname}")
         return {}
-    home = Path(
-        stack.enter_context(tempfile.TemporaryDirectory(prefix="gliaflow-rabbitmq-", ignore_cleanup_errors=True))
-    )
-    prepare_secrets(home / "secrets")
-    variables = in_docker(stack, home) or private(stack, home)
-    rabbitmqctl = shlex.split(variables["GLIAFLOW_TEST_RABBITMQCTL"])
-    until = time.monotonic() + WITHIN_S  # the import of the definitions may end after the port listens
-    while "gliaflow.dead-letters" not in output([*rabbitmqctl, "list_policies"]):
-        if time.monotonic() > until:
-            sys.exit("tests/rabbitmq.py: the policies did not arrive")
-        time.sleep(0.2)
-    return variables | {"GLIAFLOW_TEST_SECRETS": str(home / "secrets")}
+    brokers, ports = [], free_ports(6 * count)
+    for number in range(count):
+        folder = tempfile.TemporaryDirectory(prefix="gliaflow-rabbitmq-", ignore_cleanup_errors=True)
+        home = Path(stack.enter_context(folder))
+        prepare_secrets(home / "secrets")
+        broker = in_docker(stack, home) or private(stack, home, ports[6 * number : 6 * number + 6])
+        broker.variables["GLIAFLOW_TEST_SECRETS"] = str(home / "secrets")
+        brokers.append(broker)
+    for broker in brokers:
+        broker.wait()
+    return brokers[0].variables | {"GLIAFLOW_TEST_BROKERS": json.dumps([broker.variables for broker in brokers])}
 
 
 def prepare_secrets(folder: Path) -> None:
@@ -93,7 +120,7 @@ def configuration(secrets: str, tls_port: int) -> str:
     return text.replace("listeners.ssl.default = 5671", f"listeners.ssl.default = {tls_port}")
 
 
-def in_docker(stack: ExitStack, home: Path) -> dict[str, str] | None:
+def in_docker(stack: ExitStack, home: Path) -> Broker | None:
     """Start a container. Returns None if there is no engine or no image."""
     if not shutil.which("docker") or not succeeds(["docker", "version"], 10):
         return None
@@ -111,27 +138,27 @@ def in_docker(stack: ExitStack, home: Path) -> dict[str, str] | None:
         int(output(["docker", "port", container, p]).splitlines()[0].rpartition(":")[2]) for p in PORTS
     )
     say(f"started {IMAGE} on port {port}")
-    await_answer(port, None)
-    return {
+    variables = {
         "GLIAFLOW_TEST_BROKER": f"amqp://{ADMIN}:{ADMIN}@127.0.0.1:{port}/",
         "GLIAFLOW_TEST_TLS_PORT": str(tls),
         "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["docker", "exec", container, "rabbitmqctl"]),
         "GLIAFLOW_TEST_MANAGEMENT": f"http://{ADMIN}:{ADMIN}@127.0.0.1:{management}",
         "GLIAFLOW_TEST_PROMETHEUS": f"127.0.0.1:{prometheus}",
     }
+    return Broker(variables)
 
 
-def private(stack: ExitStack, home: Path) -> dict[str, str]:
+def private(stack: ExitStack, home: Path, ports: list[int]) -> Broker:
     """Start a private ``rabbitmq-server``. All that it writes, its cookie included, is in a temporary folder."""
     scripts = installed()
-    amqp, tls, distribution, epmd, management, prometheus = free_ports(6)
+    amqp, tls, distribution, epmd, management, prometheus = ports
     (home / "plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
-    ports = f"management.tcp.port = {management}\nprometheus.tcp.port = {prometheus}\n"
+    listen = f"management.tcp.port = {management}\nprometheus.tcp.port = {prometheus}\n"
     statistics = "collect_statistics_interval = 1000\n"  # ms; the default of five seconds would slow the tests
-    (home / "rabbitmq.conf").write_text(configuration(str(home / "secrets" / "rabbitmq"), tls) + ports + statistics)
+    (home / "rabbitmq.conf").write_text(configuration(str(home / "secrets" / "rabbitmq"), tls) + listen + statistics)
     settings = {
         "HOME": str(home),
-        "RABBITMQ_NODENAME": f"gliaflow-{os.getpid()}@localhost",
+        "RABBITMQ_NODENAME": f"gliaflow-{amqp}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(amqp),
         "RABBITMQ_DIST_PORT": str(distribution),
@@ -143,21 +170,22 @@ def private(stack: ExitStack, home: Path) -> dict[str, str]:
         "ERL_EPMD_PORT": str(epmd),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_CRASH_DUMP_SECONDS": "0",  # no dump in the command's working folder
+        "RABBITMQ_CTL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",  # rabbitmqctl waits without computing
     }
     environment = os.environ | settings
     # Otherwise Erlang would start its port mapper as a daemon, which would outlive this script
     run_until_end(stack, [str(shutil.which("epmd", path=path())), "-port", str(epmd)], environment, home)
     server = run_until_end(stack, [scripts["rabbitmq-server"]], environment, home)
     say(f"started a private rabbitmq-server on port {amqp}")
-    await_answer(amqp, server, home / "out.txt")
-    variables = [f"{name}={value}" for name, value in settings.items()]
-    return {
+    assignments = [f"{name}={value}" for name, value in settings.items()]
+    variables = {
         "GLIAFLOW_TEST_BROKER": f"amqp://{ADMIN}:{ADMIN}@127.0.0.1:{amqp}/",
         "GLIAFLOW_TEST_TLS_PORT": str(tls),
-        "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["env", *variables, scripts["rabbitmqctl"]]),
+        "GLIAFLOW_TEST_RABBITMQCTL": shlex.join(["env", *assignments, scripts["rabbitmqctl"]]),
         "GLIAFLOW_TEST_MANAGEMENT": f"http://{ADMIN}:{ADMIN}@127.0.0.1:{management}",
         "GLIAFLOW_TEST_PROMETHEUS": f"127.0.0.1:{prometheus}",
     }
+    return Broker(variables, server, home / "out.txt")
 
 
 def installed() -> dict[str, str]:
@@ -171,14 +199,8 @@ def installed() -> dict[str, str]:
         }
         if all(scripts.values()):
             return scripts
-        if attempt == 1 and os.geteuid() == 0 and shutil.which("apt-get"):
-            say("installing rabbitmq-server from Debian")
-            quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # 1: do not start the service
-            for arguments in (
-                ["update", "-qq"],
-                ["install", "-y", "-qq", "--no-install-recommends", "rabbitmq-server"],
-            ):
-                subprocess.run(["apt-get", *arguments], env=quiet, stdout=subprocess.DEVNULL, check=False)
+        if attempt == 1:
+            install(["rabbitmq-server"])
     sys.exit(
         "tests/rabbitmq.py: no RabbitMQ for the tests. Set GLIAFLOW_TEST_BROKER=amqp://… to a running one, "
         f"or start a Docker engine that can get {IMAGE}, or install rabbitmq-server."
@@ -201,15 +223,6 @@ def run_until_end(
 
     stack.callback(end)
     return process
-
-
-def await_answer(port: int, process: subprocess.Popen[bytes] | None, out: Path | None = None) -> None:
-    """Return once RabbitMQ accepts AMQP on ``port``."""
-    until = time.monotonic() + WITHIN_S
-    while not answers("127.0.0.1", port):
-        if time.monotonic() > until or (process and process.poll() is not None):
-            sys.exit(f"tests/rabbitmq.py: RabbitMQ did not come up.\n{out.read_text()[-2000:] if out else ''}")
-        time.sleep(0.25)
 
 
 def answers(host: str, port: int) -> bool:

@@ -13,13 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
-import nibabel.affines
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from gliaflow_plugins.contracts import Options, PluginError, Voxels
+from gliaflow_plugins.nibabel_alone import nib, voxel_sizes
 
 
 class N4Options(Options):
@@ -40,7 +39,7 @@ class N4:
         sitk = needed("SimpleITK", "n4")
         lowest = float(volume.min())
         image = sitk.GetImageFromArray(volume - lowest + 1)  # N4 computes logarithms
-        image.SetSpacing([float(size) for size in reversed(nib.affines.voxel_sizes(affine))])
+        image.SetSpacing([float(size) for size in reversed(voxel_sizes(affine))])
         small = sitk.Shrink(image, [min(options.shrink, max(1, size // 8)) for size in image.GetSize()])
         head = sitk.OtsuThreshold(small, 0, 1)
         n4 = sitk.N4BiasFieldCorrectionImageFilter()

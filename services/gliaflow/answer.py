@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lz4.block
-import nibabel as nib
 import numpy as np
+from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_proto import NO_TUMOUR, PredictionMessage
 from gliaflow_proto.geometry import Forms
 from gliaflow_runtime.files import whole_file

@@ -18,7 +18,7 @@ from gliaflow_runtime.settings import load_settings
 from gliaflow_runtime.stage import InvalidInput, TemporarilyUnavailable
 from numpy.typing import NDArray
 
-from gliaflow.scans import find_one
+from gliaflow.scans import Input, find_one
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,7 @@ def extract(
     *,
     bundle: str | Path | None = None,
     channel: str | None = None,
+    series: str | None = None,
     device: str | None = None,
     threads: int | None = None,
 ) -> ScanFeatures:
@@ -65,10 +66,11 @@ def extract(
 
     Parameters
     ----------
-    scan: the path or URL of a FLAIR scan (NIfTI).
+    scan: the path or URL of a FLAIR scan (NIfTI), or a folder with one: of DICOM, the FLAIR series in it.
     tap: a tap of the bundle: ``enc5`` (the paper's), ``enc4``, ``dec1``, ``dec2`` or ``dec3``. Default: the tap that
         the bundle grades by.
     channel: of a 4-D file, the number of the FLAIR volume, from 0.
+    series: the DICOM series to take: its SeriesInstanceUID, its number, or a part of its description.
     bundle, device, threads: as for ``gliaflow.open``.
 
     Raises
@@ -78,10 +80,10 @@ def extract(
     from gliaflow_extractor.extractor import Extractor, UNetSession
     from gliaflow_preprocessor.preprocessor import Preprocessor
 
-    item = find_one(scan, channel=channel)
+    item = find_one(scan, channel=channel, series=() if series is None else (series,))
     settings = load_settings({"tap": tap, "bundle": bundle and str(bundle), "device": device, "threads": threads})
     served = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles)
-    source = Source(uri=item.uri or item.path.resolve().as_uri())
+    source = _source(item)
     message = ScanMessage(id="scan", scan=Scan(id="scan"), source=source, channel=item.channel)
     delivery = Delivery("", "", b"")
     try:
@@ -103,3 +105,12 @@ def extract(
         served.id,
         tuple(dict.fromkeys([*item.warnings, *(text for part in parts for text in part.warnings)])),
     )
+
+
+def _source(item: Input) -> Source:
+    if item.volume is None:
+        return Source(uri=item.uri or item.path.resolve().as_uri())
+    try:
+        return Source(data=item.volume.read())
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from None

@@ -143,7 +143,9 @@ class Flow:
         self._running: weakref.WeakSet[Generator[Answer]] = weakref.WeakSet()
         self._resources = ExitStack()
 
-    def submit(self, scan: ScanPath, *, grade: str | None = None, channel: str | None = None) -> Answer:
+    def submit(
+        self, scan: ScanPath, *, grade: str | None = None, channel: str | None = None, series: str | None = None
+    ) -> Answer:
         """Submit one scan and wait for its answer.
 
         A scan that cannot be graded (a broken file, no answer in time) has an answer too: its ``status`` is
@@ -151,36 +153,44 @@ class Flow:
 
         Parameters
         ----------
-        scan: the path or URL of a FLAIR scan (NIfTI).
+        scan: the path or URL of a FLAIR scan (NIfTI), or a folder with one: of DICOM, the FLAIR series in it.
         grade: its class, HGG or LGG, if known. It does not change the answer: stages that learn use it.
         channel: of a 4-D file, the number of the FLAIR volume, from 0.
+        series: the DICOM series to take: its SeriesInstanceUID, its number, or a part of its description.
 
         Raises
         ------
         UsageError: there is no such file, or it is a folder with several scans.
         BrokerError: no stage takes the scan, or the broker is lost.
         """
-        item = scan if isinstance(scan, Input) else find_one(scan, grade=grade, channel=channel)
+        chosen = () if series is None else (series,)
+        item = scan if isinstance(scan, Input) else find_one(scan, grade=grade, channel=channel, series=chosen)
         (answer,) = self._answers([item])
         return answer
 
     def submit_all(
-        self, scans: ScanPath | Iterable[ScanPath], *, grade: str | None = None, channel: str | None = None
+        self,
+        scans: ScanPath | Iterable[ScanPath],
+        *,
+        grade: str | None = None,
+        channel: str | None = None,
+        series: Sequence[str] = (),
     ) -> Iterator[Answer]:
         """Submit scans and give each answer as it comes, in any order.
 
         Parameters
         ----------
         scans: paths of files, folders and globs, or URLs of them. Of several files or a folder, the FLAIR scans are
-            submitted; a Python warning counts what is left out.
+            submitted; a Python warning counts what is left out. Of DICOM, the FLAIR series of each study is one scan.
         grade, channel: as for ``submit``, of all of them.
+        series: the DICOM series to take, each as for ``submit``.
 
         Raises
         ------
         UsageError: a path does not exist, or holds no scan.
         BrokerError: no stage takes the scans, or the broker is lost.
         """
-        answers = self._answers(_inputs(scans, grade, channel))
+        answers = self._answers(_inputs(scans, grade, channel, [series] if isinstance(series, str) else series))
         self._running.add(answers)
         return answers
 
@@ -341,13 +351,15 @@ def _not_sent(item: Input, error: OSError | ValueError) -> Answer:
     return Answer.failed(item, reason if item.source in reason else f"{item.source}: {reason}")
 
 
-def _inputs(scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: str | None) -> list[Input]:
+def _inputs(
+    scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: str | None, series: Sequence[str] = ()
+) -> list[Input]:
     each: list[Any] = [scans] if isinstance(scans, str | PathLike | Input) else list(scans)
     if all(isinstance(scan, Input) for scan in each):
         return each
     if any(isinstance(scan, Input) for scan in each):
         raise UsageError("scans: give paths or Inputs, not both")
-    found = find_inputs(each, grade=grade, channel=channel)
+    found = find_inputs(each, grade=grade, channel=channel, series=series)
     for line in summary(found.left_out):
         warnings.warn(visible(f"left out: {line}"), stacklevel=3)
     return found.inputs

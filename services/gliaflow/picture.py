@@ -8,11 +8,11 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import fsspec
-import nibabel as nib
 import numpy as np
 from gliaflow_pages.slices import Slice, slice_pictures
-from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
-from gliaflow_plugins.cohorts.regular_files import open_regular
+from gliaflow_plugins.nibabel_alone import nib
+from gliaflow_plugins.nifti_bytes import MAX_FILE_BYTES
+from gliaflow_plugins.regular_files import open_regular
 from gliaflow_preprocessor.intensities import fit_float32
 from gliaflow_preprocessor.nifti import read_nifti
 from numpy.typing import NDArray

@@ -8,33 +8,43 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING
 
 import fsspec
 from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES
+from gliaflow_plugins.cohorts.dicom_scans import dicom_scans, series_of
 from gliaflow_plugins.cohorts.image_names import is_image
 from gliaflow_plugins.cohorts.scan_files import Chooser, LocalFiles, ScanFile
 from gliaflow_plugins.cohorts.walk import (
-    LeftOut,
     by_ending,
     derived_folder,
     is_derived,
+    is_dicom,
     is_hidden,
+    named_dicom,
     status_of,
     unusable,
     walk,
 )
+from gliaflow_plugins.left_out import LeftOut
 from gliaflow_runtime.errors import UsageError, describe_error
+
+from gliaflow.flair_rules import flair_rules
+
+if TYPE_CHECKING:
+    from gliaflow_plugins.dicom.choose import KnownImages
 
 
 @dataclass(frozen=True)
 class Places:
     """The scans behind the paths and URLs that a user gave, and what was left out.
 
-    Local paths are absolute. ``bases``: the folder, or a glob's fixed part, of each path that the user gave. ``uris``:
-    of the scans in a store.
+    Local paths are absolute. ``dicom``: the DICOM files, whose series are in ``scans`` too. ``bases``: the folder, or a
+    glob's fixed part, of each path that the user gave. ``uris``: of the scans in a store.
     """
 
     scans: list[ScanFile] = field(default_factory=list)
+    dicom: list[Path] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     bases: list[PurePath] = field(default_factory=list)
     uris: dict[PurePath, str] = field(default_factory=dict)
@@ -42,7 +52,9 @@ class Places:
     def relative(self) -> list[str]:
         """The scans' paths relative to what the user gave: the folder, or the folder that all given paths share."""
         base = _common(self.bases)
-        texts = [scan.path.name if base is None else str(scan.path.relative_to(base)) for scan in self.scans]
+        texts = [
+            scan.path.name if base in (None, scan.path) else str(scan.path.relative_to(base)) for scan in self.scans
+        ]
         return [text.replace(os.sep, "/").encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
@@ -93,8 +105,17 @@ def names_in(files: Iterable[PurePath]) -> dict[PurePath, set[str]]:
     return names
 
 
-def search(texts: Sequence[str], channel: str | None = None) -> Places:
-    """The scans at these paths. One file that is named alone is always a scan.
+def search(
+    texts: Sequence[str],
+    channel: str | None = None,
+    series: Sequence[str] = (),
+    *,
+    describe: bool = False,
+    known: KnownImages | None = None,
+) -> Places:
+    """The scans at these paths. One file that is named alone is always a scan; of a DICOM file, it is its series.
+
+    ``series``, ``describe``: as for ``flair_rules``. ``known``: as for ``find_series``.
 
     Raises
     ------
@@ -109,6 +130,12 @@ def search(texts: Sequence[str], channel: str | None = None) -> Places:
         _take(local[0], found, channel)
     elif local:
         _search_local(local, found, channel, alone=len(texts) == 1)
+    if found.dicom:
+        rules = flair_rules(series, describe=describe)
+        lone = len(texts) == 1 and found.dicom == local
+        scans, left_out = series_of(local[0], rules) if lone else dicom_scans(found.dicom, rules, known)
+        found.scans.extend(scans)
+        found.left_out.extend(left_out)
     return found
 
 
@@ -121,12 +148,16 @@ def _take(path: Path, found: Places, channel: str | None) -> None:
     if reason is not None and reason.kind in ("unfetched file", "broken link"):
         raise UsageError(f"{path}: {reason.why}")
     found.bases.append(path.parent)
-    found.scans.append(Chooser(wanted=channel).one(path))
+    if is_dicom(path, status_of(path)):
+        found.dicom.append(path)
+    else:
+        found.scans.append(Chooser(wanted=channel).one(path))
 
 
 def _search_local(paths: Sequence[Path], found: Places, channel: str | None, *, alone: bool) -> None:
     chooser = Chooser(wanted=channel)
     folders: dict[Path, dict[Path, os.stat_result | None]] = {}
+    searched = []
     named: list[Path] = []
     for path in paths:
         if _is_folder(path):
@@ -146,12 +177,16 @@ def _search_local(paths: Sequence[Path], found: Places, channel: str | None, *, 
             chooser.left_out.append(derived_folder(folder))
             continue
         folders[folder] = walk(folder, chooser.left_out)
-        if not any(is_image(path.name) for path in folders[folder]):
-            chooser.left_out.append(LeftOut(folder, "no image in it", "empty folder"))
+        searched.append(folder)
     statuses = {path: status_of(path) for path in named}
     for files in folders.values():
         statuses |= files
     usable = set(chooser.usable(statuses))
+    found.dicom.extend(chooser.dicom)
+    dicom = set(chooser.dicom)
+    for folder in searched:
+        if not any(is_image(path.name) or path in dicom for path in folders[folder]):
+            chooser.left_out.append(LeftOut(folder, "no image in it", "empty folder"))
     groups = [(folder, list(files)) for folder, files in folders.items()]
     if named and (base := _common([path.parent for path in named])) is not None:
         groups.append((Path(base), named))
@@ -193,9 +228,12 @@ def _search_store(url: str, found: Places, channel: str | None, *, alone: bool) 
     for path in visible:
         if (reason := by_ending(path)) is not None:
             chooser.left_out.append(reason)
+        elif named_dicom(path):
+            why = "a DICOM file in a store: copy its folder to this machine, and submit that"
+            chooser.left_out.append(LeftOut(path, why, "DICOM file"))
         elif is_image(path.name):
             files.append(path)
-    if not (lone or magic) and not any(is_image(path.name) for path in visible):
+    if not (lone or magic) and not any(is_image(path.name) or named_dicom(path) for path in visible):
         chooser.left_out.append(LeftOut(root, "no image in it", "empty folder"))
     found.scans.extend(chooser.of(files, root))
     found.left_out.extend(chooser.left_out)

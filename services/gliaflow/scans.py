@@ -9,18 +9,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING
 
+from gliaflow_plugins.cohorts.dicom_scans import as_series, dicom_in, dicom_scans, folder_of
 from gliaflow_plugins.cohorts.image_names import name_of, stem
 from gliaflow_plugins.cohorts.other_formats import is_other_format
 from gliaflow_plugins.cohorts.patients import PatientOf, find_patients
 from gliaflow_plugins.cohorts.scan_files import SHOWN, ScanFile
 from gliaflow_plugins.cohorts.volumes import NiftiFile
-from gliaflow_plugins.cohorts.walk import LeftOut
 from gliaflow_plugins.contracts import Cohort, Volume
+from gliaflow_plugins.left_out import LeftOut
 from gliaflow_proto import CLASSES
 from gliaflow_runtime.errors import UsageError
 
+from gliaflow.dicom_names import apart, series_name, series_place
+from gliaflow.flair_rules import flair_rules
 from gliaflow.places import search
+
+if TYPE_CHECKING:
+    from gliaflow_plugins.dicom.choose import KnownImages
 
 MAX_NAME_BYTES = 160  # file systems allow 255; endings and numbers are appended to the name
 
@@ -31,7 +38,7 @@ class Input:
 
     Parameters
     ----------
-    path: the file, or with ``uri`` its place in the store.
+    path: the file, or with ``uri`` its place in the store; of a DICOM series, the folder that contains all its files.
     name: unique within the submission; answers and mask files carry it.
     grade: the known class (HGG or LGG), if there is one.
     channel: of a 4-D file, the number of the FLAIR volume.
@@ -40,6 +47,7 @@ class Input:
     uri: the preprocessor reads the scan from here.
     relative: its path, relative to the folder that was submitted.
     warnings: doubts about the file, from its name and its folder, for its answer.
+    series: the SeriesInstanceUID of a DICOM series, which is then in ``volume``.
     """
 
     path: Path
@@ -52,6 +60,7 @@ class Input:
     uri: str = ""
     relative: str = ""
     warnings: tuple[str, ...] = ()
+    series: str = ""
 
     @property
     def source(self) -> str:
@@ -80,11 +89,27 @@ class NoScanError(UsageError):
         self.left_out = left_out
 
 
-def find_inputs(paths: Iterable[str | PathLike[str]], *, grade: str | None = None, channel: str | None = None) -> Found:
+def find_inputs(
+    paths: Iterable[str | PathLike[str]],
+    *,
+    grade: str | None = None,
+    channel: str | None = None,
+    series: Sequence[str] = (),
+    describe: bool = False,
+    known: KnownImages | None = None,
+) -> Found:
     """The scans at these paths (files, folders, globs, or URLs of them), each with a unique name, in a fixed order.
 
     A file that is named alone is always a scan, with a warning if its name says something else. Of a folder, a glob or
-    several files, the FLAIR scans are taken (``gliaflow_plugins.cohorts.scan_files``), and the rest is left out.
+    several files, the FLAIR scans are taken (``gliaflow_plugins.cohorts.scan_files``), and the rest is left out. Of
+    DICOM files, the FLAIR series of each study is one scan (``gliaflow_plugins.dicom.choose``).
+
+    Parameters
+    ----------
+    series: the DICOM series to take: a SeriesInstanceUID, a SeriesNumber, or a part of the description. Default: by the
+        settings ``dicom_*``.
+    describe: what is left out is described in the words of DICOM headers: for the user's own terminal alone.
+    known: the DICOM images of an earlier search (``gliaflow_plugins.dicom.choose.find_series``).
 
     Raises
     ------
@@ -95,7 +120,7 @@ def find_inputs(paths: Iterable[str | PathLike[str]], *, grade: str | None = Non
     texts = [fspath(path) for path in paths]
     if not all(text.strip() for text in texts):
         raise UsageError("PATH is empty (an unset shell variable?): name a scan or a folder; for this folder, write .")
-    places = search(texts, channel)
+    places = search(texts, channel, series, describe=describe, known=known)
     if not places.scans:
         raise NoScanError(f"no FLAIR scan in {', '.join(texts)}{_why_none(places.left_out)}", places.left_out)
     relative = places.relative()
@@ -107,8 +132,8 @@ def find_inputs(paths: Iterable[str | PathLike[str]], *, grade: str | None = Non
         path = Path(scan.path)
         if not uri and not absolute:
             path = Path(os.path.relpath(path))  # as the user writes paths
-        chosen = _channel(scan, channel)
-        volume = NiftiFile(path) if is_other_format(path) and not uri else None
+        chosen = None if scan.series else _channel(scan, channel)
+        volume = scan.series or (NiftiFile(path) if is_other_format(path) and not uri else None)
         inputs.append(
             Input(
                 path,
@@ -121,17 +146,27 @@ def find_inputs(paths: Iterable[str | PathLike[str]], *, grade: str | None = Non
                 uri=uri,
                 relative=where,
                 warnings=(*scan.warnings, *patient.warnings),
+                series=scan.series.uid if scan.series else "",
             )
         )
     return Found(inputs, places.left_out)
 
 
-def find_one(path: str | PathLike[str], *, grade: str | None = None, channel: str | None = None) -> Input:
+def find_one(
+    path: str | PathLike[str], *, grade: str | None = None, channel: str | None = None, series: Sequence[str] = ()
+) -> Input:
     """The one scan at this path. Raises UsageError as ``find_inputs`` does, and if there are several."""
-    found = find_inputs([path], grade=grade, channel=channel).inputs
+    found = find_inputs([path], grade=grade, channel=channel, series=series).inputs
     if len(found) > 1:
         raise UsageError(f"{path}: {len(found)} scans, where one is expected")
     return found[0]
+
+
+def find_series(folder: Path, uid: str) -> Input | None:
+    """The DICOM series with this SeriesInstanceUID under a folder, with the folder's name; None: there is none."""
+    scans, _ = dicom_scans(dicom_in(folder), flair_rules([uid]))
+    series = next((scan.series for scan in scans if scan.series and scan.series.uid == uid), None)
+    return Input(folder, folder.name, "", volume=series, series=uid) if series else None
 
 
 def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None) -> list[Input]:
@@ -150,9 +185,14 @@ def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None) -> list
     names = _unique([_short(re.sub(r"[/\\]|^\.", "_", case.id)) for case in cohort.cases])
     inputs = []
     for case, unique in zip(cohort.cases, names, strict=True):
-        path = case.scan.path if isinstance(case.scan, NiftiFile) else Path(str(case.scan))
-        volume = None if isinstance(case.scan, NiftiFile) and not is_other_format(path) else case.scan
-        inputs.append(Input(path, unique, case.patient, case.label, case.channel or channel, name, volume))
+        if series := as_series(case.scan):
+            path, doubts = folder_of(series), series.warnings
+            item = Input(path, unique, case.patient, case.label, None, name, series, warnings=doubts, series=series.uid)
+        else:
+            path = case.scan.path if isinstance(case.scan, NiftiFile) else Path(str(case.scan))
+            volume = None if isinstance(case.scan, NiftiFile) and not is_other_format(path) else case.scan
+            item = Input(path, unique, case.patient, case.label, case.channel or channel, name, volume)
+        inputs.append(item)
     return inputs
 
 
@@ -176,7 +216,10 @@ def _why_none(left_out: Sequence[LeftOut]) -> str:
         f"{each[0].path}{f' and {len(each) - 1} more' if each[1:] else ''}: {why}" for why, each in reasons[:SHOWN]
     ]
     more = f"; {len(reasons) - SHOWN} more reasons" if len(reasons) > SHOWN else ""
-    return f": {'; '.join(lines)}{more}. A file that is named alone is always submitted"
+    remedy = "A file that is named alone is always submitted"
+    if any(each.kind == "DICOM series" for each in left_out):
+        remedy = "--series takes a DICOM series by its number, description or SeriesInstanceUID"
+    return f": {'; '.join(lines)}{more}. {remedy}"
 
 
 def _channel(scan: ScanFile, channel: str | None) -> str | None:
@@ -194,13 +237,20 @@ def _channel(scan: ScanFile, channel: str | None) -> str | None:
 
 def _names(scans: Sequence[ScanFile], relative: Sequence[str]) -> tuple[list[str], list[PatientOf]]:
     """The scans' names, by their own paths, and patients. Equal names get the folders in front, or else a number."""
-    names = [name_of(scan.path) for scan in scans]
+    names = [series_name(scan.path) if scan.series else name_of(scan.path) for scan in scans]
     common = Counter(name.casefold() for name in names)
     for number, (scan, where) in enumerate(zip(scans, relative, strict=True)):
         if common[names[number].casefold()] > 1:
-            names[number] = "_".join([*PurePosixPath(where).parts[:-1], stem(scan.path)])
-    patients = find_patients([PurePath(scan.path.parent, scan.case) if scan.case else scan.path for scan in scans])
-    return _unique(map(_short, names)), patients
+            own = scan.path.name if scan.series else stem(scan.path)
+            names[number] = "_".join([*PurePosixPath(where).parts[:-1], own])
+    return _unique(map(_short, names)), apart(scans, find_patients(list(map(_place, scans))))
+
+
+def _place(scan: ScanFile) -> PurePath:
+    """The path that names the scan's patient."""
+    if scan.series:
+        return series_place(scan.path)
+    return scan.path.parent / scan.case if scan.case else scan.path
 
 
 def _unique(names: Iterable[str]) -> list[str]:

@@ -13,8 +13,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
-from gliaflow_plugins.cohorts.regular_files import open_regular
+from gliaflow_plugins.nifti_bytes import MAX_FILE_BYTES
+from gliaflow_plugins.regular_files import open_regular
 from gliaflow_proto import (
     FailureMessage,
     GenerateMessage,

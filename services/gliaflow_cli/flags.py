@@ -39,6 +39,17 @@ Served = Annotated[
     str | None, typer.Option("--generator", help="A generator of the bundle; default: the bundle's own choice.")
 ]
 Channel = Annotated[str | None, typer.Option("--channel", help="4-D scans: number of the FLAIR volume, from 0.")]
+Series = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--series",
+        help="DICOM: the series to take: SeriesInstanceUID, number, NUMBER:ECHO_MS or part of the description.",
+    ),
+]
+Capture = Annotated[
+    bool,
+    typer.Option("--capture", help="DICOM: also write <scan>_sc.dcm, a picture of the answer for every viewer."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List each file that is left out, with the reason.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="<int>", help="The same seed gives the same result.", min=0)]
 

@@ -19,6 +19,7 @@ from gliaflow_cli.commands import (
     cohort,
     dead,
     demo,
+    dicom,
     doctor,
     evaluate,
     generate,
@@ -81,6 +82,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(dead.app, name="dead")
+app.add_typer(dicom.app, name="dicom")
 app.add_typer(plugins.app, name="plugins")
 
 

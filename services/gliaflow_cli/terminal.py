@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gliaflow_runtime.ending import INTERRUPTED
@@ -14,8 +14,8 @@ from typer import Exit
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from gliaflow_plugins.cohorts.walk import LeftOut
     from gliaflow_plugins.contracts import Cohort
+    from gliaflow_plugins.left_out import LeftOut
     from rich.progress import Progress, Task
     from rich.text import Text
 
@@ -101,6 +101,11 @@ def progress_bar() -> Progress:
         redirect_stdout=console.is_terminal,
         redirect_stderr=sys.stderr.isatty(),
     )
+
+
+def searching() -> AbstractContextManager[object]:
+    """Shows on a terminal that files are searched: the headers of many DICOM files take seconds."""
+    return console.status("searching for scans")
 
 
 def waiting_printer(bar: Progress) -> Callable[[str], None]:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
+from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_proto import CLASSES
 from gliaflow_runtime.files import whole_file, write_whole
 from numpy.typing import NDArray

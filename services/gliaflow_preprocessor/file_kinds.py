@@ -4,7 +4,7 @@ from __future__ import annotations
 
 SITK = "python -c \"import SimpleITK as s; s.WriteImage(s.ReadImage('scan{0}'), 'scan.nii.gz')\""
 KINDS: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes there, kind and remedy
-    (128, b"DICM", "a DICOM file: convert the series first (dcm2niix does)"),
+    (128, b"DICM", "a DICOM file: submit the folder of its series, without .nii in the file names"),
     (0, b"\x1f\x8b", "a file gzipped twice: gunzip it once"),
     (0, b"NRRD0", f"an NRRD file: end its name in .nrrd, or convert it: {SITK.format('.nrrd')}"),
     (0, b"ObjectType", f"a MetaImage file: end its name in .mha, or convert it: {SITK.format('.mha')}"),

@@ -7,11 +7,10 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from gliaflow_plugins.cohorts.nifti_bytes import MAX_SIDE
+from gliaflow_plugins.nibabel_alone import HeaderDataError, nib
+from gliaflow_plugins.nifti_bytes import MAX_SIDE
 from gliaflow_proto.geometry import MAX_VOXELS, Forms
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from gliaflow_preprocessor.file_kinds import name_kind

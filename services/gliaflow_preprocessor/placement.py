@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gliaflow_plugins.nibabel_alone import quat2mat, voxel_sizes
 from gliaflow_proto.geometry import MAX_PLACE, MIN_VOLUME, Forms
-from nibabel.affines import voxel_sizes
-from nibabel.quaternions import quat2mat
 from numpy.typing import NDArray
 
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.1, 100  # smaller voxels would be blurred over hundreds of others

@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import nibabel as nib
-import nibabel.affines
 import numpy as np
+from gliaflow_plugins.nibabel_alone import nib, voxel_sizes
 from gliaflow_proto import Geometry
 from gliaflow_proto.geometry import MAX_VOXELS
 from gliaflow_runtime.bundle.manifest import InputSpec
@@ -68,7 +67,7 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     with np.errstate(over="ignore", invalid="ignore"):  # _scale treats values that are not finite
         canonical = np.array(nib.apply_orientation(volume, orientation), dtype=np.float32, order="C")
         head = _scale(canonical)
-    spacing = nib.affines.voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
+    spacing = voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
 
     step = [spec.spacing[axis] / float(spacing[axis]) for axis in (0, 1)]
     step = [round(s) if abs(s - round(s)) < 1e-3 * s else s for s in step]  # 0.99999 mm is 1 mm: avoid a needless blur

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec
-from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
+from gliaflow_plugins.nifti_bytes import MAX_FILE_BYTES
 from gliaflow_proto import Queue, Source
 from gliaflow_runtime.broker.interface import Broker, BrokerError, Consumer
 from gliaflow_runtime.errors import describe_error, is_temporary

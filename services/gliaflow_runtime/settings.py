@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +28,14 @@ from gliaflow_runtime.errors import UsageError
 
 CONFIG = "gliaflow.toml"
 MAX_CONFIG_BYTES = 2**16
-# how to compute and log: nothing that changes where data, passwords, models or code come from or go to
+# how to compute and log: nothing that changes where data, passwords, models or code come from or go to, nor which
+# series of a patient is graded
 WORKING_FOLDER = ("device", "threads", "batch", "prefetch", "log_level", "log_format")
 SECRET = ("broker", "management")  # their values may have a password, so no message quotes them
-FLAGS = {"roots": "--root", "train_profile": "--profile"}  # the others have the name of their setting
+FLAGS = {  # the others have the name of their setting, those of the DICOM node without "dicom"
+    "roots": "--root",
+    "train_profile": "--profile",
+}
 
 
 class SettingsError(UsageError):
@@ -114,6 +119,53 @@ class Settings(BaseSettings):
     train_options: Annotated[dict[str, Any], NoDecode] = Field(
         {}, description="trainer: options of the variants: steps=400,reacgan.steps=200, or JSON"
     )
+    dicom_flair: str = Field(
+        "flair|tirm|dark.?fluid",
+        description="DICOM: a series is FLAIR if its description matches this regular expression",
+    )
+    dicom_min_slices: int = Field(10, ge=1, description="DICOM: a series with fewer images is not graded")
+    dicom_inversion_ms: Annotated[tuple[float, float], NoDecode] = Field(
+        (1500, 3000), description="DICOM: inversion times of FLAIR, low,high, where no description names it"
+    )
+    dicom_echo_ms: float = Field(70, gt=0, description="DICOM: the shortest echo time of FLAIR, where none names it")
+    dicom_ae: str = Field("GLIAFLOW", description="DICOM node: its AE title")
+    dicom_host: str = Field("127.0.0.1", description="DICOM node: address to listen on; 0.0.0.0: all of this machine")
+    dicom_port: int = Field(11112, ge=0, le=65535, description="DICOM node: port to listen on; 0: a free one")
+    dicom_allow: Annotated[list[str], NoDecode] = Field(
+        [], description="DICOM node: AE titles that may send images: ORTHANC,CT1; any: every sender"
+    )
+    dicom_to: Annotated[list[str], NoDecode] = Field(
+        [], description="DICOM node: where answers go: AE@HOST:PORT, tls://AE@HOST:PORT or https://HOST/dicom-web,…"
+    )
+    dicom_pacs: str = Field(
+        "", description="DICOM node: AE@HOST:PORT of the archive that says how many images a series has (C-FIND)"
+    )
+    dicom_spool: Path = Field(
+        Path(), validate_default=True, description="DICOM node: folder for images and answers; default: dicom in state"
+    )
+    dicom_spool_gib: float = Field(20, gt=0, description="DICOM node: the most GiB in the spool")
+    dicom_free_gib: float = Field(1, ge=0, description="DICOM node: refuses images if less disk would be free, in GiB")
+    dicom_object_mib: float = Field(1024, gt=0, description="DICOM node: the most MiB of one received object")
+    dicom_settle_s: float = Field(
+        30, gt=0, description="DICOM node, watch: a study is read when no image of it has come for so long"
+    )
+    dicom_incomplete_s: float = Field(
+        3600, gt=0, description="DICOM node: a series that is not complete after so long is set aside"
+    )
+    dicom_keep_days: float = Field(7, ge=0, description="DICOM node: how long delivered answers are kept")
+    dicom_capture: bool = Field(False, description="DICOM node: also send a secondary capture of the mask")
+    dicom_associations: int = Field(16, ge=1, le=256, description="DICOM node: the most associations at a time")
+    dicom_idle_s: float = Field(
+        60, gt=0, le=3600, description="DICOM node: a peer that is silent for so long is cut off"
+    )
+    dicom_cert: Path | None = Field(None, description="DICOM node: its certificate (PEM); the listener then speaks TLS")
+    dicom_key: Path | None = Field(None, description="DICOM node: its key; default: in the same file")
+    dicom_ca: Path | None = Field(
+        None, description="DICOM node: authorities (PEM) of peers; the listener then demands a certificate"
+    )
+    dicom_credentials: Path | None = Field(
+        None, description="DICOM node: file with user:password or Bearer TOKEN for https:// destinations"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level on stderr")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON")
 
@@ -133,12 +185,28 @@ class Settings(BaseSettings):
             parse_server_url(url, HTTP)
         return url
 
-    @field_validator("roots", mode="before")
+    @field_validator("roots", "dicom_allow", "dicom_to", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
         return _json(value) if value.lstrip().startswith("[") else [root.strip() for root in value.split(",")]
+
+    @field_validator("dicom_flair")
+    @classmethod
+    def _is_a_regular_expression(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        if not pattern:
+            raise ValueError("an empty one would match every series")
+        return pattern
+
+    @field_validator("dicom_inversion_ms", mode="before")
+    @classmethod
+    def _is_a_range(cls, value: Any) -> Any:
+        return [each.strip() for each in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("train_options", mode="before")
     @classmethod
@@ -151,10 +219,11 @@ class Settings(BaseSettings):
             return value
         return _json(value) if value.lstrip().startswith("{") else parse_pairs(value)
 
-    @field_validator("store", "bundles")
+    @field_validator("store", "bundles", "dicom_spool")
     @classmethod
     def _in_state(cls, folder: Path, info: ValidationInfo) -> Path:
-        return folder if folder != Path() else info.data.get("state", _state()) / str(info.field_name)
+        name = str(info.field_name).removesuffix("_spool")
+        return folder if folder != Path() else info.data.get("state", _state()) / name
 
     @classmethod
     def settings_customise_sources(
@@ -257,7 +326,7 @@ def _explain(error: ValidationError, flags: Mapping[str, Any]) -> str:
         return f"{file}: {name}: no such setting; gliaflow serve extractor --show-settings lists all"
     variable = f"GLIAFLOW_{name.upper()}"
     if name in flags:
-        source = FLAGS.get(name, f"--{name.replace('_', '-')}")
+        source = FLAGS.get(name, f"--{name.removeprefix('dicom_').replace('_', '-')}")
     else:
         source = variable if any(key.upper() == variable for key in os.environ) else f"{file}: {name}"
     place = "".join(f"[{part}]" for part in inner)

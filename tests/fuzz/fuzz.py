@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing: ``python tests/fuzz/fuzz.py messages|nifti|bundle [-runs=1000000] [libFuzzer's flags]``.
+"""Coverage-guided fuzzing: ``fuzz.py messages|nifti|bundle|dicom [-runs=1000000] [libFuzzer's flags]``.
 
 Needs atheris (``make fuzz`` installs it; Linux only). A target is a module beside this one. Its ``seeds()`` returns the
 first inputs, ``mutate()`` changes an input according to its structure, and ``run()`` processes one input and lets only
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "tests")
 
-TARGETS = ("messages", "nifti", "bundle")
+TARGETS = ("messages", "nifti", "bundle", "dicom")
 INSTRUMENTED = [
     "gliaflow_proto",
     "gliaflow_preprocessor",
@@ -29,12 +29,14 @@ INSTRUMENTED = [
     "gliaflow_extractor",
     "gliaflow_generator",
     "gliaflow_cli",
+    "gliaflow_plugins.dicom",
     "nibabel.nifti1",
     "nibabel.analyze",
     "nibabel.spatialimages",
     "nibabel.orientations",
     "nibabel.volumeutils",
     "onnx.utils",
+    "pydicom.filereader",
 ]
 
 

@@ -19,11 +19,13 @@ import pytest
 from gliaflow_cli.checks import machine
 from gliaflow_cli.checks.broker import check_alarms, expected_policy
 from gliaflow_cli.checks.outcome import Wrong
+from gliaflow_cli.checks.stages import check_dicom_node
 from gliaflow_cli.client.management import Management, ManagementError
 from gliaflow_cli.client.queues import read_status
 from gliaflow_cli.commands import doctor
 from gliaflow_proto.routing import ALL_QUEUES, EXTRACTOR, GENERATOR, STAGE_QUEUES, Queue
 from gliaflow_runtime.broker.connect import connect
+from gliaflow_runtime.broker.credentials import Credentials
 from gliaflow_runtime.bundle.load import demo_bundle
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.version import VERSION
@@ -331,6 +333,23 @@ def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url
     eventually(remembers_the_ended_scans)  # the management API's numbers are some seconds old
     assert "idle: no message waits or is in work" in status()
     assert {stage["queue"] for stage in report["stages"]} == {q.name.removeprefix("gliaflow.") for q in STAGE_QUEUES}
+
+
+@pytest.mark.rabbitmq
+def test_status_and_doctor_show_a_connected_dicom_node(management, rabbitmq_url, secrets):
+    api = Management(rabbitmq_url, management)
+    assert "none connected as the user dicom; to start one: docker compose --profile dicom up" in check_dicom_node(api)
+    url = "amqp://dicom@" + rabbitmq_url.rpartition("@")[2]
+    about = {"product": "gliaflow", "version": VERSION}
+    with connect(url, credentials=Credentials(secrets / "dicom" / "password"), about=about) as broker:
+        eventually(lambda: api.dicom_nodes() == [VERSION])
+        assert read_status(broker, api, "").dicom_nodes == (VERSION,)
+        assert check_dicom_node(api) == f"1 connected, gliaflow {VERSION}"
+    about["version"] = "0.0.9"
+    with connect(url, credentials=Credentials(secrets / "dicom" / "password"), about=about):
+        eventually(lambda: api.dicom_nodes() == ["0.0.9"])
+        with pytest.raises(Wrong, match=r"it is gliaflow 0\.0\.9, but this is"):
+            check_dicom_node(api)
 
 
 @pytest.mark.rabbitmq

@@ -48,7 +48,7 @@ SENDS = {  # kinds, and a key that the user may publish with
     "classifier": ({"graded", "prediction", "failure"}, "graded"),
     "generator": ({"synthetic", "failure"}, f"synthetic.{VICTIM}"),
     "trainer": (set(), "features.labelled"),
-    "gliaflow": ({"generate"}, "scan"),  # its scans have no label; the inbox has the same rights
+    "gliaflow": ({"generate"}, "scan"),  # its scans have no label; inbox and dicom have the same rights
     "annotator": ({"generate", "scan"}, "scan.labelled"),
 }
 RECEIVERS = (*STAGE_QUEUES, RECORDER, submission_queue(VICTIM))

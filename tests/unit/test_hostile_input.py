@@ -452,7 +452,7 @@ def test_network_whose_shape_differs_from_the_manifest_is_refused_at_start(tiny)
 # fuzzing, with few inputs
 
 
-@pytest.mark.parametrize("name", ["messages", "nifti", "bundle"])
+@pytest.mark.parametrize("name", ["messages", "nifti", "bundle", "dicom"])
 def test_a_few_hundred_inputs_of_each_fuzz_target_pass(name):
     import importlib
 

@@ -18,9 +18,7 @@ CACHED = 65536  # names: several questions are answered for each
 
 Kind = Literal["FLAIR", "mask", "other sequence", "derivative", "doubtful file", "unknown"]
 
-ENDING = re.compile(
-    r"\.(nii(\.(gz|bz2|xz|zst|zip))?|(hdr|img|mgh)(\.gz)?|mgz|nrrd|nhdr|mha|mhd|dcm|ima)$", re.IGNORECASE
-)
+ENDING = re.compile(r"\.(nii(\.(gz|bz2|xz|zst|zip))?|(hdr|img|mgh)(\.gz)?|mgz|nrrd|nhdr|mha|mhd)$", re.IGNORECASE)
 WORD = re.compile(r"[^\W_]+")
 VARIANT = re.compile(r"(^|_)(run|desc|space|res|den|rec)-[^_]+", re.IGNORECASE)  # entities of one BIDS scan's versions
 BIDS_PLACE = re.compile(
@@ -341,7 +339,7 @@ def is_noise(word: str) -> bool:
 
 
 def _describes(word: str, described: bool) -> bool:
-    """Whether a word after the sequence's name goes on with the description: p2 does in ``ax_flair_p2``."""
+    """Whether a word after the sequence's name belongs to the description, as p2 does in ``ax_flair_p2``."""
     return is_noise(word) or _is_kind(word) or (described and re.fullmatch(r"p[2346]", word) is not None)
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
-from gliaflow_plugins.cohorts.regular_files import beside, open_regular
+from gliaflow_plugins.nifti_bytes import MAX_FILE_BYTES
+from gliaflow_plugins.regular_files import beside, open_regular
 
 HEADER_BYTES = 2**20
 FIELD_CHARACTERS = 4096

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gliaflow_plugins.cohorts.case_folders import (
     BRATS_2020,
@@ -24,14 +26,16 @@ from gliaflow_plugins.cohorts.case_folders import (
 )
 from gliaflow_plugins.cohorts.clinical_tables import grade_column_of, is_grade
 from gliaflow_plugins.cohorts.decathlon import DATASET, parse_channels
+from gliaflow_plugins.cohorts.dicom_scans import dicom_in, only_scan, scans_of_patient
 from gliaflow_plugins.cohorts.image_names import is_image, judge, judge_text, stem
 from gliaflow_plugins.cohorts.patient_rows import names_patients
 from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser, LocalFiles
 from gliaflow_plugins.cohorts.tables import Table, few, quoted, read_table
-from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
+from gliaflow_plugins.cohorts.volumes import NiftiFile, TiffStack
 from gliaflow_plugins.contracts import Case, Cohort, Reader, Volume
 
-MAX_FOLDERS = 200  # folders under one patient that are searched for DICOM
+if TYPE_CHECKING:
+    from gliaflow_plugins.dicom.choose import FlairRules
 
 
 class Msd:
@@ -166,13 +170,17 @@ class Bids:
         return None
 
 
+@dataclass(frozen=True)
 class Csv:
     """A table, or a folder with ``cohort.csv`` in it: columns ``scan``, ``mask``, ``patient``, ``grade``, ``channel``.
 
     Only ``scan`` is required: a NIfTI file, or a folder of DICOM. Paths are relative to the table. A relative path must
     stay inside the table's folder, links followed: the table may come from someone else, and point anywhere.
+
+    ``rules``: which DICOM series are FLAIR; None: the default rules.
     """
 
+    rules: FlairRules | None = None
     name = "csv"
 
     def read(self, folder: Path) -> Cohort | None:
@@ -208,7 +216,13 @@ class Csv:
                 mask = NiftiFile(_located(path.parent, cell["mask"])) if cell.get("mask") else None
             except (OSError, ValueError) as error:
                 problems.append(f"{where}: mask {error}")
-            volume: Volume = DicomSeries(scan) if scan.is_dir() else NiftiFile(scan)
+            volume: Volume = NiftiFile(scan)
+            if scan.is_dir():
+                try:
+                    volume = only_scan(scan, self.rules)
+                except ValueError as error:
+                    problems.append(f"{where}: scan {error}; ignored")
+                    continue
             cases.append(Case(name, volume, mask, patient, cell.get("grade"), channel=cell.get("channel") or None))
         used = ", ".join(f"{known}s by {column!r}" for known, column in columns.items())
         unused = [column for column in table.columns if column not in columns.values()]
@@ -216,26 +230,41 @@ class Csv:
         return Cohort("CSV", cases, problems, tables=[how])
 
 
+@dataclass(frozen=True)
 class Dicom:
-    """DICOM: one folder for each patient, series at any depth; ``*_seg.nii.gz`` or ``*_mask.nii.gz`` beside them."""
+    """DICOM: one folder for each patient, series at any depth; ``*_seg.nii.gz`` or ``*_mask.nii.gz`` beside them.
 
+    The mask of a patient with one scan is in the patient's folder, or in any folder from there to the series. Of
+    several scans, each has its mask in the folder of its series, or between that and the patient's folder.
+
+    ``rules``: which series are FLAIR; None: the default rules.
+    """
+
+    rules: FlairRules | None = None
     name = "dicom"
 
     def read(self, folder: Path) -> Cohort | None:
         """See ``Reader.read``."""
         subs = folders_in(folder)
-        patients = [sub for sub in subs if _has_dicom(sub)]
+        patients = {sub: files for sub in subs if (files := dicom_in(sub))}
         if not patients:
             return None
         cases: list[Case] = []
         problems = [f"{sub.name}: no DICOM in it; ignored" for sub in subs if sub not in patients]
-        for sub in patients:
-            masks = [path for path in files_in(sub).values() if is_image(path.name) and judge(path).kind == "mask"]
-            masks = masks_of_case(masks, sub, [], [each.name for each in subs], problems)
-            if len(masks) > 1:
-                problems.append(f"{sub.name}: several masks: {', '.join(path.name for path in masks)}")
-            mask = NiftiFile(masks[0]) if len(masks) == 1 else None
-            cases.append(Case(sub.name, DicomSeries(sub), mask, sub.name, None))
+        for sub, files in patients.items():
+            scans = scans_of_patient(files, sub.name, self.rules, problems)
+            for number, scan in enumerate(scans, 1):
+                places = [Path(up) for up in (scan.path, *scan.path.parents) if up.is_relative_to(sub)]
+                places = places if len(scans) == 1 else [place for place in places if place != sub]
+                masks = [path for place in places for path in files_in(place).values() if is_image(path.name)]
+                masks = [path for path in masks if judge(path).kind == "mask"]
+                masks = masks_of_case(masks, sub, [], [each.name for each in subs], problems)
+                name = sub.name if len(scans) == 1 else f"{sub.name}_{number}"
+                if len(masks) > 1:
+                    problems.append(f"{name}: several masks: {', '.join(path.name for path in masks)}")
+                mask = NiftiFile(masks[0]) if len(masks) == 1 else None
+                assert scan.series is not None
+                cases.append(Case(name, scan.series, mask, sub.name, None))
         return Cohort("DICOM", cases, problems)
 
 
@@ -291,27 +320,6 @@ def _located(base: Path, text: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{text} does not exist")
     return path
-
-
-def _has_dicom(folder: Path) -> bool:
-    """Whether a file below has DICOM's ending or, without an ending, begins as DICOM does (PS3.10, section 7.1)."""
-    for number, (where, _, names) in enumerate(os.walk(folder)):
-        if number >= MAX_FOLDERS:
-            return False
-        if any(name.casefold().endswith((".dcm", ".ima")) for name in names):
-            return True
-        plain = next((Path(where, name) for name in sorted(names) if "." not in name), None)
-        if plain is not None and plain.is_file() and _begins_as_dicom(plain):
-            return True
-    return False
-
-
-def _begins_as_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 # From the most specific to the most general: PatientFolders would read several of the others, but less well.

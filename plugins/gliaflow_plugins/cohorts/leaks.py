@@ -71,7 +71,9 @@ def shared(items: Iterable[tuple[Hashable, str, str]]) -> tuple[list[str], list[
 
 
 def _file(volume: Volume) -> Hashable:
-    """The same for all names of one file: links and hard links are followed."""
+    """The same for all names of one file: links and hard links are followed. A DICOM series is known by its UID."""
+    if uid := getattr(volume, "uid", ""):
+        return uid
     path = Path(str(volume.paths[0] if isinstance(volume, TiffStack) else volume))
     try:
         about = path.stat()

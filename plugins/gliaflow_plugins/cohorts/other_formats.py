@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gliaflow_plugins.cohorts.itk_headers import private_copy
-from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES, as_nifti, check_bytes, check_size
-from gliaflow_plugins.cohorts.regular_files import beside, open_regular
+from gliaflow_plugins.nifti_bytes import MAX_FILE_BYTES, as_nifti, check_bytes, check_size
+from gliaflow_plugins.regular_files import beside, open_regular
 
 FREESURFER = (".mgz", ".mgh", ".mgh.gz")
 PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
@@ -57,7 +57,7 @@ def convert(path: Path) -> bytes:
 
 
 def _freesurfer(path: Path) -> bytes:
-    import nibabel as nib
+    from gliaflow_plugins.nibabel_alone import nib
 
     with _open(path) as file:
         header = file.read(30)
@@ -77,7 +77,7 @@ def _freesurfer(path: Path) -> bytes:
 
 def _pair(path: Path) -> bytes:
     """A NIfTI or Analyze image in two files. Analyze states no orientation, unless SPM left one in a .mat file."""
-    import nibabel as nib
+    from gliaflow_plugins.nibabel_alone import nib
 
     name = _partner(path)
     other = beside(path, name)
@@ -118,7 +118,7 @@ def _by_itk(path: Path) -> bytes:
     try:
         import SimpleITK as sitk
     except ModuleNotFoundError:
-        raise ValueError(f"{path.suffix} files need SimpleITK: pip install 'gliaflow[dicom]'") from None
+        raise ValueError(f"{path.suffix} files need SimpleITK: pip install 'gliaflow[formats]'") from None
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would write to the terminal, outside our logs
     reader = sitk.ImageFileReader()
     reader.SetImageIO(ITK[path.suffix.casefold()])

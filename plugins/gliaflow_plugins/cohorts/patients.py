@@ -122,7 +122,7 @@ def _is_patients(place: PurePath) -> bool:
 
 
 def _place(path: PurePath, patient: str) -> PurePath:
-    """The nearest folder, above the patient's own, that may tell two patients of the same name apart."""
+    """The nearest folder above the patient's own that may distinguish two patients of the same name."""
     own = next((up for up in path.parents if up.name.casefold() == patient.casefold()), path)
     return next((up for up in own.parents if SPLIT.fullmatch(up.name) or not names_nothing(up.name)), own.parents[-1])
 

@@ -6,13 +6,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gliaflow_proto import CLASSES
 
 from gliaflow_plugins.cohorts.clinical_tables import normal_grade, with_grades
+from gliaflow_plugins.cohorts.layouts import Csv, Dicom
 from gliaflow_plugins.cohorts.leaks import leaks_by_name, same_files
-from gliaflow_plugins.contracts import Case, Cohort, PluginError
+from gliaflow_plugins.contracts import Case, Cohort, PluginError, Reader
 from gliaflow_plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from gliaflow_plugins.dicom.choose import FlairRules
 
 HIGH = ("III", "IV")  # the convention of work on REMBRANDT; BraTS counts III as low
 
@@ -29,6 +34,7 @@ class CohortRequest:
         folder calls HGG or LGG stays HGG or LGG.
     grades: a CSV or TSV table whose grades replace the folder's.
     patient_column, grade_column: the columns of that table. None: found by their names and content (``with_grades``).
+    rules: which DICOM series are FLAIR. None: the default rules.
     """
 
     folder: Path
@@ -37,6 +43,7 @@ class CohortRequest:
     grades: Path | None = None
     patient_column: str | None = None
     grade_column: str | None = None
+    rules: FlairRules | None = None
 
     @property
     def high_grades(self) -> tuple[str, ...]:
@@ -63,7 +70,7 @@ class CohortRequest:
                 next(self.folder.iterdir(), None)
             except OSError as error:
                 raise PluginError(f"{self.folder}: cannot be read: {error.strerror}") from None
-        cohort = _read(self.folder, registry, self.reader)
+        cohort = _read(self, registry)
         problems = list(cohort.problems)
         cases = []
         for case in cohort.cases:
@@ -108,9 +115,10 @@ def _normal(grades: Sequence[str]) -> list[str]:
     return normal
 
 
-def _read(folder: Path, registry: Registry, reader: str | None) -> Cohort:
+def _read(request: CohortRequest, registry: Registry) -> Cohort:
+    folder, reader = request.folder, request.reader
     if reader is not None:
-        chosen = registry.reader(reader)
+        chosen = _with_rules(registry.reader(reader), request.rules)
         try:
             cohort = chosen.read(folder)
         except Exception as error:  # a plugin's
@@ -122,7 +130,7 @@ def _read(folder: Path, registry: Registry, reader: str | None) -> Cohort:
     shipped = {name for kind, name in registry.origins if kind == "reader" and registry.ships(kind, name)}
     for name in sorted(registry.readers, key=shipped.__contains__):  # installed readers first
         try:
-            cohort = registry.readers[name].read(folder)
+            cohort = _with_rules(registry.readers[name], request.rules).read(folder)
         except Exception as error:  # a plugin's; the other readers still run
             failed.append(f"reader {name} failed: {type(error).__name__}: {error}")
             continue
@@ -130,6 +138,11 @@ def _read(folder: Path, registry: Registry, reader: str | None) -> Cohort:
             return replace(cohort, reader=name, problems=[*cohort.problems, *failed])
     known = "; ".join([f"readers: {', '.join(registry.readers)}", *failed])
     raise PluginError(f"{folder}: no reader knows this layout ({known}; see `gliaflow plugins`)")
+
+
+def _with_rules(reader: Reader, rules: FlairRules | None) -> Reader:
+    """The reader, with the rules if it is one that reads DICOM."""
+    return replace(reader, rules=rules) if isinstance(reader, Csv | Dicom) else reader
 
 
 def _unique(cases: Sequence[Case]) -> list[Case]:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from gliaflow_plugins.cohorts import image_names
 from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES, Datasets, Files
@@ -27,9 +28,12 @@ from gliaflow_plugins.cohorts.image_names import (
     stem,
     words,
 )
-from gliaflow_plugins.cohorts.volumes import TiffStack
-from gliaflow_plugins.cohorts.walk import LeftOut, by_ending, once, unusable, walk
+from gliaflow_plugins.cohorts.walk import by_ending, is_dicom, once, unusable, walk
 from gliaflow_plugins.contracts import Cohort, Volume
+from gliaflow_plugins.left_out import LeftOut
+
+if TYPE_CHECKING:
+    from gliaflow_plugins.dicom.series import DicomSeries
 
 SHOWN = 3  # names or words in one line of a summary
 HEADER, VOXELS = (re.compile(rf"\.{ending}(\.gz)?$", re.IGNORECASE) for ending in ("hdr", "img"))  # of one image
@@ -51,14 +55,17 @@ class ScanFile:
 
     Parameters
     ----------
+    path: its file; of a DICOM series, the folder that contains all its files.
     channel: the number of the FLAIR volume, if ``dataset.json`` says it. case: the case's name in such a dataset.
     warnings: doubts whether it is a FLAIR scan.
+    series: the DICOM series.
     """
 
     path: PurePath
     channel: str | None = None
     case: str = ""
     warnings: tuple[str, ...] = ()
+    series: DicomSeries | None = None
 
 
 class LocalFiles:
@@ -88,27 +95,36 @@ class Chooser:
     Parameters
     ----------
     files: where the files are. wanted: the name or number of the channel to take in place of FLAIR.
+
+    Attributes
+    ----------
+    left_out: the files that are no scans. dicom: the DICOM files, of which ``dicom_scans`` makes scans.
     """
 
     def __init__(self, files: Files | None = None, wanted: str | None = None) -> None:
         self._datasets, self._wanted = Datasets(files or LocalFiles()), wanted
         self.left_out: list[LeftOut] = []
+        self.dicom: list[Path] = []
 
     def folder(self, folder: Path) -> list[ScanFile]:
         """The scans under a folder of this machine."""
         return self.of(self.usable(walk(folder, self.left_out)), folder)
 
     def usable(self, files: Mapping[Path, os.stat_result | None]) -> list[Path]:
-        """The files that may be scans; those of other formats, DICOM, and what was not fetched are left out.
+        """The files that may be scans; those of other formats and what was not fetched are left out.
 
-        What the name alone leaves out is left out for that reason. ``files``: with their status, as of ``walk``.
+        What the name alone leaves out is left out for that reason. DICOM files are added to ``dicom``. ``files``: with
+        their status, as of ``walk``.
         """
         images: dict[Path, os.stat_result] = {}
         broken = []
         for path, status in files.items():
+            if is_dicom(path, status):
+                self.dicom.append(path)
+                continue
             image = is_image(path.name)
             reason = unusable(path, status) if not image or self._may_be_scan(path) else by_ending(path)
-            if reason is not None and (reason.kind in ("DICOM file", "unsupported file") or self._may_be_scan(path)):
+            if reason is not None and (reason.kind == "unsupported file" or self._may_be_scan(path)):
                 self.left_out.append(reason)
             elif image and status is not None:
                 images[path] = status
@@ -154,7 +170,7 @@ class Chooser:
         return [self._scan(path) for path in sorted([*by_dataset, *scans, *unknown]) if path not in in_doubt]
 
     def _one_of_each(self, paths: Sequence[PurePath]) -> list[PurePath]:
-        """One image of each case: of several versions of it, the one with the simplest name."""
+        """One image of each case: of several versions, the one with the simplest name."""
         cases: dict[tuple[object, ...], list[PurePath]] = defaultdict(list)
         for path in sorted(paths, key=lambda path: len(words(stem(path)))):
             if image_names.judge(path).kind == "FLAIR":
@@ -196,23 +212,19 @@ def not_read(cohort: Cohort, folder: Path) -> list[LeftOut]:
     parents = {str(up) for path in used for up in Path(path).parents}
     chooser = Chooser()
     scans = chooser.folder(folder)
-    unread = [LeftOut(scan.path, f"the reader {cohort.reader} does not read it", "unread scan") for scan in scans]
+    why = f"the reader {cohort.reader} does not read it"
+    unread = [LeftOut(scan.path, why, "unread scan") for scan in scans]
+    dicom = [LeftOut(path, f"a DICOM file: {why}", "DICOM file") for path in chooser.dicom]
     return [
         each
-        for each in [*unread, *chooser.left_out]
+        for each in [*unread, *dicom, *chooser.left_out]
         if not used & {str(each.path), *map(str, each.path.parents)} and str(each.path) not in parents
     ]
 
 
 def _paths(volume: Volume | None) -> list[Path]:
-    """The files of an image, or the folder of a DICOM series."""
-    match volume:
-        case None:
-            return []
-        case TiffStack(paths):
-            return list(paths)
-        case _:
-            return [Path(str(volume))]
+    """The files of an image."""
+    return [] if volume is None else list(getattr(volume, "paths", (Path(str(volume)),)))
 
 
 def summary(left_out: Sequence[LeftOut]) -> list[str]:

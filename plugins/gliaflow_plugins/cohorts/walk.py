@@ -1,4 +1,4 @@
-"""The files under a folder, and those of them that cannot be read as they are: links, DICOM, files not fetched."""
+"""The files under a folder: DICOM files, and those that cannot be read as they are (links, files not fetched)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 import stat
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from gliaflow_plugins.cohorts.image_names import is_image
+from gliaflow_plugins.left_out import LeftOut
 
 POINTER_BYTES = 32768  # git-annex: a larger file is no pointer
 ANNEX = re.compile(r"[/\\]annex[/\\]objects[/\\]")
@@ -32,21 +32,6 @@ TEXTS = (
 )
 OTHER_FORMATS = (".mnc", ".brik", ".head", ".par", ".rec", ".gipl", ".npy", ".npz", ".b2nd", ".tif", ".tiff")
 DICOM_ENDINGS = (".dcm", ".ima")
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A file or folder in which there is no scan to submit.
-
-    Parameters
-    ----------
-    why: the reason, as a sentence. kind: what it is, in the singular, to count by. detail: which of that kind.
-    """
-
-    path: PurePath
-    why: str
-    kind: str
-    detail: str = ""
 
 
 def walk(root: Path, left_out: list[LeftOut]) -> dict[Path, os.stat_result | None]:
@@ -124,36 +109,45 @@ def unusable(path: Path, status: os.stat_result | None = None) -> LeftOut | None
     try:
         status = status or path.stat()
     except FileNotFoundError as error:
-        return _broken(path, error) if is_image(path.name) or ANNEX.search(_target(path)) else None
+        return _broken(path, error) if _names_image(path) or ANNEX.search(_target(path)) else None
     except OSError as error:  # it may be a folder
         return _broken(path, error)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would block for ever
-        return LeftOut(path, "not a regular file", "unreadable file") if is_image(path.name) else None
+        return LeftOut(path, "not a regular file", "unreadable file") if _names_image(path) else None
     if reason := by_ending(path):
         return reason
-    if not is_image(path.name):
-        return _dicom(path) if path.suffix.casefold() not in TEXTS and begins_as_dicom(path) else None
-    return _pointer(path) if status.st_size < POINTER_BYTES else None
+    return _pointer(path) if status.st_size < POINTER_BYTES and _names_image(path) else None
 
 
 def by_ending(path: PurePath) -> LeftOut | None:
     """Why a file of this ending cannot be submitted; None: the ending does not show it."""
     suffix = path.suffix.casefold()
-    if suffix in DICOM_ENDINGS:
-        return _dicom(path)
     if suffix in OTHER_FORMATS:
         why = f"{suffix} is a format that gliaflow does not read: convert it to NIfTI (.nii.gz)"
         return LeftOut(path, why, "unsupported file", suffix)
     return None
 
 
-def begins_as_dicom(path: Path) -> bool:
-    """Whether the file begins as DICOM does (PS3.10, section 7.1)."""
-    return _head(path, 132)[128:] == b"DICM"
+def is_dicom(path: Path, status: os.stat_result | None) -> bool:
+    """Whether a file on this machine is a DICOM file: by its ending, or else by its first bytes (PS3.10, section 7.1).
+
+    An index of DICOM files (``DICOMDIR``) is none.
+    """
+    if status is None or not stat.S_ISREG(status.st_mode) or path.name.casefold().startswith("dicomdir"):
+        return False
+    if named_dicom(path):
+        return status.st_size >= POINTER_BYTES or _pointer(path) is None
+    others = (*TEXTS, *OTHER_FORMATS)
+    return not is_image(path.name) and path.suffix.casefold() not in others and _head(path, 132)[128:] == b"DICM"
 
 
-def _dicom(path: PurePath) -> LeftOut:
-    return LeftOut(path, "a DICOM file: convert its series to NIfTI first (dcm2niix does)", "DICOM file")
+def named_dicom(path: PurePath) -> bool:
+    """Whether the file has an ending of DICOM."""
+    return path.suffix.casefold() in DICOM_ENDINGS
+
+
+def _names_image(path: PurePath) -> bool:
+    return is_image(path.name) or named_dicom(path)
 
 
 def not_fetched(path: PurePath, command: str) -> LeftOut:

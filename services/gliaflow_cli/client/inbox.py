@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
-from gliaflow.scans import Found, NoScanError, find_inputs
+from gliaflow.scans import Found, Input, NoScanError, find_inputs
+from gliaflow_plugins.cohorts.dicom_scans import as_series
 from gliaflow_plugins.cohorts.scan_files import LocalFiles
-from gliaflow_plugins.cohorts.walk import LeftOut, walk
+from gliaflow_plugins.cohorts.walk import status_of, walk
+from gliaflow_plugins.left_out import LeftOut
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.visible import visible
 
 from gliaflow_cli.client.out_folder import OutFolder, Target
 from gliaflow_cli.client.table import ScanRow
 
+if TYPE_CHECKING:
+    from gliaflow_plugins.dicom.choose import KnownImages
+
 SETTLED_S = 2.0  # a file that has not changed for so long has been copied completely
+SLOW_S, SEARCH_SHARE = 1.0, 0.2  # a search that takes longer is repeated for this share of the time at most
 JSON, LIST = ".json", ".txt"
 
 
@@ -33,34 +42,48 @@ class Inbox:
 
     A scan is answered if its ``<scan>.json`` exists and the scan has not changed since. So a restart answers nothing
     twice, and a scan that is dropped again into its place is answered again.
+
+    ``dicom_settle_s``: a study is searched when none of its files has changed for so long.
     """
 
-    def __init__(self, path: Path, out: OutFolder) -> None:
-        self._path, self._out = path, out
+    def __init__(self, path: Path, out: OutFolder, dicom_settle_s: float = 30.0) -> None:
+        self._path, self._out, self._dicom_settle_s = path, out, dicom_settle_s
         self._left_out: list[LeftOut] = []
         self._listed: set[PurePath] | None = None  # the paths in the list of the files that are left out
         self._all_answered: object = None  # the files in both folders when each scan had its answer
+        self._known: KnownImages = {}  # so that a search reads only files that are new
+        self._due = 0.0  # by time.monotonic: the next search is not before it, while scans are being copied
 
     def new_scans(self) -> NewScans:
-        """The scans that have no answer yet. If no file changed since all were answered, that takes no search."""
+        """The scans that have no answer yet. If no file changed since all were answered, that takes no search.
+
+        While scans are being copied, a search of many files is not repeated each second.
+        """
         files = self._files()
         if files == self._all_answered:
             return NewScans([], self._left_out)
+        started = time.monotonic()
+        if started < self._due:
+            return NewScans([], self._left_out)
         try:
-            found = find_inputs([self._path])
+            found = find_inputs([self._path], known=self._known)
         except UsageError as error:  # no scan yet
             found = Found([], error.left_out if isinstance(error, NoScanError) else [])
-        self._left_out = [left for left in found.left_out if not self._out.owns(left.path)]
-        targets, waiting = [], False
+        copied = _Copied(self._path, self._dicom_settle_s)
+        left_out = [left for left in found.left_out if not self._out.owns(left.path)]
+        self._left_out = [left for left in left_out if not copied.may_change(left)]
+        targets, waiting = [], len(self._left_out) < len(left_out)
         for target in self._out.assign([item for item in found.inputs if not self._out.owns(item.path)]):
             complete = self._out.has_file(target.scan, JSON) and not self._out.has_lost_row(target.scan)
             if complete and self._out.is_unchanged(target):
                 continue
-            if not _is_settled(target.item.path):
+            if not copied.is_complete(target.item):
                 waiting = True
             elif not (complete and self._out.has_same_content(target)):
                 targets.append(target)
         self._all_answered = None if targets or waiting else files
+        took = time.monotonic() - started
+        self._due = started + took / SEARCH_SHARE if waiting and not targets and took > SLOW_S else 0.0
         return NewScans(targets, self._left_out)
 
     def list_left_out(self) -> str:
@@ -91,10 +114,45 @@ def write_answer(out: OutFolder, row: ScanRow) -> None:
     out.save(row.scan, row.scan, JSON, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _is_settled(path: Path) -> bool:
-    try:
-        status = path.stat()
-    except OSError:  # it was removed
+class _Copied:
+    """Which scans of an inbox have been copied completely."""
+
+    def __init__(self, inbox: Path, dicom_settle_s: float) -> None:
+        self._dicom_settle_s = dicom_settle_s
+        self._inbox = Path(os.path.abspath(inbox))  # noqa: PTH100 - as ``find_inputs`` names files: links stay
+
+    @cached_property
+    def _fresh_folders(self) -> set[Path]:
+        """The folders in the inbox under which a file changed within ``dicom_settle_s``."""
+        files = walk(self._inbox, [])
+        return {
+            self._folder_of(path) for path, status in files.items() if not _is_settled(status, self._dicom_settle_s)
+        }
+
+    def is_complete(self, item: Input) -> bool:
+        """Whether the scan's files have not changed for a while.
+
+        A DICOM series waits for all files in the inbox's folder in which it is: a study is copied file by file, and
+        which series is FLAIR depends on the others. A series whose files are not in a folder waits for its own files.
+        """
+        if (series := as_series(item.volume)) is None:
+            return _is_settled(status_of(item.path), SETTLED_S)
+        if not all(_is_settled(status_of(path), self._dicom_settle_s) for path in series.paths):
+            return False
+        folders = {self._folder_of(path) for path in series.paths} - {self._inbox}
+        return folders.isdisjoint(self._fresh_folders)
+
+    def may_change(self, left: LeftOut) -> bool:
+        """Whether it is DICOM that is left out, in a folder in which files are being copied."""
+        return left.kind.startswith("DICOM") and self._folder_of(Path(left.path, "file")) in self._fresh_folders
+
+    def _folder_of(self, path: Path) -> Path:
+        inside = path.relative_to(self._inbox).parts
+        return self._inbox.joinpath(*inside[:1]) if len(inside) > 1 else self._inbox
+
+
+def _is_settled(status: os.stat_result | None, settled_s: float) -> bool:
+    if status is None:  # it was removed
         return False
     changed = max(status.st_mtime_ns, status.st_ctime_ns)  # written, or moved into place
-    return abs(time.time_ns() - changed) > SETTLED_S * 1e9  # abs: the clock may have been set back
+    return abs(time.time_ns() - changed) > settled_s * 1e9  # abs: the clock may have been set back

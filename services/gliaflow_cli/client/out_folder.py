@@ -1,4 +1,4 @@
-"""The folder of the answers: the table, a mask for each scan, and the record of what gliaflow wrote there.
+"""The folder of the answers: the table, the mask and the DICOM objects of each scan, and the record of these files.
 
 A scan is known by its place, not by its file name. No two scans share a file, and gliaflow overwrites only files that
 it wrote and that nobody changed since.
@@ -11,22 +11,29 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
-import nibabel as nib
 from gliaflow.answer import Answer
 from gliaflow.flow import Flow
-from gliaflow.scans import Input
+from gliaflow.scans import Input, find_series
+from gliaflow_plugins.cohorts.dicom_scans import as_series
+from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.files import whole_file
 
 from gliaflow_cli.client.record import Record, ScanState, name_key, scan_sha256, sha256_of
 from gliaflow_cli.client.table import ANSWERED, TABLE, ScanRow, read_table, write_table
 
+if TYPE_CHECKING:
+    from gliaflow_plugins.dicom.series import DicomSeries
+
 MASK = "_seg.nii.gz"
+SEGMENTATION, REPORT, CAPTURE = OBJECTS = ("_seg.dcm", "_sr.dcm", "_sc.dcm")  # of the answer to a DICOM series
+NO_OBJECTS = "no DICOM answer: "
 NOT_AGAIN = "not answered again: "
 VALUES = ("status", "grade", "p_hgg", "tumour_ml", "slices")  # of a row: nobody else can know them
 WRITE_EVERY_S = 2.0  # the whole table is written each time, so not after each of ten thousand scans
@@ -50,12 +57,14 @@ class Target:
 class OutFolder:
     """The folder ``path``, for one command at a time. Close it: ``with`` does.
 
+    ``capture``: also write a secondary capture of the answer to a DICOM series, a picture that every viewer shows.
+
     Raises
     ------
     UsageError: it is not a folder, another command writes into it, or its table cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, capture: bool = False) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -63,7 +72,7 @@ class OutFolder:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UsageError(f"--out {path}: cannot be created ({reason}); name a folder you can write to") from None
-        self.path = path
+        self.path, self._capture = path, capture
         self._record = Record(path)
         self._new: dict[str, ScanRow] = {}  # rows that the table on the disk does not have yet
         self._table, self._table_stamp = TABLE, _stamp(path / TABLE)
@@ -93,11 +102,14 @@ class OutFolder:
         """
         states = [ScanState.of(item) for item in inputs]
         places, moved = self._known_places({state.location for state in states})
+        series = [(name, known) for name, known in self._record.scans.items() if known.series]
         taken = {name_key(name) for name in (*self._record.scans, *self.rows)}
         given: set[str] = set()
         targets = []
         for item, state in zip(inputs, states, strict=True):
-            known = [name for name in places[state.location] if name not in given]
+            known = [name for name in places[state.place] if name not in given]
+            if not known:
+                known = [name for name, other in series if state.is_same_series(other) and name not in given]
             if not known and (names := [name for name in moved[state.source] if name not in given]):
                 digest = scan_sha256(item)
                 known = [name for name in names if digest and self._record.scans[name].sha256 == digest]
@@ -115,10 +127,10 @@ class OutFolder:
         return targets
 
     def is_answered(self, target: Target) -> bool:
-        """Whether the table has an answer of the scan as it is now, and the mask is there."""
+        """Whether the table has an answer of the scan as it is now, and the mask and the DICOM objects are there."""
         row = self.rows.get(target.scan)
         has_mask = row is not None and row.mask != "" and (self.path / row.mask).is_file()
-        return has_mask and self._has_valid_row(target)
+        return has_mask and self._has_objects(target) and self._has_valid_row(target)
 
     def row(self, scan: str) -> ScanRow:
         """The scan's row, as the table has it or will have it."""
@@ -131,15 +143,11 @@ class OutFolder:
     def is_unchanged(self, target: Target) -> bool:
         """Whether the scan has the sizes and times that it had when it was answered."""
         now, known = target.state, self._record.scans.get(target.scan)
-        same = known is not None and (known.location, known.channel, known.stamp) == (
-            now.location,
-            now.channel,
-            now.stamp,
-        )
+        same = known is not None and (*known.place, known.channel, known.stamp) == (*now.place, now.channel, now.stamp)
         return same and now.stamp != ""
 
     def has_same_content(self, target: Target) -> bool:
-        """Whether the scan's file has the bytes that were answered. Its new times are recorded for the next check."""
+        """Whether the scan's files have the bytes that were answered. Their times are recorded for the next check."""
         known = self._record.scans.get(target.scan)
         if known is None or known.sha256 == "" or known.channel != target.state.channel:
             return False
@@ -161,6 +169,10 @@ class OutFolder:
         state = self._record.scans.get(scan)
         if state is None:
             return None
+        if state.series:
+            found = find_series(Path(state.location), state.series)
+            item = replace(found, relative=state.source) if found else None
+            return item if item and ScanState.of(item).stamp == state.stamp else None
         uri = state.location if "://" in state.location else ""
         item = Input(Path(state.location), scan, "", channel=state.channel or None, uri=uri, relative=state.source)
         return item if state.stamp and ScanState.of(item).stamp == state.stamp else None
@@ -231,22 +243,28 @@ class OutFolder:
     def _save_answer(self, target: Target, answer: Answer) -> ScanRow:
         scan, item = target.scan, target.item
         row = replace(ScanRow.of(answer), scan=scan, source=readable(target.state.source))
-        row = replace(row, true_grade=item.grade or "")
+        row = replace(row, true_grade=item.grade or "", series=item.series)
+        written: list[str] = []
         if (mask := answer.mask) is not None:
             try:
-                row = self._with_mask(row, mask)
+                row, file = self._saved(row, MASK, lambda part: nib.save(mask, part))
+                row = replace(row, mask=file)
+                written.append(file)
             except OSError as error:
                 failed = ScanRow.of(Answer.failed(item, f"mask not written: {error.strerror}", answer.seconds))
-                row = replace(failed, scan=scan, source=row.source, true_grade=row.true_grade)
+                row = replace(failed, scan=scan, source=row.source, true_grade=row.true_grade, series=row.series)
+        if row.status in ANSWERED and (series := as_series(item.volume)):
+            row = self._with_objects(row, series, answer, written)
         if row.status == "failed" and self._has_valid_row(target):
             before = self.rows[scan]
             warnings = [each for each in before.warnings if not each.startswith(NOT_AGAIN)]
             self._new[scan] = replace(before, warnings=(*warnings, NOT_AGAIN + row.error))
             return row
         self._new[scan] = row
-        for file in self._record.files_of(scan, MASK):  # the mask of an answer that this one replaces
-            if file != row.mask and self._record.wrote(self.path / file):
-                (self.path / file).unlink(missing_ok=True)
+        for ending in (MASK, *OBJECTS):  # the files of an answer that this one replaces
+            for file in self._record.files_of(scan, ending):
+                if file not in written and self._record.wrote(self.path / file):
+                    (self.path / file).unlink(missing_ok=True)
         unchanged = ScanState.of(item) == target.state
         self._record.add_scan(scan, replace(target.state, sha256=scan_sha256(item) if unchanged else ""))
         self._record.add_answer(scan, {name: getattr(row, name) for name in VALUES})
@@ -257,18 +275,49 @@ class OutFolder:
         answered = row is not None and row.status in ANSWERED
         return answered and (self.is_unchanged(target) or self.has_same_content(target))
 
-    def _with_mask(self, row: ScanRow, mask: Any) -> ScanRow:
-        file = self.save(row.scan, row.scan, MASK, lambda part: nib.save(mask, part))
-        if file == row.scan + MASK:
-            return replace(row, mask=file)
-        kept = f"gliaflow did not write {row.scan + MASK}, or it was changed since: it is kept, and the mask is {file}"
-        return replace(row, mask=file, warnings=(*row.warnings, kept))
+    def _has_objects(self, target: Target) -> bool:
+        """Whether the DICOM objects of the scan are there, if it is a DICOM series of which they could be made."""
+        wanted = OBJECTS if self._capture else (SEGMENTATION, REPORT)
+        if not target.item.series or any(each.startswith(NO_OBJECTS) for each in self.rows[target.scan].warnings):
+            return True
+        return all(self.has_file(target.scan, ending) for ending in wanted)
 
-    def _known_places(self, submitted: Collection[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    def _with_objects(self, row: ScanRow, series: DicomSeries, answer: Answer, written: list[str]) -> ScanRow:
+        """The row, after the DICOM objects of its answer are written; a warning says why one cannot be made."""
+        from gliaflow_dicom.objects.make import make_objects
+        from gliaflow_plugins.dicom.headers import quiet
+
+        try:
+            for ending, dataset in make_objects(series, answer, capture=self._capture).items():
+                with quiet():
+                    row, file = self._saved(row, ending, partial(dataset.save_as, enforce_file_format=True))
+                written.append(file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            return replace(row, warnings=(*row.warnings, f"{NO_OBJECTS}{reason}"))
+        except Exception as error:  # the DICOM libraries raise many types; their texts quote headers
+            return replace(
+                row, warnings=(*row.warnings, f"{NO_OBJECTS}a header cannot be written ({type(error).__name__})")
+            )
+        return row
+
+    def _saved(self, row: ScanRow, ending: str, write: Callable[[Path], object]) -> tuple[ScanRow, str]:
+        """Write a file of the row's scan: the row, with a warning if the file has another name; and the file's name."""
+        wanted = row.scan + ending
+        file = self.save(row.scan, row.scan, ending, write)
+        if file == wanted:
+            return row, file
+        what = "the mask" if ending == MASK else "that of this answer"
+        kept = f"gliaflow did not write {wanted}, or it was changed since: it is kept, and {what} is {file}"
+        return replace(row, warnings=(*row.warnings, kept)), file
+
+    def _known_places(
+        self, submitted: Collection[str]
+    ) -> tuple[dict[tuple[str, str], list[str]], dict[str, list[str]]]:
         """The recorded scans by place; and those whose file is no longer there, by relative path."""
         places, moved = defaultdict(list), defaultdict(list)
         for name, state in self._record.scans.items():
-            places[state.location].append(name)
+            places[state.place].append(name)
             if state.location not in submitted and "://" not in state.location and not os.path.lexists(state.location):
                 moved[state.source].append(name)
         return places, moved
@@ -293,8 +342,9 @@ class OutFolder:
         masks = [file for file in self._record.files_of(row.scan, MASK) if (self.path / file).exists()]
         mask = row.mask or (masks[-1] if masks and row.status in ANSWERED else "")
         values = {name: value for name, value in self._record.answers.get(row.scan, {}).items() if name in VALUES}
-        restored = replace(row, **values, patient=state.patient, source=readable(state.source), mask=mask)
-        for name in (*VALUES, "patient", "source", "mask"):
+        source = readable(state.source)
+        restored = replace(row, **values, patient=state.patient, source=source, mask=mask, series=state.series)
+        for name in (*VALUES, "patient", "source", "mask", "series"):
             before, now = getattr(row, name), getattr(restored, name)
             if before != now:
                 self.notes.append(f"{self.table}: {row.scan}: {name} {before!r} is {now!r} again, as gliaflow wrote it")

@@ -68,6 +68,7 @@ class Status:
     stages: list[StageGroup]
     left_s: float | None  # 0: idle; None: not known, or nothing moves
     missing: str = ""  # why some of it is not known
+    dicom_nodes: tuple[str, ...] = ()  # the version of each connected DICOM node
 
 
 def read_status(broker: Broker, management: Management | None, name: str) -> Status:
@@ -78,10 +79,12 @@ def read_status(broker: Broker, management: Management | None, name: str) -> Sta
         return Status(name, [], [], None, EMBEDDED + letters)
     details: dict[str, dict[str, Any]] = {}
     clients: list[Client] = []
+    dicom_nodes: list[str] = []
     missing = ""
     before: dict[str, int] = {}
     try:
         details, clients = management.queues(), management.clients()
+        dicom_nodes = management.dicom_nodes()
     except ManagementError as error:
         missing = str(error)
         before = {queue.name: broker.depth(queue.name) for queue in ALL_QUEUES}
@@ -116,7 +119,7 @@ def read_status(broker: Broker, management: Management | None, name: str) -> Sta
         )
     count = Counter((names[c.queue], c.version, c.bundle) for c in clients if c.queue in names)
     stages = [StageGroup(queue, number, version, bundle) for (queue, version, bundle), number in sorted(count.items())]
-    return Status(name, lines, stages, time_left(lines), missing)
+    return Status(name, lines, stages, time_left(lines), missing, tuple(dicom_nodes))
 
 
 def time_left(lines: list[QueueLine]) -> float | None:
@@ -150,6 +153,10 @@ def as_lines(status: Status) -> list[str]:
         text.append(KEPT)
     text += ["", _progress(status)]
     text += [f"{s.queue:13}{s.count} running, gliaflow {s.version}, {s.bundle or 'no bundle'}" for s in status.stages]
+    text += [
+        f"{'dicom node':13}{count} connected, gliaflow {version}"
+        for version, count in sorted(Counter(status.dicom_nodes).items())
+    ]
     if len({(s.version, s.bundle) for s in status.stages}) > 1:
         text.append("stages differ in version or bundle (gliaflow doctor)")
     if status.missing:

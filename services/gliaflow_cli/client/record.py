@@ -21,7 +21,8 @@ from typing import Any
 
 import fsspec
 from gliaflow.scans import Input
-from gliaflow_plugins.cohorts.regular_files import open_regular
+from gliaflow_plugins.cohorts.dicom_scans import as_series
+from gliaflow_plugins.regular_files import open_regular
 from gliaflow_runtime.errors import UsageError
 
 from gliaflow_cli.client.table import TABLE
@@ -37,7 +38,8 @@ class ScanState:
     ----------
     location: its absolute path or URI. source: its path, relative to what was submitted.
     stamp: sizes and times of its files. Empty: not known.
-    sha256: the digest of its file. Empty: not known, as for a URI.
+    sha256: the digest of its file, or of the files of a DICOM series. Empty: not known, as for a URI.
+    series: the SeriesInstanceUID of a DICOM series: a folder may have several.
     """
 
     location: str
@@ -46,11 +48,24 @@ class ScanState:
     channel: str
     stamp: str
     sha256: str = ""
+    series: str = ""
 
     @classmethod
     def of(cls, item: Input) -> ScanState:
         """The state now, without the digest, which takes reading the whole file."""
-        return cls(_location(item), item.relative or item.path.name, item.patient, item.channel or "", _stamp(item))
+        source = item.relative or item.path.name
+        return cls(_location(item), source, item.patient, item.channel or "", _stamp(item), series=item.series)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What tells scans apart."""
+        return self.location, self.series
+
+    def is_same_series(self, other: ScanState) -> bool:
+        """Whether both are one DICOM series, of which one folder contains the other: some of its files may be new."""
+        mine, others = PurePath(self.location), PurePath(other.location)
+        nested = mine.is_relative_to(others) or others.is_relative_to(mine)
+        return self.series != "" and self.series == other.series and nested
 
 
 def name_key(name: str) -> str:
@@ -69,7 +84,14 @@ def sha256_of(path: Path) -> str:
 
 
 def scan_sha256(item: Input) -> str:
-    """The digest of a scan that is one file; empty for a URI and for an image of several files."""
+    """The digest of a scan that is one file or a DICOM series; empty for a URI and for another image of several files.
+
+    The names of a series' files do not matter.
+    """
+    if series := as_series(item.volume):
+        digests = [sha256_of(path) for path in series.paths]
+        text = json.dumps([series.echo_ms, *sorted(digests)])
+        return hashlib.sha256(text.encode()).hexdigest() if all(digests) else ""
     return "" if item.uri or item.volume is not None else sha256_of(item.path)
 
 
@@ -191,7 +213,9 @@ def _stamp(item: Input) -> str:
             return json.dumps([about.get(key) for key in ("size", "ETag", "mtime", "LastModified")], default=str)
         files = [f for path in _paths(item) for f in (sorted(path.rglob("*")) if path.is_dir() else [path])]
         states = [file.stat() for file in files]
-        whole = [[state.st_size, state.st_mtime_ns, state.st_ctime_ns] for state in states]
+        whole: list[Any] = [[state.st_size, state.st_mtime_ns, state.st_ctime_ns] for state in states]
+        if series := as_series(item.volume):
+            whole += [series.echo_ms, [str(path) for path in files]]
         return json.dumps(whole[0] if len(whole) == 1 else hashlib.sha256(json.dumps(whole).encode()).hexdigest())
     except Exception:  # each protocol has its own errors; reading the scan reports them
         return ""

@@ -27,6 +27,7 @@ ANSWERED = ("ok", NO_TUMOUR)
 STATUSES = (*ANSWERED, "failed")
 REQUIRED = ("scan", "status", "grade", "p_hgg")
 LARGEST = {"p_hgg": 1.0, "tumour_ml": 3000.0, "slices": 1e4, "seconds": 1e7}  # a larger one has lost its decimal point
+WHERE_KNOWN = ("true_grade", "series")  # columns of a table only if a row has a value
 BETWEEN = " | "  # warnings; their own texts have semicolons
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 SKIPPED = r"""(?:[^\S\t\r\n]|["\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff])"""  # by some programs
@@ -46,6 +47,7 @@ class ScanRow:
     p_hgg: rounded to 6 digits. status: ``ok``, ``no tumour`` or ``failed``; then ``error`` says why.
     mask: the name of the mask's file, in the table's folder.
     true_grade: the grade that came with the scan (``--labelled``, ``--grade``).
+    series: the SeriesInstanceUID of a DICOM series.
     added: columns that the user added to the table.
     """
 
@@ -64,6 +66,7 @@ class ScanRow:
     seconds: float | None = None
     mask: str = ""
     true_grade: str = ""
+    series: str = ""
     added: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -85,8 +88,8 @@ class ScanRow:
         )
 
     def values(self) -> dict[str, Any]:
-        """The fields by column. ``true_grade`` is left out where it is not known."""
-        names = [name for name in COLUMNS if name != "true_grade" or self.true_grade]
+        """The fields by column, without those of WHERE_KNOWN that are empty."""
+        names = [name for name in COLUMNS if name not in WHERE_KNOWN or getattr(self, name)]
         return {name: getattr(self, name) for name in names}
 
 
@@ -97,7 +100,7 @@ def write_table(path: Path, rows: Iterable[ScanRow]) -> None:
     """Write a table."""
     lines = [{**row.added, **row.values()} for row in rows]
     present = {name for line in lines for name in line}
-    columns = [name for name in COLUMNS if name != "true_grade" or name in present]
+    columns = [name for name in COLUMNS if name not in WHERE_KNOWN or name in present]
     columns += dict.fromkeys(name for line in lines for name in line if name not in COLUMNS)
     # errors: a file name that is not UTF-8 must not stop the run
     with path.open("w", newline="", encoding="utf-8", errors="replace") as file:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from gliaflow.picture import MaskedScan
 from gliaflow.scans import Input
 from gliaflow_pages.drawing import INSTALL, has_matplotlib
 from gliaflow_pages.pages import render_page
 from gliaflow_pages.slices import Slice, feature_maps, slice_pictures
+from gliaflow_plugins.nibabel_alone import nib
 from numpy.typing import NDArray
 
 from gliaflow_cli.client.out_folder import OutFolder, Target

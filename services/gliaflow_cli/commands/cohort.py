@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, print_leaks, print_left_out, print_problems, progress_bar
+from gliaflow_cli.terminal import console, print_leaks, print_left_out, print_problems, progress_bar, searching
 
 if TYPE_CHECKING:
     from gliaflow_plugins.contracts import Case
@@ -26,6 +26,7 @@ def cohort(
     grades: flags.Grades = None,
     patient_column: flags.PatientColumn = None,
     grade_column: flags.GradeColumn = None,
+    series: flags.Series = None,
     check: Annotated[bool, typer.Option("--check", help="Cut every scan and mask as training does too.")] = False,
     verbose: flags.Verbose = False,
 ) -> None:
@@ -33,11 +34,14 @@ def cohort(
 
     Exit code 1: there is no scan. With --check also: a scan or mask is bad, or two patients have the same data.
     """
+    from gliaflow.flair_rules import flair_rules
     from gliaflow_plugins.cohorts.read import CohortRequest
     from gliaflow_plugins.cohorts.scan_files import not_read
     from gliaflow_plugins.registry import load_registry
 
-    found = CohortRequest(folder, reader, high, grades, patient_column, grade_column).read(load_registry())
+    rules = flair_rules(series or ())
+    with searching():
+        found = CohortRequest(folder, reader, high, grades, patient_column, grade_column, rules).read(load_registry())
     cases = found.cases
     console.print(f"layout    {found.layout} (reader {found.reader})")
     console.print(f"scans     {len(cases)}")

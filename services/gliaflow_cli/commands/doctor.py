@@ -40,7 +40,7 @@ def examine(settings: Settings, inbox: Path | None = None, out: Path | None = No
 
     from gliaflow_cli.checks import broker as of_broker
     from gliaflow_cli.checks import machine
-    from gliaflow_cli.checks.stages import check_killed
+    from gliaflow_cli.checks.stages import check_dicom_node, check_killed
     from gliaflow_cli.client.management import Management
 
     wrong = _run("onnxruntime", machine.check_onnxruntime)
@@ -70,6 +70,7 @@ def examine(settings: Settings, inbox: Path | None = None, out: Path | None = No
         wrong += _run("versions", lambda: of_broker.check_versions(api))
         wrong += _run("alarms", lambda: of_broker.check_alarms(api))
         wrong += _run("killed stages", lambda: check_killed(api))
+        wrong += _run("dicom node", lambda: check_dicom_node(api))
     return wrong
 
 

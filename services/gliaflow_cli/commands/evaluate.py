@@ -93,6 +93,7 @@ def evaluate(
     grades: flags.Grades = None,
     patient_column: flags.PatientColumn = None,
     grade_column: flags.GradeColumn = None,
+    series: flags.Series = None,
     allow: flags.Allow = False,
 ) -> None:
     """Find out whether synthetic features help to grade this cohort, on patients that nothing was fitted on.
@@ -102,6 +103,7 @@ def evaluate(
     from gliaflow_cli.learning import find_unet, prepare, read_cohort, read_options, read_profile
 
     prepare()
+    from gliaflow.flair_rules import flair_rules
     from gliaflow_evaluation.own_process import can_measure_memory
     from gliaflow_evaluation.protocol import Design
     from gliaflow_evaluation.report.verdict import verdict
@@ -128,7 +130,7 @@ def evaluate(
         shuffle=shuffle_labels,
     )
     registry = load_registry()
-    reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column)
+    reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
     chosen = read_profile(profile, tap, crop, classifier, preprocess)
     init_bundle, unet_bundle = find_unet("init", init, chosen), find_unet("unet", unet, chosen)
     if init_bundle and unet_bundle:

@@ -18,6 +18,7 @@ from gliaflow_cli.terminal import (
     print_left_out,
     print_problems,
     progress_bar,
+    searching,
     waiting_printer,
 )
 
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 def submit(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Scans (NIfTI), folders, globs or s3://… of scans; or a cohort.", metavar="PATH"),
+        typer.Argument(help="Scans (NIfTI, DICOM), folders, globs or s3://… of scans; or a cohort.", metavar="PATH"),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.csv and <scan>_seg.nii.gz.")],
     grade: Annotated[str | None, typer.Option("--grade", help="The known grade of these scans: HGG or LGG.")] = None,
     channel: flags.Channel = None,
+    series: flags.Series = None,
+    capture: flags.Capture = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip scans that are answered in OUT.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write OUT/report.html, with a picture of each scan.")
@@ -66,6 +69,7 @@ def submit(
     reading = (reader, high, grades, patient_column, grade_column)
     if not labelled and any(flag is not None for flag in reading):
         raise typer.BadParameter("--reader, --high, --grades, --patient-column and --grade-column need --labelled")
+    from gliaflow.flair_rules import flair_rules
     from gliaflow.flow import open_flow
     from gliaflow.scans import cohort_inputs, find_inputs
     from gliaflow_plugins.cohorts.read import CohortRequest
@@ -75,13 +79,15 @@ def submit(
     from gliaflow_cli.client.out_folder import OutFolder
     from gliaflow_cli.client.summary import ON_PHANTOMS, attention, counts, is_on_phantoms, true_grades
 
-    if report:
+    if report or capture:
         from gliaflow_pages.drawing import require_matplotlib
 
         require_matplotlib()
     settings = load_settings({"broker": broker, "bundle": bundle, "device": device, "threads": threads})
     if labelled:
-        cohort = CohortRequest(Path(paths[0]), *reading).read(load_registry())
+        request = CohortRequest(Path(paths[0]), *reading, rules=flair_rules(series or ()))
+        with searching():
+            cohort = request.read(load_registry())
         print_problems(cohort)
         print_leaks(cohort.leaks)
         root = Path(paths[0]) if Path(paths[0]).is_dir() else Path(paths[0]).parent
@@ -90,10 +96,11 @@ def submit(
             for item in cohort_inputs(cohort, Path(paths[0]).resolve().name, channel)
         ]
     else:
-        found = find_inputs(paths, grade=grade, channel=channel)
+        with searching():
+            found = find_inputs(paths, grade=grade, channel=channel, series=series or (), describe=True)
         print_left_out(found.left_out, verbose)
         inputs = found.inputs
-    with OutFolder(out) as folder:
+    with OutFolder(out, capture=capture) as folder:
         targets = folder.assign(inputs)
         for note in folder.notes:
             console.print(f"{'restored':<10} {note}", style="yellow", soft_wrap=True)

@@ -48,6 +48,7 @@ def train(
     grades: flags.Grades = None,
     patient_column: flags.PatientColumn = None,
     grade_column: flags.GradeColumn = None,
+    series: flags.Series = None,
     allow: flags.Allow = False,
 ) -> None:
     """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs the extra "train".
@@ -57,6 +58,7 @@ def train(
     from gliaflow_cli.learning import find_unet, prepare, read_cohort, read_options, read_profile
 
     prepare()
+    from gliaflow.flair_rules import flair_rules
     from gliaflow_plugins.augmentations.pipeline import parse_named, read_augmentations
     from gliaflow_plugins.cohorts.read import CohortRequest
     from gliaflow_plugins.registry import load_registry
@@ -67,7 +69,7 @@ def train(
     from gliaflow_trainer.variants import choose
 
     registry = load_registry()
-    reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column)
+    reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
     chosen = read_profile(profile, tap, crop, classifier, preprocess, epochs)
     init_bundle = find_unet("init", init, chosen)
     with progress_bar() as bar, process_group(device, console, bar.console):

@@ -30,6 +30,7 @@ AT_ONCE = 200  # scans; after each round, watch looks for new scans
 def watch(
     inbox: Annotated[Path, typer.Argument(help="Folder in which scans appear.", parser=flags.given, metavar="INBOX")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
+    capture: flags.Capture = False,
     broker: flags.Broker = None,
     bundle: flags.Bundle = None,
 ) -> None:
@@ -44,6 +45,10 @@ def watch(
     from gliaflow_cli.client.inbox import Inbox
     from gliaflow_cli.client.out_folder import OutFolder
 
+    if capture:
+        from gliaflow_pages.drawing import require_matplotlib
+
+        require_matplotlib()
     settings = load_settings({"broker": broker, "bundle": bundle})
     configure_logging(settings.log_level, settings.log_format)
     log = _log()
@@ -60,10 +65,10 @@ def watch(
             try:
                 state.require(why_unreadable(inbox) or why_unwritable(out))
                 with (
-                    OutFolder(out) as folder,
+                    OutFolder(out, capture=capture) as folder,
                     open_flow(settings, waiting=lambda reason: log.warning("waiting", reason=reason)) as state.flow,
                 ):
-                    scans = Inbox(inbox, folder)
+                    scans = Inbox(inbox, folder, settings.dicom_settle_s)
                     while True:
                         time.sleep(POLL_S)
                         state.require(why_unreadable(inbox) or why_unwritable(out))

@@ -1,10 +1,11 @@
-"""docker-compose.yml: the containers find a bundle of GLIAFLOW_BUNDLES by its name, as the file's header says."""
+"""docker-compose.yml: containers find a bundle of GLIAFLOW_BUNDLES by its name, and see only files that they need."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import yaml
+from gliaflow_runtime.settings import Settings
 
 COMPOSE = Path(__file__).parents[3] / "docker-compose.yml"
 
@@ -26,3 +27,23 @@ def test_no_client_can_name_a_file_of_the_preprocessor() -> None:
     assert "GLIAFLOW_ROOTS" not in preprocessor["environment"]
     mounts = {volume.rsplit(":", 2)[1] for volume in preprocessor["volumes"]}
     assert mounts == {"/run/secrets", "/bundles", "/plugins.d"}
+
+
+def test_the_dicom_node_runs_only_with_its_profile_and_has_one_writable_folder() -> None:
+    """Patient data is in its spool only. Its port is closed to other machines until an operator opens it."""
+    node = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["dicom"]
+    assert node["profiles"] == ["dicom"]
+    assert node["ports"] == ["${GLIAFLOW_DICOM_ADDRESS:-127.0.0.1}:${GLIAFLOW_DICOM_PORT:-11112}:11112"]
+    assert [volume for volume in node["volumes"] if not volume.endswith(":ro")] == ["dicom:/spool"]
+    assert node["environment"]["GLIAFLOW_DICOM_SPOOL"] == "/spool"
+    assert node["networks"] == ["stages", "default"], "it reaches the PACS"
+    assert (node["read_only"], node["cap_drop"]) == (True, ["ALL"])
+
+
+def test_the_dicom_node_takes_each_of_its_settings_from_the_environment() -> None:
+    """Without a value in the file, Compose passes a variable on only if it is set."""
+    environment = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["dicom"]["environment"]
+    known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields}
+    passed = {name for name, value in environment.items() if value is None}
+    assert passed <= known
+    assert {"GLIAFLOW_DICOM_ALLOW", "GLIAFLOW_DICOM_TO", "GLIAFLOW_DICOM_PACS", "GLIAFLOW_DICOM_FLAIR"} <= passed

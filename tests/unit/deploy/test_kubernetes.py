@@ -116,8 +116,10 @@ def test_each_container_is_locked_down_has_limits_and_probes(manifests):
     for name, one in deployments.items():
         (container,) = one["spec"]["template"]["spec"]["containers"]
         paths = {probe: container[probe]["httpGet"]["path"] for probe in container if probe.endswith("Probe")}
-        assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}, name
-        assert container["ports"] == [{"name": "health", "containerPort": 8080}]
+        ready = "/livez" if name == "dicom" else "/readyz"  # it receives images also while the broker is away
+        assert paths == {"startupProbe": ready, "readinessProbe": ready, "livenessProbe": "/livez"}, name
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports == {"health": 8080} | ({"dicom": 11112} if name == "dicom" else {})
 
 
 def test_stage_has_time_to_finish_its_message(manifests):
@@ -131,11 +133,11 @@ def test_stage_has_time_to_finish_its_message(manifests):
 
 def test_every_setting_exists(manifests):
     known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields}
-    for one in of_kind(manifests, "Deployment").values():
+    for name, one in of_kind(manifests, "Deployment").items():
         (container,) = one["spec"]["template"]["spec"]["containers"]
         environment = {variable["name"] for variable in container["env"]}
         assert {variable for variable in environment if not variable.startswith("AWS_")} <= known
-        assert container["args"][0] == "serve"
+        assert container["args"] == (["dicom"] if name == "dicom" else ["serve", name])
     settings = {}
     for name, one in of_kind(manifests, "ConfigMap").items():
         settings |= one["data"] if name.startswith("settings") else {}
@@ -196,7 +198,7 @@ def named_secrets(value: Any) -> set[str]:
 
 
 def test_each_pod_has_only_the_secrets_that_it_needs(manifests):
-    expected = {name: {f"broker-{name}"} for name in [*STAGES, "trainer"]}
+    expected = {name: {f"broker-{name}"} for name in [*STAGES, "trainer", "dicom"]}
     expected["policies"] = {"broker-rabbitmq", "rabbitmq-default-user"}
     if "fetch-bundle" in pods(manifests):  # the example: bundle and scans are on S3
         expected["fetch-bundle"] = {"s3-bundle"}
@@ -219,8 +221,9 @@ def egress(manifests: list[dict[str, Any]], labels: dict[str, str]) -> list[str]
     return sorted(name for name, rules in applied.items() if rules)
 
 
-def test_only_the_pods_that_read_from_the_store_may_reach_it(manifests):
-    expected = {name: ["names", "stages"] for name in [*STAGES, "trainer"]} | {"policies": ["names", "policies"]}
+def test_only_the_pods_that_read_from_the_store_or_serve_a_pacs_may_leave_the_cluster(manifests):
+    expected = {name: ["names", "stages"] for name in [*STAGES, "trainer"]}
+    expected |= {"policies": ["names", "policies"], "dicom": ["dicom", "names", "stages"]}
     if "fetch-bundle" in pods(manifests):
         expected["fetch-bundle"] = ["names", "s3-bundle"]
         expected["preprocessor"] = ["names", "s3-scans", "stages"]
@@ -238,7 +241,7 @@ def test_no_pod_may_connect_to_every_address(manifests):
             for peer in rule["to"]:
                 if "ipBlock" in peer:
                     assert peer == {"ipBlock": {"cidr": "192.0.2.0/24"}}, (
-                        "nobody's: the operator sets the store's addresses"
+                        "nobody's: the operator sets the addresses of the store and the PACS"
                     )
                 else:
                     assert peer["podSelector"]["matchLabels"], name
@@ -266,8 +269,28 @@ def test_a_stage_cannot_change_the_bundle(manifests):
         assert all(mount["readOnly"] for mount in mounts)
 
 
+def test_one_dicom_node_keeps_its_spool_on_a_volume_and_receives_from_named_addresses_only():
+    manifests = rendered("example")
+    node = of_kind(manifests, "Deployment")["dicom"]["spec"]
+    assert (node["replicas"], node["strategy"]) == (1, {"type": "Recreate"}), "a spool has one node"
+    (container,) = node["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    (mount,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "spool"]
+    assert environment["GLIAFLOW_DICOM_SPOOL"] == f"{mount}/dicom"
+    assert "spool" in of_kind(manifests, "PersistentVolumeClaim")
+    (service,) = of_kind(manifests, "Service").values()
+    assert service["spec"]["externalTrafficPolicy"] == "Local", "otherwise the policy sees the address of a node"
+    (source,) = of_kind(manifests, "NetworkPolicy")["dicom"]["spec"]["ingress"]
+    assert source["from"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+
+
 def test_each_image_is_of_this_version(manifests):
     version = tomllib.loads((MANIFESTS.parents[1] / "pyproject.toml").read_text())["project"]["version"]
     for name, pod in pods(manifests).items():
         (container,) = pod["spec"]["containers"]
-        assert container["image"].rpartition(":")[2] in (version, f"{version}-gpu", f"{version}-train"), name
+        assert container["image"].rpartition(":")[2] in (
+            version,
+            f"{version}-gpu",
+            f"{version}-train",
+            f"{version}-dicom",
+        ), name

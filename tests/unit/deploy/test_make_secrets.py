@@ -41,7 +41,7 @@ OWN = {
     "generator": [GENERATOR, BALANCER],
     "trainer": [RECORDER],
 }
-CLIENTS = ("gliaflow", "inbox", "annotator")
+CLIENTS = ("gliaflow", "inbox", "dicom", "annotator")
 ID = "0" * 32
 
 
@@ -57,7 +57,7 @@ def test_each_user_has_a_password_of_its_own_and_rabbitmq_gets_salted_hashes(tmp
     make_secrets(tmp_path, [])
     users = definitions(tmp_path)["users"]
     passwords = {user["name"]: password(tmp_path, user["name"]) for user in users}
-    assert len(set(passwords.values())) == len(passwords) == 10
+    assert len(set(passwords.values())) == len(passwords) == 11
     assert all(len(secret) == 32 for user, secret in passwords.items() if user != "gliaflow")
     for user in users:
         raw = base64.b64decode(user["password_hash"])

@@ -216,7 +216,9 @@ def test_the_inbox_is_searched_only_after_a_file_changed(
     inbox: Path, tmp_path: Path, flow: Flow, later: None, monkeypatch: pytest.MonkeyPatch, nested: bool
 ) -> None:
     searches: list[object] = []
-    monkeypatch.setattr(f"{Inbox.__module__}.find_inputs", lambda paths: searches.append(paths) or find_inputs(paths))
+    monkeypatch.setattr(
+        f"{Inbox.__module__}.find_inputs", lambda paths, **how: searches.append(paths) or find_inputs(paths, **how)
+    )
     with OutFolder(inbox / "out" if nested else tmp_path / "out") as folder:
         scans = Inbox(inbox, folder)
 
@@ -279,7 +281,7 @@ def test_one_bad_link_does_not_stop_the_others(inbox: Path, tmp_path: Path, flow
 def test_an_inbox_without_a_scan_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drop(tmp_path / "inbox/P1_t1.nii.gz", "a T1")
     searches: list[object] = []
-    monkeypatch.setattr("gliaflow.scans.search", lambda *given: searches.append(given) or search(*given))
+    monkeypatch.setattr("gliaflow.scans.search", lambda *given, **how: searches.append(given) or search(*given, **how))
     with OutFolder(tmp_path / "out") as folder:
         assert len(Inbox(tmp_path / "inbox", folder).new_scans().left_out) == 1
     assert len(searches) == 1

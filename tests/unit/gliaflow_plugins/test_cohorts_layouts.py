@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gliaflow_plugins.cohorts.case_folders import (
     BRATS_2020,
@@ -19,12 +20,15 @@ from gliaflow_plugins.cohorts.case_folders import (
     files_in,
     image,
 )
+from gliaflow_plugins.cohorts.dicom_scans import as_series, folder_of
 from gliaflow_plugins.cohorts.layouts import SHIPPED, Bids, Csv, Kaggle, Msd
 from gliaflow_plugins.cohorts.patients import find_patients
 from gliaflow_plugins.cohorts.scan_files import Chooser, not_read
-from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
+from gliaflow_plugins.cohorts.volumes import NiftiFile, TiffStack
 from gliaflow_plugins.contracts import Case, Cohort, Reader
+from sample_dicom import write_flair
 
+DICOM = "a series"
 MAPPING = "Grade,BraTS_2017_subject_ID,BraTS_2020_subject_ID\nHGG,A,BraTS20_Training_001\nLGG,NA,BraTS20_Training_355\n"
 KAGGLE = "TCGA_CS_4938_19970222/TCGA_CS_4938_19970222"
 
@@ -156,11 +160,11 @@ LAYOUTS: dict[str, tuple[dict[str, str], list[str]]] = {
     ),
     "dicom": (
         {
-            "P1/2001/FLAIR/1-01.dcm": "",
+            "P1/2001/FLAIR/": DICOM,
             "P1/P1_seg.nii.gz": "",
-            "P2/IM0001": "\0" * 128 + "DICM",
+            "P2/": DICOM,
         },
-        ["P1 P1 None P1 P1/P1_seg.nii.gz", "P2 P2 None P2 None"],
+        ["P1 P1 None P1/2001/FLAIR P1/P1_seg.nii.gz", "P2 P2 None P2 None"],
     ),
 }
 
@@ -170,7 +174,10 @@ def write(folder: Path, files: dict[str, str] | list[str]) -> Path:
     for name in files:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(files[name] if isinstance(files, dict) else "")
+        if name.endswith("/"):
+            write_flair(path, np.ones((4, 5, 12), np.int16), study=name, patient=name)
+        else:
+            path.write_text(files[name] if isinstance(files, dict) else "")
     return folder
 
 
@@ -184,7 +191,9 @@ def line(case: Case, folder: Path) -> str:
     def where(volume: object) -> str:
         if isinstance(volume, TiffStack):
             return f"{volume.paths[0].relative_to(folder)}+{len(volume.paths) - 1}"
-        if isinstance(volume, NiftiFile | DicomSeries):
+        if series := as_series(volume):
+            return str(folder_of(series).relative_to(folder))
+        if isinstance(volume, NiftiFile):
             return os.path.relpath(str(volume), folder)
         return str(volume)
 

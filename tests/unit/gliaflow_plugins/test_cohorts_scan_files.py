@@ -121,9 +121,9 @@ FOLDERS: dict[str, tuple[list[str], list[str], dict[str, str]]] = {
         {"derivatives": "what a pipeline derived", "sourcedata": "or their source"},
     ),
     "other formats": (
-        ["P1/slice1.dcm", "P1/slice2.IMA", "P1/cut.npz", "P1/notes.txt", "P1/plan.json", "P2/P2.mnc"],
+        ["P1/cut.npz", "P1/notes.txt", "P1/plan.json", "P2/P2.mnc"],
         [],
-        {"P1/slice2.IMA": "dcm2niix", "P2/P2.mnc": "convert it to NIfTI"},
+        {"P2/P2.mnc": "convert it to NIfTI"},
     ),
 }
 
@@ -189,10 +189,19 @@ def test_a_file_that_was_not_fetched_is_named_with_the_command(tmp_path: Path) -
     assert left_out["sub-4_FLAIR.nii.gz"] == f"a broken link: {tmp_path}/gone.nii.gz does not exist"
 
 
-def test_dicom_without_an_ending_is_known_by_its_first_bytes(tmp_path: Path) -> None:
-    write(tmp_path, "P1/notes", "P1/1.2.840.113")
-    (tmp_path / "P1/IM0001").write_bytes(bytes(128) + b"DICM")
-    assert choose(tmp_path) == ([], {"P1/IM0001": "a DICOM file: convert its series to NIfTI first (dcm2niix does)"})
+def test_dicom_is_known_by_its_ending_or_else_by_its_first_bytes(tmp_path: Path) -> None:
+    write(tmp_path, "P1/notes", "P1/1.2.840.113", "P1/a.dcm", "P1/b.IMA", "P1/P1_seg.dcm")
+    for name in ("IM0001", "1.2.840.114.5", "flair.nii", "DICOMDIR", "report.pdf"):
+        (tmp_path / "P1" / name).write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "P1/lfs.dcm").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (tmp_path / "P1/annex.dcm").symlink_to(".git/annex/objects/aa/bb/MD5E-s1--1.dcm/MD5E-s1--1.dcm")
+    chooser = Chooser()
+    assert [scan.path.name for scan in chooser.folder(tmp_path)] == ["flair.nii"], "by its ending, it is NIfTI"
+    assert [path.name for path in chooser.dicom] == ["1.2.840.114.5", "IM0001", "P1_seg.dcm", "a.dcm", "b.IMA"]
+    assert [(each.path.name, each.kind) for each in chooser.left_out] == [
+        ("annex.dcm", "unfetched file"),
+        ("lfs.dcm", "unfetched file"),
+    ]
 
 
 def test_an_unreadable_folder_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
-"""Images of a cohort: NIfTI files, stacks of .tif slices and DICOM series become NIfTI bytes."""
+"""Images of a cohort: NIfTI files and stacks of .tif slices become NIfTI bytes."""
 
 from __future__ import annotations
 
-import locale
 import os
 import sys
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from gliaflow_plugins.cohorts import nifti_bytes
+from gliaflow_plugins import nifti_bytes
 from gliaflow_plugins.cohorts.layouts import Kaggle
-from gliaflow_plugins.cohorts.nifti_bytes import MAX_FILE_BYTES
-from gliaflow_plugins.cohorts.volumes import DicomSeries, NiftiFile, TiffStack
+from gliaflow_plugins.cohorts.volumes import NiftiFile, TiffStack
+from gliaflow_plugins.nifti_bytes import MAX_FILE_BYTES
 from gliaflow_preprocessor import nifti, sources
 
 # Real scans, which are never in the repository: a folder with tcga-lgg and kaggle_3m.
@@ -84,67 +83,10 @@ def test_a_decompression_bomb_is_refused_before_it_is_decompressed(tmp_path: Pat
         TiffStack((path,)).read()
 
 
-def dicom(folder: Path, voxels: np.ndarray, description: str, uid: str) -> Path:
-    """A series of axial slices [z, y, x], 4 mm apart, in files whose names have another order."""
-    sitk = pytest.importorskip("SimpleITK")
-    folder.mkdir(parents=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    usual = locale.setlocale(locale.LC_CTYPE)
-    for k, plane in enumerate(voxels):
-        image = sitk.GetImageFromArray(plane)
-        image.SetSpacing((0.5, 0.75))
-        for tag, value in {
-            "0008|0018": f"{uid}.{k}",
-            "0008|0060": "MR",
-            "0008|103e": description,
-            "0020|000d": "1.2.3",
-            "0020|000e": uid,
-            "0020|0032": f"-10\\-20\\{30 + 4 * k}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-        }.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{9 - k}.dcm"))
-        writer.Execute(image)
-    locale.setlocale(locale.LC_CTYPE, usual)  # the writer leaves "C", in which later tests could not read UTF-8
-    return folder
-
-
-VOXELS = np.arange(6 * 8 * 10, dtype=np.int16).reshape(6, 8, 10)
-
-
-def test_of_several_dicom_series_the_flair_is_read(tmp_path: Path) -> None:
-    dicom(tmp_path / "study/a", -VOXELS, "AX T1", "1.2.3.1")
-    dicom(tmp_path / "study/b", VOXELS, "Ax T2 Flair", "1.2.3.2")
-    image = nib.Nifti1Image.from_bytes(DicomSeries(tmp_path).read())
-    np.testing.assert_array_equal(np.asarray(image.dataobj), VOXELS.transpose(2, 1, 0))
-    np.testing.assert_allclose(image.affine, [[-0.5, 0, 0, 10], [0, -0.75, 0, 20], [0, 0, 4, 30], [0, 0, 0, 1]])
-    dicom(tmp_path / "study/c", VOXELS, "SAG FLAIR", "1.2.3.3")
-    with pytest.raises(
-        ValueError, match=r"several series are FLAIR; keep one of Ax T2 Flair \(1\.2\.3\.2\), SAG FLAIR"
-    ):
-        DicomSeries(tmp_path).read()
-
-
-def test_an_unreadable_dicom_series_is_an_error(tmp_path: Path) -> None:
-    series = dicom(tmp_path / "a", VOXELS, "", "1.2.3.1")
-    assert DicomSeries(series).read(), "a single series needs no name"
-    (series / "6.dcm").unlink()
-    with pytest.raises(ValueError, match="slices are missing"):
-        DicomSeries(series).read()
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/1.dcm").write_text("junk")
-    with pytest.raises(ValueError, match="no DICOM series"):
-        DicomSeries(tmp_path / "b").read()
-
-
 def test_a_missing_library_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ValueError, match=r"pip install 'gliaflow\[dicom\]'"):
-        DicomSeries(tmp_path).read()
     with pytest.raises(ValueError, match=r"pip install 'gliaflow\[train\]'"):
         TiffStack((tmp_path / "1.tif",)).read()
 

@@ -31,7 +31,7 @@ def check_bytes(shape: Sequence[int], dtype: Any) -> int:
 
 def as_nifti(voxels: NDArray[Any], affine: NDArray[Any], *, oriented: bool = True) -> bytes:
     """The bytes of a NIfTI file. ``oriented`` False: of the affine only the voxels' sides are known."""
-    import nibabel as nib
+    from gliaflow_plugins.nibabel_alone import nib
 
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     header: Any = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype).header

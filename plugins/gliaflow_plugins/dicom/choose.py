@@ -1,0 +1,320 @@
+"""Which DICOM files are series, and which series of each study is FLAIR."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gliaflow_plugins.dicom.doubts import arranged, warnings_of
+from gliaflow_plugins.dicom.geometry import listed
+from gliaflow_plugins.dicom.headers import OtherFile, quiet
+from gliaflow_plugins.dicom.images import DicomImage, DicomSlice, read_image
+from gliaflow_plugins.dicom.series import DicomSeries
+from gliaflow_plugins.left_out import LeftOut
+
+MAX_FILES = 500_000
+MAX_KNOWN = 50_000  # images, some KiB each
+SUFFIXES = ("", ".dcm", ".ima")  # of files that should be DICOM
+NEVER = {"LOCALIZER": "a localizer", "MOSAIC": "a Siemens mosaic, many slices in one picture"}
+
+Stamp = tuple[int, int, int]
+KnownImages = dict[Path, tuple[Stamp, DicomImage]]
+"""Images by file, with the size and times that the file had when it was read."""
+
+
+@dataclass(frozen=True)
+class FlairRules:
+    """Which series is FLAIR.
+
+    Parameters
+    ----------
+    pattern: regular expression, found in the description or protocol of a FLAIR series; case does not matter.
+    min_slices: a series with fewer is not FLAIR.
+    inversion_ms, echo_ms: a series not so described is FLAIR if its inversion time is between these, and its echo time
+        is at least this.
+    wanted: the series to take, whatever the other rules say: a SeriesInstanceUID, a SeriesNumber, ``NUMBER:ECHO_MS``,
+        or a text in the description.
+    describe: whether the reasons of what is left out quote descriptions. People write names into them, so: only on the
+        user's own terminal.
+    """
+
+    pattern: str = r"flair|tirm|dark.?fluid"
+    min_slices: int = 10
+    inversion_ms: tuple[float, float] = (1500.0, 3000.0)
+    echo_ms: float = 70.0
+    wanted: tuple[str, ...] = ()
+    describe: bool = True
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"the pattern of FLAIR series is not a regular expression: {error}") from None
+
+
+@dataclass(frozen=True)
+class FoundSeries:
+    """``flair``: at most one series for each study. ``left_out``: the other series, and files that cannot be read."""
+
+    flair: list[DicomSeries] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One series, or one echo of it, before the choice."""
+
+    images: tuple[DicomImage, ...]
+    slices: tuple[DicomSlice, ...]
+    echo_ms: float | None
+    rules: FlairRules
+
+    @property
+    def head(self) -> DicomImage:
+        return self.images[0]
+
+    @property
+    def count(self) -> int:
+        return len(self.slices) + sum(not image.slices for image in self.images)
+
+    @property
+    def text(self) -> str:
+        """The series in the reason why it is left out."""
+        return self.shown(self.rules.describe)
+
+    def shown(self, describe: bool) -> str:
+        """The series in a message. ``describe``: as in the rules."""
+        number = f"series {self.head.number}" if self.head.number is not None else "a series without a number"
+        name = f" '{self.head.description}'" if describe and self.head.description else ""
+        count = f"{self.count} image{'s' if self.count != 1 else ''}"
+        echo = f", echo {self.echo_ms:g} ms" if self.echo_ms is not None else ""
+        return f"{number}{name}, {count}{echo}"
+
+    @property
+    def choice(self) -> str:
+        """What the user gives to --series to take it."""
+        number = self.head.number
+        echo = f":{self.echo_ms:g}" if self.echo_ms is not None else ""
+        return f"{number}{echo}" if number is not None else self.head.series
+
+    @property
+    def not_flair(self) -> str:
+        """Why it is not FLAIR; empty: it is."""
+        if why := self.never:
+            return why
+        if self.count < self.rules.min_slices:
+            return f"fewer than {self.rules.min_slices} slices"
+        return "" if self.is_named or self.is_timed else "not FLAIR by its description or timing"
+
+    @property
+    def never(self) -> str:
+        """Why it cannot be taken, even if the user wants it."""
+        if not self.head.is_mr:
+            return "not MR images"
+        types = {value for image in self.images for value in image.image_type}
+        return next((f"{why} (ImageType {value})" for value, why in NEVER.items() if value in types), "")
+
+    @property
+    def is_named(self) -> bool:
+        described = re.search(self.rules.pattern, self.head.description, re.IGNORECASE) is not None
+        return described or self.head.contrast == "FLUID_ATTENUATED"
+
+    @property
+    def is_timed(self) -> bool:
+        return self.head.inversion and self.right_inversion is True and self.echo >= self.rules.echo_ms
+
+    @property
+    def right_inversion(self) -> bool | None:
+        """Whether the inversion time is one of FLAIR; None: it is not known."""
+        low, high = self.rules.inversion_ms
+        time = self.head.inversion_ms
+        return None if not time else low <= time <= high
+
+    @property
+    def echo(self) -> float:
+        return (self.slices[0].echo_ms if self.slices else None) or 0.0
+
+    @property
+    def is_derived(self) -> bool:
+        return self.head.image_type[0] == "DERIVED"
+
+    @property
+    def rank(self) -> tuple[bool, bool]:
+        return self.is_named, not self.is_derived
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why it may not be FLAIR."""
+        if self.rules.wanted and self.is_wanted():
+            return []
+        if not self.is_named:
+            time, echo = self.head.inversion_ms or 0.0, self.echo
+            return [
+                f"FLAIR only by its timing (InversionTime {time:g} ms, EchoTime {echo:g} ms), not by its description"
+            ]
+        if self.right_inversion is False:
+            return [f"called FLAIR, but InversionTime is {self.head.inversion_ms:g} ms"]
+        return []
+
+    def is_wanted(self) -> bool:
+        number = str(self.head.number) if self.head.number is not None else ""
+        for wanted in self.rules.wanted:
+            start, _, echo = wanted.rpartition(":")
+            if re.fullmatch(r"\d+:\d+(\.\d+)?", wanted):
+                matches = start == number and abs(self.echo - float(echo)) < 0.5
+            elif re.fullmatch(r"[\d.]+", wanted):
+                matches = wanted in (self.head.series, number)
+            else:
+                matches = wanted.strip().casefold() in self.head.description.casefold()
+            if matches and wanted.strip():
+                return True
+        return False
+
+
+def find_series(
+    paths: Iterable[Path], rules: FlairRules = FlairRules(), known: KnownImages | None = None
+) -> FoundSeries:
+    """The FLAIR series of each study in these DICOM files. Whatever is in the files, nothing is raised.
+
+    ``known``: the images of an earlier search. Only files that changed since are read; it then has the images of this
+    search.
+    """
+    found = FoundSeries()
+    before = {} if known is None else dict(known)
+    if known is not None:
+        known.clear()
+    studies: dict[str, dict[str, list[DicomImage]]] = defaultdict(lambda: defaultdict(list))
+    damaged: dict[Path, list[str]] = defaultdict(list)
+    with quiet():
+        for number, path in enumerate(paths):
+            if number >= MAX_FILES:
+                why = f"over the limit of {MAX_FILES} DICOM files in one folder: submit its folders one by one"
+                found.left_out.append(LeftOut(path, why, "DICOM file"))
+                break
+            try:
+                stamp = _stamp(path)
+                old = before.get(path)
+                image = old[1] if old is not None and old[0] == stamp else read_image(path)
+            except Exception as error:  # pydicom raises many types for a damaged file
+                found.left_out.append(LeftOut(path, _reason(error), "DICOM file"))
+                if not isinstance(error, OtherFile) or path.suffix.casefold() in SUFFIXES:
+                    damaged[path.parent].append(path.name)
+                continue
+            if known is not None and len(known) < MAX_KNOWN:
+                known[path] = (stamp, image)
+            studies[image.study][f"{image.series} {image.is_mr}"].append(image)  # a screenshot may be in a series
+    for study in studies.values():
+        group = [_once(images, found.left_out) for images in study.values()]
+        candidates = [each for images in group for each in _candidates(images, rules)]
+        if chosen := _choose(candidates, rules, found.left_out):
+            found.flair.append(_series(chosen, damaged))
+    return found
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _choose(candidates: Sequence[Candidate], rules: FlairRules, left_out: list[LeftOut]) -> list[Candidate]:
+    """The FLAIR series of one study; several, if the rules cannot choose."""
+    if rules.wanted:
+        chosen = [each for each in candidates if each.is_wanted() and not each.never]
+    else:
+        flair = [each for each in candidates if not each.not_flair]
+        best = max((each.rank for each in flair), default=None)
+        chosen = [each for each in flair if each.rank == best]
+    for each in candidates:
+        if each not in chosen:
+            why = each.never if rules.wanted else each.not_flair
+            why = why or ("not the one of --series" if rules.wanted else f"{chosen[0].text}, is FLAIR more surely")
+            left_out.append(LeftOut(_place(each.images), f"{each.text}: {why}", "DICOM series"))
+    return chosen
+
+
+def _once(images: Sequence[DicomImage], left_out: list[LeftOut]) -> tuple[DicomImage, ...]:
+    """The images of a series without copies of the same file."""
+    first: dict[str, DicomImage] = {}
+    kept = []
+    for image in images:
+        other = first.setdefault(image.sop_uid, image)
+        if other is not image and _same(other.path, image.path):
+            left_out.append(LeftOut(image.path, f"a copy of {other.path}", "repeated file"))
+        else:
+            kept.append(image)
+    return tuple(kept)
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return filecmp.cmp(first, second, shallow=False)
+    except OSError:
+        return False
+
+
+def _candidates(images: tuple[DicomImage, ...], rules: FlairRules) -> list[Candidate]:
+    """A series, or each of its echoes if it has several at one place."""
+    slices = tuple(each for image in images for each in image.slices)
+    echoes: dict[float | None, list[DicomSlice]] = defaultdict(list)
+    places: dict[tuple[float, ...], set[float | None]] = defaultdict(set)
+    for each in slices:
+        echoes[each.echo_ms].append(each)
+        places[tuple(round(value, 2) for value in each.position)].add(each.echo_ms)
+    if all(len(here) == 1 for here in places.values()):
+        return [Candidate(images, slices, None, rules)]
+    return [Candidate(images, tuple(group), echo, rules) for echo, group in echoes.items()]
+
+
+def _series(chosen: Sequence[Candidate], damaged: dict[Path, list[str]]) -> DicomSeries:
+    """The series that was chosen; if there are several, the first of them with the list of all as its problem."""
+    first, head = chosen[0], chosen[0].head
+    slices, problem = arranged(first.images, first.slices)
+    if len(chosen) > 1:
+        problem = _tie(chosen)
+    return DicomSeries(
+        uid=head.series,
+        study=head.study,
+        number=head.number,
+        description=head.description,
+        echo_ms=first.echo_ms,
+        slices=slices,
+        problem=problem,
+        warnings=(*warnings_of(first.images), *first.doubts, *_beside(first.images, damaged)),
+        unusable=tuple(image.path for image in first.images if not image.slices),
+    )
+
+
+def _tie(chosen: Sequence[Candidate]) -> str:
+    """Without descriptions: a problem is written into the table of answers."""
+    listing = "; ".join(f"{each.shown(False)}, UID {each.head.series}" for each in chosen)
+    choices = [each.choice for each in chosen]
+    if len(set(choices)) < len(choices):  # two series of one number
+        choices = [each.head.series for each in chosen]
+    options = " or ".join(f"--series {choice}" for choice in choices)
+    return f"{len(chosen)} series of one study may be FLAIR: {listing}. Choose one: {options}"
+
+
+def _beside(images: Sequence[DicomImage], damaged: dict[Path, list[str]]) -> list[str]:
+    """Files in the folders of a series that cannot be read."""
+    folders = dict.fromkeys(image.path.parent for image in images)
+    names = [name for folder in folders for name in damaged.get(folder, ())]
+    return (
+        [f"{listed(names)} beside it cannot be read: if it belongs to the series, slices are missing"] if names else []
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or "cannot be opened"
+    return str(error) if isinstance(error, ValueError) else f"damaged ({type(error).__name__})"
+
+
+def _place(images: Sequence[DicomImage]) -> Path:
+    """The folder of the files; a single file itself."""
+    paths = [image.path for image in images]
+    return paths[0] if len(paths) == 1 else Path(os.path.commonpath([path.parent for path in paths]))

@@ -1,0 +1,1 @@
+"""An answer as DICOM objects: segmentation, report and secondary capture."""
