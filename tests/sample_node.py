@@ -1,22 +1,29 @@
-"""What the tests of the DICOM node share: settings, a spool, a sender, and an archive, all in this process."""
+"""What the tests of the DICOM node share, all in this process: settings, a spool, a sender, an archive, a pipeline."""
 
 from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import nibabel as nib
+from gliaflow.answer import Answer
+from gliaflow.flow import Flow
+from gliaflow.scans import Input
+from gliaflow_dicom.node.answers import kept_answers
+from gliaflow_dicom.node.node import Node
 from gliaflow_dicom.node.peers import keep_libraries_quiet
-from gliaflow_dicom.node.spool import Limits, Spool
+from gliaflow_dicom.node.spool import Spool, SpoolLimits
 from gliaflow_runtime.settings import Settings
 from processes import free_port
 from pydicom.dataset import FileDataset
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from sample_dicom import head, single_frames
 
 SENDER, NODE, ARCHIVE = "SENDER", "GLIAFLOW", "ARCHIVE"
 GIB = 2**30
@@ -38,7 +45,7 @@ def node_settings(folder: Path, **values: Any) -> Settings:
 
 @contextmanager
 def open_spool(folder: Path, total: int = GIB, free: int = 0, one: int = GIB) -> Iterator[Spool]:
-    spool = Spool(folder / "spool", Limits(total, free, one))
+    spool = Spool(folder / "spool", SpoolLimits(total, free, one))
     try:
         yield spool
     finally:
@@ -72,10 +79,14 @@ def send(port: int, images: list[FileDataset], **options: Any) -> list[int | Non
 
 @dataclass
 class Archive:
-    """A storage SCP that keeps what it gets, and answers queries. ``status``: its answer to C-STORE."""
+    """A storage SCP that keeps what it gets, and answers queries.
+
+    ``status``: its answer to C-STORE; ``status_of``: the same, from pynetdicom's event.
+    """
 
     port: int = field(default_factory=free_port)
     status: int = 0
+    status_of: Callable[[Any], int] | None = None
     counts: dict[str, int] = field(default_factory=dict)  # images by series UID
     says_count: bool = True  # whether its answers have NumberOfSeriesRelatedInstances
     got: list[tuple[str, bytes]] = field(default_factory=list)  # SOP instance UID and bytes
@@ -99,6 +110,7 @@ class Archive:
         for context in self.contexts:
             ae.add_supported_context(context)
         ae.add_supported_context("1.2.840.10008.5.1.4.1.2.2.1")
+        ae.add_supported_context("1.2.840.10008.1.1")
         handlers: list[Any] = [(evt.EVT_C_STORE, self._store), (evt.EVT_C_FIND, self._find)]
         server = ae.start_server(("127.0.0.1", self.port), block=False, ssl_context=tls, evt_handlers=handlers)
         assert server is not None
@@ -106,9 +118,10 @@ class Archive:
         server.shutdown()
 
     def _store(self, event: Any) -> int:
-        if self.status < 0x0100 or self.status & 0xF000 == 0xB000:
+        status = self.status_of(event) if self.status_of else self.status
+        if status < 0x0100 or status & 0xF000 == 0xB000:
             self.got.append((event.request.AffectedSOPInstanceUID, event.request.DataSet.getvalue()))
-        return self.status
+        return status
 
     def _find(self, event: Any) -> Iterator[tuple[int, Any]]:
         from pydicom import Dataset
@@ -146,3 +159,59 @@ def certificate(folder: Path, name: str, ca: str = "") -> Path:
     subprocess.run(command.split(), check=True, capture_output=True)
     path.write_bytes((folder / f"{name}.crt").read_bytes() + (folder / f"{name}.key").read_bytes())
     return path
+
+
+class Pipeline:
+    """Answers each scan; ``reason``: all fail for it. It keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Input] = []
+        self.images: list[Any] = []
+        self.reason = ""
+
+    def submit_all(self, scans: Sequence[Input]) -> Iterator[Answer]:
+        for item in scans:
+            self.sent.append(item)
+            assert item.volume is not None
+            self.images.append(nib.Nifti1Image.from_bytes(item.volume.read()))
+            if self.reason:
+                yield Answer.failed(item, self.reason)
+            else:
+                yield Answer(item.name, item.patient, item.source, "ok", "HGG", 0.9, 1.0, 12, 1, "demo", seconds=1.0)
+
+
+def stand_in(series: Any, answer: Answer, *, capture: bool = False) -> dict[str, FileDataset]:
+    """An object whose UID depends on the series alone, and whose bytes depend on the time."""
+    (image,) = single_frames(head((4, 4, 1)), series=series.uid)
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
+    image.PatientComments = str(time.time_ns())
+    return {"_seg.dcm": image}
+
+
+@contextmanager
+def running(folder: Path, **values: Any) -> Iterator[Node]:
+    node = Node(node_settings(folder, **values))
+    try:
+        yield node
+    finally:
+        node.close()
+
+
+def answer_all(node: Node, pipeline: Pipeline, until: Callable[[], Any]) -> None:
+    """Let the node work until something holds."""
+
+    def holds() -> Any:
+        node.round(cast(Flow, pipeline))
+        return until()
+
+    wait_until(holds)
+
+
+def settle(node: Node, pipeline: Pipeline, seconds: float = 0.6) -> None:
+    """Let the node work for some times of ``settle_s``."""
+    end = time.monotonic() + seconds
+    answer_all(node, pipeline, lambda: time.monotonic() > end)
+
+
+def answers(node: Node) -> int:
+    return len(kept_answers(node.spool))

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gliaflow_plugins.left_out import LeftOut
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -274,6 +276,7 @@ class Cohort:
     problems: lines for the user.
     leaks: problems that can make an evaluation worthless: one patient's data under two names, one patient's two grades.
     tables: of each table, the columns that were used, and how many patients matched.
+    left_out: the DICOM series, or other files, that the reader read and did not take, with the reasons.
     """
 
     layout: str
@@ -282,6 +285,7 @@ class Cohort:
     reader: str = ""
     leaks: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 @runtime_checkable

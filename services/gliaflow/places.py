@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import fsspec
 from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES
-from gliaflow_plugins.cohorts.dicom_scans import dicom_scans, series_of
+from gliaflow_plugins.cohorts.dicom_scans import UnmatchedSeriesError, dicom_scans, require_matches, series_of
 from gliaflow_plugins.cohorts.image_names import is_image
 from gliaflow_plugins.cohorts.scan_files import Chooser, LocalFiles, ScanFile
 from gliaflow_plugins.cohorts.walk import (
@@ -119,7 +119,8 @@ def search(
 
     Raises
     ------
-    UsageError: a path does not exist, a glob matches nothing, a store cannot be read, or a file is not fetched.
+    UsageError: a path does not exist, a glob matches nothing, a store cannot be read, a file is not fetched, or a value
+        of ``series`` matches nothing.
     """
     found = Places()
     local = [Path(os.path.normpath(Path(text).absolute())) for text in texts if "://" not in text]  # links stay
@@ -133,9 +134,13 @@ def search(
     if found.dicom:
         rules = flair_rules(series, describe=describe)
         lone = len(texts) == 1 and found.dicom == local
-        scans, left_out = series_of(local[0], rules) if lone else dicom_scans(found.dicom, rules, known)
-        found.scans.extend(scans)
-        found.left_out.extend(left_out)
+        dicom = series_of(local[0], rules) if lone else dicom_scans(found.dicom, rules, known)
+        try:
+            require_matches(rules, [dicom])
+        except UnmatchedSeriesError as error:
+            raise UsageError(str(error)) from None
+        found.scans.extend(dicom.scans)
+        found.left_out.extend(dicom.left_out)
     return found
 
 
@@ -148,6 +153,8 @@ def _take(path: Path, found: Places, channel: str | None) -> None:
     if reason is not None and reason.kind in ("unfetched file", "broken link"):
         raise UsageError(f"{path}: {reason.why}")
     found.bases.append(path.parent)
+    if path.name.casefold() == "dicomdir":
+        raise UsageError(f"{path}: an index of the DICOM files on a disc; submit its folder, {path.parent}")
     if is_dicom(path, status_of(path)):
         found.dicom.append(path)
     else:

@@ -113,7 +113,8 @@ def find_inputs(
 
     Raises
     ------
-    UsageError: a path does not exist, a path is empty, a glob matches nothing, or the grade is unknown.
+    UsageError: a path does not exist, a path is empty, a glob or a value of ``series`` matches nothing, or the grade is
+        unknown.
     NoScanError: there is no scan.
     """
     grade = None if grade is None else check_grade(grade)
@@ -164,7 +165,7 @@ def find_one(
 
 def find_series(folder: Path, uid: str) -> Input | None:
     """The DICOM series with this SeriesInstanceUID under a folder, with the folder's name; None: there is none."""
-    scans, _ = dicom_scans(dicom_in(folder), flair_rules([uid]))
+    scans = dicom_scans(dicom_in(folder), flair_rules([uid])).scans
     series = next((scan.series for scan in scans if scan.series and scan.series.uid == uid), None)
     return Input(folder, folder.name, "", volume=series, series=uid) if series else None
 
@@ -209,7 +210,7 @@ def _why_none(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return " (no file ends in .nii, .nii.gz or another ending of an image)"
     by_reason: dict[str, list[LeftOut]] = defaultdict(list)
-    for each in left_out:
+    for each in (each for each in left_out if each.kind != "DICOM study without FLAIR"):
         by_reason[each.why].append(each)
     reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     lines = [

@@ -101,7 +101,7 @@ def check(request: EvaluateRequest) -> dict[str, Case]:
         raise PluginError("counts: a generator needs numbers of synthetic samples to add (--counts 100,400)")
     cases = {case.id: case for case in request.cohort.cases if case.mask is not None and case.label}
     if not cases:
-        raise PluginError(f"{request.folder}: no scan has a mask and a grade")
+        raise PluginError(f"{request.folder}: no scan has a mask and a grade (--grades TABLE gives grades)")
     split_into_folds({case.patient: str(case.label) for case in cases.values()}, request.design)
     if request.init is not None:
         unet_to_fine_tune(request.init, request.profile)

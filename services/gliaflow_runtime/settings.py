@@ -121,13 +121,14 @@ class Settings(BaseSettings):
     )
     dicom_flair: str = Field(
         "flair|tirm|dark.?fluid",
-        description="DICOM: a series is FLAIR if its description matches this regular expression",
+        description="DICOM: a series is FLAIR if its description or protocol matches this regular expression",
     )
-    dicom_min_slices: int = Field(10, ge=1, description="DICOM: a series with fewer images is not graded")
+    dicom_min_slices: int = Field(10, ge=1, description="DICOM: a series with fewer slices is not taken")
     dicom_inversion_ms: Annotated[tuple[float, float], NoDecode] = Field(
-        (1500, 3000), description="DICOM: inversion times of FLAIR, low,high, where no description names it"
+        (1500, 3000),
+        description="DICOM: inversion times of FLAIR, low,high, for a series that is not described as FLAIR",
     )
-    dicom_echo_ms: float = Field(70, gt=0, description="DICOM: the shortest echo time of FLAIR, where none names it")
+    dicom_echo_ms: float = Field(70, gt=0, description="DICOM: the shortest echo time of such a series")
     dicom_ae: str = Field("GLIAFLOW", description="DICOM node: its AE title")
     dicom_host: str = Field("127.0.0.1", description="DICOM node: address to listen on; 0.0.0.0: all of this machine")
     dicom_port: int = Field(11112, ge=0, le=65535, description="DICOM node: port to listen on; 0: a free one")
@@ -150,7 +151,9 @@ class Settings(BaseSettings):
         30, gt=0, description="DICOM node, watch: a study is read when no image of it has come for so long"
     )
     dicom_incomplete_s: float = Field(
-        3600, gt=0, description="DICOM node: a series that is not complete after so long is set aside"
+        3600,
+        gt=0,
+        description="DICOM node: after so long an incomplete series is set aside, and a study without FLAIR deleted",
     )
     dicom_keep_days: float = Field(7, ge=0, description="DICOM node: how long delivered answers are kept")
     dicom_capture: bool = Field(False, description="DICOM node: also send a secondary capture of the mask")

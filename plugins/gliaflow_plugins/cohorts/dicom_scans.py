@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gliaflow_plugins.cohorts.scan_files import SHOWN, Chooser, LocalFiles, ScanFile
 from gliaflow_plugins.cohorts.walk import status_of, walk
+from gliaflow_plugins.contracts import PluginError
 from gliaflow_plugins.left_out import LeftOut
 
 if TYPE_CHECKING:
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
 
 NOT_FLAIR = "neither the description nor the timing of the series says FLAIR; is it a FLAIR scan?"
 INSTALL = "pip install 'gliaflow[dicom]'"
+LISTED = 20  # series in an error
+
+
+class UnmatchedSeriesError(PluginError):
+    """``--series`` names a series that no study has."""
+
+
+@dataclass(frozen=True)
+class DicomScans:
+    """The FLAIR series among DICOM files, one for each study, by folder.
+
+    ``matched``, ``every``: see ``FoundSeries``.
+    """
+
+    scans: list[ScanFile] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    matched: set[str] = field(default_factory=set)
+    every: list[str] = field(default_factory=list)
 
 
 def has_dicom() -> bool:
@@ -31,60 +50,77 @@ def has_dicom() -> bool:
 
 
 def dicom_scans(
-    paths: Sequence[Path], rules: FlairRules | None = None, known: KnownImages | None = None
-) -> tuple[list[ScanFile], list[LeftOut]]:
-    """The FLAIR series among DICOM files, one for each study, by folder; and what is left out.
-
-    ``rules``: None: the default rules. ``known``: as for ``find_series``.
-    """
+    paths: Sequence[Path], rules: FlairRules | None = None, known: KnownImages | None = None, *, part: bool = False
+) -> DicomScans:
+    """Choose the series. ``rules``: None: the default rules. ``known``, ``part``: as for ``find_series``."""
     if not paths:
-        return [], []
+        return DicomScans()
     if not has_dicom():
-        return [], [LeftOut(path, f"reading DICOM needs: {INSTALL}", "DICOM file") for path in paths]
+        return DicomScans([], [LeftOut(path, f"reading DICOM needs: {INSTALL}", "DICOM file") for path in paths])
     from gliaflow_plugins.dicom.choose import FlairRules, find_series
 
-    found = find_series(paths, rules or FlairRules(describe=False), known)
+    found = find_series(paths, rules or FlairRules(describe=False), known, part=part)
     scans = [ScanFile(folder_of(series), warnings=series.warnings, series=series) for series in found.flair]
-    return sorted(scans, key=lambda scan: scan.path), found.left_out
+    return DicomScans(sorted(scans, key=lambda scan: scan.path), found.left_out, found.matched, found.every)
 
 
-def scans_of_patient(
-    paths: Sequence[Path], patient: str, rules: FlairRules | None, problems: list[str]
-) -> list[ScanFile]:
+def require_matches(rules: FlairRules | None, found: Sequence[DicomScans]) -> None:
+    """Raise UnmatchedSeriesError if a value of ``--series`` matches in none of these."""
+    matched = {value for each in found for value in each.matched}
+    for value in rules.wanted if rules else ():
+        if value not in matched:
+            every = list(dict.fromkeys(text for each in found for text in each.every))
+            more = f"; {len(every) - LISTED} more" if len(every) > LISTED else ""
+            listing = f"{'; '.join(every[:LISTED])}{more}" if every else "none"
+            raise UnmatchedSeriesError(f"--series {value} matches no series that can be taken; there is: {listing}")
+
+
+def scans_of_patient(paths: Sequence[Path], patient: str, rules: FlairRules | None, problems: list[str]) -> DicomScans:
     """The FLAIR series of one patient of a cohort. ``problems`` gets a line if there is none, or one that is refused.
 
     A patient's only series is taken although nothing in it says FLAIR: the folder was named as a cohort of FLAIR.
     """
-    scans, left_out = dicom_scans(paths, rules)
-    chosen = rules is not None and rules.wanted
-    if not scans and not chosen and has_dicom() and (only := _only_series(paths)) is not None:
+    found = dicom_scans(paths, rules, part=True)
+    if not found.scans and has_dicom() and (only := _only_series(paths)) is not None:
         problems.append(f"{patient}: {NOT_FLAIR}")
-        return [only]
-    for scan in scans:
-        doubts = [scan.series.problem] if scan.series and scan.series.problem else scan.warnings
-        problems += [f"{patient}: {doubt}" for doubt in doubts]
-    if not scans:
-        shown = [f"{each.path.name}: {each.why}" for each in left_out[:SHOWN]]
-        more = f"; {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-        problems.append(f"{patient}: no FLAIR series: {'; '.join(shown)}{more}")
-    return [scan for scan in scans if scan.series and not scan.series.problem]
+        return replace(found, scans=[only], left_out=[])
+    scans, left_out = [], list(found.left_out)
+    for scan in found.scans:
+        if scan.series and scan.series.problem:
+            problems.append(f"{patient}: {scan.series.problem}")
+            place = Path(os.path.commonpath([path.parent for path in paths])) if scan.series.choices else scan.path
+            left_out.append(LeftOut(place, scan.series.problem, "DICOM series"))
+        else:
+            problems += [f"{patient}: {doubt}" for doubt in scan.warnings]
+            scans.append(scan)
+    if not found.scans:
+        reasons = [f"{each.path.name}: {each.why}" for each in left_out if each.kind != "DICOM study without FLAIR"]
+        more = f"; {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+        problems.append(f"{patient}: no FLAIR series: {'; '.join(reasons[:SHOWN])}{more}")
+    return replace(found, scans=scans, left_out=left_out)
 
 
 def _only_series(paths: Sequence[Path]) -> ScanFile | None:
     """The series, if the files are of one series only, and it is one that can be read."""
     from gliaflow_plugins.dicom.choose import FlairRules
 
-    scans, left_out = dicom_scans(paths, FlairRules(pattern="^", describe=False))
-    alone = len(scans) == 1 and not any(each.kind == "DICOM series" for each in left_out)
-    return scans[0] if alone and scans[0].series and not scans[0].series.problem else None
+    found = dicom_scans(paths, FlairRules(pattern="^", describe=False))
+    alone = len(found.scans) == 1 and not any(each.kind == "DICOM series" for each in found.left_out)
+    return found.scans[0] if alone and found.scans[0].series and not found.scans[0].series.problem else None
 
 
-def only_scan(folder: Path, rules: FlairRules | None) -> DicomSeries:
-    """The only FLAIR series under a folder. Raises ValueError if there is none, several, or one that is refused."""
+def only_scan(folder: Path, rules: FlairRules | None, searched: list[DicomScans]) -> DicomSeries:
+    """The only FLAIR series under a folder. ``searched`` gets all that was found.
+
+    Raises
+    ------
+    ValueError: there is none, there are several, or it is refused.
+    """
     problems: list[str] = []
     if not (files := dicom_in(folder)):
         raise ValueError(f"{folder.name}: no DICOM in it")
-    scans = scans_of_patient(files, folder.name, rules, problems)
+    searched.append(scans_of_patient(files, folder.name, rules, problems))
+    scans = searched[-1].scans
     if len(scans) > 1:
         raise ValueError(f"{folder.name}: {len(scans)} FLAIR series, of several studies: name the folder of one")
     if not scans or scans[0].series is None:
@@ -92,7 +128,7 @@ def only_scan(folder: Path, rules: FlairRules | None) -> DicomSeries:
     return scans[0].series
 
 
-def series_of(path: Path, rules: FlairRules | None = None) -> tuple[list[ScanFile], list[LeftOut]]:
+def series_of(path: Path, rules: FlairRules | None = None) -> DicomScans:
     """The series of a DICOM file that the user named alone, with its other files in the same folder.
 
     It is taken also if it is not FLAIR, with a warning.
@@ -107,10 +143,10 @@ def series_of(path: Path, rules: FlairRules | None = None) -> tuple[list[ScanFil
     chooser.usable({each: status_of(each) for each in beside})
     files = [each for each in chooser.dicom if _series_uid(each) == uid]
     found = dicom_scans(files, rules)
-    if found[0] or (rules and rules.wanted):
+    if found.scans or (rules and rules.wanted):
         return found
-    scans, left_out = dicom_scans(files, FlairRules(wanted=(uid,), describe=False))
-    return [replace(scan, warnings=(*scan.warnings, NOT_FLAIR)) for scan in scans], left_out
+    found = dicom_scans(files, FlairRules(wanted=(uid,), describe=False))
+    return replace(found, scans=[replace(scan, warnings=(*scan.warnings, NOT_FLAIR)) for scan in found.scans])
 
 
 def _series_uid(path: Path) -> str:

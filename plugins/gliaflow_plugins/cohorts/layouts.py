@@ -26,7 +26,7 @@ from gliaflow_plugins.cohorts.case_folders import (
 )
 from gliaflow_plugins.cohorts.clinical_tables import grade_column_of, is_grade
 from gliaflow_plugins.cohorts.decathlon import DATASET, parse_channels
-from gliaflow_plugins.cohorts.dicom_scans import dicom_in, only_scan, scans_of_patient
+from gliaflow_plugins.cohorts.dicom_scans import DicomScans, dicom_in, only_scan, require_matches, scans_of_patient
 from gliaflow_plugins.cohorts.image_names import is_image, judge, judge_text, stem
 from gliaflow_plugins.cohorts.patient_rows import names_patients
 from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser, LocalFiles
@@ -199,6 +199,7 @@ class Csv:
         except ValueError as error:
             return Cohort("CSV", [], [str(error)])
         cases: list[Case] = []
+        searched: list[DicomScans] = []
         for row in table.rows:
             cell = {known: row.cells[column] for known, column in columns.items()}
             where = f"{path.name} line {row.line}"
@@ -219,15 +220,18 @@ class Csv:
             volume: Volume = NiftiFile(scan)
             if scan.is_dir():
                 try:
-                    volume = only_scan(scan, self.rules)
+                    volume = only_scan(scan, self.rules, searched)
                 except ValueError as error:
                     problems.append(f"{where}: scan {error}; ignored")
                     continue
             cases.append(Case(name, volume, mask, patient, cell.get("grade"), channel=cell.get("channel") or None))
+        if searched:
+            require_matches(self.rules, searched)
         used = ", ".join(f"{known}s by {column!r}" for known, column in columns.items())
         unused = [column for column in table.columns if column not in columns.values()]
         how = f"{path.name}: {used}" + (f"; not used: {few(unused)}" if unused else "")
-        return Cohort("CSV", cases, problems, tables=[how])
+        left_out = [left for each in searched for left in each.left_out]
+        return Cohort("CSV", cases, problems, tables=[how], left_out=left_out)
 
 
 @dataclass(frozen=True)
@@ -251,8 +255,9 @@ class Dicom:
             return None
         cases: list[Case] = []
         problems = [f"{sub.name}: no DICOM in it; ignored" for sub in subs if sub not in patients]
-        for sub, files in patients.items():
-            scans = scans_of_patient(files, sub.name, self.rules, problems)
+        found = {sub: scans_of_patient(files, sub.name, self.rules, problems) for sub, files in patients.items()}
+        require_matches(self.rules, list(found.values()))
+        for sub, scans in ((sub, each.scans) for sub, each in found.items()):
             for number, scan in enumerate(scans, 1):
                 places = [Path(up) for up in (scan.path, *scan.path.parents) if up.is_relative_to(sub)]
                 places = places if len(scans) == 1 else [place for place in places if place != sub]
@@ -265,7 +270,8 @@ class Dicom:
                 mask = NiftiFile(masks[0]) if len(masks) == 1 else None
                 assert scan.series is not None
                 cases.append(Case(name, scan.series, mask, sub.name, None))
-        return Cohort("DICOM", cases, problems)
+        left_out = [left for each in found.values() for left in each.left_out]
+        return Cohort("DICOM", cases, problems, left_out=left_out)
 
 
 def _anats(subject: Path) -> list[Path]:

@@ -37,6 +37,17 @@ def same_files(cases: Sequence[Case]) -> tuple[list[str], list[str]]:
     return leaks, problems
 
 
+def same_headers(cases: Sequence[Case]) -> list[str]:
+    """Leaks: DICOM scans of several patients whose headers have one StudyInstanceUID or one PatientID."""
+    leaks: dict[str, str] = {}  # by the scans
+    for field, attribute in (("StudyInstanceUID", "study"), ("PatientID", "patient_id")):
+        keys = [(getattr(case.scan, attribute, ""), case) for case in cases]
+        of_several, _ = shared((key, case.patient, case.id) for key, case in keys if key)
+        for names in of_several:
+            leaks.setdefault(names, f"one {field}: {names}; are they one patient?")
+    return list(leaks.values())
+
+
 def same_voxels(scans: Iterable[tuple[str, str, str]]) -> tuple[list[str], list[str]]:
     """Leaks and problems: scans of several patients, or of one, that have the same voxels.
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gliaflow_plugins.cohorts.dicom_scans import as_series
 from gliaflow_plugins.cohorts.patient_names import TCGA_SAMPLE, loose, number_in, patient_key
 from gliaflow_plugins.cohorts.tables import Table, TableRow, few, listed, quoted, simple
 from gliaflow_plugins.contracts import Case
@@ -243,6 +244,7 @@ def _none_found(table: Table, cases: Sequence[Case], columns: Sequence[str]) -> 
     examples = [(column, next((row.cells[column] for row in table.rows if row.cells[column]), "")) for column in likely]
     shown = [f"column {column!r} has {text[:40]!r}" for column, text in examples if text][:3]
     text = f"{table.path}: none of the patients is in {where}: the cohort's are like {cases[0].patient!r}"
+    text += " (a DICOM patient is a folder)" if as_series(cases[0].scan) else ""
     text += f", and {listed(shown)}" if shown else ""
     if any(EXCEL_DATE.fullmatch(cell) or EXCEL_NUMBER.fullmatch(cell) for _, cell in examples):
         return (

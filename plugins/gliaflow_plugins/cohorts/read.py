@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from gliaflow_proto import CLASSES
 
 from gliaflow_plugins.cohorts.clinical_tables import normal_grade, with_grades
+from gliaflow_plugins.cohorts.dicom_scans import UnmatchedSeriesError
 from gliaflow_plugins.cohorts.layouts import Csv, Dicom
-from gliaflow_plugins.cohorts.leaks import leaks_by_name, same_files
+from gliaflow_plugins.cohorts.leaks import leaks_by_name, same_files, same_headers
 from gliaflow_plugins.contracts import Case, Cohort, PluginError, Reader
 from gliaflow_plugins.registry import Registry
 
@@ -91,7 +92,7 @@ class CohortRequest:
                 raise PluginError(str(error)) from None
         cases = _labelled(_unique(cohort.cases), high)
         file_leaks, file_problems = same_files(cases)
-        leaks = [*cohort.leaks, *leaks_by_name(cases), *file_leaks, *_two_grades(cases)]
+        leaks = [*cohort.leaks, *leaks_by_name(cases), *file_leaks, *same_headers(cases), *_two_grades(cases)]
         problems = [*cohort.problems, *file_problems, *_about(cases, high)]
         return replace(
             cohort,
@@ -121,6 +122,8 @@ def _read(request: CohortRequest, registry: Registry) -> Cohort:
         chosen = _with_rules(registry.reader(reader), request.rules)
         try:
             cohort = chosen.read(folder)
+        except UnmatchedSeriesError:
+            raise
         except Exception as error:  # a plugin's
             raise PluginError(f"reader {reader} failed on {folder}: {type(error).__name__}: {error}") from error
         if cohort is None:
@@ -131,6 +134,8 @@ def _read(request: CohortRequest, registry: Registry) -> Cohort:
     for name in sorted(registry.readers, key=shipped.__contains__):  # installed readers first
         try:
             cohort = _with_rules(registry.readers[name], request.rules).read(folder)
+        except UnmatchedSeriesError:
+            raise
         except Exception as error:  # a plugin's; the other readers still run
             failed.append(f"reader {name} failed: {type(error).__name__}: {error}")
             continue

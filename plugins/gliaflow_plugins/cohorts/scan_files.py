@@ -35,6 +35,7 @@ from gliaflow_plugins.left_out import LeftOut
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.series import DicomSeries
 
+PLURALS = {"DICOM series": "DICOM series", "DICOM study without FLAIR": "DICOM studies without FLAIR"}
 SHOWN = 3  # names or words in one line of a summary
 HEADER, VOXELS = (re.compile(rf"\.{ending}(\.gz)?$", re.IGNORECASE) for ending in ("hdr", "img"))  # of one image
 REMARKABLE = (
@@ -44,6 +45,8 @@ REMARKABLE = (
     "unreadable folder",
     "doubtful file",
     "DICOM file",
+    "DICOM folder",
+    "DICOM study without FLAIR",
     "unread scan",
     "repeated file",
 )
@@ -207,18 +210,30 @@ def _tells_apart(word: str) -> bool:
 
 
 def not_read(cohort: Cohort, folder: Path) -> list[LeftOut]:
-    """The files under a cohort's folder that belong to no case: those that ``submit`` leaves out, and unread scans."""
+    """What is under a cohort's folder and belongs to no case: what ``submit`` leaves out, and unread scans."""
     used = {str(path) for case in cohort.cases for volume in (case.scan, case.mask) for path in _paths(volume)}
     parents = {str(up) for path in used for up in Path(path).parents}
     chooser = Chooser()
     scans = chooser.folder(folder)
     why = f"the reader {cohort.reader} does not read it"
     unread = [LeftOut(scan.path, why, "unread scan") for scan in scans]
-    dicom = [LeftOut(path, f"a DICOM file: {why}", "DICOM file") for path in chooser.dicom]
+    known = {str(each.path) for each in cohort.left_out}
+    folders: Counter[Path] = Counter()
+    for path in chooser.dicom:
+        if not {str(path), *map(str, path.parents)} & known and str(path) not in used:
+            folders[path.parent] += 1
+    dicom = [
+        LeftOut(path, f"DICOM files ({count}): the reader {cohort.reader} does not read them", "DICOM folder")
+        for path, count in folders.items()
+    ]
     return [
-        each
-        for each in [*unread, *dicom, *chooser.left_out]
-        if not used & {str(each.path), *map(str, each.path.parents)} and str(each.path) not in parents
+        *cohort.left_out,
+        *dicom,
+        *(
+            each
+            for each in [*unread, *chooser.left_out]
+            if not used & {str(each.path), *map(str, each.path.parents)} and str(each.path) not in parents
+        ),
     ]
 
 
@@ -240,7 +255,7 @@ def summary(left_out: Sequence[LeftOut]) -> list[str]:
             detail for detail, _ in Counter(each.detail.split(" (")[0] for each in members if each.detail).most_common()
         ]
         shown = f" ({', '.join(details[:SHOWN])}{', …' if len(details) > SHOWN else ''})" if details else ""
-        counts.append(f"{len(members)} {kind}{'s' if len(members) > 1 else ''}{shown}")
+        counts.append(f"{len(members)} {PLURALS.get(kind, f'{kind}s') if len(members) > 1 else kind}{shown}")
     lines = [", ".join(counts)]
     for kind in REMARKABLE:
         if members := kinds.get(kind, []):

@@ -37,8 +37,9 @@ class FlairRules:
     min_slices: a series with fewer is not FLAIR.
     inversion_ms, echo_ms: a series not so described is FLAIR if its inversion time is between these, and its echo time
         is at least this.
-    wanted: the series to take, whatever the other rules say: a SeriesInstanceUID, a SeriesNumber, ``NUMBER:ECHO_MS``,
-        or a text in the description.
+    wanted: the series to take, whatever the other rules say: a SeriesInstanceUID, a SeriesNumber, one of both with
+        ``:ECHO_MS``, or a text in the description. In a study where none matches, the other rules choose.
+    must_match: such a study is refused instead.
     describe: whether the reasons of what is left out quote descriptions. People write names into them, so: only on the
         user's own terminal.
     """
@@ -48,6 +49,7 @@ class FlairRules:
     inversion_ms: tuple[float, float] = (1500.0, 3000.0)
     echo_ms: float = 70.0
     wanted: tuple[str, ...] = ()
+    must_match: bool = False
     describe: bool = True
 
     def __post_init__(self) -> None:
@@ -59,10 +61,19 @@ class FlairRules:
 
 @dataclass(frozen=True)
 class FoundSeries:
-    """``flair``: at most one series for each study. ``left_out``: the other series, and files that cannot be read."""
+    """The series among DICOM files.
+
+    Parameters
+    ----------
+    flair: at most one for each study.
+    left_out: the other series, the studies without FLAIR, and files that cannot be read.
+    matched: the values of ``FlairRules.wanted`` that chose a series. every: all series, as messages name them.
+    """
 
     flair: list[DicomSeries] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    matched: set[str] = field(default_factory=set)
+    every: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,19 +106,22 @@ class Candidate:
         echo = f", echo {self.echo_ms:g} ms" if self.echo_ms is not None else ""
         return f"{number}{name}, {count}{echo}"
 
-    @property
-    def choice(self) -> str:
-        """What the user gives to --series to take it."""
-        number = self.head.number
-        echo = f":{self.echo_ms:g}" if self.echo_ms is not None else ""
-        return f"{number}{echo}" if number is not None else self.head.series
+    def in_list(self, describe: bool) -> str:
+        """The series in a list of all series."""
+        return self.shown(describe) + (f": {self.never}" if self.never else "")
+
+    def choice(self, by_number: bool) -> str:
+        """The value of --series that takes it: its SeriesInstanceUID, or its number if that is enough."""
+        number = str(self.head.number) if by_number and self.head.number is not None else self.head.series
+        return f"{number}:{self.echo_ms:g}" if self.echo_ms is not None else number
 
     @property
     def not_flair(self) -> str:
         """Why it is not FLAIR; empty: it is."""
         if why := self.never:
             return why
-        if self.count < self.rules.min_slices:
+        damaged = any(not image.slices and image.is_multi_frame for image in self.images)  # of how many slices?
+        if self.count < self.rules.min_slices and not damaged:
             return f"fewer than {self.rules.min_slices} slices"
         return "" if self.is_named or self.is_timed else "not FLAIR by its description or timing"
 
@@ -150,7 +164,7 @@ class Candidate:
     @property
     def doubts(self) -> list[str]:
         """Why it may not be FLAIR."""
-        if self.rules.wanted and self.is_wanted():
+        if self.wanted_by:
             return []
         if not self.is_named:
             time, echo = self.head.inversion_ms or 0.0, self.echo
@@ -161,28 +175,35 @@ class Candidate:
             return [f"called FLAIR, but InversionTime is {self.head.inversion_ms:g} ms"]
         return []
 
-    def is_wanted(self) -> bool:
-        number = str(self.head.number) if self.head.number is not None else ""
-        for wanted in self.rules.wanted:
-            start, _, echo = wanted.rpartition(":")
-            if re.fullmatch(r"\d+:\d+(\.\d+)?", wanted):
-                matches = start == number and abs(self.echo - float(echo)) < 0.5
-            elif re.fullmatch(r"[\d.]+", wanted):
-                matches = wanted in (self.head.series, number)
-            else:
-                matches = wanted.strip().casefold() in self.head.description.casefold()
-            if matches and wanted.strip():
-                return True
-        return False
+    @property
+    def wanted_by(self) -> set[str]:
+        """The values of ``FlairRules.wanted`` that take this series."""
+        return {wanted for wanted in self.rules.wanted if wanted.strip() and not self.never and self._matches(wanted)}
+
+    def _matches(self, wanted: str) -> bool:
+        names = (self.head.series, str(self.head.number))
+        start, _, echo = wanted.rpartition(":")
+        if re.fullmatch(r"[\d.]+:\d+(\.\d+)?", wanted):
+            return start in names and abs(self.echo - float(echo)) < 0.5
+        if re.fullmatch(r"[\d.]+", wanted):
+            return wanted in names
+        return wanted.strip().casefold() in self.head.description.casefold()
 
 
 def find_series(
-    paths: Iterable[Path], rules: FlairRules = FlairRules(), known: KnownImages | None = None
+    paths: Iterable[Path],
+    rules: FlairRules = FlairRules(),
+    known: KnownImages | None = None,
+    *,
+    part: bool = False,
 ) -> FoundSeries:
     """The FLAIR series of each study in these DICOM files. Whatever is in the files, nothing is raised.
 
-    ``known``: the images of an earlier search. Only files that changed since are read; it then has the images of this
-    search.
+    Parameters
+    ----------
+    known: the images of an earlier search. Only files that changed since are read; it then has the images of this
+        search.
+    part: these files are a part of those to which ``rules.wanted`` applies.
     """
     found = FoundSeries()
     before = {} if known is None else dict(known)
@@ -211,8 +232,14 @@ def find_series(
     for study in studies.values():
         group = [_once(images, found.left_out) for images in study.values()]
         candidates = [each for images in group for each in _candidates(images, rules)]
+        found.every.extend(each.in_list(rules.describe) for each in candidates)
+        found.matched.update(*(each.wanted_by for each in candidates))
         if chosen := _choose(candidates, rules, found.left_out):
-            found.flair.append(_series(chosen, damaged))
+            by_number = not part and len(studies) == 1
+            found.flair.append(_series(chosen, damaged, by_number=by_number))
+        else:
+            place = _place([image for images in group for image in images])
+            found.left_out.append(LeftOut(place, "a study without a FLAIR series", "DICOM study without FLAIR"))
     return found
 
 
@@ -222,17 +249,18 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _choose(candidates: Sequence[Candidate], rules: FlairRules, left_out: list[LeftOut]) -> list[Candidate]:
-    """The FLAIR series of one study; several, if the rules cannot choose."""
-    if rules.wanted:
-        chosen = [each for each in candidates if each.is_wanted() and not each.never]
+    """The FLAIR series of one study; several, if the rules cannot choose; all, if one must match and none does."""
+    wanted = [each for each in candidates if each.wanted_by]
+    if rules.wanted and (wanted or rules.must_match):
+        chosen = wanted or list(candidates)
     else:
         flair = [each for each in candidates if not each.not_flair]
         best = max((each.rank for each in flair), default=None)
         chosen = [each for each in flair if each.rank == best]
     for each in candidates:
         if each not in chosen:
-            why = each.never if rules.wanted else each.not_flair
-            why = why or ("not the one of --series" if rules.wanted else f"{chosen[0].text}, is FLAIR more surely")
+            why = each.never if wanted else each.not_flair
+            why = why or ("not the one of --series" if wanted else f"{chosen[0].text}, is FLAIR more surely")
             left_out.append(LeftOut(_place(each.images), f"{each.text}: {why}", "DICOM series"))
     return chosen
 
@@ -270,12 +298,17 @@ def _candidates(images: tuple[DicomImage, ...], rules: FlairRules) -> list[Candi
     return [Candidate(images, tuple(group), echo, rules) for echo, group in echoes.items()]
 
 
-def _series(chosen: Sequence[Candidate], damaged: dict[Path, list[str]]) -> DicomSeries:
+def _series(chosen: Sequence[Candidate], damaged: dict[Path, list[str]], *, by_number: bool) -> DicomSeries:
     """The series that was chosen; if there are several, the first of them with the list of all as its problem."""
     first, head = chosen[0], chosen[0].head
     slices, problem = arranged(first.images, first.slices)
-    if len(chosen) > 1:
-        problem = _tie(chosen)
+    unmatched = first.rules.must_match and first.rules.wanted and not first.wanted_by
+    choices = () if unmatched or len(chosen) == 1 else _choices(chosen, by_number)
+    if unmatched:
+        every = "; ".join(each.in_list(False) for each in chosen)
+        problem = f"no series matches --series {' or '.join(first.rules.wanted)}; the study has: {every}"
+    elif choices:
+        problem = _tie(chosen, choices)
     return DicomSeries(
         uid=head.series,
         study=head.study,
@@ -286,15 +319,20 @@ def _series(chosen: Sequence[Candidate], damaged: dict[Path, list[str]]) -> Dico
         problem=problem,
         warnings=(*warnings_of(first.images), *first.doubts, *_beside(first.images, damaged)),
         unusable=tuple(image.path for image in first.images if not image.slices),
+        choices=choices,
+        patient_id=head.patient,
     )
 
 
-def _tie(chosen: Sequence[Candidate]) -> str:
+def _choices(chosen: Sequence[Candidate], by_number: bool) -> tuple[str, ...]:
+    """The values of --series that choose. Numbers only if they choose nothing else: each study has a series 1."""
+    choices = tuple(each.choice(by_number) for each in chosen)
+    return choices if len(set(choices)) == len(choices) else tuple(each.choice(False) for each in chosen)
+
+
+def _tie(chosen: Sequence[Candidate], choices: Sequence[str]) -> str:
     """Without descriptions: a problem is written into the table of answers."""
     listing = "; ".join(f"{each.shown(False)}, UID {each.head.series}" for each in chosen)
-    choices = [each.choice for each in chosen]
-    if len(set(choices)) < len(choices):  # two series of one number
-        choices = [each.head.series for each in chosen]
     options = " or ".join(f"--series {choice}" for choice in choices)
     return f"{len(chosen)} series of one study may be FLAIR: {listing}. Choose one: {options}"
 

@@ -11,10 +11,12 @@ from gliaflow_plugins.dicom.geometry import arrange, listed
 from gliaflow_plugins.dicom.images import DicomImage, DicomSlice
 from gliaflow_plugins.nifti_bytes import check_size
 
+ECHO_SPREAD = 1.1  # the longest echo time of a volume, relative to the shortest
+
 
 def arranged(images: Sequence[DicomImage], slices: Sequence[DicomSlice]) -> tuple[tuple[DicomSlice, ...], str]:
     """The slices in order, and why they make no volume (empty: they do). ``images``: of the whole series."""
-    problem = _damaged(images) or _two_of(images) or _unplaced(images) or _incomplete(images)
+    problem = _damaged(images) or _two_of(images) or _unplaced(images) or _incomplete(images) or _two_echoes(slices)
     if not slices:
         return (), problem
     ordered, irregular = arrange(slices)
@@ -107,6 +109,18 @@ def _incomplete(images: Sequence[DicomImage]) -> str:
             first = next(image for image in images if image.part and image.part[0] == uid)
             return f"{missing} of {totals[uid]} files of a concatenation are missing beside {first.path.name}; add them"
     return ""
+
+
+def _two_echoes(slices: Sequence[DicomSlice]) -> str:
+    """Slices of different echoes, which differ in contrast, at different places. Small differences are usual."""
+    files: dict[float, list[str]] = defaultdict(list)
+    for each in slices:
+        if each.echo_ms:
+            files[each.echo_ms].append(each.path.name)
+    if not files or max(files) <= ECHO_SPREAD * min(files):
+        return ""
+    listing = "; ".join(f"{echo:g} ms in {listed(list(dict.fromkeys(files[echo])))}" for echo in sorted(files)[:4])
+    return f"EchoTime differs between slices: {listing}; keep the images of one echo"
 
 
 def _hole(images: Sequence[DicomImage]) -> str:

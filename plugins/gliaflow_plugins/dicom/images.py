@@ -111,6 +111,10 @@ class DicomImage:
     def is_mr(self) -> bool:
         return self.sop_class in MR_CLASSES
 
+    @property
+    def is_multi_frame(self) -> bool:
+        return self.is_mr and self.sop_class != MRImageStorage
+
 
 class Frame:
     """The values of one slice: of a single-frame image, or of one frame in its functional groups."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,9 @@ class DicomSeries:
     problem: why the volume cannot be read rightly, with the files' names and the remedy; empty: it can.
     warnings: doubts, one sentence each.
     unusable: files of the series without a usable slice; then there is a ``problem``.
+    patient_id: PatientID, only to compare, never to show.
+    choices: if several series of the study may be FLAIR, the values of --series that choose; then there is a
+        ``problem``.
     """
 
     uid: str
@@ -42,6 +45,8 @@ class DicomSeries:
     problem: str = ""
     warnings: tuple[str, ...] = ()
     unusable: tuple[Path, ...] = ()
+    choices: tuple[str, ...] = ()
+    patient_id: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         first, *more = self.paths

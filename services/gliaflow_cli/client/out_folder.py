@@ -25,7 +25,7 @@ from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.files import whole_file
 
-from gliaflow_cli.client.record import Record, ScanState, name_key, scan_sha256, sha256_of
+from gliaflow_cli.client.record import Record, ScanState, free_name, name_key, readable, scan_sha256, sha256_of
 from gliaflow_cli.client.table import ANSWERED, TABLE, ScanRow, read_table, write_table
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class OutFolder:
         self.path, self._capture = path, capture
         self._record = Record(path)
         self._new: dict[str, ScanRow] = {}  # rows that the table on the disk does not have yet
+        self._decided: set[str] = set()  # rows that it has still, of studies whose series is chosen now
         self._table, self._table_stamp = TABLE, _stamp(path / TABLE)
         self.notes: list[str] = []  # what was restored in the table
         try:
@@ -118,7 +119,7 @@ class OutFolder:
             if known:
                 name, note = item.name if item.name in known else known[-1], ""
             else:
-                name = _free_name(item.name, taken)
+                name = free_name(item.name, taken)
                 other = f"another scan in {self.path} is named {item.name}; this scan's answers are named {name}"
                 note = "" if name == item.name else other
             given.add(name)
@@ -182,6 +183,7 @@ class OutFolder:
         for target in targets:
             row = self.rows[target.scan]
             item = target.item
+            self._decide(target)
             kept = replace(row, patient=item.patient, source=readable(target.state.source))
             kept = replace(kept, true_grade=item.grade or row.true_grade)
             if kept != row:
@@ -261,6 +263,7 @@ class OutFolder:
             self._new[scan] = replace(before, warnings=(*warnings, NOT_AGAIN + row.error))
             return row
         self._new[scan] = row
+        self._decide(target)
         for ending in (MASK, *OBJECTS):  # the files of an answer that this one replaces
             for file in self._record.files_of(scan, ending):
                 if file not in written and self._record.wrote(self.path / file):
@@ -269,6 +272,11 @@ class OutFolder:
         self._record.add_scan(scan, replace(target.state, sha256=scan_sha256(item) if unchanged else ""))
         self._record.add_answer(scan, {name: getattr(row, name) for name in VALUES})
         return row
+
+    def _decide(self, target: Target) -> None:
+        """Drop the failed row of a study of which several series may be FLAIR, if this is the one that was chosen."""
+        if (series := as_series(target.item.volume)) and not series.choices:
+            self._decided |= self._record.undecided(series.study) - {target.scan}
 
     def _has_valid_row(self, target: Target) -> bool:
         row = self.rows.get(target.scan)
@@ -369,24 +377,14 @@ class OutFolder:
         for scan, row in self._new.items():
             before = self.rows.get(scan)
             self.rows[scan] = replace(row, added=before.added) if before else row
-        self.rows = dict(sorted(self.rows.items(), key=lambda item: order.get(item[0], -1)))
-        if self._new or not path.exists():
+        rows = sorted(self.rows.items(), key=lambda item: order.get(item[0], -1))
+        self.rows = {name: row for name, row in rows if name not in self._decided}
+        if self._new or self._decided or not path.exists():
             self._write(self._table, "", lambda part: write_table(part, self.rows.values()), ".csv")
             self._table_stamp = _stamp(path)
         self._lost -= self._new.keys()
         self._new.clear()
-
-
-def _free_name(name: str, taken: Collection[str]) -> str:
-    numbered = (f"{name}-{number}" for number in count(2))
-    while name_key(name) in taken:
-        name = next(numbered)
-    return name
-
-
-def readable(text: str) -> str:
-    """The text with bytes that are not UTF-8 replaced."""
-    return text.encode("utf-8", "replace").decode()
+        self._decided.clear()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -13,9 +13,10 @@ import json
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -40,6 +41,7 @@ class ScanState:
     stamp: sizes and times of its files. Empty: not known.
     sha256: the digest of its file, or of the files of a DICOM series. Empty: not known, as for a URI.
     series: the SeriesInstanceUID of a DICOM series: a folder may have several.
+    undecided: the StudyInstanceUID of a study of which several series may be FLAIR.
     """
 
     location: str
@@ -49,12 +51,23 @@ class ScanState:
     stamp: str
     sha256: str = ""
     series: str = ""
+    undecided: str = ""
 
     @classmethod
     def of(cls, item: Input) -> ScanState:
         """The state now, without the digest, which takes reading the whole file."""
         source = item.relative or item.path.name
-        return cls(_location(item), source, item.patient, item.channel or "", _stamp(item), series=item.series)
+        series = as_series(item.volume)
+        undecided = series.study if series and series.choices else ""
+        return cls(
+            _location(item),
+            source,
+            item.patient,
+            item.channel or "",
+            _stamp(item),
+            series=item.series,
+            undecided=undecided,
+        )
 
     @property
     def place(self) -> tuple[str, str]:
@@ -71,6 +84,19 @@ class ScanState:
 def name_key(name: str) -> str:
     """Two names with one key may be one file on a file system that ignores case, or that decomposes letters."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, with a number if its key is taken."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    while name_key(name) in taken:
+        name = next(numbered)
+    return name
+
+
+def readable(text: str) -> str:
+    """The text with bytes that are not UTF-8 replaced."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def sha256_of(path: Path) -> str:
@@ -148,6 +174,10 @@ class Record:
     def add_file(self, file: str, scan: str, digest: str) -> None:
         """Record that gliaflow writes this file, for this scan; a file that belongs to no scan has an empty one."""
         self._append({"file": file, "of": scan, "sha256": digest})
+
+    def undecided(self, study: str) -> set[str]:
+        """The scans that stand for a study of which no series was chosen."""
+        return {name for name, state in self.scans.items() if state.undecided == study}
 
     def owns(self, path: PurePath) -> bool:
         """Whether gliaflow wrote a file of this name into this folder."""

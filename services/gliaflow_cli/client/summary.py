@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from gliaflow_proto import CLASSES, NO_TUMOUR
 from gliaflow_cli.client.table import ScanRow
 
 PHANTOMS = "phantoms"
+DETAILS = re.compile(r" \([^()]{80,}\)")  # of a warning
 ON_PHANTOMS = (
     "This bundle was trained on phantoms (drawings of scans): its answers say nothing about a patient. "
     "Train your own with `gliaflow train`."
@@ -22,9 +24,13 @@ def is_on_phantoms(rows: Sequence[ScanRow]) -> bool:
 
 
 def attention(row: ScanRow, place: str) -> str:
-    """The line of a scan that failed, has no tumour or has warnings; empty for all others."""
-    notes = [row.error] if row.status == "failed" else [f"tumour {row.tumour_ml or 0:.1f} ml, so no grade"]
-    notes = [*(notes if row.status != "ok" else []), *row.warnings]
+    """The line of a scan that failed, has no tumour or has warnings; empty for all others.
+
+    Details of a warning are only in the table, so that many warnings do not hide a scan that failed.
+    """
+    without = f"tumour {row.tumour_ml or 0:.1f} ml, so no grade"
+    about = {"ok": [], "failed": [row.error.removeprefix(f"{place}: ")]}.get(row.status, [without])
+    notes = [*about, *(DETAILS.sub("", warning) for warning in row.warnings)]
     return f"{'warning' if row.status == 'ok' else row.status:<10} {place}: {'; '.join(notes)}" if notes else ""
 
 

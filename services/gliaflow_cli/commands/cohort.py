@@ -39,7 +39,7 @@ def cohort(
     from gliaflow_plugins.cohorts.scan_files import not_read
     from gliaflow_plugins.registry import load_registry
 
-    rules = flair_rules(series or ())
+    rules = flair_rules(series or (), describe=True)
     with searching():
         found = CohortRequest(folder, reader, high, grades, patient_column, grade_column, rules).read(load_registry())
     cases = found.cases

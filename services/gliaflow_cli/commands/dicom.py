@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +70,9 @@ def dicom(
     The spool holds patient data. Logs, metrics and the broker get none. TLS and limits: the settings dicom_* of
     `gliaflow serve extractor --show-settings`.
     """
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold patients' headers
     if context.invoked_subcommand:
         return
     settings = _settings(
@@ -90,6 +95,10 @@ def dicom(
     from gliaflow_runtime.folders import become_owner
     from gliaflow_runtime.logs import configure_logging
 
+    if settings.dicom_capture:
+        from gliaflow_pages.drawing import require_matplotlib
+
+        require_matplotlib()
     configure_logging(settings.log_level, settings.log_format)
     interrupt_on_signals(code=0)
     if settings.dicom_spool.exists():
@@ -105,18 +114,19 @@ def dicom(
 
 @app.command("list")
 def list_studies(spool: Spool = None) -> None:
-    """Print one line for each study that is set aside: id, time, kind, images, reason."""
+    """Print each study that is set aside: id, time, kind, images, StudyInstanceUID, reason."""
     import time
 
-    from gliaflow_dicom.node.aside import list_aside
+    from gliaflow_dicom.node.aside import list_aside, study_uid
 
-    folder = _settings(spool).dicom_spool
+    folder = _existing_spool(spool)
     studies = list_aside(folder)
     for each in studies:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.at))
         images = f"{each.images} image{'' if each.images == 1 else 's'}"
-        console.print(f"{each.study[:12]}  {at}  {each.kind:10}  {images}: {each.reason}", soft_wrap=True)
-    console.print(f"{len(studies)} studies set aside in {folder}")
+        uid = study_uid(folder, each.study)
+        console.print(f"{each.study[:12]}  {at}  {each.kind:10}  {images}, study {uid}: {each.reason}", soft_wrap=True)
+    console.print(f"{_count(len(studies))} set aside in {folder}")
 
 
 @app.command("retry")
@@ -130,16 +140,21 @@ def retry_studies(
     spool: Spool = None,
 ) -> None:
     """Have studies read again, once the cause is fixed. An incomplete series is taken as it is."""
-    from gliaflow_dicom.node.aside import choose_aside, list_aside, take_back
+    from gliaflow_dicom.node.aside import check_series, choose_aside, list_aside, take_back
     from gliaflow_runtime.errors import UsageError
 
     if bool(ids) == every:
         raise UsageError("name the studies to retry by their ids (gliaflow dicom list), or all of them with --all")
-    folder = _settings(spool).dicom_spool
+    if series and not all(text.strip() for text in series):
+        raise UsageError("--series is empty: give a SeriesNumber, a SeriesInstanceUID or a part of the description")
+    folder = _existing_spool(spool)
     studies = list_aside(folder) if every else choose_aside(folder, ids or [])
+    for each in studies if series else ():
+        check_series(folder, each.study, series or ())
     for each in studies:
-        take_back(folder, each.study, declared=series or [])
-    console.print(f"{len(studies)} studies wait for the node again (gliaflow dicom reads them)")
+        with _moved(each.study):
+            take_back(folder, each.study, declared=series or [])
+    console.print(f"to be read again by the node: {_count(len(studies))}")
 
 
 @app.command("delete")
@@ -155,15 +170,48 @@ def delete_studies(
 
     if bool(ids) == every:
         raise UsageError("name the studies to delete by their ids (gliaflow dicom list), or all of them with --all")
-    folder = _settings(spool).dicom_spool
+    folder = _existing_spool(spool)
     studies = list_aside(folder) if every else choose_aside(folder, ids or [])
     if studies and not yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"this deletes {len(studies)} studies for good: add --yes")
-        typer.confirm(f"Delete {len(studies)} studies for good?", abort=True)
+            raise UsageError(f"this deletes {_count(len(studies))} for good: add --yes")
+        typer.confirm(f"Delete {_count(len(studies))} for good?", abort=True)
     for each in studies:
-        delete_aside(folder, each.study)
-    console.print(f"{len(studies)} studies deleted")
+        with _moved(each.study):
+            delete_aside(folder, each.study)
+    console.print(f"{_count(len(studies))} deleted")
+
+
+def _count(studies: int) -> str:
+    return f"{studies} {'study' if studies == 1 else 'studies'}"
+
+
+@contextmanager
+def _moved(study: str) -> Iterator[None]:
+    """Say why a study is not set aside any more."""
+    from gliaflow_runtime.errors import UsageError
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise UsageError(
+            f"study {study[:12]} is not set aside any more: more of its images came, or it was deleted"
+        ) from None
+
+
+def _existing_spool(spool: Path | None) -> Path:
+    """The spool of a node, to be changed as its owner. Raises UsageError: there is none, or it cannot be read."""
+    from gliaflow_runtime.errors import UsageError
+    from gliaflow_runtime.folders import become_owner, why_unreadable
+
+    folder = _settings(spool).dicom_spool
+    if folder.is_dir():
+        become_owner(folder)
+        if problem := why_unreadable(folder):
+            raise UsageError(problem)
+    if not (folder / "aside").is_dir():
+        raise UsageError(f"there is no spool in {folder}: name it with --spool or GLIAFLOW_DICOM_SPOOL")
+    return folder
 
 
 def _settings(spool: Path | None, **given: object) -> Settings:

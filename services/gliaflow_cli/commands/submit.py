@@ -144,5 +144,7 @@ def submit(
         console.print(ON_PHANTOMS, style="yellow", soft_wrap=True)
     if text := true_grades(rows):
         console.print(text, soft_wrap=True)
+    if any(target.state.undecided and target.scan in failures for target in targets):
+        console.print("To choose a series, repeat the command with --resume and that --series.", style="yellow")
     console.print(f"{counts(rows)}: {folder.table}", soft_wrap=True)
     raise typer.Exit(1 if any(row.status == "failed" for row in rows) else 0)

@@ -12,16 +12,19 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from gliaflow_runtime.settings import Settings
 from pydicom.dataset import Dataset
 from pynetdicom import DEFAULT_TRANSFER_SYNTAXES
 
-from gliaflow_dicom.node.peers import Peer, associated
+from gliaflow_dicom.node.peers import Peer, PeerAway, associated, calling_tls, check_peer, why_away
 
 PAUSES_S = (5.0, 300.0)  # the first and the longest pause between two checks; each is twice as long as the one before
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model - FIND
 PENDING = (0xFF00, 0xFF01)
 MAX_ANSWERS = 20_000
+
+log = structlog.get_logger()
 
 
 @dataclass
@@ -83,8 +86,50 @@ class Arrivals:
             return time.monotonic() - self._studies[study].last_at
 
 
-class ArchiveAway(Exception):
-    """The archive does not answer a query. The text says why, without a UID."""
+class ArchiveCounts:
+    """How many images of a series the archive of ``--pacs`` has.
+
+    A query can take a minute until it fails, so after a failure the archive is not asked again in the same round.
+
+    Raises
+    ------
+    UsageError: the files for TLS are wrong.
+    """
+
+    def __init__(self, settings: Settings, archive: Peer) -> None:
+        self._settings, self._archive = settings, archive
+        self._away = ""  # why it does not answer
+        self.failed = False  # in this round
+        if archive.tls:
+            calling_tls(settings)
+
+    def check(self) -> None:
+        """Warn at the start if the archive does not answer."""
+        try:
+            check_peer(self._settings, self._archive)
+        except PeerAway as error:
+            self._is_away(str(error))
+
+    def begin_round(self) -> None:
+        self.failed = False
+
+    def count(self, study: str, series: str) -> int:
+        """The images of a series (UIDs). Raises PeerAway: the archive does not answer."""
+        try:
+            count = count_in_archive(self._settings, self._archive, study, series)
+        except PeerAway as error:
+            self._is_away(str(error))
+            self.failed = True
+            raise
+        if self._away:
+            log.info("the archive of --pacs is back", archive=str(self._archive))
+        self._away = ""
+        return count
+
+    def _is_away(self, reason: str) -> None:
+        if not self._away:
+            log.warning("the archive of --pacs is away; studies wait", archive=str(self._archive), reason=reason)
+        self._away = reason
 
 
 def count_in_archive(settings: Settings, archive: Peer, study: str, series: str) -> int:
@@ -92,11 +137,11 @@ def count_in_archive(settings: Settings, archive: Peer, study: str, series: str)
 
     Raises
     ------
-    ArchiveAway: it does not answer.
+    PeerAway: it does not answer.
     """
     with associated(settings, archive, [(FIND, [*DEFAULT_TRANSFER_SYNTAXES])]) as association:
         if not association.is_established:
-            raise ArchiveAway(f"{archive} does not accept an association for queries")
+            raise PeerAway(why_away(association) or "it does not accept queries (C-FIND): allow them for our AE title")
         try:
             counts = [
                 getattr(answer, "NumberOfSeriesRelatedInstances", None)
@@ -107,7 +152,7 @@ def count_in_archive(settings: Settings, archive: Peer, study: str, series: str)
                 return len({answer.get("SOPInstanceUID") for answer in _find(association, "IMAGE", study, series, "")})
             return sum(int(count) for count in counts if count is not None)
         except (ValueError, TypeError):
-            raise ArchiveAway(f"{archive} answers a query with a count that is not a number") from None
+            raise PeerAway(f"{archive} answers a query with a count that is not a number") from None
 
 
 def _find(association: Any, level: str, study: str, series: str, wanted: str) -> list[Dataset]:
@@ -120,7 +165,7 @@ def _find(association: Any, level: str, study: str, series: str, wanted: str) ->
         if code in PENDING and answer is not None and len(answers) < MAX_ANSWERS:
             answers.append(answer)
         elif code != 0:
-            raise ArchiveAway(
+            raise PeerAway(
                 "the archive does not answer the query"
                 + (f" (status {code:#06x})" if code is not None else "; the connection was lost")
             )

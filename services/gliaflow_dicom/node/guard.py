@@ -153,6 +153,7 @@ class Bounds:
     connections: the most at a time.
     idle_s: the longest time without a whole PDU.
     open_image: gives the file for an image, when its request came: gets association, context id and request.
+    released: called before the response to a release request is sent.
     ended: called in the association's thread when it has ended.
     dropped: called for a connection that was closed without an association.
     """
@@ -161,6 +162,7 @@ class Bounds:
     connections: int
     idle_s: float
     open_image: Callable[[Association, int, C_STORE_RQ], IncomingImage]
+    released: Callable[[Association], None]
     ended: Callable[[Association], None]
     dropped: Callable[[str], None]
 
@@ -199,11 +201,21 @@ def _guard(association: Association, connection: Connection, server: GuardedServ
     """Replace what pynetdicom reads with, and what its threads do at their end."""
     bounds = server.bounds
 
+    send_release = association.acse.send_release
+
+    def release(is_response: bool = False) -> None:
+        if is_response:
+            bounds.released(association)
+        send_release(is_response)
+
     def ended() -> None:
-        bounds.ended(association)
-        server.forget(connection)
+        try:
+            bounds.ended(association)
+        finally:
+            server.forget(connection)
 
     replace: Any = setattr  # pynetdicom has no settings for these
+    replace(association.acse, "send_release", release)
     replace(association, "guarded", connection)
     replace(association.dul.socket, "recv", _Reader(connection).read)
     replace(association.dimse, "receive_primitive", _Requests(association, connection, bounds).receive)

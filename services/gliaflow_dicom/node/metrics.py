@@ -10,7 +10,7 @@ REJECTED = Counter(
 )
 IMAGES = Counter("gliaflow_dicom_images", "Images that are on the disk and were answered with 0x0000")
 REFUSED_IMAGES = Counter(
-    "gliaflow_dicom_images_refused", "Images refused, by reason: full, large, mismatch or unreadable", ["reason"]
+    "gliaflow_dicom_images_refused", "Images refused, by reason: full, many, large, mismatch or unreadable", ["reason"]
 )
 SPOOL_BYTES = Gauge("gliaflow_dicom_spool_bytes", "Bytes in the spool")
 SPOOL_LIMIT = Gauge("gliaflow_dicom_spool_limit_bytes", "The most bytes that the spool may hold")
@@ -23,5 +23,5 @@ REPEATS_IGNORED = Counter("gliaflow_dicom_repeats_ignored", "Series that came un
 ANSWERED = Counter("gliaflow_dicom_answered", "Series with an answer")
 UNDELIVERED = Gauge("gliaflow_dicom_undelivered", "Answers that a destination has not accepted yet")
 UNDELIVERED_AGE = Gauge("gliaflow_dicom_undelivered_seconds", "Age of the oldest undelivered answer, or 0")
-STUCK = Gauge("gliaflow_dicom_stuck", "Answers that a destination refuses")
+STUCK = Gauge("gliaflow_dicom_stuck", "Answers that a destination does not accept")
 DELIVERED = Counter("gliaflow_dicom_delivered", "DICOM objects that a destination has accepted")

@@ -7,8 +7,9 @@ The life of one image:
 2. The image is moved to ``studies``, and when file and name are on the disk, the listener answers 0x0000. From here on
    a process that is killed loses nothing.
 3. The loop below reads the study when it is quiet (``completeness.Arrivals``). It chooses the FLAIR series by the rules
-   of the settings. A study without one is kept for ``dicom_incomplete_s``, since the series may still arrive, then
-   deleted. A series that cannot be read is set aside with its reason (``aside``); one that is not complete waits.
+   of the settings. A series that cannot be read is set aside with its reason (``aside``); one that is not complete
+   waits for ``dicom_incomplete_s``, and is then set aside too. A study without a FLAIR series waits as long, since the
+   series may still arrive. Then it is deleted, if all its files can be read and all its series are clean.
 4. The series goes to the pipeline as NIfTI bytes, under the name that its UID has in the spool. No header leaves.
 5. The answer becomes DICOM objects, which are written to ``answers`` (``answers.keep_answer``). Only then the study's
    images are deleted. An answer to the same images and of the same bundle has the same UIDs, and then the bytes that
@@ -22,9 +23,10 @@ Logs, metrics and the broker's messages have the hashes of the spool only.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,9 @@ from gliaflow.answer import Answer
 from gliaflow.flair_rules import flair_rules
 from gliaflow.flow import Flow, open_flow
 from gliaflow.scans import Input
-from gliaflow_plugins.dicom.choose import FlairRules, find_series
+from gliaflow_plugins.dicom.choose import FlairRules, FoundSeries, find_series
 from gliaflow_plugins.dicom.series import DicomSeries
+from gliaflow_plugins.left_out import LeftOut
 from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.folders import why_unwritable
@@ -47,19 +50,18 @@ from gliaflow_runtime.settings import Settings
 from gliaflow_dicom.node import metrics
 from gliaflow_dicom.node.answers import (
     MAX_REPEATS,
-    Origin,
+    AnswerOrigin,
     delete_old,
     earlier_answer,
     finish_interrupted,
     keep_answer,
-    kept_answers,
 )
 from gliaflow_dicom.node.aside import Kind, list_aside, set_aside, take_back
-from gliaflow_dicom.node.completeness import ArchiveAway, Arrivals, count_in_archive
+from gliaflow_dicom.node.completeness import ArchiveCounts, Arrivals
 from gliaflow_dicom.node.delivery import Sender
-from gliaflow_dicom.node.peers import keep_libraries_quiet, parse_destination, parse_peer
+from gliaflow_dicom.node.peers import PeerAway, keep_libraries_quiet, named, parse_destination, parse_peer
 from gliaflow_dicom.node.scp import Listener
-from gliaflow_dicom.node.spool import Limits, Spool, hashed
+from gliaflow_dicom.node.spool import Spool, SpoolLimits, hashed
 from gliaflow_dicom.objects.make import make_objects
 
 POLL_S = 0.5
@@ -68,6 +70,10 @@ AT_ONCE = 16  # studies; after each round, the node looks for more
 MAX_READS = 5  # of a study; reading it has then ended the process each time
 AWAY_S = 5.0  # until the next attempt to reach the broker
 KINDS: tuple[Kind, ...] = ("refused", "failed", "incomplete")
+SERIES, FILE = "DICOM series", "DICOM file"  # kinds of what ``find_series`` leaves out
+BROKEN_OFF = "the association was aborted or lost, or the node refused an image of it"
+KILLED = "the node was killed while these images arrived: images may be missing"
+KILLED_SETTLES = 6  # times dicom_settle_s that such a series waits to be sent again
 NO_ANSWER = re.compile(r"no (readable )?answer within")  # of the flow: no stage has judged the scan
 
 log = structlog.get_logger()
@@ -78,7 +84,7 @@ class Chosen:
     """A series that goes to the pipeline, and what its answer will be made from."""
 
     series: DicomSeries
-    origin: Origin
+    origin: AnswerOrigin
 
     @property
     def item(self) -> Input:
@@ -100,17 +106,17 @@ class Node:
         keep_libraries_quiet()
         self._settings = settings
         self._rules = replace(flair_rules() or FlairRules(), describe=False)
-        self._archive = parse_peer(settings.dicom_pacs, "--pacs") if settings.dicom_pacs else None
+        archive = parse_peer(settings.dicom_pacs, "--pacs") if settings.dicom_pacs else None
+        self._archive = ArchiveCounts(settings, archive) if archive else None
         destinations = [parse_destination(text) for text in settings.dicom_to]
         if not destinations:
-            raise UsageError("--to: name where the answers go, for example --to ORTHANC@localhost:4242")
+            raise UsageError(f"{named('--to')}: name where the answers go, for example ORTHANC@localhost:4242")
         self._destinations = [str(each) for each in destinations]
         self._flow: Flow | None = None
-        self._away = ""  # why the archive does not answer
         self._tidied = 0.0
         self._resources = ExitStack()
         with ExitStack() as resources:
-            self.spool = Spool(settings.dicom_spool, _limits(settings))
+            self.spool = Spool(settings.dicom_spool, SpoolLimits.of(settings))
             resources.callback(self.spool.close)
             finish_interrupted(self.spool)
             self._arrivals = Arrivals(settings.dicom_settle_s, self.spool.waiting())
@@ -122,6 +128,8 @@ class Node:
             resources.callback(self.listener.close)
             resources.enter_context(serve_health(settings, self.ready))
             self._resources = resources.pop_all()
+        if self._archive is not None:
+            threading.Thread(target=self._archive.check, name="DICOM archive check", daemon=True).start()
 
     def close(self) -> None:
         """Stop listening and sending."""
@@ -153,27 +161,38 @@ class Node:
                     self._connected(flow),
                 ):
                     while True:
-                        self.round(flow)
+                        self._round_on_disk(flow)
                         time.sleep(POLL_S)
             except BrokerError as error:
                 log.warning("the broker is away; images are still received", reason=str(error))
             except OSError as error:
-                log.error("the spool cannot be used", reason=str(error.strerror or error))
+                log.error("the pipeline cannot be opened", reason=str(error.strerror or error))
+            time.sleep(AWAY_S)
+
+    def _round_on_disk(self, flow: Flow) -> None:
+        try:
+            self.round(flow)
+        except OSError as error:
+            log.error("the spool cannot be used", reason=self.spool.why_full() or str(error.strerror or error))
             time.sleep(AWAY_S)
 
     def round(self, flow: Flow) -> None:
         """Read the studies that are quiet, and have their series answered."""
-        quiet = self._arrivals.quiet(self.spool.waiting())[:AT_ONCE]
+        quiet = self._arrivals.quiet(self.spool.waiting())
+        suspects = [study for study in quiet if self.spool.unfinished_reads(study)]
+        batch = suspects[:1] or quiet[:AT_ONCE]  # one that ends the process again takes no other study with it
+        if self._archive is not None:
+            self._archive.begin_round()
         try:
-            chosen = {each.item.name: each for study in quiet if (each := self._choose(study))}
+            chosen = {each.item.name: each for study in batch if (each := self._choose(study))}
             for answer in flow.submit_all([each.item for each in chosen.values()]) if chosen else ():
                 with self._guarded(chosen[answer.scan].origin.study):
                     self._answered(chosen[answer.scan], answer)
         finally:
-            for study in quiet:
+            for study in batch:
                 self.spool.end_reading(study)
-        if quiet or time.monotonic() - self._tidied > TIDY_S:
-            self._tidy()
+            if batch or time.monotonic() - self._tidied > TIDY_S:
+                self._tidy()  # also after an error: it makes room
 
     @contextmanager
     def _connected(self, flow: Flow) -> Iterator[None]:
@@ -196,37 +215,49 @@ class Node:
 
     def _choose(self, study: str) -> Chosen | None:
         """The study's FLAIR series, if it can be read and is complete."""
-        with self._guarded(study):
+        with self._guarded(study), suppress(PeerAway):
             return self._try_to_choose(study)
         return None
 
     def _try_to_choose(self, study: str) -> Chosen | None:
         if (self.spool.aside / study).exists():  # more images of a study that was set aside
-            take_back(self.spool.folder, study)
+            with self.spool.changing:
+                take_back(self.spool.folder, study)
         if self.spool.begin_reading(study) > MAX_READS:
             self._set_aside(study, "failed", f"the process ended {MAX_READS} times while it read this study")
             return None
         received = self.spool.images(study)
         declared = self.spool.declared(study)
-        rules = self._rules if declared is None else replace(self._rules, wanted=declared)
-        found = find_series([self.spool.studies / study / name for name in received], rules)
+        rules = self._rules if declared is None else replace(self._rules, wanted=declared, must_match=True)
+        found = self._find(study, received, rules)
         if not found.flair:
-            self._no_flair(study, received)
+            self._no_flair(study, received, found.left_out, declared)
             return None
         series = found.flair[0]  # the only one of a study
-        folder = hashed(series.uid)
-        images = sorted(name.rpartition("/")[2] for name in received if name.startswith(f"{folder}/"))
-        origin = Origin(study, folder, images, received, time.time())
+        origin = _origin(study, series, received)
         if declared is None and (problem := self._why_incomplete(series, origin)):
             self._wait(study, problem)
         elif series.problem:
             self._set_aside(study, "refused", series.problem)
         elif declared is not None or not self._is_loop(origin):
-            return Chosen(series, origin)
+            killed = self._archive is None and self.spool.ending(study, origin.series) == "killed"
+            return Chosen(replace(series, warnings=(*series.warnings, KILLED)) if killed else series, origin)
         return None
 
-    def _no_flair(self, study: str, received: dict[str, int]) -> None:
-        """Keep it for a while: the FLAIR series may be on its way. Then delete it."""
+    def _find(self, study: str, received: dict[str, int], rules: FlairRules) -> FoundSeries:
+        return find_series([self.spool.studies / study / name for name in received], rules)
+
+    def _no_flair(
+        self, study: str, received: dict[str, int], left_out: list[LeftOut], declared: tuple[str, ...] | None
+    ) -> None:
+        """Keep it for a while: the FLAIR series may be on its way. Then delete it, or set it aside."""
+        if declared is not None:
+            listing = "; ".join(each.why for each in left_out if each.kind in (SERIES, FILE))
+            self._set_aside(study, "refused", f"no series is FLAIR: {listing}. Choose one with --series, or delete it")
+            return
+        if problem := self._why_kept(study, received, left_out):
+            self._wait(study, problem)
+            return
         left_s = self._settings.dicom_incomplete_s - self._arrivals.age_s(study)
         if left_s > 0 and not self.spool.why_full():
             self._arrivals.wait(study, left_s)
@@ -235,37 +266,52 @@ class Node:
         metrics.FORGOTTEN.inc()
         log.info("a study without FLAIR was deleted", study=study[:12], images=len(received))
 
-    def _why_incomplete(self, series: DicomSeries, origin: Origin) -> str:
-        """Why more images of the series are expected; empty: none are."""
+    def _why_kept(self, study: str, received: dict[str, int], left_out: list[LeftOut]) -> str:
+        """Why a study without a FLAIR series may have one, were all its images there; empty: it has none."""
+        for short in self._find(study, received, replace(self._rules, min_slices=1)).flair:
+            if problem := self._why_incomplete(short, _origin(study, short, received)):
+                return problem
+        if unreadable := [each for each in left_out if each.kind == FILE]:
+            first = f"{unreadable[0].path.name}: {unreadable[0].why}"
+            return f"no FLAIR series came, and {len(unreadable)} of {len(received)} images cannot be read ({first})"
+        series = {name.partition("/")[0] for name in received}
+        if any(self.spool.ending(study, each) != "clean" for each in series):
+            return f"no FLAIR series is among the {len(received)} images that came; {BROKEN_OFF}"
+        return ""
+
+    def _why_incomplete(self, series: DicomSeries, origin: AnswerOrigin) -> str:
+        """Why more images of the series are expected; empty: none are. Raises PeerAway."""
         count = len(origin.images)
         if self._archive is not None:
+            if self._archive.failed:  # in this round; in the next, this study comes before the one that failed
+                raise PeerAway
             try:
-                expected = count_in_archive(self._settings, self._archive, series.study, series.uid)
-            except ArchiveAway as error:
-                if not self._away:
-                    log.warning("the archive of --pacs is away; studies wait", reason=str(error))
-                self._away = str(error)
-                return self._away
-            self._away = ""
+                expected = self._archive.count(series.study, series.uid)
+            except PeerAway:
+                self._arrivals.wait(origin.study, self._settings.dicom_incomplete_s)
+                raise
             return "" if expected == count else f"{count} images came, and the archive of --pacs has {expected}"
-        if not self.spool.is_clean(origin.study, origin.series):
-            return f"{count} images came; the association was aborted or lost, or the node refused an image of it"
+        ending = self.spool.ending(origin.study, origin.series)
+        if ending == "broken":
+            return f"{count} images came; {BROKEN_OFF}"
+        if ending == "killed" and self._arrivals.age_s(origin.study) < KILLED_SETTLES * self._settings.dicom_settle_s:
+            return f"{count} images came; {KILLED}"
         earlier = earlier_answer(self.spool, origin.series)
         missing = {*earlier.origin.images} - {*origin.images} if earlier else ()
         if earlier and missing:
             known = len(earlier.origin.images)
-            return f"{len(missing)} of the {known} images are missing with which this series was answered before"
+            return f"these {count} images belong to a series that was answered with {known}; {len(missing)} are missing"
         return ""
 
     def _wait(self, study: str, problem: str) -> None:
         left_s = self._settings.dicom_incomplete_s - self._arrivals.age_s(study)
-        if left_s > 0 or self._away:
-            self._arrivals.wait(study, left_s if left_s > 0 else self._settings.dicom_incomplete_s)
+        if left_s > 0:
+            self._arrivals.wait(study, left_s)
             return
         remedy = "send the whole series again; or if no more images exist, gliaflow dicom retry"
         self._set_aside(study, "incomplete", f"{problem}: {remedy} {study[:12]}")
 
-    def _is_loop(self, origin: Origin) -> bool:
+    def _is_loop(self, origin: AnswerOrigin) -> bool:
         """Whether the same series has come too often: a PACS that sends the study for each change would never end."""
         earlier = earlier_answer(self.spool, origin.series)
         if earlier is None or earlier.origin.images != origin.images:
@@ -310,7 +356,8 @@ class Node:
         )
 
     def _set_aside(self, study: str, kind: Kind, reason: str) -> None:
-        set_aside(self.spool.folder, study, kind, reason.replace(f"{self.spool.studies / study}/", ""))
+        with self.spool.changing:
+            set_aside(self.spool.folder, study, kind, reason.replace(f"{self.spool.studies / study}/", ""))
         # the reason may quote a header, so the log does not have it
         log.error("a study was set aside: gliaflow dicom list shows why", study=study[:12], kind=kind)
         self._count_aside()
@@ -323,11 +370,10 @@ class Node:
     def _tidy(self) -> None:
         """Delete old answers, and set the metrics."""
         self._tidied = time.monotonic()
-        delete_old(self.spool, self._destinations, self._settings.dicom_keep_days * 86400)
-        self.spool.count()
+        open_answers = delete_old(self.spool, self._destinations, self._settings.dicom_keep_days * 86400)
+        self.spool.count_again()
         self._count_aside()
         metrics.WAITING.set(len(self.spool.waiting()))
-        open_answers = [each for each in kept_answers(self.spool) if not each.is_delivered(self._destinations)]
         metrics.UNDELIVERED.set(len(open_answers))
         metrics.UNDELIVERED_AGE.set(max((time.time() - each.origin.made for each in open_answers), default=0.0))
         metrics.STUCK.set(len({name for sender in self._senders for name in sender.stuck}))
@@ -344,9 +390,7 @@ def run_node(settings: Settings, stopped: Callable[[], Any]) -> None:
         node.close()
 
 
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        total=int(settings.dicom_spool_gib * 2**30),
-        free=int(settings.dicom_free_gib * 2**30),
-        one=int(settings.dicom_object_mib * 2**20),
-    )
+def _origin(study: str, series: DicomSeries, received: dict[str, int]) -> AnswerOrigin:
+    folder = hashed(series.uid)
+    images = sorted(name.rpartition("/")[2] for name in received if name.startswith(f"{folder}/"))
+    return AnswerOrigin(study, folder, images, received, time.time())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 MAX_AE_TITLE = 16
 ANYBODY = "any"
+VERIFICATION = "1.2.840.10008.1.1"
+NO_CONNECTION = "it does not accept a connection: check host, port and TLS"
+UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
+
+
+class PeerAway(Exception):
+    """The peer accepts no connection, or does not answer a query. The text says why, without a UID."""
+
+
+class NotAccepted(Exception):
+    """The destination accepted the connection, and then not all objects of an answer. The text says why."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +56,13 @@ class WebPeer:
 
 
 def parse_peer(text: str, flag: str) -> Peer:
-    """The node that the user names. Raises UsageError with the flag's name."""
+    """The node that the user names. Raises UsageError with the names of the flag and its environment variable."""
     tls = text.startswith("tls://")
     title, at, address = text.removeprefix("tls://").rpartition("@")
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not (at and colon and host and port.isdecimal() and 0 < int(port) < 65536):
-        raise UsageError(f"{flag}: {text!r} is not AE@HOST:PORT, for example ORTHANC@localhost:4242")
+        raise UsageError(f"{named(flag)}: {text!r} is not AE@HOST:PORT, for example ORTHANC@localhost:4242")
     return Peer(check_title(title, flag), host, int(port), tls)
 
 
@@ -59,13 +70,17 @@ def parse_destination(text: str) -> Peer | WebPeer:
     """What ``--to`` names. Raises UsageError."""
     if not text.startswith(("http://", "https://")):
         return parse_peer(text, "--to")
-    parts = urlsplit(text)
-    if not parts.hostname:
-        raise UsageError("--to: the URL has no host: write https://HOST/dicom-web")
+    try:
+        parts = urlsplit(text)
+        complete = bool(parts.hostname) and parts.port != 0 and text.isascii() and not {*text} & {*" \t\r\n"}
+    except ValueError:
+        complete = False
+    if not complete:
+        raise UsageError(f"{named('--to')}: the URL has no host, or a wrong port: write https://HOST:PORT/dicom-web")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
-            "--to: the URL has a password or a query: write https://HOST/dicom-web, and put user:password into the "
-            "file of the setting dicom_credentials"
+            f"{named('--to')}: the URL has a password or a query: write https://HOST/dicom-web, and put user:password "
+            "into the file of the setting dicom_credentials"
         )
     return WebPeer(text.rstrip("/"))
 
@@ -75,7 +90,8 @@ def check_title(title: str, flag: str) -> str:
     title = title.strip()
     if not 0 < len(title) <= MAX_AE_TITLE or not title.isascii() or not title.isprintable() or "\\" in title:
         raise UsageError(
-            f"{flag}: {title!r} is not an AE title: write 1 to {MAX_AE_TITLE} ASCII characters without a backslash"
+            f"{named(flag)}: {title!r} is not an AE title: write 1 to {MAX_AE_TITLE} ASCII characters without a "
+            "backslash"
         )
     return title
 
@@ -85,14 +101,19 @@ def allowed_titles(given: list[str]) -> list[str]:
     titles = [title.strip() for title in given if title.strip()]
     if not titles:
         raise UsageError(
-            "--allow: name the AE titles that may send images, for example --allow ORTHANC,CT1; "
-            f"--allow {ANYBODY} accepts every sender"
+            f"{named('--allow')}: name the AE titles that may send images, for example ORTHANC,CT1; "
+            f"{ANYBODY} accepts every sender"
         )
     if ANYBODY in titles:
         if titles != [ANYBODY]:
-            raise UsageError(f"--allow: write either {ANYBODY} or AE titles")
+            raise UsageError(f"{named('--allow')}: write either {ANYBODY} or AE titles")
         return []
     return [check_title(title, "--allow") for title in titles]
+
+
+def named(flag: str) -> str:
+    """The flag with its environment variable, which is what users of compose see."""
+    return f"{flag} (GLIAFLOW_DICOM_{flag.removeprefix('--').upper()})"
 
 
 def listening_tls(settings: Settings) -> ssl.SSLContext | None:
@@ -136,7 +157,13 @@ def calling_tls(settings: Settings) -> ssl.SSLContext:
 def associated(settings: Settings, peer: Peer, contexts: Iterable[tuple[str, list[str]]]) -> Iterator[Association]:
     """An association with a peer, which may have been refused (``is_established``). It is released at the end.
 
-    ``contexts``: SOP classes with transfer syntaxes.
+    Parameters
+    ----------
+    contexts: SOP classes with transfer syntaxes.
+
+    Raises
+    ------
+    PeerAway: the host's name is not known.
     """
     from pynetdicom import AE
 
@@ -146,12 +173,33 @@ def associated(settings: Settings, peer: Peer, contexts: Iterable[tuple[str, lis
     for sop_class, syntaxes in contexts:
         ae.add_requested_context(sop_class, syntaxes)
     options: dict[str, Any] = {"tls_args": (calling_tls(settings), peer.host)} if peer.tls else {}
-    association = ae.associate(peer.host, peer.port, ae_title=peer.title, **options)
+    try:
+        association = ae.associate(peer.host, peer.port, ae_title=peer.title, **options)
+    except (OSError, UnicodeError):  # pynetdicom looks up the name
+        raise PeerAway(NO_CONNECTION) from None
     with ExitStack() as end:
         if (connection := association.dul.socket) is not None and connection.socket is not None:
             end.callback(connection.socket.close)  # pynetdicom does not, if the peer was the first
         end.callback(association.release)
         yield association
+
+
+def why_away(association: Association) -> str:
+    """Why the peer refused the association. Empty: it accepted it, though perhaps none of the SOP classes."""
+    if association.is_rejected:
+        return "it rejects our AE title, or does not know its own: check both AE titles in its list of peers"
+    if association.is_established or association.acceptor.primitive is not None:
+        return ""
+    return NO_CONNECTION
+
+
+def check_peer(settings: Settings, peer: Peer) -> None:
+    """Send a C-ECHO. Raises PeerAway: the peer does not accept the association."""
+    with associated(settings, peer, [(VERIFICATION, UNCOMPRESSED)]) as association:
+        if reason := why_away(association):
+            raise PeerAway(reason)
+        with suppress(RuntimeError, ValueError):  # it has ended, or the peer does not know C-ECHO
+            association.send_c_echo()
 
 
 def keep_libraries_quiet() -> None:
@@ -160,7 +208,7 @@ def keep_libraries_quiet() -> None:
 
     import pynetdicom._config
 
-    for name in ("pynetdicom", "pydicom", "dicomweb_client", "highdicom", "urllib3", "retrying"):
+    for name in ("pynetdicom", "pydicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     pynetdicom._config.LOG_HANDLER_LEVEL = "none"
     for module in ("pydicom", "pynetdicom", "highdicom"):

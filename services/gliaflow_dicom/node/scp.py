@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from io import BytesIO
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import structlog
 from gliaflow_plugins.dicom.compression import ENCAPSULATED, NATIVE
@@ -27,6 +27,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import create_file_meta
 
+from gliaflow_dicom.node.completeness import Arrivals
 from gliaflow_dicom.node.guard import MAX_PDU_BYTES, Bounds, Connection, GuardedServer, connection_of
 from gliaflow_dicom.node.metrics import ASSOCIATIONS, IMAGES, REFUSED_IMAGES, REJECTED
 from gliaflow_dicom.node.peers import allowed_titles, check_title, listening_tls
@@ -42,16 +43,6 @@ UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"
 log = structlog.get_logger()
 
 
-class Arrivals(Protocol):
-    """Hears what arrives (``completeness.Arrivals``). Studies and series are names in the spool."""
-
-    def began(self, association: object, study: str) -> None:
-        """An association stores into a study; called for each image before it is kept."""
-
-    def ended(self, association: object) -> None:
-        """It has ended, and the spool says which series are clean."""
-
-
 class Listener:
     """Listens until ``close``.
 
@@ -64,6 +55,7 @@ class Listener:
     def __init__(self, settings: Settings, spool: Spool, arrivals: Arrivals) -> None:
         self._spool, self._arrivals = spool, arrivals
         self._stored: dict[object, _Stored] = {}  # by association
+        self._changing = threading.Lock()  # of _stored
         ae = AE(ae_title=check_title(settings.dicom_ae, "--ae"))
         ae.require_calling_aet = allowed_titles(settings.dicom_allow)
         ae.require_called_aet = True
@@ -79,6 +71,7 @@ class Listener:
             connections=2 * self._most + 8,
             idle_s=settings.dicom_idle_s,
             open_image=self._open,
+            released=self._released,
             ended=self._ended,
             dropped=self._dropped,
         )
@@ -158,11 +151,10 @@ class Listener:
             IMAGES.inc()
             return status
         REFUSED_IMAGES.labels(reason).inc()
-        stored = self._stored.setdefault(event.assoc, _Stored())
-        if reason not in stored.reasons:  # once for each association
+        reasons = self._stored_by(event.assoc).reasons
+        if reason not in reasons:  # once for each association
             log.error("an image was refused", reason=self._why_refused(reason))
-        stored.reasons.add(reason)
-        stored.refused = stored.refused or status == FULL
+        reasons.add(reason)
         return status
 
     def _try_to_store(self, event: evt.Event, image: object) -> tuple[int, str]:
@@ -177,45 +169,72 @@ class Listener:
             sop_class, sop, study, series = (fields.text(keyword) for keyword in UIDS)
         except ValueError:
             return UNREADABLE, "unreadable"
-        if not (sop and study and series):
+        if not (_is_uid(sop) and _is_uid(study) and _is_uid(series)):
             return UNREADABLE, "unreadable"
         request = cast(C_STORE, event.request)
-        stored = self._stored.setdefault(event.assoc, _Stored())
         place = hashed(study), hashed(series)
+        stored = self._stored_by(event.assoc)
+        with self._changing:
+            stored.series.add(place)
+        self._arrivals.began(event.assoc, place[0])
+        self._spool.expect_more(*place)
         if not sop_class == request.AffectedSOPClassUID == event.context.abstract_syntax or (
             sop != request.AffectedSOPInstanceUID
         ):
-            stored.bad.add(place)
             return MISMATCH, "mismatch"
-        self._arrivals.began(event.assoc, place[0])
-        stored.series.add(place)
         if self._spool.keep(image, ImageUids(study, series, sop)) == "full":
-            return FULL, "full"
+            return FULL, "many"
         return STORED, ""
+
+    def _stored_by(self, association: Association) -> _Stored:
+        with self._changing:
+            return self._stored.setdefault(association, _Stored())
 
     def _why_refused(self, reason: str) -> str:
         texts = {
-            "full": self._spool.why_full() or "the study, the series or the spool has too many images",
+            "full": self._spool.why_full() or "the spool could not be written",
+            "many": "the spool has too many studies, the study too many series, or the series too many images",
             "large": "the object is over the limit of dicom_object_mib",
             "mismatch": "its SOP class or instance UID is not that of the request",
-            "unreadable": "its header is damaged, or lacks the UID of study, series or instance",
+            "unreadable": "its header is damaged, or a UID of study, series or instance is missing or not a UID",
         }
         return texts[reason]
 
+    def _released(self, association: Association) -> None:
+        """The sender has asked for the release, and gets it when its series are marked."""
+        self._mark(association, released=True)
+
     def _ended(self, association: Association) -> None:
-        """The association has ended in some way: note for each series whether it may be complete."""
-        stored = self._stored.pop(association, _Stored())
+        """The association has ended in some way."""
         released = bool(association.is_released)
-        for study, series in stored.series | stored.bad:
-            clean = released and not stored.refused and (study, series) not in stored.bad
-            self._spool.mark(study, series, clean=clean)
-        if stored.series:
-            log.info(
-                "association ended", released=released, series=len(stored.series), refused_images=bool(stored.refused)
-            )
+        brought = self._mark(association, released=released)
         self._arrivals.ended(association)
-        if released or stored.series or association.is_aborted:
+        if released or brought or association.is_aborted:
             ASSOCIATIONS.labels("released" if released else "aborted").inc()
+
+    def _mark(self, association: Association, *, released: bool) -> bool:
+        """Mark the series that may be complete now. Return whether the association had any that were not marked yet.
+
+        An image that was refused may belong to any of them. Of associations that store into one series at the same
+        time, all must be clean.
+        """
+        with self._changing:
+            stored = self._stored.pop(association, None)
+            if stored is None:
+                return False
+            for place in stored.series:
+                others = [each for each in self._stored.values() if place in each.series]
+                clean = released and not stored.reasons and place not in stored.unclean
+                if others:
+                    for other in () if clean else others:
+                        other.unclean.add(place)
+                    continue
+                try:
+                    self._spool.mark(*place, clean=clean)
+                except OSError as error:
+                    log.error("the end of a series could not be noted: send it again", error=where(error))
+        log.info("association ended", released=released, series=len(stored.series), refused=sorted(stored.reasons))
+        return True
 
     def _requested(self, event: evt.Event) -> None:
         """Reject an association if as many as allowed are open."""
@@ -248,18 +267,21 @@ class _Stored:
     """What one association has brought. Each series is (study, series), by their names in the spool."""
 
     def __init__(self) -> None:
-        self.series: set[tuple[str, str]] = set()  # with an image that was stored
-        self.bad: set[tuple[str, str]] = set()  # with an image that was refused
+        self.series: set[tuple[str, str]] = set()
+        self.unclean: set[tuple[str, str]] = set()  # into which another association stored meanwhile, and was not clean
         self.reasons: set[str] = set()  # why images were refused
-        self.refused = False  # an image of an unknown series
 
 
 def _uid(command: Any, keyword: str) -> str:
     """A UID of the command set. Raises ValueError: it is missing, or is not one."""
     text = str(command.get(keyword, ""))
-    if not 0 < len(text) <= 64 or set(text) - set("0123456789."):
+    if not _is_uid(text):
         raise ValueError(f"{keyword} is not a UID")
     return text
+
+
+def _is_uid(text: str) -> bool:
+    return 0 < len(text) <= 64 and set(text) <= set("0123456789.")
 
 
 def _abort(connection: Connection) -> None:

@@ -4,14 +4,17 @@
 
     incoming/<random>                            an object that is being received; emptied at the start
     studies/<study>/<series>/<image>.dcm         images that were answered with 0x0000
-    studies/<study>/<series>/.unclean            the last association of this series did not end with a release
+    studies/<study>/<series>/.clean              the last association that stored into this series ended with a release,
+                                                 and no image of it was refused
+    studies/<study>/<series>/.broken             the last association was aborted or lost, or an image of it was refused
     studies/<study>/.reads                       how often reading this study has begun
     studies/<study>/.complete                    a person said that no more images come (gliaflow dicom retry)
     aside/<study>/…                              studies that wait for a person (aside.py)
     answers/<answer>/…                           answers, until they are delivered and for some days (answers.py)
 
 An image gets its name in ``studies`` only when it is on the disk (fsync of the file, then of the folder), so a process
-that is killed at any moment leaves whole images.
+that is killed at any moment leaves whole images. ``.clean`` and ``.broken`` are removed before an association's first
+image is kept, so a series has neither if the process was killed before the association ended.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,27 +37,37 @@ from uuid import uuid4
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.files import private_folder
 from gliaflow_runtime.folders import why_unwritable
+from gliaflow_runtime.settings import Settings
 
 from gliaflow_dicom.node.metrics import SPOOL_BYTES, SPOOL_LIMIT
 
 MAX_STUDIES = 1000
 MAX_SERIES = 500  # of a study
 MAX_IMAGES = 5000  # of a series
-CHECK_BYTES = 2**20  # the free disk is checked each time so many bytes were written
+CHECK_BYTES = 2**20  # the free disk is checked each time so many bytes were written; so many must always be free
+COUNT_S = 3600.0  # until the bytes are counted again
 FOLDERS = ("incoming", "studies", "aside", "answers")
-UNCLEAN = ".unclean"
+CLEAN, BROKEN = ".clean", ".broken"
 READS = ".reads"
 COMPLETE = ".complete"
 REASON = "reason.json"
 
 
 @dataclass(frozen=True)
-class Limits:
+class SpoolLimits:
     """The most bytes in the spool, the least free bytes on its disk, and the most bytes of one object."""
 
     total: int
     free: int
     one: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> SpoolLimits:
+        return cls(
+            total=int(settings.dicom_spool_gib * 2**30),
+            free=int(settings.dicom_free_gib * 2**30),
+            one=int(settings.dicom_object_mib * 2**20),
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class Spool:
     OSError: it cannot be created or written.
     """
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: SpoolLimits) -> None:
         self.folder, self.limits = private_folder(folder), limits
         if problem := why_unwritable(folder, 0):
             raise OSError(problem)
@@ -93,6 +107,7 @@ class Spool:
         self.changing = threading.Lock()  # held while images get their names or are moved away
         self._counting = threading.Lock()
         self._bytes = 0
+        self._aside: set[str] = set()  # the folders in ``aside``
         self.count()
         SPOOL_LIMIT.set(limits.total)
 
@@ -117,10 +132,17 @@ class Spool:
         return self.folder / "answers"
 
     def count(self) -> None:
-        """Count the bytes in the spool again: ``gliaflow dicom delete`` may have deleted some."""
-        with self._counting:
-            self._bytes = sum(_size(Path(root, name)) for root, _, names in os.walk(self.folder) for name in names)
-            SPOOL_BYTES.set(self._bytes)
+        """Count the bytes in the spool. Images that are received meanwhile may be counted twice."""
+        before, self._counted = self._bytes, time.monotonic()
+        counted = sum(_size(Path(root, name)) for root, _, names in os.walk(self.folder) for name in names)
+        self.add_bytes(counted - before)
+
+    def count_again(self) -> None:
+        """Count if studies have left ``aside``, since a person may have deleted them; or if an hour is over."""
+        aside = {folder.name for folder in self.aside.iterdir()}
+        left, self._aside = self._aside - aside, aside
+        if left or time.monotonic() - self._counted > COUNT_S:
+            self.count()
 
     def add_bytes(self, count: int) -> None:
         """Count bytes that are written (or with a negative number, removed)."""
@@ -135,12 +157,17 @@ class Spool:
                 f"the spool is full ({self._bytes / 2**30:.1f} GiB): delete studies that are set aside (gliaflow dicom "
                 "list), check that the destinations of --to accept answers, or raise dicom_spool_gib"
             )
-        free = shutil.disk_usage(self.folder).free
+        disk = os.statvfs(self.folder)
+        free = disk.f_bavail * disk.f_frsize
+        if free < CHECK_BYTES:
+            return "the spool's disk is full: make room"
         if free < self.limits.free:
             return (
                 f"only {free / 2**30:.1f} GiB are free on the spool's disk: make room, or lower dicom_free_gib (the "
                 "space that must stay free)"
             )
+        if disk.f_files and not disk.f_favail:
+            return "the spool's disk has no free inodes: delete files there"
         return ""
 
     def receive(self, head: bytes) -> IncomingImage:
@@ -166,18 +193,23 @@ class Spool:
         self.add_bytes(-replaced)
         return "kept"
 
-    def mark(self, study: str, series: str, *, clean: bool) -> None:
-        """Note whether the last association of a series (names of folders) ended with a release."""
-        folder = self.studies / study
-        with contextlib.suppress(FileNotFoundError):
-            (folder / COMPLETE).unlink(missing_ok=True)
-            if clean:
-                (folder / series / UNCLEAN).unlink()
-            else:
-                (folder / series / UNCLEAN).touch(0o600)
+    def expect_more(self, study: str, series: str) -> None:
+        """Note that an association stores into a series (names of folders). ``keep`` then brings it to the disk."""
+        (self.studies / study / COMPLETE).unlink(missing_ok=True)
+        for mark in (CLEAN, BROKEN):
+            (self.studies / study / series / mark).unlink(missing_ok=True)
 
-    def is_clean(self, study: str, series: str) -> bool:
-        return not (self.studies / study / series / UNCLEAN).exists()
+    def mark(self, study: str, series: str, *, clean: bool) -> None:
+        """Note how the last association of a series ended, and return when that is on the disk."""
+        folder = self.studies / study / series
+        with contextlib.suppress(FileNotFoundError):
+            (folder / (CLEAN if clean else BROKEN)).touch(0o600)
+            sync(folder)
+
+    def ending(self, study: str, series: str) -> Literal["clean", "broken", "killed"]:
+        """How the last association of a series ended; ``killed``: the process ended before it."""
+        folder = self.studies / study / series
+        return "clean" if (folder / CLEAN).exists() else "broken" if (folder / BROKEN).exists() else "killed"
 
     def declared(self, study: str) -> tuple[str, ...] | None:
         """If a person said that no more images of a study come: which series to take, if they said that too."""
@@ -217,11 +249,14 @@ class Spool:
 
     def begin_reading(self, study: str) -> int:
         """How often reading this study has begun without an end: a file that crashes the process is read few times."""
-        path = self.studies / study / READS
-        times = _size(path) + 1
-        with path.open("ab") as file:
+        times = self.unfinished_reads(study) + 1
+        with contextlib.suppress(OSError), (self.studies / study / READS).open("ab") as file:  # the disk may be full
             file.write(b".")
         return times
+
+    def unfinished_reads(self, study: str) -> int:
+        """How often the process has ended while it read this study, or others with it."""
+        return _size(self.studies / study / READS)
 
     def end_reading(self, study: str) -> None:
         """The study was read without a crash."""
@@ -325,7 +360,7 @@ def _size(path: Path) -> int:
 
 def _remove_if_empty(folder: Path) -> None:
     """Remove a folder in which there are no images and no folders."""
-    for name in (UNCLEAN, READS, COMPLETE, REASON):
+    for name in (CLEAN, BROKEN, READS, COMPLETE, REASON):
         if not any(folder.glob("*.dcm")) and not any(folder.glob("*/")):
             (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty
@@ -334,7 +369,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _lock(folder: Path) -> IO[bytes]:
     """Lock the folder until the file is closed. Raises UsageError: another process has locked it."""
-    file = (folder / ".lock").open("ab")
+    file = os.fdopen(os.open(folder / ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
+from pathlib import Path
 
 from gliaflow.answer import Answer
 from gliaflow_plugins.dicom.headers import quiet
@@ -32,10 +33,17 @@ def make_objects(
     Raises
     ------
     ValueError: an object cannot be made rightly: the answer has no mask, its mask is not on the grid of the series, or
-        a header lacks what the objects need. The text names the file and the field.
+        a header lacks what the objects need. The text names the file and the field. Or a file is gone.
     """
+    try:
+        return _make_objects(series, answer, capture, made_at or datetime.now())
+    except OSError as error:
+        raise ValueError(f"{Path(str(error.filename)).name}: {error.strerror or type(error).__name__}") from None
+
+
+def _make_objects(series: DicomSeries, answer: Answer, capture: bool, made_at: datetime) -> dict[str, Dataset]:
     with quiet():
-        graded = GradedSeries.of(series, answer, made_at or datetime.now())
+        graded = GradedSeries.of(series, answer, made_at)
         segmentation = make_segmentation(graded)
         objects = {"_seg.dcm": segmentation, "_sr.dcm": make_report(graded, segmentation)}
         if capture:

@@ -41,9 +41,14 @@ def test_the_dicom_node_runs_only_with_its_profile_and_has_one_writable_folder()
 
 
 def test_the_dicom_node_takes_each_of_its_settings_from_the_environment() -> None:
-    """Without a value in the file, Compose passes a variable on only if it is set."""
+    """Without a value in the file, Compose passes a variable on only if it is set. Three are those of the container."""
     environment = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["dicom"]["environment"]
-    known = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields}
-    passed = {name for name, value in environment.items() if value is None}
-    assert passed <= known
-    assert {"GLIAFLOW_DICOM_ALLOW", "GLIAFLOW_DICOM_TO", "GLIAFLOW_DICOM_PACS", "GLIAFLOW_DICOM_FLAIR"} <= passed
+    settings = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields if name.startswith("dicom_")}
+    container = {"GLIAFLOW_DICOM_SPOOL", "GLIAFLOW_DICOM_HOST", "GLIAFLOW_DICOM_PORT"}
+    assert {name for name, value in environment.items() if value is None} == settings - container
+
+
+def test_no_container_that_holds_scans_writes_a_core_dump() -> None:
+    services = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
+    for name in ("preprocessor", "extractor", "classifier", "generator", "trainer", "inbox", "dicom"):
+        assert services[name]["ulimits"] == {"core": 0}, name

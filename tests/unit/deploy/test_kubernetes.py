@@ -277,7 +277,11 @@ def test_one_dicom_node_keeps_its_spool_on_a_volume_and_receives_from_named_addr
     environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}
     (mount,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "spool"]
     assert environment["GLIAFLOW_DICOM_SPOOL"] == f"{mount}/dicom"
-    assert "spool" in of_kind(manifests, "PersistentVolumeClaim")
+    settings = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields}
+    assert {name for name in environment if name.startswith("GLIAFLOW_DICOM")} <= settings
+    storage = of_kind(manifests, "PersistentVolumeClaim")["spool"]["spec"]["resources"]["requests"]["storage"]
+    default = Settings()
+    assert int(storage.removesuffix("Gi")) > default.dicom_spool_gib + default.dicom_free_gib
     (service,) = of_kind(manifests, "Service").values()
     assert service["spec"]["externalTrafficPolicy"] == "Local", "otherwise the policy sees the address of a node"
     (source,) = of_kind(manifests, "NetworkPolicy")["dicom"]["spec"]["ingress"]

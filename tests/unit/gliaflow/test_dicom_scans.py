@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from gliaflow.scans import Input, NoScanError, find_inputs, find_one
+from gliaflow_plugins.cohorts.scan_files import summary
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.settings import SettingsError
 from sample_dicom import AXIAL, CANARY, as_nifti, enhanced, single_frames, uid, write, write_flair
@@ -146,6 +147,40 @@ def test_a_tie_is_refused_with_the_way_to_choose_and_without_a_word_of_the_heade
     for wanted in ("9", "flair 2", uid("study", "flair 2")):
         [item] = inputs(tmp_path, series=[wanted])
         assert item.series == uid("study", "flair 2")
+
+
+def test_series_chooses_in_the_studies_that_have_it_and_the_others_are_scans_too(tmp_path: Path) -> None:
+    for patient, number in (("P1", 4), ("P2", 7)):
+        images = single_frames(
+            VOXELS, study=patient, patient=patient, change=lambda image, _, n=number: setattr(image, "SeriesNumber", n)
+        )
+        write(images, tmp_path / patient)
+    other = single_frames(VOXELS, study="P2", patient="P2", series="flair 2")
+    write(other, tmp_path / "P2/other")
+    assert [each.name for each in inputs(tmp_path, series=["7"])] == ["P1", "P2"]
+    with pytest.raises(UsageError, match=r"--series 99 matches no series .* series 4 'flair', 12 images; series 7"):
+        inputs(tmp_path, series=["7", "99"], describe=True)
+    with pytest.raises(UsageError, match="series 4, 12 images; series 7"):
+        inputs(tmp_path, series=["99"])
+
+
+def test_a_study_without_flair_is_named_among_what_is_left_out(tmp_path: Path) -> None:
+    write_flair(tmp_path / "P1", VOXELS)
+    write(single_frames(VOXELS, series="ax t1", study="2", change=t1), tmp_path / "P2")
+    assert summary(find_inputs([tmp_path]).left_out) == [
+        "1 DICOM series, 1 DICOM study without FLAIR",
+        f"{tmp_path}/P2: a study without a FLAIR series",
+    ]
+    write(single_frames(VOXELS, series="ax t1", study="3", change=t1), tmp_path / "P3")
+    assert summary(find_inputs([tmp_path]).left_out)[0] == "2 DICOM series, 2 DICOM studies without FLAIR"
+
+
+def test_the_index_of_a_disc_is_not_a_scan(tmp_path: Path) -> None:
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(
+        UsageError, match=f"DICOMDIR: an index of the DICOM files on a disc; submit its folder, {tmp_path}"
+    ):
+        find_inputs([tmp_path / "DICOMDIR"])
 
 
 def test_without_flair_the_error_names_the_series_and_the_flag(tmp_path: Path) -> None:

@@ -63,10 +63,12 @@ def study(tmp_path: Path) -> Path:
     return tmp_path / "study"
 
 
-def submit(out: Path, flow: Flow, *paths: Path, capture: bool = False, resume: bool = True) -> list[Target]:
+def submit(
+    out: Path, flow: Flow, *paths: Path, capture: bool = False, resume: bool = True, series: str = ""
+) -> list[Target]:
     """``gliaflow submit --resume``: the targets that were sent."""
     with OutFolder(out, capture=capture) as folder:
-        targets = folder.assign(find_inputs(paths).inputs)
+        targets = folder.assign(find_inputs(paths, series=[series] if series else []).inputs)
         todo = [each for each in targets if not (resume and folder.is_answered(each))]
         folder.keep(each for each in targets if each not in todo)
         if todo:
@@ -197,6 +199,20 @@ def test_a_refused_series_is_a_failed_row_and_the_others_are_answered(study: Pat
     assert found["P2"]["status"] == "failed"
     assert "IM0005.dcm" in found["P2"]["error"]
     assert found["P2"]["series"] == uid("2", "flair")
+
+
+def test_the_row_of_a_study_without_a_choice_goes_once_a_series_is_chosen(tmp_path: Path, flow: Flow) -> None:
+    for name in ("a", "b"):
+        write_flair(tmp_path / "study/P1" / name, VOXELS, series=name)
+    study, out = tmp_path / "study", tmp_path / "out"
+    submit(out, flow, study)
+    assert [(row["scan"], row["status"]) for row in rows(out)] == [("a", "failed")]
+    submit(out, flow, study, series=uid("study", "b"))
+    assert [(row["scan"], row["status"]) for row in rows(out)] == [("b", "ok")]
+    submit(out, flow, study)
+    assert len(rows(out)) == 2, "without --series, several may be FLAIR again"
+    assert submit(out, flow, study, series=uid("study", "b")) == []
+    assert [(row["scan"], row["status"]) for row in rows(out)] == [("b", "ok")]
 
 
 def test_a_table_of_nifti_scans_has_no_column_series(tmp_path: Path, flow: Flow) -> None:

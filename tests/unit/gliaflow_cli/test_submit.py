@@ -6,12 +6,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gliaflow.answer import Answer
 from gliaflow.flow import Flow
 from gliaflow_cli.client.out_folder import OutFolder
 from gliaflow_cli.client.table import TABLE, read_table
 from gliaflow_cli.main import app
+from sample_dicom import write_flair
 from sample_scans import good_scan
 from typer.testing import CliRunner
 
@@ -56,3 +58,16 @@ def test_a_scan_that_fails_again_keeps_its_answer_and_counts_as_failed(
     assert "0 of 1 scans answered: 1 failed" in printed
     (row,) = read_table(tmp_path / "out" / TABLE).values()
     assert (row.status, row.grade, row.warnings) == ("ok", "HGG", ("not answered again: no broker",))
+
+
+def test_a_study_without_a_choice_is_a_failed_scan_with_the_way_to_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIAFLOW_STATE", str(tmp_path / "state"))
+    for name in ("a", "b"):
+        write_flair(tmp_path / "in/P1" / name, np.ones((4, 5, 12), np.int16), series=name)
+    monkeypatch.setattr(Flow, "submit_all", lambda _, items: [Answer.failed(items[0], items[0].volume.problem)])
+    done = CliRunner().invoke(app, ["submit", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--threads", "1"])
+    assert done.exit_code == 1
+    assert "2 series of one study may be FLAIR" in done.output
+    assert "To choose a series, repeat the command with --resume and that --series." in done.output

@@ -27,6 +27,13 @@ def rows(text: str) -> list[ScanRow]:
         (ScanRow("a", "p", status="no tumour", tumour_ml=0.0), "no tumour  x.nii: tumour 0.0 ml, so no grade"),
         (ScanRow("a", "p", status="ok", warnings=("a", "b")), "warning    x.nii: a; b"),
         (ScanRow("a", "p", error="no head", warnings=("a",)), "failed     x.nii: no head; a"),
+        (ScanRow("a", "p", error="x.nii: no head"), "failed     x.nii: no head"),
+        (
+            ScanRow(
+                "a", "p", status="ok", warnings=(f"not typical ({'a value; ' * 20}); is it FLAIR?", "short (1 mm)")
+            ),
+            "warning    x.nii: not typical; is it FLAIR?; short (1 mm)",
+        ),
     ],
 )
 def test_a_scan_that_needs_attention_has_one_line(row: ScanRow, line: str) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import nibabel as nib
 import numpy as np
 import pytest
 from gliaflow.answer import Answer
@@ -26,30 +24,23 @@ from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.errors import UsageError
 from pydicom.dataset import FileDataset
 from sample_dicom import CANARY, head, single_frames, uid
-from sample_node import Archive, associated, node_settings, send, wait_until
+from sample_node import (
+    Archive,
+    Pipeline,
+    answer_all,
+    answers,
+    associated,
+    node_settings,
+    running,
+    send,
+    settle,
+    stand_in,
+    wait_until,
+)
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")  # pynetdicom's, of refused connections
 VOXELS = head((16, 16, 12))
-
-
-class Pipeline:
-    """Answers each scan; ``reason``: all fail for it. It keeps what it was sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[Input] = []
-        self.images: list[Any] = []
-        self.reason = ""
-
-    def submit_all(self, scans: Sequence[Input]) -> Iterator[Answer]:
-        for item in scans:
-            self.sent.append(item)
-            assert item.volume is not None
-            self.images.append(nib.Nifti1Image.from_bytes(item.volume.read()))
-            if self.reason:
-                yield Answer.failed(item, self.reason)
-            else:
-                yield Answer(item.name, item.patient, item.source, "ok", "HGG", 0.9, 1.0, 12, 1, "demo", seconds=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -57,43 +48,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "POLL_S", 0.01)
     monkeypatch.setattr(completeness, "PAUSES_S", (0.05, 0.1))
     monkeypatch.setattr(node_module, "make_objects", stand_in)
-
-
-def stand_in(series: Any, answer: Answer, *, capture: bool = False) -> dict[str, FileDataset]:
-    """An object whose UID depends on the series alone, and whose bytes depend on the time."""
-    (image,) = single_frames(head((4, 4, 1)), series=series.uid)
-    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
-    image.PatientComments = str(time.time_ns())
-    return {"_seg.dcm": image}
-
-
-@contextmanager
-def running(folder: Path, **values: Any) -> Iterator[Node]:
-    node = Node(node_settings(folder, **values))
-    try:
-        yield node
-    finally:
-        node.close()
-
-
-def answer_all(node: Node, pipeline: Pipeline, until: Callable[[], Any]) -> None:
-    """Let the node work until something holds."""
-
-    def holds() -> Any:
-        node.round(cast(Flow, pipeline))
-        return until()
-
-    wait_until(holds)
-
-
-def settle(node: Node, pipeline: Pipeline, seconds: float = 0.6) -> None:
-    """Let the node work for some times of ``settle_s``."""
-    end = time.monotonic() + seconds
-    answer_all(node, pipeline, lambda: time.monotonic() > end)
-
-
-def answers(node: Node) -> int:
-    return len(kept_answers(node.spool))
 
 
 def images(**options: Any) -> list[FileDataset]:
@@ -157,7 +111,7 @@ def test_a_series_that_is_never_sent_again_is_set_aside_and_can_be_retried(tmp_p
         assert (aside.kind, aside.images) == ("incomplete", 11)
         assert "send the whole series again" in aside.reason
         done = CliRunner().invoke(main.app, ["dicom", "retry", aside.study[:8], "--spool", str(node.spool.folder)])
-        assert "1 studies wait for the node again" in done.output
+        assert "to be read again by the node: 1 study" in done.output
         answer_all(node, pipeline, lambda: answers(node))
         assert not list_aside(node.spool.folder)
 
@@ -171,7 +125,7 @@ def test_the_rest_of_a_series_that_was_set_aside_joins_it(tmp_path: Path) -> Non
             association.abort()
         wait_until(lambda: node.spool.waiting())
         study = hashed(uid("study"))
-        wait_until(lambda: not node.spool.is_clean(study, hashed(uid("study", "flair"))))
+        wait_until(lambda: node.spool.ending(study, hashed(uid("study", "flair"))) != "clean")
         node._set_aside(study, "incomplete", "a test")
         send(node.listener.port, images()[5:])
         answer_all(node, pipeline, lambda: answers(node))
@@ -187,6 +141,31 @@ def test_the_archive_says_when_a_series_is_complete(tmp_path: Path) -> None:
         send(node.listener.port, images()[11:])
         answer_all(node, pipeline, lambda: answers(node))
     assert pipeline.images[0].shape == VOXELS.shape
+
+
+def test_the_log_says_at_the_start_whether_the_archive_answers_and_later_that_it_is_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    archive, pipeline = Archive(counts={uid("study", "flair"): 12}), Pipeline()
+    with running(tmp_path, pacs=archive.peer) as node:
+        wait_until(lambda: node._archive and node._archive._away)
+        send(node.listener.port, images())
+        settle(node, pipeline)
+        assert not pipeline.sent
+        with archive.running():
+            answer_all(node, pipeline, lambda: answers(node))
+    log = "".join(capfd.readouterr())
+    assert log.count("the archive of --pacs is away") == log.count("the archive of --pacs is back") == 1
+    assert "it does not accept a connection: check host, port and TLS" in log
+
+
+def test_a_ca_that_cannot_be_used_is_an_error_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "no.pem").write_text("x")
+    with (
+        pytest.raises(UsageError, match=r"dicom_ca: .*no\.pem"),
+        running(tmp_path, pacs="tls://A@127.0.0.1:1", ca=tmp_path / "no.pem"),
+    ):
+        pass
 
 
 def test_an_archive_may_leave_out_the_count(tmp_path: Path) -> None:
@@ -239,7 +218,8 @@ def test_a_series_that_cannot_be_read_is_set_aside_with_the_reason(
         (aside,) = list_aside(node.spool.folder)
         done = CliRunner().invoke(main.app, ["dicom", "list", "--spool", str(node.spool.folder)])
     assert aside.kind == "refused"
-    assert aside.reason in done.output
+    assert "between image 5 and image 7" in aside.reason  # by InstanceNumber, as an archive shows them
+    assert f"study {uid('study')}: {aside.reason}" in done.output
     assert aside.study[:12] in done.output
     assert aside.reason not in "".join(capfd.readouterr())  # it may quote a header
 
@@ -265,7 +245,7 @@ def test_a_scan_that_a_stage_fails_is_set_aside(tmp_path: Path) -> None:
         answer_all(node, pipeline, lambda: list_aside(node.spool.folder))
         assert list_aside(node.spool.folder)[0].reason == pipeline.reason
         done = CliRunner().invoke(main.app, ["dicom", "delete", "--all", "--yes", "--spool", str(node.spool.folder)])
-        assert done.output == "1 studies deleted\n"
+        assert done.output == "1 study deleted\n"
         node._tidy()
         assert node.spool._bytes == 0
 
@@ -347,7 +327,10 @@ def test_the_rest_of_a_series_that_was_answered_too_early_is_no_series(tmp_path:
         answer_all(node, pipeline, lambda: answers(node))
         send(node.listener.port, whole[12:])
         answer_all(node, pipeline, lambda: list_aside(node.spool.folder))
-        assert "12 of the 12 images are missing with which" in list_aside(node.spool.folder)[0].reason
+        assert (
+            "these 12 images belong to a series that was answered with 12; 12 are missing"
+            in list_aside(node.spool.folder)[0].reason
+        )
         send(node.listener.port, whole)
         answer_all(node, pipeline, lambda: len(pipeline.sent) == 2)
     assert pipeline.images[1].shape == (16, 16, 24)
@@ -409,13 +392,16 @@ def test_the_reason_of_a_study_is_json_without_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--to", "A@h:1"], "--allow: name the AE titles"),
-        (["--allow", "any"], "--to: name where the answers go"),
-        (["--allow", "any", "--to", "A@h:1", "--pacs", "x"], "--pacs: 'x' is not AE@HOST:PORT"),
-        (["--allow", "any", "--to", "A@h:1", "--ae", "ABCDEFGHIJKLMNOPQ"], "--ae: 'ABCDEFGHIJKLMNOPQ' is not"),
+        (["--to", "A@h:1"], "--allow (GLIAFLOW_DICOM_ALLOW): name the AE titles"),
+        (["--allow", "any"], "--to (GLIAFLOW_DICOM_TO): name where the answers go"),
+        (["--allow", "any", "--to", "A@h:1", "--pacs", "x"], "--pacs (GLIAFLOW_DICOM_PACS): 'x' is not AE@HOST:PORT"),
+        (
+            ["--allow", "any", "--to", "A@h:1", "--ae", "ABCDEFGHIJKLMNOPQ"],
+            "--ae (GLIAFLOW_DICOM_AE): 'ABCDEFGHIJKLMNOPQ' is",
+        ),
         (["--allow", "any", "--to", "A@h:1", "--settle", "0"], "--settle"),
         (["retry"], "name the studies to retry"),
-        (["delete", "abc"], "no study that is set aside has an id"),
+        (["delete", "abc"], "there is no spool in"),
     ],
 )
 def test_a_wrong_command_line_is_an_error_in_one_line(

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,7 +136,10 @@ def test_other_ae_titles_are_rejected(tmp_path: Path, title: str, called: str, p
 def test_any_sender_is_accepted_only_on_purpose(tmp_path: Path) -> None:
     with listening(tmp_path, allow=["any"]) as (listener, _):
         assert send(listener.port, images(1), title="OTHER") == [0]
-    with pytest.raises(UsageError, match=r"--allow: name the AE titles"), listening(tmp_path, allow=[]):
+    with (
+        pytest.raises(UsageError, match="name the AE titles"),
+        listening(tmp_path, allow=[]),
+    ):
         pass
 
 
@@ -177,7 +181,11 @@ def no_series(image: FileDataset) -> None:
     del image.SeriesInstanceUID
 
 
-@pytest.mark.parametrize(("change", "status"), [(change_sop, MISMATCH), (no_series, UNREADABLE)])
+def no_uid(image: FileDataset) -> None:
+    image.StudyInstanceUID = "1.2.x"
+
+
+@pytest.mark.parametrize(("change", "status"), [(change_sop, MISMATCH), (no_series, UNREADABLE), (no_uid, UNREADABLE)])
 def test_a_data_set_that_is_not_the_requested_image_is_refused(
     tmp_path: Path, change: Callable[[FileDataset], None], status: int
 ) -> None:
@@ -188,6 +196,9 @@ def test_a_data_set_that_is_not_the_requested_image_is_refused(
         assert store_as(association, image, instance) == status
         assert stored(spool) == []
         assert association.send_c_store(images(2)[1]).Status == 0
+        association.release()
+        wait_until(lambda: not listener._server.connections)
+        assert spool.ending(STUDY, SERIES) != "clean"  # the image may be one of this series
 
 
 def store_as(association: Any, image: FileDataset, instance: str) -> int:
@@ -214,9 +225,101 @@ def test_an_association_that_is_aborted_leaves_its_series_incomplete(tmp_path: P
         with associated(listener.port, images(3)) as association:
             assert [association.send_c_store(image).Status for image in images(3)] == [0, 0, 0]
             association.abort()
-        wait_until(lambda: not spool.is_clean(STUDY, SERIES))
+        wait_until(lambda: spool.ending(STUDY, SERIES) != "clean")
         assert send(listener.port, images(3)) == [0, 0, 0]  # a resend that is released
-        wait_until(lambda: spool.is_clean(STUDY, SERIES))
+        wait_until(lambda: spool.ending(STUDY, SERIES) == "clean")
+
+
+def test_a_series_is_clean_when_all_associations_that_store_into_it_are_released(tmp_path: Path) -> None:
+    with listening(tmp_path) as (listener, spool), associated(listener.port, images(3)) as first:
+        assert first.send_c_store(images(3)[0]).Status == 0
+        assert send(listener.port, images(3)[1:2]) == [0]
+        assert spool.ending(STUDY, SERIES) != "clean"
+        assert first.send_c_store(images(3)[2]).Status == 0
+        first.release()
+        assert spool.ending(STUDY, SERIES) == "clean"
+
+
+def test_an_abort_beside_another_association_leaves_the_series_incomplete(tmp_path: Path) -> None:
+    with listening(tmp_path) as (listener, spool), associated(listener.port, images(3)) as first:
+        assert first.send_c_store(images(3)[0]).Status == 0
+        with associated(listener.port, images(3)) as second:
+            assert second.send_c_store(images(3)[1]).Status == 0
+            second.abort()
+        wait_until(lambda: len(listener._server.connections) == 1)
+        first.release()
+        assert spool.ending(STUDY, SERIES) != "clean"
+
+
+def test_a_release_is_confirmed_when_the_series_is_marked(tmp_path: Path) -> None:
+    """A sender with a confirmed release has done all it can: a node that is killed then knows that too."""
+    with listening(tmp_path) as (listener, spool), associated(listener.port, images(1)) as association:
+        assert association.send_c_store(images(1)[0]).Status == 0
+        association.release()
+        assert spool.ending(STUDY, SERIES) == "clean"
+
+
+def test_a_series_that_cannot_be_marked_is_incomplete_and_its_connection_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with listening(tmp_path) as (listener, spool):
+        with monkeypatch.context() as patch:
+            patch.setattr(spool, "mark", full)
+            assert send(listener.port, images(3)) == [0, 0, 0]
+            wait_until(lambda: not listener._server.connections)
+        assert spool.ending(STUDY, SERIES) != "clean"
+        assert not listener._arrivals._open
+        assert send(listener.port, images(3)) == [0, 0, 0]
+        assert spool.ending(STUDY, SERIES) == "clean"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_connection_ends_even_if_the_node_fails_to_note_it(raw: tuple[Listener, Spool]) -> None:
+    listener, _ = raw
+
+    def broken(_: object) -> None:
+        raise OSError
+
+    object.__setattr__(listener._server.bounds, "ended", broken)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda _: None)
+        send(listener.port, images(1))
+        wait_until(lambda: not listener._server.connections)
+
+
+@pytest.mark.parametrize(
+    ("disk", "text"),
+    [
+        ({"f_bavail": 0}, "the spool's disk is full: make room"),
+        ({"f_files": 100, "f_favail": 0}, "the spool's disk has no free inodes: delete files there"),
+    ],
+)
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: dict[str, int], text: str) -> None:
+    values = {"f_bavail": 2**20, "f_frsize": 4096, "f_files": 0, "f_favail": 0, **disk}
+    with listening(tmp_path) as (listener, spool):
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**values))
+        assert spool.why_full() == text
+        assert listener._why_refused("full") == text
+        assert send(listener.port, images(1)) == [FULL]
+
+
+def test_images_are_received_while_the_bytes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.walk
+
+    def walk(folder: Path) -> Iterator[Any]:
+        thread = threading.Thread(target=spool.add_bytes, args=(5,), daemon=True)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive()
+        yield from real(folder)
+
+    with open_spool(tmp_path) as spool:
+        monkeypatch.setattr(os, "walk", walk)
+        spool.count()
+        assert spool._bytes == 5
 
 
 def test_an_association_with_a_refused_image_leaves_its_series_incomplete(tmp_path: Path) -> None:
@@ -224,7 +327,7 @@ def test_an_association_with_a_refused_image_leaves_its_series_incomplete(tmp_pa
     large.PixelData = bytes(2**20)
     with listening(tmp_path, one=2**18) as (listener, spool):
         assert send(listener.port, [*images(2)[1:], large]) == [0, FULL]
-        wait_until(lambda: not spool.is_clean(STUDY, SERIES))
+        wait_until(lambda: spool.ending(STUDY, SERIES) != "clean")
 
 
 @pytest.fixture
@@ -429,4 +532,4 @@ def test_at_the_end_an_open_association_gets_time_to_finish(tmp_path: Path) -> N
             assert association.send_c_store(images(2)[1]).Status == 0
         thread.join(10)
         assert len(stored(spool)) == 2
-        assert spool.is_clean(STUDY, SERIES)
+        assert spool.ending(STUDY, SERIES) == "clean"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from gliaflow_dicom.objects.make import make_objects
 from gliaflow_dicom.objects.uids import object_uid, series_number
 from pydicom.uid import UID
@@ -48,3 +49,10 @@ def test_series_numbers_of_series_without_a_plausible_number(tmp_path: Path) -> 
     series = small_series(tmp_path)
     for number in (None, -3, 2**31 - 1):
         assert series_number(replace(series, number=number), "SR") == 10002
+
+
+def test_a_file_that_is_gone_is_an_error_with_its_name_alone(tmp_path: Path) -> None:
+    series = small_series(tmp_path)
+    series.paths[3].unlink()
+    with pytest.raises(ValueError, match=rf"^{series.paths[3].name}: No such file or directory$"):
+        make_objects(series, answer_to(series))

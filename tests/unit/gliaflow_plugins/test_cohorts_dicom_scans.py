@@ -12,7 +12,7 @@ from gliaflow_plugins.cohorts.dicom_scans import as_series
 from gliaflow_plugins.cohorts.layouts import Csv, Dicom
 from gliaflow_plugins.cohorts.read import CohortRequest
 from gliaflow_plugins.cohorts.scan_files import not_read, summary
-from gliaflow_plugins.contracts import Case, Cohort
+from gliaflow_plugins.contracts import Case, Cohort, PluginError
 from gliaflow_plugins.dicom.choose import FlairRules
 from gliaflow_plugins.registry import load_registry
 from sample_dicom import CANARY, as_nifti, head, single_frames, uid, write, write_flair
@@ -70,7 +70,19 @@ def test_what_is_refused_is_a_problem_with_the_files_and_hides_no_other_case(tmp
     assert CANARY not in problems
     chosen = Dicom(FlairRules(wanted=("flair 2",))).read(tmp_path)
     assert chosen is not None
-    assert [shown(case)[2] for case in chosen.cases] == [uid("4", "flair 2")]
+    assert [shown(case)[2] for case in chosen.cases] == [uid("2", "flair"), uid("4", "flair 2")]
+
+
+def test_a_series_that_no_patient_has_is_an_error_that_lists_the_series(tmp_path: Path) -> None:
+    for patient in ("P1", "P2"):
+        write_flair(tmp_path / patient, VOXELS, study=patient)
+    (tmp_path / "cohort.csv").write_text("scan,patient\nP1,P1\nP2,P2\n")
+    for reader in ("dicom", "csv"):
+        with pytest.raises(PluginError, match=r"^--series 99 matches no series .* there is: series 4, 12 images$"):
+            CohortRequest(tmp_path, reader, rules=FlairRules(wanted=("99",), describe=False)).read(load_registry())
+    (tmp_path / "cohort.csv").unlink()
+    with pytest.raises(PluginError, match=r"^--series 99 matches"):
+        CohortRequest(tmp_path, rules=FlairRules(wanted=("4", "99"))).read(load_registry())
 
 
 def test_a_patients_only_series_is_taken_with_a_problem_if_nothing_says_flair(tmp_path: Path) -> None:
@@ -100,12 +112,30 @@ def test_a_table_names_folders_of_dicom(tmp_path: Path) -> None:
     ]
 
 
+def test_a_table_of_grades_with_patient_ids_is_an_error_that_says_what_a_patient_is(tmp_path: Path) -> None:
+    for patient in ("P1", "P2"):
+        write_flair(tmp_path / "set" / patient, VOXELS, study=patient, patient=f"1000{patient}")
+    (tmp_path / "grades.csv").write_text("patient,grade\n1000P1,2\n1000P2,4\n")
+    with pytest.raises(PluginError, match=r"the cohort's are like 'P1' \(a DICOM patient is a folder\)"):
+        CohortRequest(tmp_path / "set", grades=tmp_path / "grades.csv").read(load_registry())
+
+
 def test_one_series_in_the_folders_of_two_patients_is_a_leak(tmp_path: Path) -> None:
     for patient in ("P1", "P2"):
         write_flair(tmp_path / patient, VOXELS)
     cohort = CohortRequest(tmp_path).read(load_registry())
     assert cohort.reader == "dicom"
     assert "one file is the scan of P1 and P2" in cohort.leaks
+
+
+def test_one_patient_in_two_folders_is_a_leak(tmp_path: Path) -> None:
+    for folder, patient in (("before", "P1"), ("after", "P1"), ("other", "P2"), ("unnamed", ""), ("nameless", "")):
+        images = single_frames(VOXELS, study=folder, patient=patient)
+        for image in images:
+            image.PatientID = patient
+        write(images, tmp_path / folder)
+    cohort = CohortRequest(tmp_path).read(load_registry())
+    assert cohort.leaks == ["one PatientID: after and before; are they one patient?"]
 
 
 def test_the_series_that_are_not_read_are_counted_without_reading_them_again(
@@ -116,8 +146,21 @@ def test_the_series_that_are_not_read_are_counted_without_reading_them_again(
     cohort = CohortRequest(tmp_path).read(load_registry())
     monkeypatch.delattr("gliaflow_plugins.dicom.choose.read_image")
     left_out = not_read(cohort, tmp_path)
-    assert summary(left_out)[0] == "12 DICOM files"
-    assert {each.path.parent.name for each in left_out} == {"t1"}
+    assert summary(left_out) == ["1 DICOM series"]
+    (left,) = left_out
+    assert (left.path, left.why) == (
+        tmp_path / "P1/t1",
+        "series 7, 12 images: not FLAIR by its description or timing",
+    )
+
+
+def test_dicom_that_another_reader_does_not_read_is_one_line_a_folder(tmp_path: Path) -> None:
+    write_flair(tmp_path / "P1/dicom", VOXELS)
+    as_nifti(tmp_path / "P1/P1_flair.nii.gz", VOXELS)
+    left_out = not_read(CohortRequest(tmp_path).read(load_registry()), tmp_path)
+    assert [(each.path, each.why) for each in left_out] == [
+        (tmp_path / "P1/dicom", "DICOM files (12): the reader folders does not read them")
+    ]
 
 
 def test_training_cuts_a_series_as_it_cuts_the_nifti_file(tmp_path: Path) -> None:

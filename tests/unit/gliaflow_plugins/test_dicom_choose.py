@@ -105,8 +105,20 @@ def test_a_tie_is_refused_and_lists_the_series(tmp_path):
     with pytest.raises(ValueError, match="may be FLAIR"):
         series.read()
     assert "flair" not in series.problem, "descriptions may have names in them"
-    (left,) = find_series(made(tmp_path, "t1", t1), FlairRules(describe=False)).left_out
+    left, _ = find_series(made(tmp_path, "t1", t1), FlairRules(describe=False)).left_out
     assert left.why.startswith("series 3, 12 images")
+
+
+def test_a_number_chooses_only_where_it_is_that_of_one_study(tmp_path):
+    """Series 4 of another study may be T1."""
+    tie = [*made(tmp_path, "flair tra", with_number(4)), *made(tmp_path, "flair cor", with_number(7))]
+    other = write_flair(tmp_path / "other", SMALL, study="other")
+    for found in (find_series([*tie, *other]), find_series(tie, part=True)):
+        refused = found.flair[0]
+        assert refused.choices == (uid("study", "flair tra"), uid("study", "flair cor"))
+        assert refused.problem.endswith(f"--series {refused.choices[0]} or --series {refused.choices[1]}")
+    found = find_series([*tie, *other], FlairRules(wanted=(uid("study", "flair cor"),)))
+    assert [(series.number, series.problem) for series in found.flair] == [(7, ""), (4, "")]
 
 
 @pytest.mark.parametrize("wanted", ["7", "COR", uid("study", "flair cor")], ids=["number", "text", "UID"])
@@ -128,7 +140,33 @@ def test_the_user_may_choose_what_the_rules_would_not_but_no_localizer(tmp_path)
         image.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
 
     found = find_series(made(tmp_path, "flair", localizer), FlairRules(wanted=("4",)))
-    assert (found.flair, why(found)) == ([], ["series 4 'flair', 12 images: a localizer (ImageType LOCALIZER)"])
+    assert (found.flair, found.matched) == ([], set())
+    assert why(found) == [
+        "series 4 'flair', 12 images: a localizer (ImageType LOCALIZER)",
+        "a study without a FLAIR series",
+    ]
+    assert found.left_out[1].path == tmp_path / "flair"
+
+
+def test_in_a_study_where_no_wanted_series_is_the_rules_choose(tmp_path):
+    first = write_flair(tmp_path / "a", SMALL, study="first", series="flair a")
+    second = write_flair(tmp_path / "b", SMALL, study="second", series="flair b", change=with_number(7))
+    other = write(single_frames(SMALL, study="second", series="flair c", change=with_number(8)), tmp_path / "c")
+    found = find_series([*first, *second, *other], FlairRules(wanted=("7", "99")))
+    assert (taken(found), [series.problem for series in found.flair]) == ([4, 7], ["", ""])
+    assert found.matched == {"7"}
+    assert found.every[0] == "series 4 'flair a', 12 images"
+    found = find_series([*first, *second, *other], FlairRules(wanted=("7", "8")))
+    assert [bool(series.choices) for series in found.flair] == [False, True], "two values in one study are a tie"
+
+
+def test_a_study_in_which_a_series_must_match_is_refused_if_none_does(tmp_path):
+    paths = [*made(tmp_path, "flair"), *made(tmp_path, CANARY, t1)]
+    (series,) = find_series(paths, FlairRules(wanted=("99",), must_match=True)).flair
+    assert series.problem == ("no series matches --series 99; the study has: series 4, 12 images; series 3, 12 images")
+    assert series.choices == ()
+    (series,) = find_series(paths, FlairRules(wanted=("3",), must_match=True)).flair
+    assert (series.number, series.problem) == (3, "")
 
 
 def test_one_series_for_each_study(tmp_path):
@@ -140,9 +178,9 @@ def test_one_series_for_each_study(tmp_path):
 def test_rules_can_be_changed(tmp_path):
     paths = made(tmp_path, "t1", t1)
     assert taken(find_series(paths, FlairRules(pattern="^t1$"))) == [3]
-    assert why(find_series(paths, FlairRules(pattern="t1", min_slices=13))) == [
+    assert why(find_series(paths, FlairRules(pattern="t1", min_slices=13)))[0] == (
         "series 3 't1', 12 images: fewer than 13 slices"
-    ]
+    )
     with pytest.raises(ValueError, match="the pattern of FLAIR series is not a regular expression"):
         FlairRules(pattern="(")
 
@@ -158,6 +196,8 @@ def test_two_echoes_are_two_volumes_and_the_user_chooses(tmp_path):
     assert series.problem.endswith("Choose one: --series 4:100 or --series 4:120")
     (series,) = find_series(paths, FlairRules(wanted=("4:120",))).flair
     assert (series.problem, series.echo_ms, series.paths) == ("", 120, tuple(paths[12:]))
+    (series,) = find_series(paths, FlairRules(wanted=(f"{uid('study', 'flair')}:120",))).flair
+    assert series.echo_ms == 120
 
 
 def test_echo_times_that_differ_from_slice_to_slice_are_one_volume(tmp_path):
@@ -166,6 +206,16 @@ def test_echo_times_that_differ_from_slice_to_slice_are_one_volume(tmp_path):
 
     (series,) = find_series(write_flair(tmp_path, SMALL, change=change)).flair
     assert (series.problem, series.echo_ms, len(series.slices)) == ("", None, 12)
+
+
+def test_two_echoes_at_alternate_slices_are_refused(tmp_path):
+    def change(image: FileDataset, number: int) -> None:
+        image.EchoTime = 100 if number % 2 else 50
+
+    (series,) = find_series(write_flair(tmp_path, SMALL, change=change)).flair
+    assert series.problem.startswith("EchoTime differs between slices: 50 ms in IM0001.dcm, IM0003.dcm")
+    assert "; 100 ms in IM0002.dcm, IM0004.dcm" in series.problem
+    assert series.problem.endswith("; keep the images of one echo")
 
 
 # files
@@ -342,6 +392,13 @@ def test_a_missing_part_of_a_concatenation_is_refused(tmp_path):
     assert series.problem == "2 of 3 files of a concatenation are missing beside IM0001.dcm; add them"
 
 
+def test_a_damaged_multi_frame_image_is_refused_and_is_not_a_series_of_one_slice(tmp_path):
+    image = enhanced(SMALL)
+    image.NumberOfFrames = 11
+    (series,) = find_series(write([image], tmp_path)).flair
+    assert series.problem.startswith("IM0001.dcm: NumberOfFrames: 11, but PerFrameFunctionalGroupsSequence has 12")
+
+
 def test_frames_are_named_by_their_number(tmp_path):
     def change(image: FileDataset) -> None:
         position = image.PerFrameFunctionalGroupsSequence[6].PlanePositionSequence[0]
@@ -366,6 +423,7 @@ def test_a_mosaic_and_other_objects_are_left_out(tmp_path):
     assert why(found) == [
         "series 4 'flair', 12 images: a Siemens mosaic, many slices in one picture (ImageType MOSAIC)",
         "series 4 'flair sr', 12 images: not MR images",
+        "a study without a FLAIR series",
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from gliaflow_plugins.dicom import compressed
+from gliaflow_plugins.dicom import compressed, decode
 from gliaflow_plugins.dicom.choose import FlairRules, find_series
 from gliaflow_plugins.dicom.series import DicomSeries
 from hypothesis import given, settings
@@ -366,6 +368,21 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_series(tmp_path, monkeypatch,
     monkeypatch.setattr(compressed, "SECONDS", 0.2 if "sleep" in code else 60)
     with pytest.raises(ValueError, match=message):
         series_of(paths).read()
+
+
+def test_the_decoder_has_a_memory_limit_and_no_secrets(monkeypatch):
+    monkeypatch.setenv("GLIAFLOW_DICOM_CREDENTIALS", "SECRET")
+    with compressed._start() as child:
+        request = {"syntax": RLELossless, "rows": 1, "columns": 1, "bits_allocated": 16, "bits_stored": 16, "bytes": 0}
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+        assert child.stdout.read(1) == b"-"  # it runs, and refuses an empty frame
+        process = Path(f"/proc/{child.pid}")
+        assert b"SECRET" not in (process / "environ").read_bytes()
+        limits = (process / "limits").read_text()
+        assert re.search(rf"Max address space +{decode.MEMORY_BYTES} ", limits)
+        assert re.search(r"Max core file size +0 ", limits)
+        child.stdin.close()
 
 
 def test_a_file_that_changed_since_it_was_found_is_refused(tmp_path):
