@@ -5,6 +5,9 @@ DEV := .venv
 # --no-compile: Python compiles the few modules that it imports, not all that pip installs
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# hundreds of processes in the tests import the same modules: Python must keep what it has compiled
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-compose check docs fuzz chaos bench bundle lock sbom clean
 
 help: ## print this list

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePath
 
+NO_FLAIR = "DICOM study without FLAIR"  # a ``kind``
+
 
 @dataclass(frozen=True)
 class LeftOut:

@@ -18,7 +18,7 @@ from gliaflow_plugins.cohorts.patients import PatientOf, find_patients
 from gliaflow_plugins.cohorts.scan_files import SHOWN, ScanFile
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Cohort, Volume
-from gliaflow_plugins.left_out import LeftOut
+from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
 from gliaflow_proto import CLASSES
 from gliaflow_runtime.errors import UsageError
 
@@ -210,7 +210,7 @@ def _why_none(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return " (no file ends in .nii, .nii.gz or another ending of an image)"
     by_reason: dict[str, list[LeftOut]] = defaultdict(list)
-    for each in (each for each in left_out if each.kind != "DICOM study without FLAIR"):
+    for each in (each for each in left_out if each.kind != NO_FLAIR):
         by_reason[each.why].append(each)
     reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     lines = [

@@ -257,7 +257,7 @@ def test_checks_that_need_the_management_api_are_reported_as_skipped_without_it(
     consumers(*STAGE_QUEUES)
     code, output = examine(broker=rabbitmq_url, management=f"http://127.0.0.1:{free_port()}")
     assert code == 0, output
-    assert output.count("not checked: no management API at http://127.0.0.1") == 5
+    assert output.count("not checked: no management API at http://127.0.0.1") == 6
     assert "GLIAFLOW_MANAGEMENT" in output
 
 

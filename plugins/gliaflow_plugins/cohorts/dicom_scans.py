@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gliaflow_plugins.cohorts.scan_files import SHOWN, Chooser, LocalFiles, ScanFile
 from gliaflow_plugins.cohorts.walk import status_of, walk
 from gliaflow_plugins.contracts import PluginError
-from gliaflow_plugins.left_out import LeftOut
+from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.choose import FlairRules, KnownImages
@@ -94,7 +94,7 @@ def scans_of_patient(paths: Sequence[Path], patient: str, rules: FlairRules | No
             problems += [f"{patient}: {doubt}" for doubt in scan.warnings]
             scans.append(scan)
     if not found.scans:
-        reasons = [f"{each.path.name}: {each.why}" for each in left_out if each.kind != "DICOM study without FLAIR"]
+        reasons = [f"{each.path.name}: {each.why}" for each in left_out if each.kind != NO_FLAIR]
         more = f"; {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         problems.append(f"{patient}: no FLAIR series: {'; '.join(reasons[:SHOWN])}{more}")
     return replace(found, scans=scans, left_out=left_out)

@@ -30,12 +30,12 @@ from gliaflow_plugins.cohorts.image_names import (
 )
 from gliaflow_plugins.cohorts.walk import by_ending, is_dicom, once, unusable, walk
 from gliaflow_plugins.contracts import Cohort, Volume
-from gliaflow_plugins.left_out import LeftOut
+from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.series import DicomSeries
 
-PLURALS = {"DICOM series": "DICOM series", "DICOM study without FLAIR": "DICOM studies without FLAIR"}
+PLURALS = {"DICOM series": "DICOM series", NO_FLAIR: "DICOM studies without FLAIR"}
 SHOWN = 3  # names or words in one line of a summary
 HEADER, VOXELS = (re.compile(rf"\.{ending}(\.gz)?$", re.IGNORECASE) for ending in ("hdr", "img"))  # of one image
 REMARKABLE = (
@@ -46,7 +46,7 @@ REMARKABLE = (
     "doubtful file",
     "DICOM file",
     "DICOM folder",
-    "DICOM study without FLAIR",
+    NO_FLAIR,
     "unread scan",
     "repeated file",
 )

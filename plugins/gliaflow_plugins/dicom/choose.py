@@ -15,7 +15,7 @@ from gliaflow_plugins.dicom.geometry import listed
 from gliaflow_plugins.dicom.headers import OtherFile, quiet
 from gliaflow_plugins.dicom.images import DicomImage, DicomSlice, read_image
 from gliaflow_plugins.dicom.series import DicomSeries
-from gliaflow_plugins.left_out import LeftOut
+from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
 
 MAX_FILES = 500_000
 MAX_KNOWN = 50_000  # images, some KiB each
@@ -239,7 +239,7 @@ def find_series(
             found.flair.append(_series(chosen, damaged, by_number=by_number))
         else:
             place = _place([image for images in group for image in images])
-            found.left_out.append(LeftOut(place, "a study without a FLAIR series", "DICOM study without FLAIR"))
+            found.left_out.append(LeftOut(place, "a study without a FLAIR series", NO_FLAIR))
     return found
 
 

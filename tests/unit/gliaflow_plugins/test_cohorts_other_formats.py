@@ -277,7 +277,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     (tmp_path / "a.nrrd").write_bytes(NRRD)
-    with pytest.raises(ValueError, match=r"a\.nrrd: \.nrrd files need SimpleITK: pip install 'gliaflow\[dicom\]'"):
+    with pytest.raises(ValueError, match=r"a\.nrrd: \.nrrd files need SimpleITK: pip install 'gliaflow\[formats\]'"):
         NiftiFile(tmp_path / "a.nrrd").read()
 
 
