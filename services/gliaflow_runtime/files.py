@@ -47,7 +47,7 @@ def whole_file(
     try:
         yield part
         if sync:
-            _sync(part)
+            fsync_path(part)
         if new:
             _rename_to_new(part, path)
         else:
@@ -56,7 +56,7 @@ def whole_file(
         part.unlink(missing_ok=True)
         raise
     if sync:
-        _sync(path.parent)
+        fsync_path(path.parent)
 
 
 def _rename_to_new(part: Path, path: Path) -> None:
@@ -74,7 +74,8 @@ def _rename_to_new(part: Path, path: Path) -> None:
             part.rename(path)
 
 
-def _sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
     at = os.open(path, os.O_RDONLY)
     try:
         os.fsync(at)

@@ -71,7 +71,7 @@ class ScanState:
 
     @property
     def place(self) -> tuple[str, str]:
-        """What tells scans apart."""
+        """Where the scan is. Two scans never have the same place."""
         return self.location, self.series
 
     def is_same_series(self, other: ScanState) -> bool:

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import structlog
-from gliaflow_runtime.files import whole_file
+from gliaflow_runtime.files import fsync_path, whole_file
 
-from gliaflow_dicom.node.spool import Spool, sync
+from gliaflow_dicom.node.spool import Spool
 from gliaflow_dicom.objects.source_header import PATIENT, STUDY, UIDS
 
 if TYPE_CHECKING:
@@ -233,9 +233,9 @@ def _write(spool: Spool, folder: Path, origin: AnswerOrigin, objects: Mapping[st
             dataset.save_as(data, enforce_file_format=True)
             size += _write_synced(part / f"{number}{ending}", data.getvalue())
         size += _write_synced(part / ANSWER, json.dumps(asdict(origin)).encode())
-        sync(part)
+        fsync_path(part)
         part.rename(folder)
-        sync(folder.parent)
+        fsync_path(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

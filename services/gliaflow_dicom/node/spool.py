@@ -35,7 +35,7 @@ from typing import IO, Literal
 from uuid import uuid4
 
 from gliaflow_runtime.errors import UsageError
-from gliaflow_runtime.files import private_folder
+from gliaflow_runtime.files import fsync_path, private_folder
 from gliaflow_runtime.folders import why_unwritable
 from gliaflow_runtime.settings import Settings
 
@@ -184,11 +184,11 @@ class Spool:
             for folder in (series.parent, series):
                 if not folder.exists():
                     folder.mkdir(0o700, exist_ok=True)
-                    sync(folder.parent)
+                    fsync_path(folder.parent)
             place = series / f"{hashed(uids.image)}.dcm"
             replaced = _size(place)
             image.path.replace(place)
-            sync(series)
+            fsync_path(series)
             image.kept = True
         self.add_bytes(-replaced)
         return "kept"
@@ -204,7 +204,7 @@ class Spool:
         folder = self.studies / study / series
         with contextlib.suppress(FileNotFoundError):
             (folder / (CLEAN if clean else BROKEN)).touch(0o600)
-            sync(folder)
+            fsync_path(folder)
 
     def ending(self, study: str, series: str) -> Literal["clean", "broken", "killed"]:
         """How the last association of a series ended; ``killed``: the process ended before it."""
@@ -331,15 +331,6 @@ class IncomingImage(BytesIO):
     def _refuse(self, refusal: Literal["full", "large"]) -> None:
         self.discard()
         self.refusal = refusal
-
-
-def sync(folder: Path) -> None:
-    """Return when the names in a folder are on the disk."""
-    at = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(at)
-    finally:
-        os.close(at)
 
 
 def _has_room(series: Path, studies: Path) -> bool:

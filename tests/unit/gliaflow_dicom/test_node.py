@@ -319,7 +319,7 @@ def test_a_series_that_comes_again_is_the_same_object_and_a_loop_ends(tmp_path: 
 
 
 def test_the_rest_of_a_series_that_was_answered_too_early_is_no_series(tmp_path: Path) -> None:
-    """Without an archive, a sender that pauses for longer than settle_s cannot be told from one that has ended."""
+    """Without an archive, a sender that pauses for longer than settle_s looks like one that has ended."""
     pipeline = Pipeline()
     whole = single_frames(head((16, 16, 24)))
     with running(tmp_path, incomplete_s=0.3) as node:
