@@ -145,6 +145,8 @@ class PredictionMessage(Message):
     ``status`` is ``ok``, or ``no tumour``: then the scan has no grade (``grade`` is empty) and no probability
     (``p_hgg`` is 0.5, since older readers expect a number; ignore it). ``trained_on`` says what the bundle was trained
     on: ``phantoms``, ``patients``, or nothing if it is not known. ``forms``: see ``Geometry.forms``.
+    ``slice_numbers``: the canonical z of each slice with tumour, rising; ``slice_p_hgg``: the probability of HGG in
+    each of them. The logit of ``p_hgg`` is the mean of theirs. Both are empty in a prediction of an earlier version.
     """
 
     kind: ClassVar[str] = "prediction"
@@ -161,6 +163,8 @@ class PredictionMessage(Message):
     status: str = "ok"
     trained_on: str = ""
     forms: Forms | None = None
+    slice_numbers: list[int] = field(default_factory=list)
+    slice_p_hgg: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

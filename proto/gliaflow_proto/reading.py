@@ -229,3 +229,10 @@ def _check_prediction(prediction: PredictionMessage) -> None:
         raise ProtocolError(f"p_hgg: {prediction.p_hgg:g} is not a probability")
     if prediction.status not in ("ok", NO_TUMOUR):
         raise ProtocolError(f"status: {shown(prediction.status)} is not 'ok' or {NO_TUMOUR!r}")
+    numbers, probabilities = prediction.slice_numbers, prediction.slice_p_hgg
+    if len(numbers) != len(probabilities):
+        raise ProtocolError(f"slice_p_hgg: {len(probabilities)} numbers for {len(numbers)} slice_numbers")
+    if numbers != sorted(set(numbers)) or not all(0 <= number < max(sides) for number in numbers):
+        raise ProtocolError(f"slice_numbers: expected rising numbers from 0 to {max(sides) - 1}")
+    if not all(0 <= p <= 1 for p in probabilities):
+        raise ProtocolError("slice_p_hgg: expected probabilities")

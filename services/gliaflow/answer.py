@@ -76,6 +76,9 @@ class Answer:
     bundle: the model bundle that answered.
     trained_on: what that bundle was trained on: ``phantoms`` (drawings of scans, so its answers say nothing about a
         patient), ``patients``, or nothing if the bundle does not say it.
+    slice_p_hgg: of each slice with tumour its number, from 0 at the feet (of the scan in canonical axes, RAS+), and the
+        probability of HGG in it. The logit of ``p_hgg`` is the mean of theirs. Empty if the stages are of an earlier
+        version.
     seconds: the scan's own time: to its answer, from the answer before it or, if that is later, from its sending. The
         sum over a submission is the time that the submission took.
     reason: why there is no answer.
@@ -93,6 +96,7 @@ class Answer:
     tumour_slices: int | None = None
     bundle: str | None = None
     trained_on: str = ""
+    slice_p_hgg: tuple[tuple[int, float], ...] = ()
     seconds: float | None = None
     reason: str = ""
     warnings: tuple[str, ...] = ()
@@ -115,6 +119,7 @@ class Answer:
             tumour_slices=message.tumour_slices,
             bundle=message.bundle,
             trained_on=message.trained_on,
+            slice_p_hgg=tuple(zip(message.slice_numbers, message.slice_p_hgg, strict=True)),
             seconds=seconds,
             _input=item,
             warnings=(*item.warnings, *message.warnings),

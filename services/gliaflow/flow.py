@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 1800.0
 RESEND = 6  # after 1/6 of the timeout without any answer, open scans are sent again; then after twice that
+POLL_S = 0.1  # between two questions to a stream of scans that has none
 IN_FLIGHT = 16  # scans sent and not yet answered: enough to keep all stages busy, and fair to other clients
 
 ScanPath = str | PathLike[str] | Input
@@ -194,6 +195,27 @@ class Flow:
         self._running.add(answers)
         return answers
 
+    def answer_stream(self, scans: Iterator[Input | None]) -> Iterator[Answer]:
+        """Submit scans that come while others are in work, and give each answer as it comes.
+
+        Parameters
+        ----------
+        scans: gives the next scan, or None if none waits now: then it is asked again a moment later. Its end ends the
+            stream, once all answers have come.
+
+        Raises
+        ------
+        BrokerError: no stage takes the scans, or the broker is lost.
+        """
+        answers = self._answers(scans)
+        self._running.add(answers)
+        return answers
+
+    @property
+    def stages(self) -> RunningStages | None:
+        """The stages, if they run in this process."""
+        return self._stages
+
     def generate(self, grade: str, count: int, *, seed: int = 0) -> NDArray[np.float32]:
         """Synthetic features [count, C, H, W] of a class, HGG or LGG. The same seed gives the same features.
 
@@ -253,20 +275,26 @@ class Flow:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _answers(self, inputs: Sequence[Input]) -> Generator[Answer]:
+    def _answers(self, inputs: Iterable[Input | None]) -> Generator[Answer]:
         """Keep IN_FLIGHT scans in work, and send again those that seem to be lost, and those that met two bundles."""
-        waiting = list(reversed(inputs))
+        source, ended = iter(inputs), False
         sent: dict[str, SentScan] = {}
         quiet = since_sent = 0.0  # seconds of waiting: since the last answer, and since scans were last sent
         waited = 0.0  # seconds of waiting in all
         answered = 0.0  # when the last answer came
         patience = self._timeout / RESEND
-        if self._stages:
-            self._stages.allow(item.root for item in inputs if item.volume is None)
         with self._submission(FOR_SCANS) as submission:
-            while waiting or sent:
-                while waiting and len(sent) < IN_FLIGHT:
-                    item = waiting.pop()
+            while sent or not ended:
+                while not ended and len(sent) < IN_FLIGHT:
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        ended = True
+                        break
+                    if item is None:
+                        break
+                    if self._stages and item.volume is None:
+                        self._stages.allow([item.root])
                     try:
                         sent[submission.submit(item)] = SentScan(item, time.monotonic())
                         since_sent = 0.0
@@ -279,10 +307,12 @@ class Flow:
                     except (OSError, ValueError) as error:
                         yield _not_sent(sent.pop(scan_id).item, error)
                 self._check()
+                pause = 1.0 if ended else POLL_S  # until the source is asked again
                 if not sent:
+                    time.sleep(0 if ended else pause)
                     continue
                 started = time.monotonic()
-                message = submission.answer(timeout=min(1.0, *(scan.due_in_s() for scan in sent.values())))
+                message = submission.answer(timeout=min(pause, *(scan.due_in_s() for scan in sent.values())))
                 now = time.monotonic()
                 quiet, since_sent, waited = (each + now - started for each in (quiet, since_sent, waited))
                 if message is None:

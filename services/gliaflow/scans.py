@@ -48,6 +48,7 @@ class Input:
     relative: its path, relative to the folder that was submitted.
     warnings: doubts about the file, from its name and its folder, for its answer.
     series: the SeriesInstanceUID of a DICOM series, which is then in ``volume``.
+    id: the scan's id in messages, unique in the pipeline. Default: derived from the submission and the name.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Input:
     relative: str = ""
     warnings: tuple[str, ...] = ()
     series: str = ""
+    id: str = ""
 
     @property
     def source(self) -> str:

@@ -173,7 +173,7 @@ class Submission:
         return None
 
     def _scan_id(self, item: Input) -> str:
-        return message_id(f"cohort {item.cohort}" if item.cohort else self.id, item.name)
+        return item.id or message_id(f"cohort {item.cohort}" if item.cohort else self.id, item.name)
 
     def _forget_uploads(self, scan_id: str) -> None:
         for queue in self._uploads.pop(scan_id, ()):

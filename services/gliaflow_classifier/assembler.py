@@ -34,6 +34,7 @@ from gliaflow_proto import (
 )
 from gliaflow_proto.geometry import MAX_VOXELS
 from gliaflow_proto.messages import MAX_WARNINGS
+from gliaflow_proto.reading import MAX_LIST
 from gliaflow_proto.routing import ASSEMBLER
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Delivery
@@ -281,8 +282,9 @@ class Assembler(Stage):
         masks = without_spots(masks, self._min_tumour_ml / (voxel_ml(geometry) * geometry.step[0] * geometry.step[1]))
         with_tumour = masks.any(axis=(1, 2))
         score = float(logit[with_tumour].mean()) if with_tumour.any() else 0.0
-        p_first = 0.5 * (1 + math.tanh(score / 2))  # the sigmoid, without overflow
-        graded = bool(with_tumour.any())
+        p_first = _probability(score)
+        by_slice = sorted((slices[n], _probability(float(logit[n]))) for n in np.flatnonzero(with_tumour))
+        graded = bool(by_slice)
         grade = self._classes[0 if p_first >= 0.5 else 1] if graded else ""
         mask = restore(masks, geometry)
         metrics.ANSWERS.labels(grade or NO_TUMOUR).inc()
@@ -301,6 +303,8 @@ class Assembler(Stage):
             affine=geometry.affine,
             forms=forms,
             trained_on=self._trained_on,
+            slice_numbers=[z for z, _ in by_slice[:MAX_LIST]],
+            slice_p_hgg=[p for _, p in by_slice[:MAX_LIST]],
             mask=mask,
         )
 
@@ -320,6 +324,11 @@ def without_spots(masks: NDArray[np.uint8], pixels: float) -> NDArray[np.uint8]:
     kept = np.zeros_like(masks)
     kept[box] = large[label]
     return kept
+
+
+def _probability(logit: float) -> float:
+    """The sigmoid, without overflow."""
+    return 0.5 * (1 + math.tanh(logit / 2))
 
 
 def _frame(part: GradedMessage) -> tuple[object, ...]:

@@ -55,7 +55,8 @@ class RunningStages:
 
     def allow(self, roots: Iterable[str]) -> None:
         """Let the preprocessor read scans under these folders or URLs too."""
-        self._settings.roots.extend(set(roots).difference(self._settings.roots))
+        known = self._settings.roots
+        known.extend(root for root in set(roots) if not any(f"{root}/".startswith(f"{each}/") for each in known))
 
     def ready(self) -> dict[str, bool]:
         """Whether each stage can work now, by name."""

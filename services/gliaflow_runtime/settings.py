@@ -31,10 +31,11 @@ MAX_CONFIG_BYTES = 2**16
 # how to compute and log: nothing that changes where data, passwords, models or code come from or go to, nor which
 # series of a patient is graded
 WORKING_FOLDER = ("device", "threads", "batch", "prefetch", "log_level", "log_format")
-SECRET = ("broker", "management")  # their values may have a password, so no message quotes them
-FLAGS = {  # the others have the name of their setting, those of the DICOM node without "dicom"
+SECRET = ("broker", "management", "console_token")  # their values may have a password, so no message quotes them
+FLAGS = {  # the others have the name of their setting, those of the DICOM node and the console without "dicom", "console"
     "roots": "--root",
     "train_profile": "--profile",
+    "console_folder": "--out",
 }
 
 
@@ -169,6 +170,21 @@ class Settings(BaseSettings):
     dicom_credentials: Path | None = Field(
         None, description="DICOM node: file with user:password or Bearer TOKEN for https:// destinations"
     )
+    console_host: str = Field("127.0.0.1", description="console: address to listen on; 0.0.0.0: all of this machine")
+    console_port: int = Field(8765, ge=0, le=65535, description="console: port to listen on; 0: a free one")
+    console_names: Annotated[list[str], NoDecode] = Field(
+        [], description="console: names (HOST or HOST:PORT) by which browsers may address it, besides localhost"
+    )
+    console_token: str = Field("", description="console: the token that opens it; default: a new one at each start")
+    console_token_file: Path | None = Field(None, description="console: file with the token")
+    console_folder: Path | None = Field(
+        None, description="console: folder for scans and answers; default: a temporary one, deleted at the end"
+    )
+    console_reports: Path | None = Field(None, description="console: folder with evaluations and trainings to show")
+    console_scans: int = Field(500, ge=1, le=100_000, description="console: scans that it keeps; then the oldest goes")
+    console_gib: float = Field(5, gt=0, description="console: the most GiB of scans that it keeps")
+    console_hours: float = Field(72, gt=0, description="console: how long it keeps a scan")
+    console_upload_mib: float = Field(1024, gt=0, description="console: the most MiB of one uploaded file")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level on stderr")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else JSON")
 
@@ -188,7 +204,7 @@ class Settings(BaseSettings):
             parse_server_url(url, HTTP)
         return url
 
-    @field_validator("roots", "dicom_allow", "dicom_to", mode="before")
+    @field_validator("roots", "dicom_allow", "dicom_to", "console_names", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -329,7 +345,7 @@ def _explain(error: ValidationError, flags: Mapping[str, Any]) -> str:
         return f"{file}: {name}: no such setting; gliaflow serve extractor --show-settings lists all"
     variable = f"GLIAFLOW_{name.upper()}"
     if name in flags:
-        source = FLAGS.get(name, f"--{name.removeprefix('dicom_').replace('_', '-')}")
+        source = FLAGS.get(name, f"--{name.removeprefix('dicom_').removeprefix('console_').replace('_', '-')}")
     else:
         source = variable if any(key.upper() == variable for key in os.environ) else f"{file}: {name}"
     place = "".join(f"[{part}]" for part in inner)

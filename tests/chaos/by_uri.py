@@ -9,7 +9,7 @@ from pathlib import Path
 import gliaflow.flow
 from gliaflow.scans import Input, find_inputs
 from gliaflow.submission import Submission
-from gliaflow_cli.client.out_folder import OutFolder
+from gliaflow_client.out_folder import OutFolder
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.logs import configure_logging

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fleet import GLIAFLOW, clean, peak_mb
 from gliaflow.scans import stem
-from gliaflow_cli.client.table import TABLE, ScanRow, read_table
+from gliaflow_client.table import TABLE, ScanRow, read_table
 
 BATCH = 20
 MAX_RUNS = 40  # of one client: a scan without a row is lost then

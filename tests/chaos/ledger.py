@@ -16,7 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from clients import Batch
-from gliaflow_cli.client.table import TABLE, ScanRow
+from gliaflow_client.table import TABLE, ScanRow
 from gliaflow_proto import FailureMessage, GradedMessage, PredictionMessage, ProtocolError, Queue, decode
 from gliaflow_proto.routing import ALL_QUEUES
 from gliaflow_runtime.broker.interface import REASON, Delivery

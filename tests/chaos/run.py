@@ -29,7 +29,7 @@ from faults import DEFINITIONS, FAULTS, HEARTBEAT_S, World
 from fleet import GLIAFLOW, SERVICES, Fleet, clean, peak_mb
 from flood import Flood, flood
 from gliaflow.scans import stem
-from gliaflow_cli.client.table import TABLE, read_table
+from gliaflow_client.table import TABLE, read_table
 from gliaflow_proto.routing import ALL_QUEUES
 from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.logs import configure_logging

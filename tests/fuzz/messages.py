@@ -20,7 +20,7 @@ from gliaflow.answer import Answer, write_image
 from gliaflow.scans import Input
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.grader import Grader
-from gliaflow_cli.client.table import ScanRow
+from gliaflow_client.table import ScanRow
 from gliaflow_extractor.extractor import Extractor, UNetSession
 from gliaflow_generator.generator import Balancer, Generator
 from gliaflow_generator.synthesis import Synthesizer

@@ -20,9 +20,9 @@ from gliaflow_cli.checks import machine
 from gliaflow_cli.checks.broker import check_alarms, expected_policy
 from gliaflow_cli.checks.outcome import Wrong
 from gliaflow_cli.checks.stages import check_dicom_node
-from gliaflow_cli.client.management import Management, ManagementError
-from gliaflow_cli.client.queues import read_status
 from gliaflow_cli.commands import doctor
+from gliaflow_client.management import Management, ManagementError
+from gliaflow_client.queues import read_status
 from gliaflow_proto.routing import ALL_QUEUES, EXTRACTOR, GENERATOR, STAGE_QUEUES, Queue
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.credentials import Credentials

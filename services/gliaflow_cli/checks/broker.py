@@ -6,13 +6,13 @@ import time
 from collections import defaultdict
 from typing import Any
 
+from gliaflow_client.management import Management, ManagementError
 from gliaflow_proto import Queue
 from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, BALANCER, RECORDER, STAGE_QUEUES, exchange_of
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.version import VERSION
 
 from gliaflow_cli.checks.outcome import Unseen, Wrong
-from gliaflow_cli.client.management import Management, ManagementError
 
 CLOCKS_S = 5.0  # two clocks may differ by so much
 IMPORT = "rabbitmqctl import_definitions secrets/rabbitmq/definitions.json"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from gliaflow_client.management import Management, ManagementError
 from gliaflow_runtime.version import VERSION
 
 from gliaflow_cli.checks.outcome import Unseen, Wrong
-from gliaflow_cli.client.management import Management, ManagementError
 
 
 def check_killed(management: Management) -> str:

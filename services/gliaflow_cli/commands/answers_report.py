@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from gliaflow.picture import MaskedScan
 from gliaflow.scans import Input
+from gliaflow_client.out_folder import OutFolder, Target
+from gliaflow_client.summary import ON_PHANTOMS, counts, is_on_phantoms, true_grades
+from gliaflow_client.table import ScanRow
 from gliaflow_pages.drawing import INSTALL, has_matplotlib
 from gliaflow_pages.pages import render_page
 from gliaflow_pages.slices import Slice, feature_maps, slice_pictures
 from gliaflow_plugins.nibabel_alone import nib
 from numpy.typing import NDArray
 
-from gliaflow_cli.client.out_folder import OutFolder, Target
-from gliaflow_cli.client.summary import ON_PHANTOMS, counts, is_on_phantoms, true_grades
-from gliaflow_cli.client.table import ScanRow
 from gliaflow_cli.terminal import progress_bar
 
 MAX_PICTURES = 200  # about 70 kB each; a page with more is slow

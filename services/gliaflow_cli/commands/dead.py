@@ -19,10 +19,9 @@ app = typer.Typer(
 @app.command("list")
 def list_letters(broker: flags.Broker = None) -> None:
     """Print one line for each dead letter: id, time, stage, scan, submission, reason."""
+    from gliaflow_client.dead_letters import count_waiting, dead_letters
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.settings import load_settings
-
-    from gliaflow_cli.client.dead_letters import count_waiting, dead_letters
 
     settings = load_settings({"broker": broker})
     with open_broker(settings) as connection, dead_letters(connection) as letters:
@@ -50,10 +49,9 @@ def show_letter(
     broker: flags.Broker = None,
 ) -> None:
     """Print everything that is known about a dead letter."""
+    from gliaflow_client.dead_letters import choose, dead_letters
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.settings import load_settings
-
-    from gliaflow_cli.client.dead_letters import choose, dead_letters
 
     with open_broker(load_settings({"broker": broker})) as connection, dead_letters(connection) as letters:
         for letter in choose(letters, [message]):
@@ -72,12 +70,11 @@ def replay_letters(
     broker: flags.Broker = None,
 ) -> None:
     """Send dead letters back to the stage that gave them up, once the cause is fixed."""
+    from gliaflow_client.dead_letters import choose, count_waiting, dead_letters
     from gliaflow_proto import ProtocolError
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.errors import UsageError
     from gliaflow_runtime.settings import load_settings
-
-    from gliaflow_cli.client.dead_letters import choose, count_waiting, dead_letters
 
     if bool(messages) == every:
         raise UsageError("name the dead letters to replay by their ids, or all of them with --all")
@@ -117,12 +114,11 @@ def delete_letters(
     broker: flags.Broker = None,
 ) -> None:
     """Delete dead letters for good."""
+    from gliaflow_client.dead_letters import choose, count_waiting, dead_letters, delete_all, queues_of
     from gliaflow_proto.routing import ALL_QUEUES
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.errors import UsageError
     from gliaflow_runtime.settings import load_settings
-
-    from gliaflow_cli.client.dead_letters import choose, count_waiting, dead_letters, delete_all, queues_of
 
     if bool(messages) + (stage is not None) + every != 1:
         raise UsageError("name the dead letters to delete by their ids, or by --stage, or all of them with --all")

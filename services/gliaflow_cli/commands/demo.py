@@ -14,11 +14,11 @@ from gliaflow_cli.terminal import console, progress_bar, waiting_printer
 if TYPE_CHECKING:
     import numpy as np
     from gliaflow.answer import Answer
+    from gliaflow_client.out_folder import Target
+    from gliaflow_client.table import ScanRow
     from gliaflow_runtime.broker.interface import Consumer
     from numpy.typing import NDArray
 
-    from gliaflow_cli.client.out_folder import Target
-    from gliaflow_cli.client.table import ScanRow
     from gliaflow_cli.commands.answers_report import Shown
 
 SYNTHETIC = 8  # features of each class
@@ -41,6 +41,8 @@ def demo(
 
     from gliaflow.flow import open_flow
     from gliaflow.scans import Input
+    from gliaflow_client.out_folder import OutFolder
+    from gliaflow_client.summary import counts, true_grades
     from gliaflow_pages.drawing import INSTALL, has_matplotlib
     from gliaflow_phantoms.phantom import write_cohort
     from gliaflow_plugins.cohorts.case_folders import Brats
@@ -50,8 +52,6 @@ def demo(
     from gliaflow_runtime.errors import UsageError
     from gliaflow_runtime.settings import load_settings
 
-    from gliaflow_cli.client.out_folder import OutFolder
-    from gliaflow_cli.client.summary import counts, true_grades
     from gliaflow_cli.commands.answers_report import DemoParts, Shown, answers_page
 
     started = time.monotonic()

@@ -35,13 +35,13 @@ def doctor(
 
 def examine(settings: Settings, inbox: Path | None = None, out: Path | None = None) -> int:
     """Run all checks, print their results, and return the number of mistakes."""
+    from gliaflow_client.management import Management
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.broker.interface import BrokerError
 
     from gliaflow_cli.checks import broker as of_broker
     from gliaflow_cli.checks import machine
     from gliaflow_cli.checks.stages import check_dicom_node, check_killed
-    from gliaflow_cli.client.management import Management
 
     wrong = _run("onnxruntime", machine.check_onnxruntime)
     wrong += _run("device", lambda: machine.check_device(settings.device))

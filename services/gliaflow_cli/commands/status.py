@@ -23,13 +23,12 @@ def status(
     import time
     from dataclasses import asdict
 
+    from gliaflow_client.management import Management
+    from gliaflow_client.queues import as_lines, read_status
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.settings import load_settings
     from rich.console import Group
     from rich.live import Live
-
-    from gliaflow_cli.client.management import Management
-    from gliaflow_cli.client.queues import as_lines, read_status
 
     settings = load_settings({"broker": broker, "management": management})
     api = None

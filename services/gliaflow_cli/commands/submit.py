@@ -24,9 +24,8 @@ from gliaflow_cli.terminal import (
 
 if TYPE_CHECKING:
     from gliaflow.answer import Answer
-
-    from gliaflow_cli.client.out_folder import Target
-    from gliaflow_cli.client.table import ScanRow
+    from gliaflow_client.out_folder import Target
+    from gliaflow_client.table import ScanRow
 
 
 @interruptible("the answers so far are in predictions.csv of --out; the same command with --resume continues")
@@ -72,12 +71,11 @@ def submit(
     from gliaflow.flair_rules import flair_rules
     from gliaflow.flow import open_flow
     from gliaflow.scans import cohort_inputs, find_inputs
+    from gliaflow_client.out_folder import OutFolder
+    from gliaflow_client.summary import ON_PHANTOMS, attention, counts, is_on_phantoms, true_grades
     from gliaflow_plugins.cohorts.read import CohortRequest
     from gliaflow_plugins.registry import load_registry
     from gliaflow_runtime.settings import load_settings
-
-    from gliaflow_cli.client.out_folder import OutFolder
-    from gliaflow_cli.client.summary import ON_PHANTOMS, attention, counts, is_on_phantoms, true_grades
 
     if report or capture:
         from gliaflow_pages.drawing import require_matplotlib

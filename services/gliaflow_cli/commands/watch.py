@@ -16,10 +16,9 @@ from gliaflow_cli.interrupted import until_stopped
 if TYPE_CHECKING:
     from gliaflow.answer import Answer
     from gliaflow.flow import Flow
-
-    from gliaflow_cli.client.inbox import Inbox
-    from gliaflow_cli.client.out_folder import OutFolder, Target
-    from gliaflow_cli.client.table import ScanRow
+    from gliaflow_client.inbox import Inbox
+    from gliaflow_client.out_folder import OutFolder, Target
+    from gliaflow_client.table import ScanRow
 
 POLL_S = 1.0
 RETRY_S = 5.0  # after a folder could not be used
@@ -36,14 +35,13 @@ def watch(
 ) -> None:
     """Answer each scan that is copied into INBOX, until Ctrl-C or SIGTERM."""
     from gliaflow.flow import open_flow
+    from gliaflow_client.inbox import Inbox
+    from gliaflow_client.out_folder import OutFolder
     from gliaflow_runtime.ending import interrupt_on_signals
     from gliaflow_runtime.folders import become_owner, why_unreadable, why_unwritable
     from gliaflow_runtime.health import serve_health
     from gliaflow_runtime.logs import configure_logging
     from gliaflow_runtime.settings import load_settings
-
-    from gliaflow_cli.client.inbox import Inbox
-    from gliaflow_cli.client.out_folder import OutFolder
 
     if capture:
         from gliaflow_pages.drawing import require_matplotlib
@@ -109,8 +107,8 @@ class State:
 
 def _answer_new(scans: Inbox, folder: OutFolder, state: State) -> None:
     """Answer the scans without an answer, at most AT_ONCE of them."""
-    from gliaflow_cli.client.inbox import write_answer
-    from gliaflow_cli.client.summary import ON_PHANTOMS, is_on_phantoms
+    from gliaflow_client.inbox import write_answer
+    from gliaflow_client.summary import ON_PHANTOMS, is_on_phantoms
 
     log = _log()
 

@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from gliaflow.scans import Input
-from gliaflow_cli.client.table import ScanRow
 from gliaflow_cli.commands import answers_report
 from gliaflow_cli.commands.answers_report import DemoParts, Shown, answers_page
+from gliaflow_client.table import ScanRow
 from gliaflow_pages.slices import Slice
 from read_page import UNTRUSTED, UNTRUSTED_SHOWN, PageReader, check_stands_alone
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from gliaflow.answer import Answer
 from gliaflow.flow import Flow
-from gliaflow_cli.client.out_folder import OutFolder
-from gliaflow_cli.client.table import TABLE, read_table
 from gliaflow_cli.main import app
+from gliaflow_client.out_folder import OutFolder
+from gliaflow_client.table import TABLE, read_table
 from sample_dicom import write_flair
 from sample_scans import good_scan
 from typer.testing import CliRunner

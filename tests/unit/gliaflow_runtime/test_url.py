@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from gliaflow_cli.client.management import Management
 from gliaflow_cli.main import main
+from gliaflow_client.management import Management
 from gliaflow_runtime.broker.credentials import Credentials
 from gliaflow_runtime.broker.url import HTTP, parse_server_url, without_password
 from gliaflow_runtime.errors import UsageError

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from gliaflow.flow import Flow
 from gliaflow.scans import find_inputs
-from gliaflow_cli.client.inbox import Inbox, write_answer
-from gliaflow_cli.client.out_folder import OutFolder, Target
+from gliaflow_client.inbox import Inbox, write_answer
+from gliaflow_client.out_folder import OutFolder, Target
 from gliaflow_proto import PredictionMessage, ScanMessage, encode, routing_key
 from gliaflow_runtime.broker.interface import Broker
 from pydicom import dcmread
@@ -237,7 +237,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("gliaflow_cli.client.inbox.time.time_ns", clock.time_ns)
+    monkeypatch.setattr("gliaflow_client.inbox.time.time_ns", clock.time_ns)
     return clock
 
 
@@ -275,7 +275,7 @@ def test_a_series_waits_for_the_rest_of_its_study(tmp_path: Path, flow: Flow, mo
     write_flair(inbox / "P2/flair", VOXELS, study="2", patient="P2")
     copied = write(single_frames(VOXELS, series="another flair")[:4], inbox / "P1/other")
     fresh = {path.stat().st_ino for path in copied}
-    monkeypatch.setattr("gliaflow_cli.client.inbox._is_settled", lambda status, settle_s: status.st_ino not in fresh)
+    monkeypatch.setattr("gliaflow_client.inbox._is_settled", lambda status, settle_s: status.st_ino not in fresh)
     with OutFolder(tmp_path / "out") as folder:
         scans = Inbox(inbox, folder)
         assert poll(scans, folder, flow) == ["P2_flair"]

@@ -26,7 +26,7 @@ from gliaflow_plugins.cohorts.dicom_scans import as_series
 from gliaflow_plugins.regular_files import open_regular
 from gliaflow_runtime.errors import UsageError
 
-from gliaflow_cli.client.table import TABLE
+from gliaflow_client.table import TABLE
 
 RECORD = ".gliaflow.jsonl"
 

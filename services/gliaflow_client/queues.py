@@ -10,7 +10,7 @@ from typing import Any
 from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, CLASSIFIER, EXTRACTOR, PREPROCESSOR
 from gliaflow_runtime.broker.interface import Broker
 
-from gliaflow_cli.client.management import WINDOW_S, Client, Management, ManagementError
+from gliaflow_client.management import WINDOW_S, Client, Management, ManagementError
 
 SCAN_PATH = (PREPROCESSOR.name, EXTRACTOR.name, CLASSIFIER.name, ASSEMBLER.name)
 EMBEDDED = (

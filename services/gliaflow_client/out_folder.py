@@ -25,8 +25,8 @@ from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.files import whole_file
 
-from gliaflow_cli.client.record import Record, ScanState, free_name, name_key, readable, scan_sha256, sha256_of
-from gliaflow_cli.client.table import ANSWERED, TABLE, ScanRow, read_table, write_table
+from gliaflow_client.record import Record, ScanState, free_name, name_key, readable, scan_sha256, sha256_of
+from gliaflow_client.table import ANSWERED, TABLE, ScanRow, read_table, write_table
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.series import DicomSeries

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gliaflow_proto import CLASSES, NO_TUMOUR
 
-from gliaflow_cli.client.table import ScanRow
+from gliaflow_client.table import ScanRow
 
 PHANTOMS = "phantoms"
 DETAILS = re.compile(r" \([^()]{80,}\)")  # of a warning

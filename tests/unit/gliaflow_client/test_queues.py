@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from gliaflow_cli.client.management import Client
-from gliaflow_cli.client.queues import as_lines, read_status
+from gliaflow_client.management import Client
+from gliaflow_client.queues import as_lines, read_status
 from gliaflow_proto import Queue
 from gliaflow_proto.routing import ASSEMBLER, CLASSIFIER, EXTRACTOR, STAGE_QUEUES
 from gliaflow_runtime.broker.memory import MemoryBroker

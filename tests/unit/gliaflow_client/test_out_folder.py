@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from gliaflow.flow import Flow
 from gliaflow.scans import Input
-from gliaflow_cli.client.out_folder import OutFolder, Target
-from gliaflow_cli.client.record import RECORD
-from gliaflow_cli.client.table import TABLE, ScanRow, read_table, write_table
+from gliaflow_client.out_folder import OutFolder, Target
+from gliaflow_client.record import RECORD
+from gliaflow_client.table import TABLE, ScanRow, read_table, write_table
 from gliaflow_proto import NO_TUMOUR, PredictionMessage, ScanMessage, encode, routing_key
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.errors import UsageError
@@ -290,7 +290,7 @@ def test_a_mask_that_cannot_be_written_fails_its_scan(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gliaflow_cli.client.out_folder.nib.save", full)
+    monkeypatch.setattr("gliaflow_client.out_folder.nib.save", full)
     submit(flow, tmp_path / "out", [scan(tmp_path / "P1/a.nii", "1")])
     (row,) = read_table(tmp_path / "out" / TABLE).values()
     assert (row.status, row.error, row.mask) == ("failed", "mask not written: No space left on device", "")
@@ -326,7 +326,7 @@ def test_a_lock_of_another_machine_on_cifs_is_a_lock(tmp_path: Path, monkeypatch
     def held(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("gliaflow_cli.client.record.fcntl.flock", held)
+    monkeypatch.setattr("gliaflow_client.record.fcntl.flock", held)
     with pytest.raises(UsageError, match="another gliaflow command writes into this folder"):
         OutFolder(tmp_path)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from gliaflow_cli.client.summary import attention, counts, is_on_phantoms, true_grades
-from gliaflow_cli.client.table import ScanRow
+from gliaflow_client.summary import attention, counts, is_on_phantoms, true_grades
+from gliaflow_client.table import ScanRow
 
 OK = ScanRow("a", "p", grade="HGG", p_hgg=0.7, tumour_ml=3.0, status="ok")
 

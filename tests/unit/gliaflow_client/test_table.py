@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gliaflow_cli.client.table import TABLE, ScanRow, read_table, write_table
+from gliaflow_client.table import TABLE, ScanRow, read_table, write_table
 from gliaflow_runtime.errors import UsageError
 
 Cells = list[list[str]]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from gliaflow_cli.client import dead_letters
 from gliaflow_cli.main import app, main
+from gliaflow_client import dead_letters
 from gliaflow_proto.routing import EXTRACTOR, PREPROCESSOR
 from gliaflow_runtime.broker.connect import forget
 from gliaflow_runtime.broker.interface import Delivery

@@ -11,15 +11,15 @@ import pytest
 from gliaflow.flow import Flow
 from gliaflow.places import search
 from gliaflow.scans import find_inputs
-from gliaflow_cli.client.inbox import Inbox, write_answer
-from gliaflow_cli.client.out_folder import OutFolder
-from gliaflow_cli.client.record import RECORD
-from gliaflow_cli.client.table import read_table, write_table
+from gliaflow_client.inbox import Inbox, write_answer
+from gliaflow_client.out_folder import OutFolder
+from gliaflow_client.record import RECORD
+from gliaflow_client.table import read_table, write_table
 from gliaflow_proto import ScanMessage
 from gliaflow_runtime.broker.interface import Broker
 from stand_in import StandIn, fail
 
-NOW = "gliaflow_cli.client.inbox.time.time_ns"
+NOW = "gliaflow_client.inbox.time.time_ns"
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_a_scan_with_new_rights_or_times_or_links_is_not_answered_again(
     (tmp_path / "backup").hardlink_to(inbox / "P1/flair.nii.gz")
     (inbox / "P2/flair.nii.gz").touch()
     assert watch(inbox, out, flow) == []
-    monkeypatch.setattr("gliaflow_cli.client.out_folder.scan_sha256", lambda item: pytest.fail("read again"))
+    monkeypatch.setattr("gliaflow_client.out_folder.scan_sha256", lambda item: pytest.fail("read again"))
     assert watch(inbox, out, flow) == [], "the new times are recorded"
     monkeypatch.undo()
     rows = list(read_table(out / "predictions.csv").values())

@@ -18,8 +18,8 @@ from gliaflow_plugins.left_out import LeftOut
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.visible import visible
 
-from gliaflow_cli.client.out_folder import OutFolder, Target
-from gliaflow_cli.client.table import ScanRow
+from gliaflow_client.out_folder import OutFolder, Target
+from gliaflow_client.table import ScanRow
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.choose import KnownImages

@@ -1,0 +1,1 @@
+"""The console: scans, masks, queues and generators in a browser."""

@@ -1,0 +1,1 @@
+"""The HTTP API of the console, one module a subject; each has ``routes(console)``."""

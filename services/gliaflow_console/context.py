@@ -1,0 +1,36 @@
+"""What all handlers of the console share."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gliaflow.flow import Flow
+from gliaflow_runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from gliaflow_console.networks import Networks
+    from gliaflow_console.stages import StageStrip
+    from gliaflow_console.store import ScanStore
+
+
+@dataclass(frozen=True)
+class Console:
+    """A running console.
+
+    Parameters
+    ----------
+    flow: the pipeline. All threads may use its broker; only the sender's thread uses the flow itself.
+    store: the scans and their answers.
+    stages: the state of the queues and the stages.
+    networks: the bundle's networks, for feature maps and synthetic features.
+    stopping: set when the process ends.
+    """
+
+    settings: Settings
+    flow: Flow
+    store: ScanStore
+    stages: StageStrip
+    networks: Networks
+    stopping: threading.Event = field(default_factory=threading.Event)
