@@ -75,6 +75,8 @@ ONE_OF_EACH: list[Message] = [
         status="no tumour",
         trained_on="phantoms",
         forms=FORMS,
+        slice_numbers=[2],
+        slice_p_hgg=[0.75],
     ),
     GenerateMessage(**COMMON, label="LGG", count=3, seed=5),
     SyntheticMessage(

@@ -32,7 +32,7 @@ MAX_CONFIG_BYTES = 2**16
 # series of a patient is graded
 WORKING_FOLDER = ("device", "threads", "batch", "prefetch", "log_level", "log_format")
 SECRET = ("broker", "management", "console_token")  # their values may have a password, so no message quotes them
-FLAGS = {  # the others have the name of their setting, those of the DICOM node and the console without "dicom", "console"
+FLAGS = {  # the others have the name of their setting, those of the DICOM node and the console without that word
     "roots": "--root",
     "train_profile": "--profile",
     "console_folder": "--out",

@@ -52,6 +52,10 @@ def flow(broker: str) -> Iterator[gliaflow.Flow]:
         yield flow
 
 
+def canonical(mask: Any) -> Any:
+    return np.asarray(nib.as_closest_canonical(mask).dataobj)
+
+
 def test_answers_are_those_of_the_command(flow: gliaflow.Flow, gliaflow: Command, scans: Path, tmp_path: Path) -> None:
     done = gliaflow("submit", scans, "--out", "out", check=False)
     assert done.returncode == 1
@@ -64,6 +68,10 @@ def test_answers_are_those_of_the_command(flow: gliaflow.Flow, gliaflow: Command
         assert (answer.status, answer.grade) == ("ok", row["grade"])
         assert answer.p_hgg is not None
         assert answer.tumour_ml is not None
+        logits = [np.log(p / (1 - p)) for _, p in answer.slice_p_hgg]
+        assert len(logits) == answer.tumour_slices
+        assert answer.p_hgg == pytest.approx(1 / (1 + np.exp(-np.mean(logits))))
+        assert {z for z, _ in answer.slice_p_hgg} == set(np.flatnonzero(canonical(answer.mask).any(axis=(0, 1))))
         assert (round(answer.p_hgg, 6), round(answer.tumour_ml, 3)) == (float(row["p_hgg"]), float(row["tumour_ml"]))
         assert (answer.patient, str(answer.slices), answer.bundle) == (row["patient"], row["slices"], row["bundle"])
         written = nib.load(tmp_path / "out" / f"{name}_seg.nii.gz")

@@ -6,7 +6,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +131,35 @@ def test_time_that_the_caller_spends_between_answers_does_not_count(scans: list[
 
 
 @pytest.mark.timeout(60)
+def test_scans_may_come_while_others_are_in_work(scans: list[Input]) -> None:
+    """None means that no scan waits now. Each answer comes before the end of the stream."""
+    answers: list[str] = []
+
+    def source() -> Iterator[Input | None]:
+        for scan in scans:
+            yield scan
+            while scan.name not in answers:
+                yield None
+
+    with StandIn(fail) as stages:
+        for answer in Flow(stages.broker.attach()).answer_stream(source()):
+            answers.append(answer.scan)
+    assert answers == ["s0", "s1", "s2"]
+
+
+def test_a_scan_may_have_an_id_of_its_own_so_that_two_may_share_a_name(scans: list[Input]) -> None:
+    ids: list[str] = []
+
+    def note(broker: Broker, message: ScanMessage) -> None:
+        ids.append(message.scan.id)
+        fail(broker, message)
+
+    twins = [replace(scans[0], id="first"), replace(scans[0], id="second")]
+    with StandIn(note) as stages:
+        answers = list(Flow(stages.broker.attach()).submit_all(twins))
+    assert (sorted(ids), [answer.scan for answer in answers]) == (["first", "second"], ["s0", "s0"])
+
+
 def test_a_pipe_among_the_scans_is_reported_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan.nii")
     with StandIn(fail) as stages:

@@ -98,6 +98,14 @@ def test_the_prediction_has_the_mean_logit_of_slices_with_tumour_and_the_mask_on
     assert prediction.tumour_ml == pytest.approx(12 * 2 * 2 * 5 / 1000)
 
 
+def test_the_prediction_names_each_slice_with_tumour_and_its_own_probability():
+    (prediction,) = predictions(run(assembler(), [2, 1, 0]))
+    assert prediction.slice_numbers == [0, 2, 3]
+    assert prediction.slice_p_hgg == pytest.approx([1 / (1 + np.exp(-logit)) for logit in (1.0, 2.0, 5.0)])
+    (prediction,) = deliver(assembler(), changed(part(2), part=[0, 1]))[1].publish
+    assert (prediction.slice_numbers, prediction.slice_p_hgg) == ([], []), "no slice without tumour has a say"
+
+
 def test_a_scan_without_tumour_has_no_grade_and_no_probability():
     before = REGISTRY.get_sample_value("gliaflow_answers_total", {"answer": "no tumour"}) or 0
     (prediction,) = deliver(assembler(), changed(part(2), part=[0, 1]))[1].publish
