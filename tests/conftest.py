@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: 0 if _on_rabbitmq(item) else 1 if item.get_closest_marker("slow") else 2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported here stays: the garbage collector need not look at it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_runtest_teardown() -> None:
+    """Torch's exporter reads the source of all its operators again for each file that it writes: once is enough."""
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    with suppress(AttributeError):  # torch has not exported yet, or another version of it keeps them elsewhere
+        operators = registration.onnxscript_apis.get_torchlib_ops
+        if not hasattr(operators, "cache_info"):
+            registration.onnxscript_apis.get_torchlib_ops = cache(operators)
 
 
 def _on_rabbitmq(item: pytest.Item) -> bool:

@@ -19,6 +19,7 @@ PACKAGES = {  # each with a file that it installs
     "dcmtk": "/usr/bin/storescu",
     "dicom3tools": "/usr/bin/dciodvfy",
     "orthanc": "/usr/sbin/Orthanc",
+    "chromium": "/usr/bin/chromium",
     "orthanc-dicomweb": "/usr/share/orthanc/plugins/libOrthancDicomWeb.so",
 }
 POLICY = Path("/usr/sbin/policy-rc.d")  # Debian's packages ask it before they start a service

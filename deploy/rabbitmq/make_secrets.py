@@ -1,6 +1,7 @@
 """Write the secrets of a deployment: a password for each of the broker's users, and certificates with --tls.
 
     FOLDER/<user>/password              the password of one service; with --tls also ca.pem, cert.pem and key.pem
+    FOLDER/console/token                the token that opens the console in a browser
     FOLDER/rabbitmq/definitions.json    loaded by RabbitMQ when it starts: policies, permissions, and users with the
                                         hashes of their passwords; with --tls also RabbitMQ's certificate
     FOLDER/rabbitmq/erlang.cookie       the shared secret of the nodes of a cluster
@@ -33,6 +34,7 @@ from typing import Any, NoReturn
 HERE = Path(__file__).parent
 CLIENT = "gliaflow"  # its first password is its name: its port is published on 127.0.0.1 only
 SERVER = "rabbitmq"
+CONSOLE = "console"  # it has a token too, for browsers and programs
 OPENSSL = """
 [req]
 distinguished_name = dn
@@ -82,17 +84,27 @@ def make_secrets(folder: Path, new: list[str], *, tls: bool = False, hosts: list
             public = user["name"] == CLIENT and user["name"] not in new
             password = CLIENT if public else secrets.token_urlsafe(24)
             store.write(user["name"], "password", password + "\n")
-        if not password.strip():
-            sys.exit(f"{folder / user['name'] / 'password'}: empty: write a password into it, or delete it")
+        check_filled(password, folder / user["name"] / "password")
         user |= {
             "password_hash": password_hash(password.strip()),
             "hashing_algorithm": "rabbit_password_hashing_sha256",
         }
+    token = store.read(CONSOLE, "token")
+    if token is None or CONSOLE in new:
+        token = secrets.token_urlsafe(32)
+        store.write(CONSOLE, "token", token + "\n")
+    check_filled(token, folder / CONSOLE / "token")
     store.write(SERVER, "definitions.json", json.dumps(definitions, indent=2) + "\n")
     if store.read(SERVER, "erlang.cookie") is None:
         store.write(SERVER, "erlang.cookie", secrets.token_hex(32))
     if tls:
         make_certificates(folder, [user["name"] for user in definitions["users"]], new, hosts or [])
+
+
+def check_filled(secret: str, file: Path) -> None:
+    """Exit if the file holds no secret."""
+    if not secret.strip():
+        sys.exit(f"{file}: empty: write a {file.name} into it, or delete it")
 
 
 class Secrets:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgpack
@@ -28,8 +29,9 @@ from gliaflow_proto.messages import (
     PredictionMessage,
     Scan,
     Source,
+    Tensor,
 )
-from gliaflow_proto.tensors import unpack_tensor
+from gliaflow_proto.tensors import outline_tensor, unpack_tensor
 
 MAX_LIST = 8192  # entries of a msgpack array or map
 MAX_CONTAINERS = 256  # arrays and maps in a message; together with MAX_LIST, this limits the memory for decoding
@@ -61,8 +63,11 @@ MAPPED: dict[str, type[Any]] = {"Scan": Scan, "Geometry": Geometry, "Source": So
 Built = TypeVar("Built")
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes, *, contents: bool = True) -> Message:
     """Read any message.
+
+    ``contents``: False leaves the tensors packed, for a reader that needs only the other fields: then each tensor has
+    its dtype and shape, is zero everywhere, and takes no memory.
 
     Raises
     ------
@@ -89,7 +94,8 @@ def decode(data: bytes) -> Message:
     tensors = document.get("tensors")
     if not isinstance(tensors, dict | None):
         raise ProtocolError(f"tensors: expected a map, got {type_name(tensors)}")
-    return _build(KINDS[kind], document, tensors or {}, "")
+    unpack = unpack_tensor if contents else outline_tensor
+    return _build(KINDS[kind], document, tensors or {}, "", unpack)
 
 
 def _unpacked(data: bytes) -> object:
@@ -142,7 +148,13 @@ def _locate(data: Packed, prefix: str = "") -> tuple[str, Exception] | None:
     return None
 
 
-def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], prefix: str) -> Built:
+def _build(
+    cls: type[Built],
+    document: dict[str, Any],
+    tensors: dict[str, Any],
+    prefix: str,
+    unpack: Callable[[object, str, int], Tensor] = unpack_tensor,
+) -> Built:
     """Make ``cls`` from a map. Unknown keys are ignored, so that later versions can add fields."""
     values: dict[str, Any] = {}
     room = getattr(cls, "max_tensor_bytes", 0)
@@ -150,7 +162,7 @@ def _build(cls: type[Built], document: dict[str, Any], tensors: dict[str, Any], 
         where = prefix + item.name
         value = document.get(item.name)
         if item.type == "Tensor":
-            tensor = unpack_tensor(tensors.get(item.name), f"tensors.{item.name}", room)
+            tensor = unpack(tensors.get(item.name), f"tensors.{item.name}", room)
             if (tensor.dtype, tensor.ndim) != (item.metadata["dtype"], item.metadata["dimensions"]):
                 raise ProtocolError(
                     f"tensors.{item.name}: {tensor.dtype} {list(tensor.shape)}, expected {item.metadata['dtype']} "

@@ -76,6 +76,26 @@ def unpack_tensor(packed: object, where: str = "tensor", limit: int = MAX_TENSOR
     ProtocolError: a field is missing or of the wrong type, the dtype or encoding is unknown, the shape is
         negative or too large, or the data do not have exactly the length that dtype and shape need.
     """
+    dtype, shape, encoding, data = _checked(packed, where, limit)
+    length = prod(shape) * dtype.itemsize
+    if encoding == "lz4":
+        try:
+            data = lz4.block.decompress(data, uncompressed_size=length) if length else b""
+        except (lz4.block.LZ4BlockError, ValueError) as error:
+            raise ProtocolError(f"{where}.data: not a valid lz4 block: {error}") from None
+    if len(data) != length:
+        raise ProtocolError(f"{where}.data: {len(data)} bytes, but {shape} of {NAMES[dtype]} needs {length}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def outline_tensor(packed: object, where: str = "tensor", limit: int = MAX_TENSOR_BYTES) -> NDArray[Any]:
+    """As ``unpack_tensor``, but without the content: an array of zeros that takes no memory."""
+    dtype, shape, _, _ = _checked(packed, where, limit)
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _checked(packed: object, where: str, limit: int) -> tuple[np.dtype[Any], list[int], str, bytes]:
+    """Dtype, shape, encoding and packed data of a wire tensor. Raises as ``unpack_tensor`` does."""
     if not isinstance(packed, Mapping):
         raise ProtocolError(f"{where}: {'missing' if packed is None else f'expected a map, got {type_name(packed)}'}")
     dtype = DTYPES.get(packed["dtype"]) if isinstance(packed.get("dtype"), str) else None
@@ -95,12 +115,6 @@ def unpack_tensor(packed: object, where: str = "tensor", limit: int = MAX_TENSOR
     if encoding == "lz4":
         if length > LZ4_MAX_RATIO * len(data) or (not length and len(data) > 1):
             raise ProtocolError(f"{where}.data: {len(data)} lz4 bytes cannot hold {length} bytes")
-        try:
-            data = lz4.block.decompress(data, uncompressed_size=length) if length else b""
-        except (lz4.block.LZ4BlockError, ValueError) as error:
-            raise ProtocolError(f"{where}.data: not a valid lz4 block: {error}") from None
     elif encoding != "raw":
         raise ProtocolError(f"{where}.encoding: {shown(encoding)} is not one of {', '.join(ENCODINGS)}")
-    if len(data) != length:
-        raise ProtocolError(f"{where}.data: {len(data)} bytes, but {shape} of {packed['dtype']} needs {length}")
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
+    return dtype, shape, encoding, data

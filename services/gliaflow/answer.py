@@ -12,6 +12,7 @@ from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_proto import NO_TUMOUR, PredictionMessage
 from gliaflow_proto.geometry import Forms
 from gliaflow_runtime.files import whole_file
+from numpy.typing import NDArray
 
 from gliaflow.scans import Input
 
@@ -35,9 +36,19 @@ class PackedMask:
         mask = np.ascontiguousarray(message.mask)
         return cls(lz4.block.compress(mask), mask.shape, mask.dtype.str, tuple(message.affine), message.forms)
 
+    @classmethod
+    def of_image(cls, image: Any) -> PackedMask:
+        """The mask of a nibabel image that ``image`` gave, placed by its affine alone."""
+        mask = np.ascontiguousarray(image.dataobj)
+        return cls(lz4.block.compress(mask), mask.shape, mask.dtype.str, tuple(image.affine.ravel().tolist()))
+
+    def array(self) -> NDArray[Any]:
+        """The voxels, in the scan's own order of axes."""
+        return np.frombuffer(lz4.block.decompress(self.data), self.dtype).reshape(self.shape)
+
     def image(self) -> Any:
         """A nibabel image on the scan's own grid. Its header states the place in the same fields as the scan's does."""
-        mask = np.frombuffer(lz4.block.decompress(self.data), self.dtype).reshape(self.shape)
+        mask = self.array()
         image = nib.Nifti1Image(mask, np.reshape(self.affine, (4, 4)))
         image.header.set_xyzt_units("mm")
         if self.forms is None:
@@ -144,6 +155,16 @@ class Answer:
     def mask(self) -> Any:
         """The tumour mask on the scan's own grid: a nibabel image, uint8, 1 in the tumour. None if the scan failed."""
         return self._mask.image() if self._mask else None
+
+    @property
+    def id(self) -> str:
+        """The id with which the scan's ``Input`` came; empty: it had none."""
+        return self._input.id if self._input else ""
+
+    @property
+    def packed_mask(self) -> PackedMask | None:
+        """The mask, compressed."""
+        return self._mask
 
     def _repr_png_(self) -> bytes | None:
         """For notebooks: a picture. None, so that the text is shown, if the scan failed or matplotlib is missing."""

@@ -7,30 +7,27 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
 import numpy as np
 import structlog
-from gliaflow_plugins.cohorts.scan_files import summary
 from gliaflow_plugins.contracts import PluginError
 from gliaflow_proto import FailureMessage, PredictionMessage, Queue, SyntheticMessage
 from gliaflow_proto.routing import STAGE_QUEUES
 from gliaflow_runner.broker import open_broker
 from gliaflow_runtime import tracing
 from gliaflow_runtime.broker.connect import forget
-from gliaflow_runtime.broker.interface import Broker
+from gliaflow_runtime.broker.interface import Broker, BrokerError
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import Settings, load_settings
-from gliaflow_runtime.visible import visible
 from numpy.typing import NDArray
 
 from gliaflow.answer import Answer
-from gliaflow.scans import Input, check_grade, find_inputs, find_one
+from gliaflow.scans import Input, ScanPath, as_inputs, check_grade, find_one
 from gliaflow.sent_scan import SentScan
 from gliaflow.submission import NoStage, Submission
 from gliaflow.waiting import FOR_FEATURES, FOR_SCANS, Waiting, cause
@@ -43,7 +40,9 @@ RESEND = 6  # after 1/6 of the timeout without any answer, open scans are sent a
 POLL_S = 0.1  # between two questions to a stream of scans that has none
 IN_FLIGHT = 16  # scans sent and not yet answered: enough to keep all stages busy, and fair to other clients
 
-ScanPath = str | PathLike[str] | Input
+
+class Stopped(BrokerError):
+    """``Flow.stop`` was called while answers were still to come."""
 
 
 def _warn(reason: str) -> None:
@@ -87,8 +86,14 @@ def open(
     return open_flow(load_settings({**flags, "device": device, "threads": threads}), timeout, waiting)
 
 
-def open_flow(settings: Settings, timeout: float = TIMEOUT_S, waiting: Callable[[str], None] = _warn) -> Flow:
-    """``open`` with settings that are loaded already."""
+def open_flow(
+    settings: Settings,
+    timeout: float = TIMEOUT_S,
+    waiting: Callable[[str], None] = _warn,
+    connect_timeout: float = 60,
+    outage_timeout: float = 300,
+) -> Flow:
+    """``open`` with settings that are loaded already. ``connect_timeout``, ``outage_timeout``: as for ``connect``."""
     if not structlog.is_configured():
         level = settings.log_level if "log_level" in settings.model_fields_set else "error"
         configure_logging(level, settings.log_format)
@@ -101,7 +106,9 @@ def open_flow(settings: Settings, timeout: float = TIMEOUT_S, waiting: Callable[
     with ExitStack() as resources:
         if embedded:
             resources.callback(forget, settings.broker)
-        connection = resources.enter_context(open_broker(settings, waiting=waits.say))
+        connection = resources.enter_context(
+            open_broker(settings, connect_timeout=connect_timeout, outage_timeout=outage_timeout, waiting=waits.say)
+        )
         if embedded:
             from gliaflow_runner.running import RunningStages
             from gliaflow_runner.services import PIPELINE
@@ -142,6 +149,7 @@ class Flow:
         self._stages, self._generator, self._timeout = stages, generator, timeout
         self._waiting = waiting or Waiting(_warn)
         self._running: weakref.WeakSet[Generator[Answer]] = weakref.WeakSet()
+        self._stopped = False
         self._resources = ExitStack()
 
     def submit(
@@ -191,7 +199,7 @@ class Flow:
         UsageError: a path does not exist, or holds no scan.
         BrokerError: no stage takes the scans, or the broker is lost.
         """
-        answers = self._answers(_inputs(scans, grade, channel, [series] if isinstance(series, str) else series))
+        answers = self._answers(as_inputs(scans, grade, channel, [series] if isinstance(series, str) else series))
         self._running.add(answers)
         return answers
 
@@ -210,6 +218,11 @@ class Flow:
         answers = self._answers(scans)
         self._running.add(answers)
         return answers
+
+    def stop(self) -> None:
+        """End the streams of answers within a few seconds, from any thread: they raise Stopped."""
+        self._stopped = True
+        self.broker.hurried = True
 
     @property
     def stages(self) -> RunningStages | None:
@@ -265,7 +278,8 @@ class Flow:
         """Stop the stages in this process, and leave the broker."""
         try:
             for answers in list(self._running):
-                answers.close()
+                with suppress(ValueError):  # another thread is in it, which the closed broker ends
+                    answers.close()
         finally:
             self._resources.close()
 
@@ -366,12 +380,15 @@ class Flow:
 
     def _why(self, queues: Sequence[Queue], waited_s: float, reason: str = "") -> str:
         """Report why the flow waits: the reason, if known. Stages in this process raise their errors (``_check``)."""
+        self._check()
         if reason:
             self._waiting.say(reason)
             return reason
         return "" if self._stages else self._waiting.check(self.broker, queues, waited_s)
 
     def _check(self) -> None:
+        if self._stopped:
+            raise Stopped("the flow is stopped")
         if self._stages:
             self._stages.check()
 
@@ -379,17 +396,3 @@ class Flow:
 def _not_sent(item: Input, error: OSError | ValueError) -> Answer:
     reason = str(getattr(error, "strerror", None) or error)
     return Answer.failed(item, reason if item.source in reason else f"{item.source}: {reason}")
-
-
-def _inputs(
-    scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: str | None, series: Sequence[str] = ()
-) -> list[Input]:
-    each: list[Any] = [scans] if isinstance(scans, str | PathLike | Input) else list(scans)
-    if all(isinstance(scan, Input) for scan in each):
-        return each
-    if any(isinstance(scan, Input) for scan in each):
-        raise UsageError("scans: give paths or Inputs, not both")
-    found = find_inputs(each, grade=grade, channel=channel, series=series)
-    for line in summary(found.left_out):
-        warnings.warn(visible(f"left out: {line}"), stacklevel=3)
-    return found.inputs

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path, PurePath, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gliaflow_plugins.cohorts.dicom_scans import as_series, dicom_in, dicom_scans, folder_of
 from gliaflow_plugins.cohorts.image_names import name_of, stem
 from gliaflow_plugins.cohorts.other_formats import is_other_format
 from gliaflow_plugins.cohorts.patients import PatientOf, find_patients
-from gliaflow_plugins.cohorts.scan_files import SHOWN, ScanFile
+from gliaflow_plugins.cohorts.scan_files import SHOWN, ScanFile, summary
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Cohort, Volume
 from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
 from gliaflow_proto import CLASSES
 from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.visible import visible
 
 from gliaflow.dicom_names import apart, series_name, series_place
 from gliaflow.flair_rules import flair_rules
@@ -75,6 +77,9 @@ class Input:
         return self.uri.rpartition("/")[0] or str(Path(os.path.realpath(self.path)).parent)
 
 
+ScanPath = str | PathLike[str] | Input
+
+
 @dataclass(frozen=True)
 class Found:
     """The scans at the paths that a user gave, and what was left out."""
@@ -99,6 +104,7 @@ def find_inputs(
     series: Sequence[str] = (),
     describe: bool = False,
     known: KnownImages | None = None,
+    root: Path | None = None,
 ) -> Found:
     """The scans at these paths (files, folders, globs, or URLs of them), each with a unique name, in a fixed order.
 
@@ -112,6 +118,7 @@ def find_inputs(
         settings ``dicom_*``.
     describe: what is left out is described in the words of DICOM headers: for the user's own terminal alone.
     known: the DICOM images of an earlier search (``gliaflow_plugins.dicom.choose.find_series``).
+    root: the folder of ours in which a client's files are. Its own name and its parents' name no patient.
 
     Raises
     ------
@@ -128,7 +135,7 @@ def find_inputs(
         raise NoScanError(f"no FLAIR scan in {', '.join(texts)}{_why_none(places.left_out)}", places.left_out)
     relative = places.relative()
     absolute = any(Path(text).is_absolute() for text in texts)
-    names, patients = _names(places.scans, relative)
+    names, patients = _names(_below(root, places.scans), relative)
     inputs = []
     for scan, name, patient, where in zip(places.scans, names, patients, relative, strict=True):
         uri = places.uris.get(scan.path, "")
@@ -153,6 +160,26 @@ def find_inputs(
             )
         )
     return Found(inputs, places.left_out)
+
+
+def as_inputs(
+    scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: str | None, series: Sequence[str] = ()
+) -> list[Input]:
+    """The scans at these paths, or these Inputs. A Python warning counts what is left out.
+
+    Raises
+    ------
+    UsageError: as ``find_inputs`` does, or paths and Inputs are mixed.
+    """
+    each: list[Any] = [scans] if isinstance(scans, str | PathLike | Input) else list(scans)
+    if all(isinstance(scan, Input) for scan in each):
+        return each
+    if any(isinstance(scan, Input) for scan in each):
+        raise UsageError("scans: give paths or Inputs, not both")
+    found = find_inputs(each, grade=grade, channel=channel, series=series)
+    for line in summary(found.left_out):
+        warnings.warn(visible(f"left out: {line}"), stacklevel=3)
+    return found.inputs
 
 
 def find_one(
@@ -236,6 +263,13 @@ def _channel(scan: ScanFile, channel: str | None) -> str | None:
     if chosen is not None and not chosen.isdecimal():
         raise UsageError(f"channel: {channel!r} is not a number, and no dataset.json beside {scan.path} names it")
     return chosen
+
+
+def _below(root: Path | None, scans: Sequence[ScanFile]) -> Sequence[ScanFile]:
+    """The scans with paths as if ``root`` were the root of the file system."""
+    if root is None:
+        return scans
+    return [replace(scan, path=PurePosixPath("/", PurePath(scan.path).relative_to(root))) for scan in scans]
 
 
 def _names(scans: Sequence[ScanFile], relative: Sequence[str]) -> tuple[list[str], list[PatientOf]]:

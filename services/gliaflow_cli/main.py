@@ -17,6 +17,7 @@ from gliaflow_runtime.visible import visible
 from gliaflow_cli.commands import (
     augment,
     cohort,
+    console,
     dead,
     demo,
     dicom,
@@ -70,6 +71,7 @@ for command in (
     serve.serve,
     submit.submit,
     watch.watch,
+    console.console,
     generate.generate,
     phantom.phantom,
     cohort.cohort,
@@ -127,6 +129,7 @@ def _sentence(error: Exception) -> str:
     remedies = {
         errno.ENOENT: "check the path",
         errno.ENOTDIR: "check the path: a part of it is a file",
+        errno.EEXIST: "a file has this name: name another path",
         errno.EISDIR: "name a file, or move the folder",
         errno.EACCES: "check its owner and permissions, or name another path",
         errno.EPERM: "check its owner and permissions, or name another path",

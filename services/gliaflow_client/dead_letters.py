@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 
@@ -64,10 +64,23 @@ class DeadLetter:
         except ProtocolError:
             return None
 
+    @cached_property
+    def head(self) -> Message | None:
+        """The message without the content of its tensors, or None if it cannot be read."""
+        try:
+            return decode(self.delivery.body, contents=False)
+        except ProtocolError:
+            return None
+
+    @property
+    def scan(self) -> str:
+        """The name of its scan, or else the scan's id."""
+        return (self.head.scan.name if self.head else "") or self.origin.scan
+
     def content(self) -> list[str]:
         """The message as indented lines. Of one that is not valid, what can be read."""
-        if (message := self.message) is not None:
-            return described(message)
+        if self.head is not None:
+            return described(self.head)
         return ["not a valid message; what can be read:", *outline(self.delivery.body)]
 
     def delete(self) -> None:
@@ -96,28 +109,42 @@ class DeadLetter:
 @contextmanager
 def dead_letters(broker: Broker) -> Iterator[list[DeadLetter]]:
     """The first AT_ONCE dead letters. Those that are not acknowledged stay with the broker."""
-    letters: list[DeadLetter] = []
-    consumers = []
-    for queue in ALL_QUEUES:
-        room = min(broker.depth(queue.dead), AT_ONCE - len(letters))
-        if room <= 0:
-            continue
-        try:
-            consumer = broker.consume(Queue(queue.dead), room)
-        except AccessDenied as error:
-            raise AccessDenied(
-                f"{error}: only the operator may read dead letters (docker compose run --rm --no-deps operator dead "
-                "list; docs/security.md)"
-            ) from None
-        consumers.append(consumer)
-        while room and (delivery := consumer.next(timeout=1.0)) is not None:
-            letters.append(DeadLetter(queue, consumer, delivery))
-            room -= 1
-    try:
-        yield letters
-    finally:
-        for consumer in consumers:
-            consumer.close()
+    with held_letters(broker, AT_ONCE) as letters:
+        yield list(letters)
+
+
+@contextmanager
+def held_letters(broker: Broker, at_once: int) -> Iterator[Iterator[DeadLetter]]:
+    """As ``dead_letters``, one after the other, so that the caller need not have all of them in memory.
+
+    The broker holds them for this process until the ``with`` block ends.
+    """
+    with ExitStack() as consumers:
+
+        def letters() -> Iterator[DeadLetter]:
+            for queue, room in _rooms(broker, at_once).items():
+                try:
+                    consumer = consumers.enter_context(broker.consume(Queue(queue.dead), room))
+                except AccessDenied as error:
+                    raise AccessDenied(
+                        f"{error}: only the users operator and console may read dead letters (docker compose run --rm "
+                        "--no-deps operator dead list; docs/security.md)"
+                    ) from None
+                for _ in range(room):
+                    if (delivery := consumer.next(timeout=1.0)) is None:  # another process holds the rest
+                        break
+                    yield DeadLetter(queue, consumer, delivery)
+
+        yield letters()
+
+
+def _rooms(broker: Broker, at_once: int) -> dict[Queue, int]:
+    """How many letters of each queue are read: ``at_once`` in all, and a fair share of each queue."""
+    depths = {queue: depth for queue in ALL_QUEUES if (depth := broker.depth(queue.dead))}
+    rooms: dict[Queue, int] = {}
+    for queue in sorted(depths, key=lambda queue: depths[queue]):
+        rooms[queue] = min(depths[queue], (at_once - sum(rooms.values())) // (len(depths) - len(rooms)))
+    return {queue: rooms[queue] for queue in depths}
 
 
 def count_waiting(broker: Broker, queues: Sequence[Queue] = ALL_QUEUES) -> int:

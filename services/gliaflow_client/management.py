@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from gliaflow_runtime.broker.url import HTTP, parse_server_url
 
-DICOM_USER = "dicom"  # as whom the DICOM node connects (deploy/rabbitmq/users.json)
+CLIENT_SERVICES = {"dicom": "dicom node", "console": "console"}  # by their broker user (deploy/rabbitmq/users.json)
 WINDOW_S = 30  # rates are means over this window; RabbitMQ counts every 5 seconds
 
 
@@ -107,14 +107,17 @@ class Management:
                 )
         return found
 
-    def dicom_nodes(self) -> list[str]:
-        """The version of gliaflow on each host that is connected as ``dicom``. Needs the user tag ``monitoring``."""
-        versions = {}
+    def client_services(self) -> dict[str, list[str]]:
+        """The version of gliaflow on each host that is connected as a user of CLIENT_SERVICES, by that user.
+
+        Needs the user tag ``monitoring``.
+        """
+        versions: dict[str, dict[str, str]] = {user: {} for user in CLIENT_SERVICES}
         for each in self._get("connections"):
             about = each.get("client_properties", {})
-            if each.get("user") == DICOM_USER and about.get("product") == "gliaflow":
-                versions[each.get("peer_host", "")] = str(about.get("version", ""))
-        return sorted(versions.values())
+            if each.get("user") in versions and about.get("product") == "gliaflow":
+                versions[each["user"]][each.get("peer_host", "")] = str(about.get("version", ""))
+        return {user: sorted(hosts.values()) for user, hosts in versions.items()}
 
     def killed(self) -> set[tuple[str, str, str]]:
         """User and address of the stages that were killed, and how often and why. Needs the user tag ``monitoring``."""

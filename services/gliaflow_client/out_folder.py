@@ -190,7 +190,7 @@ class OutFolder:
                 self._new[row.scan] = kept
             known = self._record.scans[target.scan]  # it may have been moved, or touched
             self._record.add_scan(target.scan, replace(target.state, sha256=known.sha256))
-        self._write_table({})
+        self.write_rows({})
 
     def answer(
         self,
@@ -213,16 +213,16 @@ class OutFolder:
         try:
             for answer in flow.submit_all([target.item for target in targets]):
                 target = by_name[answer.scan]
-                row = self._save_answer(target, answer)
+                row = self.save_answer(target, answer)
                 if time.monotonic() - written > WRITE_EVERY_S:
-                    self._write_table(order)
+                    self.write_rows(order)
                     written = time.monotonic()
                 answered(target, answer, row)
         finally:
             try:
-                self._write_table(order)
+                self.write_rows(order)
             except KeyboardInterrupt:  # further ones are ignored
-                self._write_table(order)
+                self.write_rows(order)
                 raise
 
     def save(self, scan: str, stem: str, ending: str, write: Callable[[Path], object]) -> str:
@@ -242,7 +242,11 @@ class OutFolder:
             write(part)
             self._record.add_file(file, scan, sha256_of(part))  # before the file has its name
 
-    def _save_answer(self, target: Target, answer: Answer) -> ScanRow:
+    def save_answer(self, target: Target, answer: Answer) -> ScanRow:
+        """Write the mask and the DICOM objects of an answer, and return its row, which ``write_rows`` writes.
+
+        If an unchanged scan fails that has an answer, the table keeps the answer with a warning.
+        """
         scan, item = target.scan, target.item
         row = replace(ScanRow.of(answer), scan=scan, source=readable(target.state.source))
         row = replace(row, true_grade=item.grade or "", series=item.series)
@@ -360,7 +364,7 @@ class OutFolder:
             self._new[row.scan] = restored
         return restored
 
-    def _write_table(self, order: dict[str, int]) -> None:
+    def write_rows(self, order: dict[str, int]) -> None:
         """Write the table with the new rows: those in ``order`` in that order after all others.
 
         If the user changed the table meanwhile, the changes are kept.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, CLASSIFIER, EXTRACTOR, PREPROCESSOR
 from gliaflow_runtime.broker.interface import Broker
 
-from gliaflow_client.management import WINDOW_S, Client, Management, ManagementError
+from gliaflow_client.management import CLIENT_SERVICES, WINDOW_S, Client, Management, ManagementError
 
 SCAN_PATH = (PREPROCESSOR.name, EXTRACTOR.name, CLASSIFIER.name, ASSEMBLER.name)
 EMBEDDED = (
@@ -68,7 +69,7 @@ class Status:
     stages: list[StageGroup]
     left_s: float | None  # 0: idle; None: not known, or nothing moves
     missing: str = ""  # why some of it is not known
-    dicom_nodes: tuple[str, ...] = ()  # the version of each connected DICOM node
+    services: Mapping[str, Sequence[str]] = field(default_factory=dict)  # versions of DICOM nodes and consoles, by user
 
 
 def read_status(broker: Broker, management: Management | None, name: str) -> Status:
@@ -79,23 +80,40 @@ def read_status(broker: Broker, management: Management | None, name: str) -> Sta
         return Status(name, [], [], None, EMBEDDED + letters)
     details: dict[str, dict[str, Any]] = {}
     clients: list[Client] = []
-    dicom_nodes: list[str] = []
+    services: dict[str, list[str]] = {}
     missing = ""
     before: dict[str, int] = {}
     try:
         details, clients = management.queues(), management.clients()
-        dicom_nodes = management.dicom_nodes()
+        services = management.client_services()
     except ManagementError as error:
         missing = str(error)
         before = {queue.name: broker.depth(queue.name) for queue in ALL_QUEUES}
         time.sleep(INTERVAL_S)
+    lines = queue_lines(broker, details, before)
     names = {queue.name: queue.name.removeprefix("gliaflow.") for queue in ALL_QUEUES}
+    count = Counter((names[c.queue], c.version, c.bundle) for c in clients if c.queue in names)
+    stages = [StageGroup(queue, number, version, bundle) for (queue, version, bundle), number in sorted(count.items())]
+    return Status(name, lines, stages, time_left(lines), missing, services)
+
+
+def queue_lines(
+    broker: Broker, details: Mapping[str, Mapping[str, Any]], before: Mapping[str, int] | None = None
+) -> list[QueueLine]:
+    """The state of each queue that exists.
+
+    Parameters
+    ----------
+    details: as ``Management.queues`` gives them; empty: not known.
+    before: without details, the messages that waited in each queue INTERVAL_S ago, for net rates.
+    """
+    before = before or {}
     lines = []
     for queue in ALL_QUEUES:
         state = broker.queue_state(queue.name)
         if state is None:
             continue
-        detail = details.get(queue.name, {})
+        detail: Mapping[str, Any] = details.get(queue.name, {})
         stats = detail.get("message_stats", {})
         net = (state.waiting - before.get(queue.name, state.waiting)) / INTERVAL_S
         waiting: int = state.waiting
@@ -107,7 +125,7 @@ def read_status(broker: Broker, management: Management | None, name: str) -> Sta
             waiting, in_work = waiting - returned, 0
         lines.append(
             QueueLine(
-                queue=names[queue.name],
+                queue=queue.name.removeprefix("gliaflow."),
                 waiting=waiting,
                 in_work=in_work,
                 kept=kept,
@@ -117,9 +135,7 @@ def read_status(broker: Broker, management: Management | None, name: str) -> Sta
                 rate_out=_rate(stats, "ack") if details else max(0.0, -net),
             )
         )
-    count = Counter((names[c.queue], c.version, c.bundle) for c in clients if c.queue in names)
-    stages = [StageGroup(queue, number, version, bundle) for (queue, version, bundle), number in sorted(count.items())]
-    return Status(name, lines, stages, time_left(lines), missing, tuple(dicom_nodes))
+    return lines
 
 
 def time_left(lines: list[QueueLine]) -> float | None:
@@ -154,8 +170,9 @@ def as_lines(status: Status) -> list[str]:
     text += ["", _progress(status)]
     text += [f"{s.queue:13}{s.count} running, gliaflow {s.version}, {s.bundle or 'no bundle'}" for s in status.stages]
     text += [
-        f"{'dicom node':13}{count} connected, gliaflow {version}"
-        for version, count in sorted(Counter(status.dicom_nodes).items())
+        f"{CLIENT_SERVICES[user]:13}{count} connected, gliaflow {version}"
+        for user, versions in status.services.items()
+        for version, count in sorted(Counter(versions).items())
     ]
     if len({(s.version, s.bundle) for s in status.stages}) > 1:
         text.append("stages differ in version or bundle (gliaflow doctor)")
@@ -183,7 +200,7 @@ def _progress(status: Status) -> str:
     return f"time left: not known, as {cause} (gliaflow doctor finds the reason)"
 
 
-def _rate(stats: dict[str, Any], kind: str) -> float:
+def _rate(stats: Mapping[str, Any], kind: str) -> float:
     """The mean since the count began to move within the window; over the whole window it is too low after a start."""
     samples = stats.get(f"{kind}_details", {}).get("samples") or [{"sample": 0, "timestamp": 0}]
     newest, still = samples[0], next(s for s in samples if s["sample"] == samples[-1]["sample"])

@@ -11,6 +11,8 @@ from gliaflow_runtime.settings import Settings
 
 if TYPE_CHECKING:
     from gliaflow_console.networks import Networks
+    from gliaflow_console.observer import Observer
+    from gliaflow_console.sender import ScanSender
     from gliaflow_console.stages import StageStrip
     from gliaflow_console.store import ScanStore
 
@@ -24,6 +26,7 @@ class Console:
     flow: the pipeline. All threads may use its broker; only the sender's thread uses the flow itself.
     store: the scans and their answers.
     stages: the state of the queues and the stages.
+    observer, sender: the threads that receive answers and send scans, for their ``problem``.
     networks: the bundle's networks, for feature maps and synthetic features.
     stopping: set when the process ends.
     """
@@ -32,5 +35,7 @@ class Console:
     flow: Flow
     store: ScanStore
     stages: StageStrip
+    observer: Observer
+    sender: ScanSender
     networks: Networks
     stopping: threading.Event = field(default_factory=threading.Event)

@@ -24,7 +24,7 @@ from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import InvalidInput, OtherBundle, Outcome, Stage
 from numpy.typing import NDArray
 
-from gliaflow_generator.synthesis import GeneratorError, Synthesizer
+from gliaflow_generator.synthesis import GeneratorError, Synthesizer, request_rng
 
 MAX_REQUEST_BYTES = 2**28  # of one request's features, which are held in memory until all are accepted
 BALANCE_STEP = 16  # the balancer publishes synthetic features in groups of this size
@@ -51,9 +51,8 @@ class Generator(Stage):
             raise ProtocolError(f"seed: {request.seed} is below 0")
         if request.generator not in ("", served := self._synthesizer.generator):
             raise InvalidInput(f"generator: {served!r} is served, not the requested one (set by GLIAFLOW_GENERATOR)")
-        rng = np.random.default_rng([request.seed, *request.label.encode()])
         try:
-            features = self._synthesizer.draw(request.label, request.count, rng)
+            features = self._synthesizer.draw(request.label, request.count, request_rng(request.label, request.seed))
         except GeneratorError as error:
             raise InvalidInput(str(error)) from None
         about = request.scan, request.label, request.seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from gliaflow_runtime import metrics
-from gliaflow_runtime.acceptance import accept
+from gliaflow_runtime.acceptance import Acceptance, accept
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.inference import Network
 from numpy.typing import NDArray
@@ -14,6 +14,17 @@ BATCH = 16
 
 class GeneratorError(ValueError):
     """The generator cannot make the requested features."""
+
+
+def request_rng(label: str, seed: int) -> np.random.Generator:
+    """The random numbers of a request: the same class and seed give the same features."""
+    return np.random.default_rng([seed, *label.encode()])
+
+
+def too_few(label: str, result: Acceptance) -> str:
+    """Why there are fewer features than requested."""
+    broken = f" ({result.not_finite} were not finite)" if result.not_finite else ""
+    return f"{result.taken} of {result.drawn} features were accepted as {label}{broken}; train it further"
 
 
 class Synthesizer:
@@ -44,11 +55,25 @@ class Synthesizer:
                 metrics.SYNTHETIC.labels(label, verdict)
 
     def draw(self, label: str, count: int, rng: np.random.Generator) -> NDArray[np.float16]:
-        """``count`` features FP16 [count, C, H, W] of class ``label``.
+        """``count`` features FP16 [count, C, H, W] of class ``label``, counted in the metrics.
 
         Raises
         ------
         GeneratorError: the class is not known, or hardly any feature is accepted.
+        """
+        result = self.try_draw(label, count, rng)
+        metrics.SYNTHETIC.labels(label, "accepted").inc(result.taken)
+        metrics.SYNTHETIC.labels(label, "refused").inc(result.drawn - result.taken)
+        if len(result.features) < count:
+            raise GeneratorError(too_few(label, result))
+        return result.features
+
+    def try_draw(self, label: str, count: int, rng: np.random.Generator) -> Acceptance:
+        """As ``draw``, but with fewer features than ``count`` where hardly any is accepted, and not in the metrics.
+
+        Raises
+        ------
+        GeneratorError: the class is not known.
         """
         if label not in self.classes:
             raise GeneratorError(f"label: {label!r} is not one of {', '.join(self.classes)}")
@@ -60,12 +85,4 @@ class Synthesizer:
             (classes,) = self._critic(features=features)
             return features, classes
 
-        result = accept(batch, wanted, count, np.float16)
-        metrics.SYNTHETIC.labels(label, "accepted").inc(result.taken)
-        metrics.SYNTHETIC.labels(label, "refused").inc(result.drawn - result.taken)
-        if len(result.features) < count:
-            broken = f" ({result.not_finite} were not finite)" if result.not_finite else ""
-            raise GeneratorError(
-                f"{result.taken} of {result.drawn} features were accepted as {label}{broken}; train it further"
-            )
-        return result.features
+        return accept(batch, wanted, count, np.float16)

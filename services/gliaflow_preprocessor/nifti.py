@@ -55,17 +55,18 @@ def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], N
     return scan.volume, scan.affine
 
 
-def read_scan(data: bytes, channel: str | None = None) -> NiftiScan:
+def read_scan(data: bytes, channel: str | None = None, limit: int = MAX_VOLUME_BYTES) -> NiftiScan:
     """The FLAIR volume of a NIfTI file, and its place.
 
     Parameters
     ----------
     data: a single-file NIfTI-1 or NIfTI-2, gzipped or not, of any real dtype.
     channel: for a 4-D file, the number of the FLAIR volume, from 0.
+    limit: the most bytes of the volume as it is stored.
 
     Raises
     ------
-    NiftiError: not NIfTI, cut short, larger than MAX_VOXELS, complex or RGB, or 4-D without a channel.
+    NiftiError: not NIfTI, cut short, larger than MAX_VOXELS or ``limit``, complex or RGB, or 4-D without a channel.
     """
     if not data:
         raise NiftiError("the file is empty")
@@ -82,8 +83,8 @@ def read_scan(data: bytes, channel: str | None = None) -> NiftiScan:
     start = int(offset)
     volume_bytes = int(np.prod(shape[:3], dtype=np.int64)) * dtype.itemsize
     index = int(channel or 0) if len(shape) == 4 else 0
-    if volume_bytes > MAX_VOLUME_BYTES:
-        raise NiftiError(f"dim: {list(shape[:3])} of {dtype} is over the limit of {MAX_VOLUME_BYTES} bytes")
+    if volume_bytes > limit:
+        raise NiftiError(f"dim: {list(shape[:3])} of {dtype} is over the limit of {limit} bytes")
     start += volume_bytes * index
     raw = _inflate(data, start, start + volume_bytes)
     if len(raw) < volume_bytes:

@@ -14,6 +14,7 @@ def open_broker(
     settings: Settings,
     bundle: str = "",
     connect_timeout: float = 60,
+    outage_timeout: float = 300,
     waiting: Callable[[str], None] = lambda reason: None,
     killed: str = "",
 ) -> Broker:
@@ -23,6 +24,7 @@ def open_broker(
     ----------
     bundle: the id of the bundle that the client serves; the broker shows it beside the connection.
     killed: how the stage's predecessors were killed; the broker shows it too.
+    connect_timeout, outage_timeout: as for ``connect``.
     waiting: called while a call waits for the broker, with the reason.
 
     Raises
@@ -40,6 +42,7 @@ def open_broker(
         settings.broker,
         credentials=credentials,
         connect_timeout=connect_timeout,
+        outage_timeout=outage_timeout,
         dead_letters=settings.state / "dead-letters",
         about={"product": "gliaflow", "version": VERSION, "bundle": bundle, "killed": killed},
         waiting=waiting,

@@ -36,15 +36,16 @@ def interrupt_on_signals(code: int = INTERRUPTED) -> None:
         signal.signal(number, interrupt)
 
 
-def end_soon(code: int, busy: Callable[[], bool] = lambda: False) -> None:
-    """End the process END_S after it was last ``busy``, whatever still hangs in it. Returns at once."""
+def end_soon(code: int, busy: Callable[[], bool] = lambda: False, within_s: float = 0) -> None:
+    """End the process ``within_s`` (0: END_S) after it was last ``busy``, whatever hangs in it. Returns at once."""
+    within_s = within_s or END_S
 
     def end() -> None:
-        left = END_S
+        left = within_s
         while left > 0:
             time.sleep(0.1)
-            left = END_S if busy() else left - 0.1
-        end_now(code, f"the broker or a store did not answer for {END_S:g} s")
+            left = within_s if busy() else left - 0.1
+        end_now(code, f"the broker or a store did not answer for {within_s:g} s")
 
     threading.Thread(target=end, name="gliaflow end", daemon=True).start()
 

@@ -27,6 +27,7 @@ class Stack:
             "GLIAFLOW_AMQP_PORT": str(PORT),
             "GLIAFLOW_AMQPS_PORT": str(PORT - 1),
             "GLIAFLOW_MANAGEMENT_PORT": str(PORT + 1),
+            "GLIAFLOW_CONSOLE_PORT": str(PORT + 2),
             "GLIAFLOW_VERSION": "test",
             **settings,
         }

@@ -59,6 +59,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         GLIAFLOW_AMQP_PORT_2=str(PORTS[1]),
         GLIAFLOW_AMQP_PORT_3=str(PORTS[2]),
         GLIAFLOW_MANAGEMENT_PORT="25685",
+        GLIAFLOW_CONSOLE_PORT="25686",
     )
     try:
         cluster.compose("up", "--build", "--wait", "--detach")

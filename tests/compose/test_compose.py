@@ -28,7 +28,7 @@ from sample_scans import good_scan
 pytestmark = pytest.mark.compose
 BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
 STAGES = ("preprocessor", "extractor", "classifier", "generator")
-SERVICES = ("rabbitmq", *STAGES, "inbox")
+SERVICES = ("rabbitmq", *STAGES, "inbox", "console")
 OBSERVERS = ("prometheus", "grafana")  # third-party images, which see only counts
 TLS = ("-f", "deploy/compose.tls.yml")
 

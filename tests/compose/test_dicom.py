@@ -66,6 +66,7 @@ def stack(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         COMPOSE_PROJECT_NAME=f"gliaflow-dicom-test-{PORT}",
         GLIAFLOW_AMQP_PORT=str(PORT + 22),
         GLIAFLOW_MANAGEMENT_PORT=str(PORT + 23),
+        GLIAFLOW_CONSOLE_PORT=str(PORT + 24),
         GLIAFLOW_DICOM_PORT=NODE_PORT,
         GLIAFLOW_DICOM_ALLOW="SCANNER",
         GLIAFLOW_DICOM_TO=f"ARCHIVE@{host}:{ARCHIVE_PORT}",

@@ -46,10 +46,11 @@ def connect(secrets: Path, rabbitmq_url: str) -> Connect:
 
 
 @pytest.fixture
-def channel(secrets: Path, rabbitmq_url: str) -> Iterator[pika.channel.Channel]:
-    """A bare pika channel, opened with the password of the user ``gliaflow``."""
-    access = Credentials(secrets / "gliaflow" / "password")
-    with pika.BlockingConnection(access.parameters(f"amqp://gliaflow@{host(rabbitmq_url)}/", "test")) as connection:
+def channel(request: pytest.FixtureRequest, secrets: Path, rabbitmq_url: str) -> Iterator[pika.channel.Channel]:
+    """A bare pika channel, opened with the password of the user ``gliaflow``, or of the parameter."""
+    user = getattr(request, "param", "gliaflow")
+    access = Credentials(secrets / user / "password")
+    with pika.BlockingConnection(access.parameters(f"amqp://{user}@{host(rabbitmq_url)}/", "test")) as connection:
         yield connection.channel()
 
 
@@ -114,6 +115,41 @@ class TestClientPassword:
     def test_it_gives_no_access_to_other_scans_or_to_the_role_of_a_stage(
         self, attempt: Callable, channel: pika.channel.Channel
     ) -> None:
+        with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
+            attempt(channel)
+
+
+@pytest.mark.parametrize("channel", ["console"], indirect=True)
+class TestConsole:
+    """The console sees the answers to all clients, and dead letters. It does the work of no stage."""
+
+    def test_it_observes_all_answers_and_reads_dead_letters(self, channel: pika.channel.Channel) -> None:
+        for key in ("prediction.*", "failure.*", "graded"):
+            bind(channel, key)
+        channel.queue_declare(f"gliaflow.console.{uuid.uuid4().hex}", exclusive=True)
+        assert channel.basic_get(EXTRACTOR.dead) == (None, None, None)
+        publish(channel, "", EXTRACTOR.dead)
+        method, _, body = channel.basic_get(EXTRACTOR.dead)
+        assert body == b"forged"
+        channel.basic_ack(method.delivery_tag)
+
+    @pytest.mark.parametrize(
+        "attempt",
+        [
+            lambda channel: channel.basic_consume(PREPROCESSOR.name, print),
+            lambda channel: channel.queue_delete(EXTRACTOR.dead),
+            lambda channel: channel.exchange_delete("gliaflow"),
+            lambda channel: channel.queue_declare("gliaflow.other"),
+            lambda channel: bind(channel, "#"),
+            lambda channel: bind(channel, "slices"),
+            lambda channel: bind(channel, "features.*"),
+            lambda channel: publish(channel, "gliaflow", "graded"),
+            lambda channel: publish(channel, "gliaflow", f"prediction.{uuid.uuid4().hex}"),
+            lambda channel: publish(channel, "gliaflow.labelled", "scan.labelled"),
+            lambda channel: publish(channel, EXTRACTOR.dead, "slices"),
+        ],
+    )
+    def test_it_has_no_right_of_a_stage(self, attempt: Callable, channel: pika.channel.Channel) -> None:
         with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
             attempt(channel)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -251,6 +252,16 @@ def test_missing_broker_is_an_error_with_the_remedy() -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_with_an_infinite_outage_timeout_a_missing_broker_is_no_error() -> None:
+    """The connection is there at once, says what is wrong, and its calls wait until the process ends."""
+    with AmqpBroker("amqp://guest:s3cret@127.0.0.1:1/", connect_timeout=0.2, outage_timeout=math.inf) as broker:
+        assert not broker.connected
+        assert "no connection to RabbitMQ at amqp://guest@127.0.0.1:1/" in broker.trouble
+        broker.hurried = True
+        with pytest.raises(BrokerError, match="no connection to RabbitMQ"):
+            broker.queue_state("gliaflow.preprocessor")
+
+
 def test_url_with_an_invalid_option_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="heartbeat"):
         AmqpBroker("amqp://guest:s3cret@localhost/?heartbeat=soon")
@@ -351,8 +362,8 @@ def test_a_consumer_reads_no_more_than_its_stage_can_hold(
     broker: AmqpBroker, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The assembler receives up to 2,000 messages ahead, each of up to 16 MiB."""
-    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq.WAITING_BYTES", 3 * 2**16)
-    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq.WAITING_S", 20)
+    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq_consumer.WAITING_BYTES", 3 * 2**16)
+    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq_consumer.WAITING_S", 20)
     for _ in range(10):
         broker.publish(queue.keys[0], bytes(2**16))
     with broker.consume(queue, 100) as consumer:
@@ -368,7 +379,7 @@ def test_a_consumer_reads_no_more_than_its_stage_can_hold(
 def test_a_consumer_that_has_no_room_keeps_its_connection_and_closes_at_once(
     rabbitmq_url: str, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq.WAITING_BYTES", 2**16)
+    monkeypatch.setattr("gliaflow_runtime.broker.rabbitmq_consumer.WAITING_BYTES", 2**16)
     with AmqpBroker(f"{rabbitmq_url}?heartbeat=2", connect_timeout=5) as broker:
         for _ in range(30):
             broker.publish(queue.keys[0], bytes(2**16))

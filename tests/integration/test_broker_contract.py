@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from gliaflow_proto import Queue, submission_queue, upload_queue
+from gliaflow_proto.routing import exchange_of
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import (
     DIED_AT,
@@ -332,6 +333,69 @@ def test_queue_state_counts_waiting_messages_and_consumers(broker: Broker, make:
         receive(consumer, 1)
         assert broker.queue_state(queue.name) == QueueState(waiting=0, consumers=1)
     assert broker.queue_state("gliaflow.nowhere") is None
+
+
+def test_observer_receives_copies_beside_the_queue(broker: Broker, make: Make) -> None:
+    queue = make()
+    with (
+        broker.observe(queue.keys, length=10, size=1000) as one,
+        broker.observe(queue.keys, length=10, size=1000) as two,
+    ):
+        broker.publish(key(queue), b"body", message_id="id-1", headers={"traceparent": "00-1"})
+        for observer in (one, two):
+            [delivery] = receive(observer, 1)
+            assert (delivery.key, delivery.body, delivery.message_id) == (key(queue), b"body", "id-1")
+            assert delivery.exchange == exchange_of(key(queue))
+            observer.ack(delivery)
+        assert broker.depth(queue.name) == 1
+
+
+def test_observer_that_reads_nothing_refuses_no_message_and_keeps_the_newest(broker: Broker, make: Make) -> None:
+    queue, small = make(), 100
+    with broker.observe(queue.keys, length=5, size=2**20) as observer:
+        for number in range(small):
+            broker.publish(key(queue), b"%d" % number)
+        received = []
+        while delivery := observer.next(timeout=1):
+            received.append(int(delivery.body))
+            observer.ack(delivery)
+        assert received[-5:] == list(range(small - 5, small))
+        assert len(received) <= 4 + 5, "those that it may hold, and those that may wait"
+        assert broker.depth(queue.name) == small
+
+
+def test_observer_keeps_no_more_bytes_than_its_size(broker: Broker, make: Make) -> None:
+    queue, body = make(), bytes(2**20)
+    with broker.observe(queue.keys, length=1000, size=3 * len(body)) as observer:
+        for _ in range(20):
+            broker.publish(key(queue), body)
+        count = 0
+        while delivery := observer.next(timeout=1):
+            observer.ack(delivery)
+            count += 1
+        assert 3 <= count <= 4 + 3
+        broker.publish(key(queue), bytes(4 * len(body)))  # alone larger than its queue
+        broker.publish(key(queue), b"after")
+        while (delivery := observer.next(timeout=5)) and delivery.body != b"after":
+            observer.ack(delivery)
+        assert delivery
+
+
+def test_queue_of_an_observer_ends_with_it(broker: Broker, open_broker: Callable[[], Broker], make: Make) -> None:
+    queue = make()
+    other = open_broker()
+    with other.observe(queue.keys, length=10, size=1000) as observer:
+        broker.publish(key(queue), b"")
+        [delivery] = receive(observer, 1)
+        assert delivery.queue.startswith("gliaflow.console.")
+        assert broker.queue_state(queue.name) == QueueState(1, 0)
+    eventually(lambda: broker.queue_state(delivery.queue) is None)
+    with pytest.raises(BrokerError):
+        observer.next(timeout=0)
+    other.observe(queue.keys, length=10, size=1000)
+    other.close()
+    broker.publish(key(queue), b"")
+    assert broker.depth(queue.name) == 2
 
 
 def test_missing_queue_is_empty_and_cannot_be_consumed(broker: Broker) -> None:

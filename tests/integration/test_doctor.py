@@ -19,7 +19,7 @@ import pytest
 from gliaflow_cli.checks import machine
 from gliaflow_cli.checks.broker import check_alarms, expected_policy
 from gliaflow_cli.checks.outcome import Wrong
-from gliaflow_cli.checks.stages import check_dicom_node
+from gliaflow_cli.checks.stages import check_client_service
 from gliaflow_cli.commands import doctor
 from gliaflow_client.management import Management, ManagementError
 from gliaflow_client.queues import read_status
@@ -257,7 +257,7 @@ def test_checks_that_need_the_management_api_are_reported_as_skipped_without_it(
     consumers(*STAGE_QUEUES)
     code, output = examine(broker=rabbitmq_url, management=f"http://127.0.0.1:{free_port()}")
     assert code == 0, output
-    assert output.count("not checked: no management API at http://127.0.0.1") == 6
+    assert output.count("not checked: no management API at http://127.0.0.1") == 7
     assert "GLIAFLOW_MANAGEMENT" in output
 
 
@@ -336,20 +336,23 @@ def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url
 
 
 @pytest.mark.rabbitmq
-def test_status_and_doctor_show_a_connected_dicom_node(management, rabbitmq_url, secrets):
+@pytest.mark.parametrize(
+    ("user", "start"), [("dicom", "docker compose --profile dicom up"), ("console", "docker compose up --wait console")]
+)
+def test_status_and_doctor_show_a_connected_dicom_node_and_console(management, rabbitmq_url, secrets, user, start):
     api = Management(rabbitmq_url, management)
-    assert "none connected as the user dicom; to start one: docker compose --profile dicom up" in check_dicom_node(api)
-    url = "amqp://dicom@" + rabbitmq_url.rpartition("@")[2]
+    assert f"none connected as the user {user}; to start one: {start}" in check_client_service(api, user)
+    url = f"amqp://{user}@" + rabbitmq_url.rpartition("@")[2]
     about = {"product": "gliaflow", "version": VERSION}
-    with connect(url, credentials=Credentials(secrets / "dicom" / "password"), about=about) as broker:
-        eventually(lambda: api.dicom_nodes() == [VERSION])
-        assert read_status(broker, api, "").dicom_nodes == (VERSION,)
-        assert check_dicom_node(api) == f"1 connected, gliaflow {VERSION}"
+    with connect(url, credentials=Credentials(secrets / user / "password"), about=about) as broker:
+        eventually(lambda: api.client_services()[user] == [VERSION])
+        assert read_status(broker, api, "").services[user] == [VERSION]
+        assert check_client_service(api, user) == f"1 connected, gliaflow {VERSION}"
     about["version"] = "0.0.9"
-    with connect(url, credentials=Credentials(secrets / "dicom" / "password"), about=about):
-        eventually(lambda: api.dicom_nodes() == ["0.0.9"])
+    with connect(url, credentials=Credentials(secrets / user / "password"), about=about):
+        eventually(lambda: api.client_services()[user] == ["0.0.9"])
         with pytest.raises(Wrong, match=r"it is gliaflow 0\.0\.9, but this is"):
-            check_dicom_node(api)
+            check_client_service(api, user)
 
 
 @pytest.mark.rabbitmq

@@ -1,4 +1,4 @@
-"""Checks of the stages, and of the DICOM node, that run on a broker."""
+"""Checks of the stages, the DICOM node and the console that run on a broker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from gliaflow_client.management import Management, ManagementError
 from gliaflow_runtime.version import VERSION
 
 from gliaflow_cli.checks.outcome import Unseen, Wrong
+
+START = {"dicom": "docker compose --profile dicom up --wait", "console": "docker compose up --wait console"}
 
 
 def check_killed(management: Management) -> str:
@@ -19,14 +21,17 @@ def check_killed(management: Management) -> str:
     return "none since its container started"
 
 
-def check_dicom_node(management: Management) -> str:
-    """Whether the DICOM node, if one is connected, has this version. A pipeline without one is complete too."""
+def check_client_service(management: Management, user: str) -> str:
+    """Whether the DICOM node or the console, if one is connected as this user, has this version.
+
+    A pipeline without one is complete too.
+    """
     try:
-        versions = management.dicom_nodes()
+        versions = management.client_services()[user]
     except ManagementError as error:
         raise Unseen(str(error)) from None
     if not versions:
-        return "none connected as the user dicom; to start one: docker compose --profile dicom up --wait"
+        return f"none connected as the user {user}; to start one: {START[user]}"
     if others := sorted(set(versions) - {VERSION}):
         raise Wrong(f"it is gliaflow {', '.join(others)}, but this is {VERSION}: give both one version")
     return f"{len(versions)} connected, gliaflow {VERSION}"

@@ -31,7 +31,7 @@ def list_letters(broker: flags.Broker = None) -> None:
         for letter in letters:
             if not (times := copies.pop((letter.queue.name, letter.id, letter.delivery.body), 0)):
                 continue
-            scan = (message.scan.name if (message := letter.message) else "") or letter.origin.scan or "?"
+            scan = letter.scan or "?"
             submission = f" of {letter.origin.submission}" if letter.origin.submission else ""
             queue = letter.queue.name.removeprefix("gliaflow.")
             line = f"{letter.id[:12]:12}  {letter.died:19}  {queue:12}  {scan}{submission}: {letter.reason}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,13 +36,13 @@ def doctor(
 
 def examine(settings: Settings, inbox: Path | None = None, out: Path | None = None) -> int:
     """Run all checks, print their results, and return the number of mistakes."""
-    from gliaflow_client.management import Management
+    from gliaflow_client.management import CLIENT_SERVICES, Management
     from gliaflow_runner.broker import open_broker
     from gliaflow_runtime.broker.interface import BrokerError
 
     from gliaflow_cli.checks import broker as of_broker
     from gliaflow_cli.checks import machine
-    from gliaflow_cli.checks.stages import check_dicom_node, check_killed
+    from gliaflow_cli.checks.stages import check_client_service, check_killed
 
     wrong = _run("onnxruntime", machine.check_onnxruntime)
     wrong += _run("device", lambda: machine.check_device(settings.device))
@@ -70,7 +71,8 @@ def examine(settings: Settings, inbox: Path | None = None, out: Path | None = No
         wrong += _run("versions", lambda: of_broker.check_versions(api))
         wrong += _run("alarms", lambda: of_broker.check_alarms(api))
         wrong += _run("killed stages", lambda: check_killed(api))
-        wrong += _run("dicom node", lambda: check_dicom_node(api))
+        for user, name in CLIENT_SERVICES.items():
+            wrong += _run(name, partial(check_client_service, api, user))
     return wrong
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,7 +34,7 @@ def generate(
     import numpy as np
     from gliaflow.flow import open_flow
     from gliaflow.scans import check_grade
-    from gliaflow_proto import CLASSES
+    from gliaflow.synthetic_file import about, labels, write_npz
     from gliaflow_runtime.errors import UsageError
     from gliaflow_runtime.files import whole_file
     from gliaflow_runtime.settings import load_settings
@@ -51,23 +51,14 @@ def generate(
         parts = flow.generate_parts(grade, count, seed=seed, progress=lambda done: bar.update(task, completed=done))
     first = parts[0]
     features = np.concatenate([part.features for part in parts])
-    metadata = {
-        "class": grade,
-        "classes": ",".join(CLASSES),
-        "bundle": first.bundle,
-        "generator": first.generator,
-        "tap": first.tap,
-        "seed": str(seed),
-    }
+    texts = about(grade, first.bundle, first.generator, first.tap, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    labels = np.full(len(features), CLASSES.index(grade), dtype=np.int64)
     with whole_file(out) as part:
         if out.suffix == ".npz":
             with part.open("xb") as file:  # numpy appends .npz to a name
-                texts: dict[str, Any] = {name: np.array(text) for name, text in metadata.items()}
-                np.savez_compressed(file, features=features, label=labels, **texts)
+                write_npz(file, features, grade, texts)
         else:
-            save_file({"features": features, "label": labels}, part, metadata)
+            save_file({"features": features, "label": labels(len(features), grade)}, part, texts)
     console.print(
         f"{len(features)} {grade} features {features.shape[1:]} by {first.generator} of {first.bundle}: {out}",
         soft_wrap=True,

@@ -23,6 +23,7 @@ def connect(
     *,
     credentials: Credentials | None = None,
     connect_timeout: float = 60,
+    outage_timeout: float = 300,
     dead_letters: Path | None = None,
     about: Mapping[str, str] | None = None,
     waiting: Callable[[str], None] = lambda reason: None,
@@ -35,6 +36,8 @@ def connect(
         connections to the same URL share its queues; ``memory://name`` has queues of its own).
     credentials: password and certificates for RabbitMQ that the URL does not have.
     connect_timeout: seconds to wait until RabbitMQ answers.
+    outage_timeout: seconds to wait for RabbitMQ after a connection was lost; ``math.inf``: for ever. Then a broker that
+        is away at the start is no error either: after ``connect_timeout`` the connection is there, and its calls wait.
     dead_letters: the folder in which ``memory://`` keeps dead letters; the first connection to a URL sets it.
     about: what RabbitMQ shows about this client (its "client properties").
     waiting: called while a call waits for RabbitMQ, with the reason (``AmqpBroker``).
@@ -53,7 +56,14 @@ def connect(
     if scheme in ("amqp", "amqps"):
         from gliaflow_runtime.broker.rabbitmq import AmqpBroker  # so that memory:// does not load pika
 
-        return AmqpBroker(url, credentials=credentials, connect_timeout=connect_timeout, about=about, waiting=waiting)
+        return AmqpBroker(
+            url,
+            credentials=credentials,
+            connect_timeout=connect_timeout,
+            outage_timeout=outage_timeout,
+            about=about,
+            waiting=waiting,
+        )
     raise UsageError(f"broker URL {scheme}://: expected memory://, amqp:// or amqps://")
 
 

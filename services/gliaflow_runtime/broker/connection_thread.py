@@ -7,6 +7,7 @@ that serves it all the time; other threads submit jobs to it.
 from __future__ import annotations
 
 import contextlib
+import math
 import queue as queues
 import random
 import re
@@ -113,7 +114,7 @@ class ConnectionThread:
         self._thread = threading.Thread(target=self._run, name=f"gliaflow {name}", daemon=True)
 
     def open(self) -> None:
-        """Connect for the first time.
+        """Connect for the first time. With an infinite ``outage_timeout``, return also if no broker answers in time.
 
         Raises
         ------
@@ -122,7 +123,11 @@ class ConnectionThread:
         """
         self._thread.start()
         try:
-            self._await(self._opened)
+            if self._patient:
+                with contextlib.suppress(TimeoutError):
+                    self._opened.result(self._server.connect_timeout)
+            else:
+                self._await(self._opened)
         except BaseException:
             self.close()
             raise
@@ -147,6 +152,10 @@ class ConnectionThread:
     def renew(self, why: str) -> None:
         """Replace the connection by a new one. Call it in the connection's thread."""
         self._renew = why
+
+    @property
+    def _patient(self) -> bool:
+        return self._server.outage_timeout == math.inf
 
     @property
     def connected(self) -> bool:
@@ -276,9 +285,13 @@ class ConnectionThread:
             except (AMQPError, AMQPConnectorException, OSError, BrokerError) as error:
                 self._disconnect()
                 self._error = text(error)
-                if not self._opened.done():
+                late = time.monotonic() > until
+                if not self._opened.done() and not (late and self._patient):
                     self._raise_if_permanent(error)
-                if time.monotonic() > until:
+                if late and self._patient:
+                    self._opened.set_result(None)
+                    until = math.inf
+                elif late:
                     raise BrokerError(
                         f"no RabbitMQ at {self._url} within {timeout:g} s ({text(error)}): "
                         "start one, or name another by --broker or GLIAFLOW_BROKER"

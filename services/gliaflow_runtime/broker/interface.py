@@ -7,6 +7,7 @@ Guarantees, which one test suite checks on both (``tests/integration/test_broker
 - A consumer has at most ``prefetch`` open deliveries.
 - A dead letter keeps the message's bytes, id and routing key; its headers have the reason (``REASON``) and the exchange
   (``SENT_TO``), whatever the sender wrote there.
+- An observer (``observe``) that is slow or stopped holds up no publisher.
 - A delivery names the exchange at which its sender published it. The sender cannot forge it (``check_route``).
 """
 
@@ -179,6 +180,19 @@ class Broker(_Closable):
         ------
         NoQueue: the queue does not exist.
         AccessDenied: this user may not receive from it.
+        """
+
+    @abstractmethod
+    def observe(self, keys: tuple[str, ...], *, length: int, size: int) -> Consumer:
+        """Start to receive copies of the messages with these keys, beside their queues.
+
+        The copies wait in a queue that this consumer alone reads, and that ends with it. If more than ``length``
+        messages or ``size`` bytes wait, the oldest are dropped. So an observer that is slow or stopped holds up no
+        publisher. Copies are lost while the broker is away.
+
+        Raises
+        ------
+        AccessDenied: this user may not receive messages with such keys.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
@@ -38,10 +39,20 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Limit:
-    """How many messages may wait in a queue. When it is full, the newest is refused or the oldest dropped."""
+    """How many messages may wait in a queue. When it is full, the newest is refused or the oldest are dropped.
+
+    ``size``: how many bytes may wait, where the oldest are dropped; None: any number.
+    """
 
     length: int
     overflow: Literal["refuse", "drop-oldest"] = "refuse"
+    size: int | None = None
+
+    def is_exceeded(self, waiting: Collection[_Message]) -> bool:
+        """Whether more wait."""
+        if len(waiting) > self.length:
+            return True
+        return self.size is not None and sum(len(message.body) for message in waiting) > self.size
 
 
 # A message may have 8 MiB, and here all are in memory. The balancer only needs a sample of the features, so its queue
@@ -51,6 +62,7 @@ STAGE_LIMITS: dict[str, Limit] = {
     **{queue.name: Limit(16) for queue in STAGE_QUEUES if queue not in (ASSEMBLER, BALANCER)},
     BALANCER.name: Limit(16, "drop-oldest"),
 }
+OBSERVED_AT_ONCE = 4  # deliveries that an observer may hold
 DELIVERY_LIMIT = 20  # as in deploy/rabbitmq/definitions.json
 
 
@@ -147,6 +159,16 @@ class MemoryBroker(Broker):
             self._consumers.append(consumer)
             return consumer
 
+    def observe(self, keys: tuple[str, ...], *, length: int, size: int) -> MemoryConsumer:
+        queue = Queue(f"gliaflow.console.{secrets.token_hex(8)}", keys)
+        with self._state.changed:
+            self._check_open()
+            self._state.limits[queue.name] = Limit(length, "drop-oldest", size)
+            self._state.declare(queue)
+            consumer = self.consume(queue, OBSERVED_AT_ONCE)
+            consumer.owns_queue = True
+            return consumer
+
     def delete(self, queue: str) -> None:
         with self._state.changed:
             self._check_open()
@@ -177,7 +199,9 @@ class MemoryBroker(Broker):
 
 
 class MemoryConsumer(Consumer):
-    """Receives the deliveries of one queue of a ``MemoryBroker``."""
+    """Receives the deliveries of one queue of a ``MemoryBroker``. ``owns_queue``: the queue ends with this consumer."""
+
+    owns_queue = False
 
     def __init__(self, state: _State, queue: str, prefetch: int) -> None:
         self._state = state
@@ -236,6 +260,8 @@ class MemoryConsumer(Consumer):
                 stored.consumers.remove(self)
                 stored.used = time.monotonic()
                 self._state.give_back(self._queue, list(self._held.values()))
+                if self.owns_queue:
+                    del self._state.queues[self._queue], self._state.limits[self._queue]
             self._held.clear()
             self._state.changed.notify_all()
 
@@ -252,7 +278,7 @@ class _State:
         self.changed = threading.Condition()
         self.queues: dict[str, _StoredQueue] = {}
         self._folder = folder
-        self._limits = limits
+        self.limits = limits
         self._delivery_limit = delivery_limit
         for queue, file in folder.list() if folder else ():
             self.declare(Queue(queue))
@@ -265,14 +291,14 @@ class _State:
 
     def put(self, targets: list[_StoredQueue], message: _Message) -> None:
         """Add the message to all of these queues, or to none if one of them is full."""
-        limits = [(stored, self._limits.get(stored.declared.name)) for stored in targets]
+        limits = [(stored, self.limits.get(stored.declared.name)) for stored in targets]
         for stored, limit in limits:
             if limit and limit.overflow == "refuse" and len(stored.waiting) >= limit.length:
                 raise Refused(f"the queue {stored.declared.name!r} is full ({limit.length} messages)")
         for stored, limit in limits:
-            if limit and limit.overflow == "drop-oldest" and len(stored.waiting) >= limit.length:
-                stored.waiting.popleft()
             stored.waiting.append(replace(message))
+            while limit and limit.overflow == "drop-oldest" and limit.is_exceeded(stored.waiting):
+                stored.waiting.popleft()
         self.changed.notify_all()
 
     def give_back(self, name: str, messages: list[_Message]) -> None:

@@ -83,10 +83,11 @@ def parse_server_url(text: str, schemes: tuple[str, ...] = AMQP) -> ServerUrl:
 
 
 def without_password(url: str) -> str:
-    """The URL of a broker or of its management API, for logs and messages."""
+    """The URL of a broker or of its management API, for logs and messages. Of any other secret, nothing is left."""
     if not url or url.startswith("memory://"):
         return url
     try:
         return parse_server_url(url, (*AMQP, *HTTP)).public
     except ValueError:
-        return f"{url.partition('://')[0]}://…"
+        scheme, separator, _ = url.partition("://")
+        return f"{scheme}{separator}…" if separator else "…"

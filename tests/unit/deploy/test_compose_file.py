@@ -14,7 +14,7 @@ def test_a_service_that_loads_a_bundle_sees_the_folder_of_bundles() -> None:
     text = COMPOSE.read_text(encoding="utf-8")
     assert "# bundle in it, or /bundles/NAME" in text
     services = yaml.safe_load(text)["services"]
-    for name in ("preprocessor", "extractor", "classifier", "generator", "trainer", "operator"):
+    for name in ("preprocessor", "extractor", "classifier", "generator", "trainer", "console", "operator"):
         service = services[name]
         assert service["environment"]["GLIAFLOW_BUNDLE"] == "${GLIAFLOW_BUNDLE:-}"
         assert service["environment"]["GLIAFLOW_BUNDLES"] == "/bundles"
@@ -48,7 +48,25 @@ def test_the_dicom_node_takes_each_of_its_settings_from_the_environment() -> Non
     assert {name for name, value in environment.items() if value is None} == settings - container
 
 
+def test_the_console_is_on_this_machine_only_and_has_one_writable_folder() -> None:
+    """Its token and the password of its broker user are in its own folder of secrets, its scans in its own volume."""
+    console = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["console"]
+    assert "profiles" not in console, "it starts with the stages"
+    assert console["image"] == "gliaflow:${GLIAFLOW_VERSION:-latest}"
+    assert console["ports"] == ["127.0.0.1:${GLIAFLOW_CONSOLE_PORT:-8765}:8765"]
+    assert [volume for volume in console["volumes"] if not volume.endswith(":ro")] == ["console:/console"]
+    environment = console["environment"]
+    assert environment["GLIAFLOW_CONSOLE_FOLDER"] == "/console"
+    assert environment["GLIAFLOW_CONSOLE_TOKEN_FILE"] == "/run/secrets/token"
+    assert (console["read_only"], console["cap_drop"]) == (True, ["ALL"])
+    settings = {f"GLIAFLOW_{name.upper()}" for name in Settings.model_fields if name.startswith("console_")}
+    assert {name for name in environment if name.startswith("GLIAFLOW_CONSOLE")} == settings - {
+        "GLIAFLOW_CONSOLE_PORT",  # of the host: the published one
+        "GLIAFLOW_CONSOLE_TOKEN",  # a file has it
+    }
+
+
 def test_no_container_that_holds_scans_writes_a_core_dump() -> None:
     services = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
-    for name in ("preprocessor", "extractor", "classifier", "generator", "trainer", "inbox", "dicom"):
+    for name in ("preprocessor", "extractor", "classifier", "generator", "trainer", "inbox", "console", "dicom"):
         assert services[name]["ulimits"] == {"core": 0}, name

@@ -18,6 +18,7 @@ MANIFESTS = Path(__file__).parents[3] / "deploy" / "kubernetes"
 RABBITMQ = Path(__file__).parents[3] / "deploy" / "rabbitmq"
 VERSION = "1.32"  # of the schemas: the oldest supported one
 STAGES = {"preprocessor", "extractor", "classifier", "generator"}
+CLIENTS = {"dicom": 11112, "console": 8765}  # their ports
 
 
 def fields(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
@@ -116,10 +117,10 @@ def test_each_container_is_locked_down_has_limits_and_probes(manifests):
     for name, one in deployments.items():
         (container,) = one["spec"]["template"]["spec"]["containers"]
         paths = {probe: container[probe]["httpGet"]["path"] for probe in container if probe.endswith("Probe")}
-        ready = "/livez" if name == "dicom" else "/readyz"  # it receives images also while the broker is away
+        ready = "/livez" if name in CLIENTS else "/readyz"  # these are of use also while the broker is away
         assert paths == {"startupProbe": ready, "readinessProbe": ready, "livenessProbe": "/livez"}, name
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        assert ports == {"health": 8080} | ({"dicom": 11112} if name == "dicom" else {})
+        assert ports == {"health": 8080} | ({name: CLIENTS[name]} if name in CLIENTS else {})
 
 
 def test_stage_has_time_to_finish_its_message(manifests):
@@ -137,7 +138,7 @@ def test_every_setting_exists(manifests):
         (container,) = one["spec"]["template"]["spec"]["containers"]
         environment = {variable["name"] for variable in container["env"]}
         assert {variable for variable in environment if not variable.startswith("AWS_")} <= known
-        assert container["args"] == (["dicom"] if name == "dicom" else ["serve", name])
+        assert container["args"] == ([name] if name in CLIENTS else ["serve", name])
     settings = {}
     for name, one in of_kind(manifests, "ConfigMap").items():
         settings |= one["data"] if name.startswith("settings") else {}
@@ -198,7 +199,7 @@ def named_secrets(value: Any) -> set[str]:
 
 
 def test_each_pod_has_only_the_secrets_that_it_needs(manifests):
-    expected = {name: {f"broker-{name}"} for name in [*STAGES, "trainer", "dicom"]}
+    expected = {name: {f"broker-{name}"} for name in [*STAGES, *CLIENTS, "trainer"]}
     expected["policies"] = {"broker-rabbitmq", "rabbitmq-default-user"}
     if "fetch-bundle" in pods(manifests):  # the example: bundle and scans are on S3
         expected["fetch-bundle"] = {"s3-bundle"}
@@ -224,6 +225,7 @@ def egress(manifests: list[dict[str, Any]], labels: dict[str, str]) -> list[str]
 def test_only_the_pods_that_read_from_the_store_or_serve_a_pacs_may_leave_the_cluster(manifests):
     expected = {name: ["names", "stages"] for name in [*STAGES, "trainer"]}
     expected |= {"policies": ["names", "policies"], "dicom": ["dicom", "names", "stages"]}
+    expected["console"] = ["console", "names", "stages"]  # RabbitMQ's management API
     if "fetch-bundle" in pods(manifests):
         expected["fetch-bundle"] = ["names", "s3-bundle"]
         expected["preprocessor"] = ["names", "s3-scans", "stages"]
@@ -282,10 +284,35 @@ def test_one_dicom_node_keeps_its_spool_on_a_volume_and_receives_from_named_addr
     storage = of_kind(manifests, "PersistentVolumeClaim")["spool"]["spec"]["resources"]["requests"]["storage"]
     default = Settings()
     assert int(storage.removesuffix("Gi")) > default.dicom_spool_gib + default.dicom_free_gib
-    (service,) = of_kind(manifests, "Service").values()
+    service = of_kind(manifests, "Service")["dicom"]
     assert service["spec"]["externalTrafficPolicy"] == "Local", "otherwise the policy sees the address of a node"
     (source,) = of_kind(manifests, "NetworkPolicy")["dicom"]["spec"]["ingress"]
     assert source["from"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+
+
+def test_one_console_keeps_its_scans_on_a_volume_and_is_open_to_no_other_pod():
+    manifests = rendered("example")
+    console = of_kind(manifests, "Deployment")["console"]["spec"]
+    assert (console["replicas"], console["strategy"]) == (1, {"type": "Recreate"}), "a folder of scans has one console"
+    pod = console["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    (mount,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "scans"]
+    assert environment["GLIAFLOW_CONSOLE_FOLDER"] == f"{mount}/console"
+    assert environment["GLIAFLOW_CONSOLE_TOKEN_FILE"] == "/run/secrets/broker/token"
+    storage = of_kind(manifests, "PersistentVolumeClaim")["console"]["spec"]["resources"]["requests"]["storage"]
+    assert int(storage.removesuffix("Gi")) > Settings().console_gib
+    assert "type" not in of_kind(manifests, "Service")["console"]["spec"], "ClusterIP: no address outside the cluster"
+    policies = of_kind(manifests, "NetworkPolicy")
+    admitted = {
+        name
+        for name, one in policies.items()
+        if one["spec"].get("ingress")
+        and one["spec"]["podSelector"]["matchLabels"].items() <= console["template"]["metadata"]["labels"].items()
+    }
+    assert admitted == {"stages"}, "Prometheus, at the health port"
+    (rule,) = policies["console-management"]["spec"]["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "console"}}}]
 
 
 def test_each_image_is_of_this_version(manifests):

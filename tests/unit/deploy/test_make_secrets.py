@@ -42,6 +42,7 @@ OWN = {
     "trainer": [RECORDER],
 }
 CLIENTS = ("gliaflow", "inbox", "dicom", "annotator")
+CONSOLE = "console"  # a client that also sees the answers to others, and the dead letters
 ID = "0" * 32
 
 
@@ -57,7 +58,7 @@ def test_each_user_has_a_password_of_its_own_and_rabbitmq_gets_salted_hashes(tmp
     make_secrets(tmp_path, [])
     users = definitions(tmp_path)["users"]
     passwords = {user["name"]: password(tmp_path, user["name"]) for user in users}
-    assert len(set(passwords.values())) == len(passwords) == 11
+    assert len(set(passwords.values())) == len(passwords) == 12
     assert all(len(secret) == 32 for user, secret in passwords.items() if user != "gliaflow")
     for user in users:
         raw = base64.b64decode(user["password_hash"])
@@ -65,6 +66,20 @@ def test_each_user_has_a_password_of_its_own_and_rabbitmq_gets_salted_hashes(tmp
     text = (tmp_path / "rabbitmq" / "definitions.json").read_text()
     assert not any(secret in text for user, secret in passwords.items() if user != "gliaflow")
     assert "guest" not in passwords
+
+
+def test_the_console_has_a_token_which_is_kept_until_it_is_renewed(tmp_path: Path) -> None:
+    make_secrets(tmp_path, [])
+    token = (tmp_path / "console" / "token").read_text()
+    assert len(token.strip()) == 43, "256 random bits"
+    assert token.strip() not in (tmp_path / "rabbitmq" / "definitions.json").read_text()
+    make_secrets(tmp_path, ["extractor"])
+    assert (tmp_path / "console" / "token").read_text() == token
+    make_secrets(tmp_path, ["console"])
+    assert (tmp_path / "console" / "token").read_text() != token
+    (tmp_path / "console" / "token").write_text("\n")
+    with pytest.raises(SystemExit, match="console/token: empty: write a token into it, or delete it"):
+        make_secrets(tmp_path, [])
 
 
 @pytest.mark.parametrize(("content", "problem"), [(b"", "empty"), (b" \n", "empty"), (b"\xff", "not UTF-8 text")])
@@ -252,10 +267,10 @@ class TestPermissions:
             "prediction": {"classifier"},
             "synthetic": {"generator"},
             "failure": set(OWN) - {"trainer"},
-            "generate": set(CLIENTS),
+            "generate": {*CLIENTS, CONSOLE},
         }
         key = routing_key(message)
-        users = {user for user in (*OWN, *CLIENTS) if may(user, "write", key, exchange_of(key))}
+        users = {user for user in (*OWN, *CLIENTS, CONSOLE) if may(user, "write", key, exchange_of(key))}
         assert users == senders[message.kind]
 
     def test_scaler_can_only_see_how_long_a_queue_is(self, may: Any) -> None:
@@ -268,6 +283,24 @@ class TestPermissions:
             *(q.dead for q in ALL_QUEUES),
         ):
             assert not any(may("scaler", operation, name) for operation in ("configure", "write", "read"))
+
+    def test_console_sees_all_answers_and_the_dead_letters_and_takes_no_work_from_a_stage(self, may: Any) -> None:
+        for queue in ALL_QUEUES:
+            assert may(CONSOLE, "read", queue.dead)
+            assert not any(may(CONSOLE, operation, queue.dead) for operation in ("configure", "write"))
+            assert not any(may(CONSOLE, operation, queue.name) for operation in ("configure", "write", "read"))
+        for key in ("prediction.*", "failure.*", "graded", *submission_queue(ID).keys):
+            assert may(CONSOLE, "read", key, EXCHANGE), key
+        for key in ("#", "*.*", "slices", "features.*", "features.labelled", "scan", "synthetic.*"):
+            assert not may(CONSOLE, "read", key, EXCHANGE), key
+        for name in ("amq.gen-x", "gliaflow.console.x", submission_queue(ID).name, upload_queue(ID).name):
+            assert may(CONSOLE, "configure", name)
+            assert may(CONSOLE, "write", name)
+        for key in ("scan", "generate", *upload_queue(ID).keys):
+            assert may(CONSOLE, "write", key, CLIENT_EXCHANGE)
+        assert may(CONSOLE, "write", "amq.default"), "it sends dead letters back"
+        assert not any(may(CONSOLE, "write", name) for name in (EXCHANGE, LABELLED_EXCHANGE))
+        assert not any(may(user, "configure", "gliaflow.console.x") for user in (*CLIENTS, *OWN))
 
     @pytest.mark.parametrize("user", CLIENTS)
     def test_client_sends_scans_and_reads_answers_whose_key_it_knows(self, may: Any, user: str) -> None:

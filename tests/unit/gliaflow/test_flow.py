@@ -14,7 +14,7 @@ import gliaflow
 import numpy as np
 import pytest
 from gliaflow.answer import Answer
-from gliaflow.flow import RESEND, Flow
+from gliaflow.flow import RESEND, Flow, Stopped
 from gliaflow.scans import Input
 from gliaflow.waiting import Waiting
 from gliaflow_proto import (
@@ -143,7 +143,7 @@ def test_scans_may_come_while_others_are_in_work(scans: list[Input]) -> None:
 
     with StandIn(fail) as stages:
         for answer in Flow(stages.broker.attach()).answer_stream(source()):
-            answers.append(answer.scan)
+            answers.append(answer.scan)  # noqa: PERF401 - the source reads the list
     assert answers == ["s0", "s1", "s2"]
 
 
@@ -158,6 +158,18 @@ def test_a_scan_may_have_an_id_of_its_own_so_that_two_may_share_a_name(scans: li
     with StandIn(note) as stages:
         answers = list(Flow(stages.broker.attach()).submit_all(twins))
     assert (sorted(ids), [answer.scan for answer in answers]) == (["first", "second"], ["s0", "s0"])
+
+
+@pytest.mark.timeout(60)
+def test_another_thread_can_stop_it_while_answers_are_still_to_come(scans: list[Input]) -> None:
+    with StandIn(lambda broker, message: None) as stages:
+        flow = Flow(stages.broker.attach())
+        stopping = threading.Timer(0.2, flow.stop)
+        stopping.start()
+        with pytest.raises(Stopped):
+            list(flow.answer_stream(iter([*scans, None])))
+        stopping.join()
+        flow.close()
 
 
 def test_a_pipe_among_the_scans_is_reported_and_does_not_block(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import fsspec
 import pytest
-from gliaflow.flow import _inputs
 from gliaflow.places import StoreFiles
-from gliaflow.scans import Input, find_inputs, find_one
+from gliaflow.scans import Input, as_inputs, find_inputs, find_one
 from gliaflow_runtime.errors import UsageError
 
 
@@ -123,6 +122,13 @@ def test_the_patients_folder_names_a_scan_also_above_what_was_submitted(
     monkeypatch.chdir(study / "P1/ses-1")
     same += [inputs(".")[0], inputs("flair.nii.gz")[0], inputs("../ses-1/*")[0], inputs((study / "P1").as_uri())[0]]
     assert {(item.name, item.patient) for item in same} == {("P1_ses-1_flair", "P1")}
+
+
+@pytest.mark.parametrize("name", ["flair.nii.gz", "P1/flair.nii.gz"])
+def test_the_folders_of_gliaflow_itself_name_no_patient(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "P7" / "uploads" / "0b0bbd3df872"
+    [found] = find_inputs([write(root, name)], root=root).inputs
+    assert (found.name, found.patient) == (("P1_flair", "P1") if "P1" in name else ("flair", "flair"))
 
 
 def test_equal_names_get_the_folders_in_front(tmp_path: Path) -> None:
@@ -236,7 +242,7 @@ def test_a_grade_is_accepted_in_any_case(tmp_path: Path, grade: str) -> None:
 
 def test_python_warns_of_what_is_left_out(folder: Path) -> None:
     with pytest.warns(UserWarning, match=r"left out: 1 mask \(seg\), 1 other sequence \(t1ce\)"):
-        assert [item.name for item in _inputs(folder / "a", None, None)] == ["p1_flair"]
+        assert [item.name for item in as_inputs(folder / "a", None, None)] == ["p1_flair"]
 
 
 @pytest.fixture

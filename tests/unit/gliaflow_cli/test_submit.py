@@ -25,14 +25,14 @@ def test_an_interrupted_run_keeps_its_rows_and_names_the_way_to_continue(
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
         good_scan(tmp_path / "in" / f"{name}_flair.nii.gz")
-    saved = OutFolder._save_answer
+    saved = OutFolder.save_answer
 
     def interrupted_after_one(folder: OutFolder, target: Any, answer: Any) -> Any:
         row = saved(folder, target, answer)
         signal.raise_signal(signal.SIGINT)
         return row
 
-    monkeypatch.setattr(OutFolder, "_save_answer", interrupted_after_one)
+    monkeypatch.setattr(OutFolder, "save_answer", interrupted_after_one)
     done = CliRunner().invoke(app, ["submit", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--threads", "1"])
     assert done.exit_code == 130
     assert "of 2 scans answered; the same command with --resume continues" in done.output

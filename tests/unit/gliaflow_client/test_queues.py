@@ -34,8 +34,8 @@ class Api:
     def clients(self) -> list[Client]:
         return []
 
-    def dicom_nodes(self) -> list[str]:
-        return ["0.1.0"]
+    def client_services(self) -> dict[str, list[str]]:
+        return {"dicom": ["0.1.0"], "console": ["0.1.0"]}
 
 
 def shown(
@@ -63,6 +63,7 @@ def test_an_idle_pipeline_is_idle_though_the_assembler_remembers_ended_scans() -
     assert "kept: ended scans that the assembler remembers" in text
     assert "idle: no message waits or is in work\n" in text + "\n"
     assert "dicom node   1 connected, gliaflow 0.1.0" in text
+    assert "console      1 connected, gliaflow 0.1.0" in text
     assert "not known" not in text
 
 

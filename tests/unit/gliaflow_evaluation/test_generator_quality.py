@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
+from gliaflow_evaluation.generator_quality import DISTANCES, Pair, distances, frechet, kid, nearest, pool, principal
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-
-pytest.importorskip("sklearn")
-
-from gliaflow_evaluation.generator_quality import DISTANCES, Pair, distances, frechet, kid, nearest, pool, principal
 from scipy.linalg import sqrtm
 
 CLASSES = ("HGG", "LGG")

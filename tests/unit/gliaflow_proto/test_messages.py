@@ -200,6 +200,21 @@ def test_an_error_names_the_expected_kind():
         expect(FEATURES, SlicesMessage)
 
 
+@pytest.mark.parametrize("encoding", ["raw", "lz4"])
+@pytest.mark.parametrize("message", ONE_OF_EACH)
+def test_without_contents_all_other_fields_are_read_and_checked(message, encoding):
+    head = decode(encode(message, encoding), contents=False)
+    for field in dataclasses.fields(message):
+        value, read = getattr(message, field.name), getattr(head, field.name)
+        if isinstance(value, np.ndarray):
+            assert (read.shape, read.dtype, set(read.strides)) == (value.shape, value.dtype, {0}), "it takes no memory"
+        else:
+            assert read == value
+    tensor = {"dtype": "UINT8", "shape": [2**31 - 1], "encoding": "lz4", "data": b"1"}
+    with pytest.raises(ProtocolError, match=r"tensors\.image\.shape"):
+        decode(changed(SLICES, tensors={"image": tensor}), contents=False)
+
+
 def test_ids_depend_on_all_their_parts():
     assert message_id("scan", 0, "extractor", "b@1") == message_id("scan", 0, "extractor", "b@1")
     assert message_id("scan", 0, "extractor", "b@1") != message_id("scan", 1, "extractor", "b@1")

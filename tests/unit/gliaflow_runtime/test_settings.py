@@ -160,6 +160,7 @@ def test_a_password_is_not_shown(monkeypatch):
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert "s3cret" not in str(caught.value)
+    monkeypatch.setenv("GLIAFLOW_CONSOLE_TOKEN", "s3cret-token-of-the-console")
     shown = CliRunner().invoke(app, ["serve", "extractor", "--broker", "amqp://me:s3cret@here/", "--show-settings"])
     assert "broker = amqp://me@here/" in shown.output
     assert "s3cret" not in shown.output

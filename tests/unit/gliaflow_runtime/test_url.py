@@ -16,6 +16,7 @@ COMMANDS = (
     ("watch", "in", "--out", "out"),
     ("generate", "--grade", "HGG", "--count", "1", "--out", "x.npz"),
     ("demo", "--out", "out"),
+    ("console", "--port", "0"),
     ("serve", "extractor"),
     ("status",),
     ("doctor",),

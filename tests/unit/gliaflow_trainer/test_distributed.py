@@ -15,13 +15,15 @@ pytest.importorskip("torch")
 
 pytestmark = pytest.mark.slow
 
-# The command with smaller slices in its "demo" profile.
+# The command with smaller slices, and fewer of them, in its "demo" profile.
 SMALL_TRAIN = """
 from dataclasses import replace
 import small
 from gliaflow_cli.main import main
 from gliaflow_trainer.profiles import PROFILES
-PROFILES["demo"] = replace(PROFILES["demo"], input=small.PROFILE.input)
+demo = PROFILES["demo"]
+unet = {**demo.unet, "epoch_slices": 320, "batch": 8, "learning_rate": 1e-2}
+PROFILES["demo"] = replace(demo, input=small.PROFILE.input, unet=unet)
 main()
 """
 

@@ -1,0 +1,73 @@
+"""``/api/dead``: dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from gliaflow_runtime.broker.interface import AccessDenied
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from gliaflow_console.context import Console
+from gliaflow_console.letters import Letters
+
+MOST_IDS = 1000
+
+Result = TypeVar("Result")
+
+
+def routes(console: Console) -> list[Route]:
+    """The routes of dead letters."""
+    letters = Letters(console.flow.broker, console.stages.letters_lock)
+
+    async def list_letters(_: Request) -> JSONResponse:
+        try:
+            return JSONResponse(await run_in_threadpool(letters.listing))
+        except AccessDenied as error:
+            return JSONResponse({"letters": [], "more": 0, "problem": str(error)})
+
+    async def show_letter(request: Request) -> JSONResponse:
+        lines = await _permitted(lambda: letters.show(request.path_params["id"]))
+        if lines is None:
+            raise HTTPException(404, "this dead letter is not there any more, or not among the first: load the list")
+        return JSONResponse({"lines": lines})
+
+    async def replay_letters(request: Request) -> JSONResponse:
+        ids = await _ids(request)
+        return JSONResponse(await _permitted(lambda: letters.replay(ids)))
+
+    async def delete_letters(request: Request) -> JSONResponse:
+        ids = await _ids(request)
+        return JSONResponse({"deleted": await _permitted(lambda: letters.delete(ids))})
+
+    return [
+        Route("/api/dead", list_letters),
+        Route("/api/dead/replay", replay_letters, methods=["POST"]),
+        Route("/api/dead/delete", delete_letters, methods=["POST"]),
+        Route("/api/dead/{id}", show_letter),
+    ]
+
+
+async def _permitted(call: Callable[[], Result]) -> Result:
+    """The result of a blocking call. Raises HTTPException: the broker's user lacks a right."""
+    try:
+        return await run_in_threadpool(call)
+    except AccessDenied as error:
+        raise HTTPException(403, str(error)) from None
+
+
+async def _ids(request: Request) -> set[str]:
+    """The field ``ids`` of the body. Raises HTTPException: it is missing or invalid."""
+    try:
+        ids = (await request.json())["ids"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not 0 < len(ids) <= MOST_IDS or not all(isinstance(id, str) for id in ids):
+        raise HTTPException(
+            422, f'ids: expected a JSON body {{"ids": ["…"]}} with 1 to {MOST_IDS} ids of GET /api/dead'
+        )
+    return set(ids)

@@ -1,0 +1,76 @@
+"""``POST /api/phantoms``: draws a scan and sends it, for someone who has none at hand."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from gliaflow.scans import check_grade
+from gliaflow_runtime.errors import UsageError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gliaflow_console.context import Console
+from gliaflow_console.real_features import PHANTOM
+from gliaflow_console.store import ScanStore
+from gliaflow_console.turn import Turn
+
+SIZE = 2**24  # bytes, more than any phantom has
+TIMEOUT_S = 120.0
+
+
+def routes(console: Console) -> list[Route]:
+    """The route of the phantoms."""
+    drawing = Turn()
+
+    async def phantom(request: Request) -> Response:
+        try:
+            body = json.loads(await request.body())
+            grade = check_grade(body["grade"])
+        except UsageError:
+            raise
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise UsageError('the body is not a request: send {"grade": "HGG"} or {"grade": "LGG"}') from None
+        return JSONResponse({"id": await drawing.run(_send, console.store, grade)}, 202)
+
+    return [Route("/api/phantoms", phantom, methods=["POST"])]
+
+
+def _send(store: ScanStore, grade: str) -> str:
+    """Draw a phantom and queue it for the pipeline; returns its id."""
+    store.make_room(SIZE)
+    name = PHANTOM.format(grade=grade, seed=(seed := secrets.randbelow(10**6)))
+    upload = store.new_upload()
+    try:
+        folder = upload.part()
+        _draw(folder, grade, seed)
+        (drawn,) = folder.glob(f"{grade}/*/*_flair.nii.gz")
+        upload.add(drawn, f"{name}.nii.gz")
+        shutil.rmtree(folder)
+        (scan,) = store.take(upload, alone=True).ids
+        return scan
+    except BaseException:
+        store.discard(upload)
+        raise
+
+
+def _draw(folder: Path, grade: str, seed: int) -> None:
+    """In a process of its own: it takes 300 MB, and the console is to stay small."""
+    share = "1" if grade == "HGG" else "0"
+    command = [sys.executable, "-P", "-m", "gliaflow_cli", "phantom", str(folder), "--patients", "1"]
+    try:
+        subprocess.run(
+            [*command, "--seed", str(seed), "--hgg-share", share],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        raise HTTPException(503, "the phantom was not drawn: free some memory and disk, and try again") from None

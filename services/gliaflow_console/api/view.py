@@ -1,0 +1,81 @@
+"""``GET /api/scans/{id}/view/…`` and ``/maps``: a scan, its mask and its feature maps, for the browser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gliaflow_runtime.errors import UsageError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gliaflow_console.context import Console
+from gliaflow_console.maps import COUNT, MapsRequest, scan_maps
+from gliaflow_console.stored_scan import StoredScan
+from gliaflow_console.turn import Turn
+from gliaflow_console.view import read_image, shown_step, view_image, view_mask
+
+
+def routes(console: Console) -> list[Route]:
+    """The routes of the viewer."""
+    store, networks, reading = console.store, console.networks, Turn()
+
+    def scan_of(request: Request) -> StoredScan:
+        scan = store.get(request.path_params["id"])
+        if scan is None:
+            raise HTTPException(404)
+        return scan
+
+    async def image(request: Request) -> Response:
+        return await reading.run(_image, console, scan_of(request))
+
+    async def mask(request: Request) -> Response:
+        return await reading.run(_mask, console, scan_of(request))
+
+    async def maps(request: Request) -> Response:
+        scan, query = scan_of(request), request.query_params
+        wanted = MapsRequest(query.get("tap", ""), _whole(query, "slice", None), _whole(query, "count", COUNT) or 0)
+        return JSONResponse(await networks.turn.run(scan_maps, networks, store, scan, wanted))
+
+    return [
+        Route("/api/scans/{id}/view/image.nii.gz", image),
+        Route("/api/scans/{id}/view/mask.nii.gz", mask),
+        Route("/api/scans/{id}/maps", maps),
+    ]
+
+
+def _image(console: Console, scan: StoredScan) -> Response:
+    item = console.store.item(scan.id)
+    if item is None:
+        raise HTTPException(404, "the console has no image of this scan: it was sent by another client")
+    read = read_image(item, console.networks.bounds)
+    return _file(view_image(read), read.volume.shape)
+
+
+def _mask(console: Console, scan: StoredScan) -> Response:
+    """The mask, placed as the scan is. Where the scan cannot be read, as its own header says."""
+    mask = console.store.mask(scan.id)
+    if mask is None:
+        raise HTTPException(404, "this scan has no mask: it has no answer yet, or it failed")
+    item, affine = console.store.item(scan.id), None
+    if item is not None:
+        try:
+            affine = read_image(item, console.networks.bounds).affine
+        except UsageError:
+            affine = None
+    return _file(view_mask(mask, affine), mask.shape)
+
+
+def _file(data: bytes, shape: tuple[int, ...]) -> Response:
+    """``Gliaflow-Step``: every how many pixels along x and y one is shown."""
+    return Response(data, media_type="application/gzip", headers={"Gliaflow-Step": str(shown_step(shape))})
+
+
+def _whole(query: Any, name: str, default: int | None) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 7):
+        raise UsageError(f"{name}: expected a whole number")
+    return int(text)

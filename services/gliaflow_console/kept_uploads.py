@@ -1,0 +1,136 @@
+"""The uploads and answers of the console's own scans on the disk, so that a restart finds them.
+
+``uploads/<upload>/files`` has the files, ``upload.json`` the names of the scans in them, ``<scan>.json`` the answer and
+``<scan>.nii.gz`` the mask.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from gliaflow.answer import Answer, write_image
+from gliaflow_client.table import ScanRow
+from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.files import private_folder, write_whole
+from gliaflow_runtime.logs import where
+
+from gliaflow_console.stored_scan import StoredScan
+from gliaflow_console.uploads import Upload
+
+ABOUT = "upload.json"
+MARK = ".gliaflow-console"  # in the folder of the uploads: gliaflow may delete what is there
+ID = re.compile(r"[0-9a-f]{32}")
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class About:
+    """What is written of an upload. ``scans``: its queued scans. ``alone``, ``series``: as for ``take``."""
+
+    created: float
+    alone: bool
+    series: Sequence[str]
+    size: int
+    scans: list[dict[str, Any]]
+
+
+class KeptUploads:
+    """The folder ``uploads`` in the console's folder.
+
+    Raises
+    ------
+    UsageError: it cannot be created, or has files of somebody else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "uploads"
+        remedy = "choose another --out"
+        try:
+            private_folder(self._folder)
+            mark = self._folder / MARK
+            if not mark.exists() and any(self._folder.iterdir()):
+                raise UsageError(f"{self._folder}: has files that are not the console's: move them, or {remedy}")
+            mark.touch(0o600)
+        except OSError as error:
+            raise UsageError(f"{self._folder}: {error.strerror}: {remedy}") from None
+
+    def new(self) -> Upload:
+        """A new, empty upload. Raises OSError: there is no room."""
+        id = uuid4().hex
+        upload = Upload(id, self._folder / id)
+        upload.files.mkdir(mode=0o700, parents=True)
+        return upload
+
+    def read(self) -> Iterator[tuple[Upload, list[StoredScan]]]:
+        """The uploads with their scans. What an earlier console had not received completely is deleted.
+
+        An upload that cannot be read (of a later version, say) is passed over, and stays.
+        """
+        for folder in sorted(self._folder.iterdir()):
+            if not ID.fullmatch(folder.name):
+                continue
+            upload = Upload(folder.name, folder)
+            if not (folder / ABOUT).exists():
+                upload.discard()
+                continue
+            try:
+                about = self.about(upload)
+                scans = [self._scan(upload, StoredScan(**values)) for values in about.scans]
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                log.warning("an upload is passed over", folder=folder.name, file=ABOUT, fault=where(error))
+                continue
+            upload.created, upload.size = about.created, about.size
+            upload.close()
+            yield upload, scans
+
+    def about(self, upload: Upload) -> About:
+        """What was written of an upload. Raises OSError, ValueError or TypeError: nothing that can be read."""
+        return About(**json.loads((upload.folder / ABOUT).read_text(encoding="utf-8")))
+
+    def add(self, upload: Upload, scans: Iterable[StoredScan], *, alone: bool, series: Sequence[str]) -> None:
+        """Write the scans of a complete upload. Raises OSError."""
+        known = ("id", "name", "patient", "own", "created", "warnings", "dicom", "series", "relative")
+        values = [{name: getattr(scan, name) for name in known} for scan in scans]
+        about = About(upload.created, alone, list(series), upload.size, values)
+        write_whole(upload.folder / ABOUT, json.dumps(asdict(about)))
+
+    def add_answer(self, upload: Upload, scan: StoredScan, answer: Answer, row: ScanRow) -> int:
+        """Write the answer to a scan, and its mask, and return their bytes. Raises OSError."""
+        mask = self._place(upload, scan.id, ".nii.gz")
+        if answer.packed_mask is not None and row.mask:
+            write_image(mask, answer.mask)
+        text = json.dumps({"scan": scan.written(), "row": row.values()})
+        write_whole(self._place(upload, scan.id, ".json"), text)
+        return len(text) + (mask.stat().st_size if mask.exists() else 0)
+
+    def mask_file(self, upload: Upload, scan: str) -> Path | None:
+        """The file with a scan's mask."""
+        path = self._place(upload, scan, ".nii.gz")
+        return path if path.exists() else None
+
+    def table_row(self, upload: Upload, scan: str) -> dict[str, Any] | None:
+        """A scan's row of ``predictions.csv``."""
+        try:
+            values = json.loads(self._place(upload, scan, ".json").read_text(encoding="utf-8"))
+            return dict(values["row"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _scan(self, upload: Upload, queued: StoredScan) -> StoredScan:
+        """The scan with its answer, if there is one."""
+        try:
+            values = json.loads(self._place(upload, queued.id, ".json").read_text(encoding="utf-8"))
+            return StoredScan.read(values["scan"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return StoredScan(**{**vars(queued), "warnings": tuple(queued.warnings)})
+
+    def _place(self, upload: Upload, scan: str, ending: str) -> Path:
+        return upload.folder / f"{scan}{ending}"

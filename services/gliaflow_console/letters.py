@@ -1,0 +1,123 @@
+"""Dead letters in the console: list, show, send back and delete."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from gliaflow_client.dead_letters import DeadLetter, count_waiting, held_letters
+from gliaflow_proto import ProtocolError
+from gliaflow_runtime.broker.interface import DIED_AT, Broker, BrokerError, Refused
+
+AT_ONCE = 25  # each may weigh 8 MiB
+TURN_S = 15.0  # the longest wait for the calls before this one
+
+
+class Letters:
+    """The dead letters of a broker. Each call holds at most AT_ONCE of them, and gives the others back at its end.
+
+    All methods raise BrokerError if the broker is away or another call holds the letters, and AccessDenied if a right
+    is missing.
+
+    Parameters
+    ----------
+    lock: one call at a time has it, while it holds letters.
+    """
+
+    def __init__(self, broker: Broker, lock: threading.Lock) -> None:
+        self._broker, self._lock = broker, lock
+
+    def listing(self) -> dict[str, Any]:
+        """The body of ``GET /api/dead``."""
+        letters: dict[str, dict[str, Any]] = {}
+        copies: Counter[str] = Counter()  # of a stage that ended before it acknowledged the message
+        with self._held() as held:
+            for letter in held:
+                id = _id(letter)
+                copies[id] += 1
+                letters[id] = {
+                    "id": id,
+                    "queue": letter.queue.name.removeprefix("gliaflow."),
+                    "died": _died(letter),
+                    "reason": letter.reason,
+                    "scan": letter.scan,
+                    "submission": letter.origin.submission or "",
+                    "bytes": len(letter.delivery.body),
+                    "copies": copies[id],
+                }
+            more = count_waiting(self._broker)
+        return {"letters": list(letters.values()), "more": more, "problem": ""}
+
+    def show(self, letter_id: str) -> list[str] | None:
+        """A letter as lines of text; None: there is none with this id."""
+        with self._held() as held:
+            letter = next((letter for letter in held if _id(letter) == letter_id), None)
+            if letter is None:
+                return None
+            headers = [f"header {name}: {value}" for name, value in letter.delivery.headers.items()]
+            return [f"reason: {letter.reason}", f"message: {letter.id}", *headers, *letter.content()]
+
+    def replay(self, ids: set[str]) -> dict[str, Any]:
+        """Send letters and their copies back to their queues; the body of ``POST /api/dead/replay``."""
+        sent: set[str] = set()
+        refused: dict[str, str] = {}
+        with self._held() as held:
+            for letter in held:
+                id = _id(letter)
+                if id not in ids or id in refused:
+                    continue
+                if id in sent:
+                    letter.delete()
+                    continue
+                try:
+                    letter.replay(self._broker)
+                    sent.add(id)
+                except ProtocolError as error:
+                    refused[id] = (
+                        f"its sender had no right to send such a message ({error}): submit the scan again as a user "
+                        "with the right, or delete this dead letter"
+                    )
+                except Refused:
+                    refused[id] = "the queue of its stage is full: try again when the stage has caught up"
+        missing = dict.fromkeys(sorted(ids - sent - set(refused)), "it is no longer among the first dead letters")
+        return {"sent": len(sent), "refused": [{"id": id, "reason": text} for id, text in (refused | missing).items()]}
+
+    def delete(self, ids: set[str]) -> int:
+        """Delete letters and their copies for good; returns how many letters."""
+        deleted: set[str] = set()
+        with self._held() as held:
+            for letter in held:
+                if (id := _id(letter)) in ids:
+                    letter.delete()
+                    deleted.add(id)
+        return len(deleted)
+
+    @contextmanager
+    def _held(self) -> Iterator[Iterator[DeadLetter]]:
+        if self._broker.trouble:
+            raise BrokerError(self._broker.trouble)
+        if not self._lock.acquire(timeout=TURN_S):
+            raise BrokerError("another request reads the dead letters: try again in a moment")
+        try:
+            with held_letters(self._broker, AT_ONCE) as letters:
+                yield letters
+        finally:
+            self._lock.release()
+
+
+def _id(letter: DeadLetter) -> str:
+    """An id for URLs: the message's own may be anything. Copies of a letter have the same one."""
+    parts = (letter.queue.name.encode(), letter.id.encode(), letter.delivery.body)
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+
+
+def _died(letter: DeadLetter) -> float | None:
+    try:
+        return datetime.fromisoformat(letter.delivery.headers[DIED_AT]).timestamp()
+    except (KeyError, ValueError, OverflowError):
+        return None

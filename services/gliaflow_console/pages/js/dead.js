@@ -1,0 +1,183 @@
+/** The dead letters: messages that a stage gave up, to send back or to delete. */
+
+import { bytes, confirmed, el, plural, setText, UNKNOWN, visible, when } from "./format.js";
+
+const PAUSE_MS = 10_000; // a listing holds the messages for a moment
+
+export async function deadPage(root, app) {
+  const chosen = new Set(); // ids
+  const boxes = new Map(); // id → its checkbox
+  let letters = [];
+  let listed = 0;
+  let loaded = 0;
+  const body = el("tbody");
+  const all = el("input", { type: "checkbox", "aria-label": "Choose all", on: { change: () => choose(letters.map(({ id }) => id), all.checked) } });
+  const replay = el("button", { type: "button", class: "primary", on: { click: sendBack } });
+  const erase = el("button", { type: "button", class: "danger", on: { click: deleteChosen } });
+  const again = el("button", { type: "button", class: "quiet", on: { click: load } }, "Refresh");
+  const result = el("div", { role: "status", class: "stack" });
+  const problem = el("p", { class: "notice bad", role: "alert", hidden: true });
+  const table = el(
+    "table",
+    { class: "letters" },
+    el("caption", { class: "hidden-text" }, "Dead letters"),
+    el(
+      "thead",
+      {},
+      el(
+        "tr",
+        {},
+        el("td", {}, all),
+        ...["Scan", "Stage", "Reason", "Died"].map((text) => el("th", { scope: "col" }, text)),
+        el("th", { scope: "col", class: "number c-bytes" }, "Size"),
+        el("th", { scope: "col", class: "number c-copies" }, el("abbr", { title: "How often this message is among the dead letters" }, "Copies")),
+        el("td"),
+      ),
+    ),
+    body,
+  );
+  const empty = el("div", { class: "empty", hidden: true }, el("p", { class: "lead" }, "No dead letters"), el("p", {}, "No stage has given up a message."));
+  const scroll = el("div", { class: "scroll", hidden: true }, table);
+  const more = el("p", { class: "muted small", hidden: true });
+  root.append(
+    el("div", { class: "head" }, el("h1", {}, "Dead letters"), again),
+    el(
+      "p",
+      { class: "muted" },
+      "A stage sets a message aside when it cannot process it: the scan's file is broken, memory runs out, or a process dies of it again and again. Remove the cause, then send the message back: the stage tries it again, and the scan gets its answer.",
+    ),
+    problem,
+    result,
+    el("section", { class: "panel", "aria-label": "Dead letters" }, el("div", { class: "controls" }, replay, erase), scroll, empty, more),
+  );
+
+  const end = app.on("status", ({ dead }) => {
+    if (dead === listed || Date.now() < loaded + PAUSE_MS) return;
+    const busy = chosen.size > 0 || body.querySelector("[aria-expanded=true]");
+    if (busy) setText(again, "Refresh: the list has changed");
+    else load();
+  });
+  const connected = app.on("connected", load);
+  await load();
+
+  async function load() {
+    try {
+      const answer = await app.api.get("api/dead");
+      letters = answer.letters;
+      report(answer.problem);
+      listed = letters.reduce((sum, { copies }) => sum + (copies ?? 1), Number(answer.more));
+      setText(more, `${plural(Number(answer.more), "further message")}: shown when these are sent back or deleted.`);
+      more.hidden = !answer.more;
+    } catch (error) {
+      report(error.message);
+    }
+    loaded = Date.now();
+    setText(again, "Refresh");
+    const ids = new Set(letters.map(({ id }) => id));
+    for (const id of [...chosen]) if (!ids.has(id)) chosen.delete(id);
+    boxes.clear();
+    body.replaceChildren(...letters.flatMap(letterRows));
+    scroll.hidden = letters.length === 0;
+    empty.hidden = letters.length > 0 || !problem.hidden;
+    mark();
+  }
+
+  function report(text) {
+    setText(problem, text || "");
+    problem.hidden = !text;
+  }
+
+  function letterRows(letter) {
+    const box = el("input", {
+      type: "checkbox",
+      "aria-label": `Choose ${letter.scan || "this message"}`,
+      on: { change: () => choose([letter.id], box.checked) },
+    });
+    boxes.set(letter.id, box);
+    const lines = el("pre", { class: "mono" });
+    const inside = el("tr", { hidden: true }, el("td", { colspan: 8 }, lines));
+    const open = el("button", { type: "button", class: "quiet", "aria-expanded": "false", on: { click: show } }, "Details");
+    async function show() {
+      inside.hidden = !inside.hidden;
+      open.setAttribute("aria-expanded", String(!inside.hidden));
+      if (inside.hidden || lines.textContent) return;
+      try {
+        const answer = await app.api.get(`api/dead/${encodeURIComponent(letter.id)}`);
+        lines.textContent = answer.lines.map(visible).join("\n");
+      } catch (error) {
+        setText(lines, error.message);
+      }
+    }
+    const row = el(
+      "tr",
+      { data: { id: letter.id } },
+      el("td", {}, box),
+      el("th", { scope: "row" }, letter.scan || el("span", { class: "muted" }, "unknown")),
+      el("td", {}, stageOf(letter.queue)),
+      el("td", { class: "reason" }, letter.reason || UNKNOWN),
+      el("td", {}, time(letter.died)),
+      el("td", { class: "number c-bytes" }, bytes(letter.bytes)),
+      el("td", { class: "number c-copies" }, String(letter.copies ?? 1)),
+      el("td", {}, open),
+    );
+    return [row, inside];
+  }
+
+  function choose(ids, on) {
+    for (const id of ids) on ? chosen.add(id) : chosen.delete(id);
+    mark();
+  }
+
+  function mark() {
+    for (const [id, box] of boxes) box.checked = chosen.has(id);
+    all.checked = chosen.size > 0 && chosen.size === letters.length;
+    all.indeterminate = chosen.size > 0 && chosen.size < letters.length;
+    replay.disabled = erase.disabled = chosen.size === 0;
+    setText(replay, chosen.size ? `Send back (${chosen.size})` : "Send back");
+    setText(erase, chosen.size ? `Delete (${chosen.size})` : "Delete");
+  }
+
+  async function act(path, text) {
+    replay.disabled = erase.disabled = true;
+    result.replaceChildren();
+    try {
+      const answer = await app.api.post(path, { ids: [...chosen] });
+      const refused = answer.refused ?? [];
+      chosen.clear();
+      for (const { id } of refused) chosen.add(id);
+      result.append(el("p", { class: "notice info" }, text(answer)));
+      if (refused.length) {
+        const names = Object.fromEntries(letters.map(({ id, scan }) => [id, scan]));
+        result.append(
+          el("div", { class: "notice bad" }, el("p", {}, `${plural(refused.length, "message")} not sent back:`), el("ul", {}, refused.map(({ id, reason }) => el("li", {}, `${names[id] || id}: ${reason}`)))),
+        );
+      }
+    } catch (error) {
+      result.append(el("p", { class: "notice bad" }, error.message));
+    }
+    await load();
+  }
+
+  function sendBack() {
+    return act("api/dead/replay", ({ sent }) => `${plural(sent, "message")} sent back to ${sent === 1 ? "its stage" : "their stages"}.`);
+  }
+
+  async function deleteChosen() {
+    const question = `Delete ${plural(chosen.size, "message")} for good? Their scans get no answer unless they are submitted again.`;
+    if (await confirmed(question, "Delete")) await act("api/dead/delete", ({ deleted }) => `${plural(deleted, "message")} deleted.`);
+  }
+
+  return () => {
+    end();
+    connected();
+  };
+}
+
+/** The stage of a dead-letter queue, "gliaflow.extractor.dead". */
+function stageOf(queue) {
+  return queue.replace(/^gliaflow\./, "").replace(/\.dead$/, "");
+}
+
+function time(died) {
+  return typeof died === "number" ? when(died) : died || UNKNOWN;
+}
