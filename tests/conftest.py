@@ -8,10 +8,7 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,15 +50,6 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def pytest_runtest_teardown() -> None:
-    """Torch's exporter reads the source of all its operators again for each file that it writes: once is enough."""
-    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
-    with suppress(AttributeError):  # torch has not exported yet, or another version of it keeps them elsewhere
-        operators = registration.onnxscript_apis.get_torchlib_ops
-        if not hasattr(operators, "cache_info"):
-            registration.onnxscript_apis.get_torchlib_ops = cache(operators)
 
 
 def _on_rabbitmq(item: pytest.Item) -> bool:

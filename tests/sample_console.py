@@ -13,11 +13,11 @@ from gliaflow_console.stored_scan import StoredScan
 from gliaflow_proto import PredictionMessage, Scan
 
 
-def send(store: ScanStore, path: Path) -> StoredScan:
-    """Upload a file as a browser does."""
+def send(store: ScanStore, path: Path, drawn: str = "") -> StoredScan:
+    """Upload a file as a browser does. ``drawn``: as a phantom that the console drew with this class."""
     upload = store.new_upload()
     upload.place(path.name).write_bytes(path.read_bytes())
-    (id,) = store.take(upload, alone=True).ids
+    (id,) = store.take(upload, alone=True, drawn=drawn).ids
     return stored(store, id)
 
 

@@ -89,7 +89,9 @@ def draw(answer: Answer) -> bytes:
     (picture,) = slice_pictures([scan.slice(z)])
     volume = f"{answer.tumour_ml:.1f} ml of tumour"
     graded = f"{answer.grade}, P(HGG) {answer.p_hgg:.3f}, {volume}" if answer.status == "ok" else "no tumour, no grade"
-    place = f"slice {z + 1} of {scan.mask.shape[2]}" + ("" if scan.voxels is not None else ", without the scan's image")
+    place = f"slice {z} (0 to {scan.mask.shape[2] - 1})" + (
+        "" if scan.voxels is not None else ", without the scan's image"
+    )
     return _with_text(picture.data, [answer.scan, graded, place, *answer.warnings])
 
 

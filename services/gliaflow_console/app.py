@@ -18,9 +18,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from gliaflow_console.api import dead, events, generate, phantoms, reports, scans, status, view
+from gliaflow_console.bounds import StoreFull
 from gliaflow_console.context import Console
 from gliaflow_console.guard import FAULT, Access, Guard, error_response
-from gliaflow_console.store import StoreFull
 from gliaflow_console.uploads import BadName
 
 PAGES = Path(__file__).with_name("pages")

@@ -7,8 +7,10 @@ import re
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from urllib.parse import quote
 
 import structlog
@@ -30,7 +32,7 @@ from gliaflow_console.store import ScanStore
 
 FIRST_S = 3.0  # the longest wait for the broker until the page comes up
 RETRY_S = 5.0
-LEAVE_S = 2.0  # the longest wait for a thread at the end
+LEAVE_S = 6.0  # the longest wait for the threads at the end
 TOKEN = re.compile(r"[!-~]{16,512}")  # characters of a header, without the space
 TOKEN_FILE_BYTES = 4096
 MAKE_ONE = (
@@ -63,9 +65,10 @@ def run_console(settings: Settings, announce: Callable[[str], None]) -> None:
             )
         stopping = threading.Event()
         store = stack.enter_context(ScanStore(settings))
+        roots = [*settings.roots, str(store.uploads)]  # of the stages in this process
         flow = stack.enter_context(
             open_flow(
-                settings,
+                settings.model_copy(update={"roots": roots}),
                 waiting=lambda reason: log.warning("waiting", reason=reason),
                 connect_timeout=FIRST_S,
                 outage_timeout=math.inf,
@@ -85,8 +88,8 @@ def run_console(settings: Settings, announce: Callable[[str], None]) -> None:
         access = Access(token, tuple(settings.console_names), int(settings.console_upload_mib * 2**20))
         stack.enter_context(serve_health(settings, lambda: {"broker": flow.broker.connected}))
         server = ConsoleServer(build_app(console, access), stopping)
-        stack.callback(_leave, console, start_threads(stopping, console.stages.run, console.observer.run))
-        console.sender.start()
+        loops = (console.stages.run, console.observer.run, console.sender.run, partial(store.keep_tidy, stopping))
+        stack.callback(_leave, console, start_threads(stopping, *loops))
         announce(address(settings, listener, "" if own_token else token))
         server.run([listener])
 
@@ -113,8 +116,9 @@ def _leave(console: Console, threads: list[threading.Thread]) -> None:
     console.stopping.set()
     console.flow.broker.hurried = True
     console.sender.stop()
+    deadline = time.monotonic() + LEAVE_S
     for thread in threads:
-        thread.join(LEAVE_S)
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def operators_token(settings: Settings) -> str:

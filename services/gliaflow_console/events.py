@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from gliaflow_console.context import Console
 
 EVERY_S = 1.0  # between two readings
+OTHERS = 9  # readings between two events of other clients' scans only: each event redraws the table in all browsers
 COMMENT_S = 10.0  # between two signs of life, so that a client or proxy keeps a quiet stream open
 NEWEST = 50  # scans at the start of a stream
 FIRST = -1  # the version of a client that has nothing yet
@@ -33,21 +34,23 @@ class Events:
         self._reading = asyncio.Lock()
         self._moment = -1
         self._status = b""
-        self._changes: dict[int, tuple[int, bytes]] = {}  # by the version after which they came
+        self._changes: dict[tuple[int, bool], tuple[int, bytes]] = {}  # by the arguments of _changes_since
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Events for one client, until the console ends."""
-        version, status, quiet_since = FIRST, b"", time.monotonic()
+        version, status, quiet_since, changed = FIRST, b"", time.monotonic(), -OTHERS
         while not self.console.stopping.is_set():
             async with self._reading:
                 parts = []
                 await self._read()
                 if self._status != status:
                     parts.append(status := self._status)
-                if version not in self._changes:
-                    self._changes[version] = await run_in_threadpool(self._changes_since, version)
-                version, event = self._changes[version]
+                key = version, self._are_others_due(changed)
+                if key not in self._changes:
+                    self._changes[key] = await run_in_threadpool(self._changes_since, *key)
+                version, event = self._changes[key]
                 parts.append(event)
+                changed = self._moment if event else changed
             if text := b"".join(parts):
                 quiet_since = time.monotonic()
                 yield text
@@ -56,6 +59,13 @@ class Events:
                 yield b": still here\n\n"
             await asyncio.sleep(EVERY_S - time.monotonic() % EVERY_S)
 
+    def _are_others_due(self, changed: int) -> bool:
+        """Whether a stream gives other clients' scans now. ``changed``: the moment at which it gave scans last.
+
+        Many of them come together, at the same moments in all streams. One after a pause comes at once.
+        """
+        return self._moment % OTHERS == 0 or self._moment - changed >= OTHERS
+
     async def _read(self) -> None:
         """Read the status anew, at most once in EVERY_S."""
         if self._moment != (moment := int(time.monotonic() / EVERY_S)):
@@ -63,8 +73,10 @@ class Events:
             self._changes.clear()
             self._status = event("status", await run_in_threadpool(self._read_status))
 
-    def _changes_since(self, version: int) -> tuple[int, bytes]:
+    def _changes_since(self, version: int, others: bool) -> tuple[int, bytes]:
         """The present version, and the event of what has changed since; no bytes if nothing has.
+
+        ``others``: give other clients' scans also if no own scan has changed; otherwise they are left for later.
 
         ``version`` FIRST: the newest scans, which replace all that the client has.
         """
@@ -76,6 +88,8 @@ class Events:
         else:
             changes = store.changes(version)
             now, rows, removed = changes.version, changes.rows, changes.removed
+            if rows and not others and not any(scan.own for scan in rows):
+                return version, b""
         data = {"version": now, "rows": [scan.row() for scan in rows], "removed": removed, "total": len(store)}
         return now, event("scans", data | {"first": version == FIRST})
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from gliaflow_console.uploads import Upload
 ABOUT = "upload.json"
 MARK = ".gliaflow-console"  # in the folder of the uploads: gliaflow may delete what is there
 ID = re.compile(r"[0-9a-f]{32}")
+PREFIX = re.compile(r"[0-9a-f]{16}")  # of the ids of the scans, in MARK
 
 log = structlog.get_logger()
 
@@ -38,12 +40,16 @@ class About:
     created: float
     alone: bool
     series: Sequence[str]
-    size: int
     scans: list[dict[str, Any]]
 
 
 class KeptUploads:
     """The folder ``uploads`` in the console's folder.
+
+    The ids of its scans begin with 16 digits that no other console has. So the console knows an answer to an own scan,
+    also to one that was deleted before a restart.
+
+    folder: its path, without links.
 
     Raises
     ------
@@ -51,21 +57,33 @@ class KeptUploads:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "uploads"
+        self.folder = Path(os.path.realpath(folder)) / "uploads"
         remedy = "choose another --out"
         try:
-            private_folder(self._folder)
-            mark = self._folder / MARK
-            if not mark.exists() and any(self._folder.iterdir()):
-                raise UsageError(f"{self._folder}: has files that are not the console's: move them, or {remedy}")
+            private_folder(self.folder)
+            mark = self.folder / MARK
+            if not mark.exists() and any(self.folder.iterdir()):
+                raise UsageError(f"{self.folder}: has files that are not the console's: move them, or {remedy}")
             mark.touch(0o600)
+            self._prefix = mark.read_text(encoding="utf-8", errors="replace")
+            if not PREFIX.fullmatch(self._prefix):
+                self._prefix = uuid4().hex[:16]
+                write_whole(mark, self._prefix)
         except OSError as error:
-            raise UsageError(f"{self._folder}: {error.strerror}: {remedy}") from None
+            raise UsageError(f"{self.folder}: {error.strerror}: {remedy}") from None
+
+    def new_id(self) -> str:
+        """An id for a scan of this console: 32 hexadecimal digits."""
+        return self._prefix + uuid4().hex[:16]
+
+    def is_own(self, id: str) -> bool:
+        """Whether ``new_id`` gave this id, now or before a restart."""
+        return id.startswith(self._prefix)
 
     def new(self) -> Upload:
         """A new, empty upload. Raises OSError: there is no room."""
         id = uuid4().hex
-        upload = Upload(id, self._folder / id)
+        upload = Upload(id, self.folder / id)
         upload.files.mkdir(mode=0o700, parents=True)
         return upload
 
@@ -74,7 +92,7 @@ class KeptUploads:
 
         An upload that cannot be read (of a later version, say) is passed over, and stays.
         """
-        for folder in sorted(self._folder.iterdir()):
+        for folder in sorted(self.folder.iterdir()):
             if not ID.fullmatch(folder.name):
                 continue
             upload = Upload(folder.name, folder)
@@ -87,7 +105,8 @@ class KeptUploads:
             except (OSError, ValueError, TypeError, KeyError) as error:
                 log.warning("an upload is passed over", folder=folder.name, file=ABOUT, fault=where(error))
                 continue
-            upload.created, upload.size = about.created, about.size
+            upload.created = about.created
+            upload.measure()
             upload.close()
             yield upload, scans
 
@@ -97,19 +116,23 @@ class KeptUploads:
 
     def add(self, upload: Upload, scans: Iterable[StoredScan], *, alone: bool, series: Sequence[str]) -> None:
         """Write the scans of a complete upload. Raises OSError."""
-        known = ("id", "name", "patient", "own", "created", "warnings", "dicom", "series", "relative")
+        known = ("id", "name", "patient", "own", "created", "warnings", "dicom", "series", "relative", "drawn")
         values = [{name: getattr(scan, name) for name in known} for scan in scans]
-        about = About(upload.created, alone, list(series), upload.size, values)
+        about = About(upload.created, alone, list(series), values)
         write_whole(upload.folder / ABOUT, json.dumps(asdict(about)))
 
-    def add_answer(self, upload: Upload, scan: StoredScan, answer: Answer, row: ScanRow) -> int:
-        """Write the answer to a scan, and its mask, and return their bytes. Raises OSError."""
-        mask = self._place(upload, scan.id, ".nii.gz")
+    def drop(self, upload: Upload) -> None:
+        """Undo ``add``: the upload is not complete."""
+        (upload.folder / ABOUT).unlink(missing_ok=True)
+
+    def add_answer(self, upload: Upload, scan: StoredScan, answer: Answer, row: ScanRow) -> None:
+        """Write the answer to a scan, and its mask. Raises OSError."""
+        mask, about = (self._place(upload, scan.id, ending) for ending in (".nii.gz", ".json"))
+        before = _bytes(mask, about)
         if answer.packed_mask is not None and row.mask:
             write_image(mask, answer.mask)
-        text = json.dumps({"scan": scan.written(), "row": row.values()})
-        write_whole(self._place(upload, scan.id, ".json"), text)
-        return len(text) + (mask.stat().st_size if mask.exists() else 0)
+        write_whole(about, json.dumps({"scan": scan.written(), "row": row.values()}))
+        upload.count(_bytes(mask, about) - before)
 
     def mask_file(self, upload: Upload, scan: str) -> Path | None:
         """The file with a scan's mask."""
@@ -134,3 +157,7 @@ class KeptUploads:
 
     def _place(self, upload: Upload, scan: str, ending: str) -> Path:
         return upload.folder / f"{scan}{ending}"
+
+
+def _bytes(*files: Path) -> int:
+    return sum(file.stat().st_size for file in files if file.exists())

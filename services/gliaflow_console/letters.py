@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import Any
 
 from gliaflow_client.dead_letters import DeadLetter, count_waiting, held_letters
 from gliaflow_proto import ProtocolError
+from gliaflow_proto.routing import ALL_QUEUES
 from gliaflow_runtime.broker.interface import DIED_AT, Broker, BrokerError, Refused
 
 AT_ONCE = 25  # each may weigh 8 MiB
+ROOM_S, POLL_S = 10.0, 0.1  # the longest wait for room in a full queue, which its stage empties
 TURN_S = 15.0  # the longest wait for the calls before this one
 
 
@@ -46,6 +49,7 @@ class Letters:
                     "died": _died(letter),
                     "reason": letter.reason,
                     "scan": letter.scan,
+                    "scan_id": letter.origin.scan,
                     "submission": letter.origin.submission or "",
                     "bytes": len(letter.delivery.body),
                     "copies": copies[id],
@@ -62,40 +66,69 @@ class Letters:
             headers = [f"header {name}: {value}" for name, value in letter.delivery.headers.items()]
             return [f"reason: {letter.reason}", f"message: {letter.id}", *headers, *letter.content()]
 
-    def replay(self, ids: set[str]) -> dict[str, Any]:
-        """Send letters and their copies back to their queues; the body of ``POST /api/dead/replay``."""
+    def replay(self, ids: set[str] | None) -> dict[str, Any]:
+        """Send letters and their copies back to their queues; the body of ``POST /api/dead/replay``.
+
+        ``ids`` None: all that are dead now.
+        """
         sent: set[str] = set()
         refused: dict[str, str] = {}
-        with self._held() as held:
-            for letter in held:
+        until = time.monotonic() + ROOM_S
+        with closing(self._chosen(ids)) as letters:
+            for letter in letters:
                 id = _id(letter)
-                if id not in ids or id in refused:
+                if id in refused:
                     continue
                 if id in sent:
                     letter.delete()
                     continue
                 try:
-                    letter.replay(self._broker)
+                    self._send_back(letter, until)
                     sent.add(id)
-                except ProtocolError as error:
-                    refused[id] = (
-                        f"its sender had no right to send such a message ({error}): submit the scan again as a user "
-                        "with the right, or delete this dead letter"
-                    )
-                except Refused:
-                    refused[id] = "the queue of its stage is full: try again when the stage has caught up"
-        missing = dict.fromkeys(sorted(ids - sent - set(refused)), "it is no longer among the first dead letters")
-        return {"sent": len(sent), "refused": [{"id": id, "reason": text} for id, text in (refused | missing).items()]}
+                    until = time.monotonic() + ROOM_S
+                except (ProtocolError, Refused) as error:
+                    refused[id] = _refusal(error)
+        missing = (ids or set()) - sent - set(refused)
+        reasons = refused | dict.fromkeys(sorted(missing), "it is no longer among the first dead letters")
+        return {"sent": len(sent), "refused": [{"id": id, "reason": reason} for id, reason in reasons.items()]}
 
-    def delete(self, ids: set[str]) -> int:
-        """Delete letters and their copies for good; returns how many letters."""
+    def _send_back(self, letter: DeadLetter, until: float) -> None:
+        """Send a letter back as soon as its queue has room. Raises Refused: it has none until then."""
+        while True:
+            try:
+                return letter.replay(self._broker)
+            except Refused:
+                if time.monotonic() >= until or self._broker.hurried:
+                    raise
+            time.sleep(POLL_S)
+
+    def delete(self, ids: set[str] | None) -> int:
+        """Delete letters and their copies for good; returns how many letters. ``ids`` None: all that are dead now."""
         deleted: set[str] = set()
-        with self._held() as held:
-            for letter in held:
-                if (id := _id(letter)) in ids:
-                    letter.delete()
-                    deleted.add(id)
+        with closing(self._chosen(ids)) as letters:
+            for letter in letters:
+                letter.delete()
+                deleted.add(_id(letter))
         return len(deleted)
+
+    def _chosen(self, ids: set[str] | None) -> Generator[DeadLetter, None, None]:
+        """The letters with these ids, of the first AT_ONCE; None: all that are dead now, AT_ONCE after AT_ONCE.
+
+        A letter that dies again meanwhile is not among them.
+        """
+        left = Counter({queue.name: self._broker.depth(queue.dead) for queue in ALL_QUEUES} if ids is None else {})
+        while True:
+            chosen = 0
+            with self._held() as held:
+                for letter in held:
+                    if ids is not None and _id(letter) in ids:
+                        yield letter
+                    if left[letter.queue.name] > 0:
+                        left[letter.queue.name] -= 1
+                        chosen += 1
+                        yield letter
+            if not chosen or self._broker.hurried:
+                return
 
     @contextmanager
     def _held(self) -> Iterator[Iterator[DeadLetter]]:
@@ -108,6 +141,15 @@ class Letters:
                 yield letters
         finally:
             self._lock.release()
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, Refused):
+        return "the queue of its stage is full: try again when the stage has caught up"
+    return (
+        f"its sender had no right to send such a message ({error}): submit the scan again as a user with the right, or "
+        "delete this dead letter"
+    )
 
 
 def _id(letter: DeadLetter) -> str:

@@ -1,18 +1,16 @@
 """Real features to compare synthetic ones with: those of the tumour slices of the console's own scans.
 
-A scan's class is the grade in the name of a phantom, or else the grade that the bundle gave, which nobody has verified.
-So the distances here are not those of ``gliaflow evaluate``.
+A scan's class is the grade that the console drew it with (a phantom), or else the grade that the bundle gave, which
+nobody has verified. So the distances here are not those of ``gliaflow evaluate``.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 from gliaflow_evaluation.generator_quality import DISTANCES, NEAREST, distances, pool
-from gliaflow_proto import CLASSES
 from gliaflow_runtime.errors import UsageError
 from numpy.typing import NDArray
 
@@ -21,8 +19,6 @@ from gliaflow_console.networks import Networks
 from gliaflow_console.store import ScanStore
 from gliaflow_console.stored_scan import StoredScan
 
-PHANTOM = "phantom_{grade}_{seed}"  # the name of a phantom that the console draws
-PHANTOM_NAME = re.compile(rf"phantom_({'|'.join(CLASSES)})_\d+")
 NEEDED_PATIENTS, MOST_SCANS = 6, 12
 SLICES = 8  # of a scan, at most: more of the same tumour say little
 KEPT = 100  # scans whose pooled features are kept
@@ -38,13 +34,12 @@ class RealFeatures:
         self._pooled: OrderedDict[str, Floats] = OrderedDict()
 
     def example(self, grade: str) -> tuple[StoredScan, int, NDArray[np.float16]] | None:
-        """A scan graded as this class, its slice that says most for it, and the features [C, H, W] of that slice.
+        """A scan of this class, its slice that says most for it, and the features [C, H, W] of that slice.
 
         The newest phantom that was drawn with this grade, or else the newest scan whose true grade is not known.
         """
-        graded = [scan for scan in self._scans(grade) if scan.grade == grade]
-        graded.sort(key=lambda each: drawn_grade(each) is None)  # stable: the newest stay first
-        for scan in graded[:MOST_SCANS]:
+        scans = sorted(self._scans(grade), key=lambda each: not each.drawn)  # stable: the newest stay first
+        for scan in scans[:MOST_SCANS]:
             number = strongest_slice(scan, grade)
             try:
                 return scan, number, self._features(scan, [number])[0]
@@ -66,7 +61,7 @@ class RealFeatures:
             except UsageError:  # as in ``example``
                 continue
             by_patient.setdefault(scan.patient or scan.id, []).append(pooled)
-            scans, drawn = scans + 1, drawn + (drawn_grade(scan) is not None)
+            scans, drawn = scans + 1, drawn + bool(scan.drawn)
         if len(by_patient) < NEEDED_PATIENTS:
             return [], (
                 f"Distances need scans of at least {NEEDED_PATIENTS} patients with {grade} that were sent through this "
@@ -104,7 +99,7 @@ class RealFeatures:
         return [
             scan
             for scan in self._store.newest(len(self._store))
-            if scan.own and scan.bundle == bundle and scan.slice_p_hgg and (drawn_grade(scan) or scan.grade) == grade
+            if scan.own and scan.bundle == bundle and scan.slice_p_hgg and (scan.drawn or scan.grade) == grade
         ]
 
     def _features(self, scan: StoredScan, numbers: list[int]) -> NDArray[np.float16]:
@@ -134,9 +129,3 @@ def _compare(reference: Floats, other: Floats, synthetic: Floats) -> dict[str, d
     real = np.concatenate([reference, other]), np.repeat([0, 1], [len(reference), len(other)])
     held_out, made = ((side, np.zeros(len(side), np.int64)) for side in (other, synthetic))
     return distances(real, held_out, made, [""])[""]
-
-
-def drawn_grade(scan: StoredScan) -> str | None:
-    """The grade that a phantom was drawn with, by its name; None: it is no phantom of a console."""
-    match = PHANTOM_NAME.fullmatch(scan.name)
-    return match[1] if match else None

@@ -74,10 +74,6 @@ class ScanList:
             while len(self._removed) > REMOVED:
                 self._removed.popitem(last=False)
 
-    def was_removed(self, id: str) -> bool:
-        """Whether a scan with this id was removed."""
-        return id in self._removed
-
     def newest(self, limit: int, before: str = "") -> list[StoredScan]:
         """The newest scans, the newest first; with ``before``, those older than the scan with that id."""
         scans = self.all()[::-1]
@@ -121,5 +117,10 @@ class PackedAnswers:
     def message(self, id: str) -> PredictionMessage | None:
         """The prediction of the scan with this id; None: it is not kept."""
         body = self._bodies.get(id)
-        message = decode(body) if body is not None else None
-        return message if isinstance(message, PredictionMessage) else None
+        return prediction(body) if body is not None else None
+
+
+def prediction(body: bytes) -> PredictionMessage | None:
+    """The prediction in a message, with its mask; None: it is another message."""
+    message = decode(body)
+    return message if isinstance(message, PredictionMessage) else None

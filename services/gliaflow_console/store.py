@@ -8,32 +8,37 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
+import structlog
 from gliaflow.answer import Answer, PackedMask
 from gliaflow.scans import Input
 from gliaflow_client.out_folder import MASK, OutFolder
 from gliaflow_client.table import ScanRow
 from gliaflow_plugins.nibabel_alone import nib
-from gliaflow_proto import FailureMessage, PredictionMessage, decode, message_id
+from gliaflow_proto import FailureMessage, PredictionMessage, message_id
+from gliaflow_runtime.logs import where
 from gliaflow_runtime.settings import Settings
 
+from gliaflow_console.answers_folder import AnswersFolder
+from gliaflow_console.bounds import Room, over_count, over_size
 from gliaflow_console.found_scans import find_scans, sender_text
 from gliaflow_console.kept_uploads import KeptUploads
-from gliaflow_console.scan_list import Changes, PackedAnswers, ScanList
+from gliaflow_console.scan_list import Changes, PackedAnswers, ScanList, prediction
 from gliaflow_console.stored_scan import ScanGrid, StoredScan
 from gliaflow_console.temporary_folder import temporary_folder
 from gliaflow_console.uploads import Upload
 
 PACKED_BYTES = 64 * 2**20  # of other clients' answers, whose masks are perhaps never shown
 OPEN_S = 3600.0  # an upload that is not complete after so long is deleted
-EXPIRE_EVERY_S = 10.0
+TIDY_EVERY_S = 2.0
+SPARE = 2**20  # bytes of the disk: a part of an upload that is being received
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,6 @@ class Taken:
 
     ids: list[str]
     left_out: list[tuple[str, str]]
-
-
-class StoreFull(Exception):
-    """There is no room for an upload. The text gives the reason and the remedy."""
 
 
 class ScanStore:
@@ -62,40 +63,37 @@ class ScanStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._out_lock = threading.Lock()
-        self._uploads: dict[str, Upload] = {}  # by scan
         self._open: dict[str, Upload] = {}  # those that are not taken yet, by their own ids
         self._items: dict[str, Input] = {}
         self._packed = PackedAnswers(PACKED_BYTES)
-        self._expired_at = 0.0
-        self._out: OutFolder | None = None
+        self._out: AnswersFolder | None = None
         with ExitStack() as resources:
             if settings.console_folder is None:
                 self.folder = resources.enter_context(temporary_folder())
             else:
                 self.folder = settings.console_folder
-                self._out = resources.enter_context(OutFolder(self.folder))
+                self._out = AnswersFolder(resources.enter_context(OutFolder(self.folder)))
             self._kept = KeptUploads(self.folder)
-            scans = []
-            for upload, its_scans in self._kept.read():
-                self._uploads |= {scan.id: upload for scan in its_scans}
-                scans += its_scans
-            self._list = ScanList(scans)
+            kept = list(self._kept.read())
+            self._uploads = {scan.id: upload for upload, scans in kept for scan in scans}  # by scan
+            self._list = ScanList(scan for _, scans in kept for scan in scans)
             self._lock = self._list.lock
-            self._make_place()
+            self.tidy()
             self._resources = resources.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Unlock the folder, or delete the temporary one. Writes files."""
         for upload in list(self._open.values()):
             self.discard(upload)
-        self._resources.close()
+        with self._resources:
+            if self._out is not None:
+                self._out.write_table()
 
     def __len__(self) -> int:
         return len(self._list)
@@ -104,6 +102,11 @@ class ScanStore:
     def version(self) -> int:
         """A number that grows with each change of the list."""
         return self._list.version
+
+    @property
+    def uploads(self) -> Path:
+        """The folder of all uploads, without links in its path."""
+        return self._kept.folder
 
     @property
     def size(self) -> int:
@@ -133,16 +136,19 @@ class ScanStore:
 
     def item(self, id: str) -> Input | None:
         """The file or the DICOM series of an own scan; None: there is none. Reads files."""
-        item, scan, upload = self._items.get(id), self.get(id), self._uploads.get(id)
-        if item is None and scan is not None and upload is not None:
+        item, upload = self._items.get(id), self._uploads.get(id)
+        if item is None and upload is not None:
             try:
                 about = self._kept.about(upload)
                 inputs = find_scans(upload, alone=about.alone, series=about.series).inputs
             except (ValueError, OSError, TypeError):
                 return None
-            item = next((replace(each, id=id) for each in inputs if each.name == scan.name), None)
-            if item is not None:
-                self._items[id] = item
+            by_name = {each.name: each for each in inputs}
+            with self._lock:  # all scans of the upload: each search reads the whole folder
+                for scan in self._list.all():
+                    if self._uploads.get(scan.id) is upload and scan.name in by_name:
+                        self._items[scan.id] = replace(by_name[scan.name], id=scan.id)
+                item = self._items.get(id)
         return item
 
     def mask(self, id: str) -> nib.Nifti1Image | None:
@@ -158,19 +164,28 @@ class ScanStore:
         return self._kept.mask_file(upload, id) if upload else None
 
     def grid(self, id: str) -> ScanGrid | None:
-        """The scan's grid in canonical axes, and the volume of its tumour by slice; None: there is no mask."""
+        """The scan's grid in canonical axes, and the volume of its tumour by slice; None: it has no answer with a mask.
+
+        Another client's mask is unpacked for it once, which takes time and memory.
+        """
         scan = self.get(id)
-        if scan is not None and scan.grid is not None:
-            return scan.grid
+        if scan is None or scan.grid is None or scan.grid.slice_ml is not None:
+            return scan.grid if scan else None
         message = self._packed.message(id)
-        return ScanGrid.of(message.mask, message.affine) if message else None
+        if message is None:
+            return scan.grid
+        grid = ScanGrid.of(message.mask, message.affine)
+        with self._lock:
+            if self.get(id) is scan:
+                self._list.put(replace(scan, grid=grid))
+        return grid
 
     def table_row(self, id: str) -> dict[str, Any] | None:
         """The scan's row, as ``gliaflow watch`` writes it to ``<scan>.json``; None: it has no answer. Reads files."""
         scan, upload = self.get(id), self._uploads.get(id)
         if scan is None or not scan.ended:
             return None
-        return self._kept.table_row(upload, id) if upload else scan.table_row().values()
+        return (self._kept.table_row(upload, id) if upload else None) or scan.table_row().values()
 
     def new_upload(self) -> Upload:
         """A new, empty upload, for ``take``. It is discarded if it is not taken within an hour."""
@@ -189,36 +204,25 @@ class ScanStore:
             self._open.pop(upload.id, None)
         upload.discard()
 
-    def make_room(self, size: int) -> None:
-        """Make room for so many bytes more: the oldest scans that have ended are removed. Writes files.
+    def make_room(self, size: int, upload: Upload | None = None) -> None:
+        """Make room for so many bytes more, of this upload: the oldest ended scans are removed. Writes files.
 
         Raises
         ------
-        StoreFull: the scans in work and the uploads that are not complete need the room, or the disk is full.
+        StoreFull: the scans in work and the uploads that are not complete need the room, or the disk is full. No scan
+            was removed then.
         """
-        most = int(self._settings.console_gib * 2**30)
+        total, free = size + (upload.size if upload else 0), shutil.disk_usage(self.folder).free - max(size, SPARE)
         with self._lock:
-            while self.size + size > most:
-                oldest = next((scan.id for scan in self._list.all() if scan.own and scan.ended), None)
-                if oldest is None or size > most:
-                    raise StoreFull(
-                        f"the console keeps at most {self._settings.console_gib:g} GiB of scans: wait until scans are "
-                        "answered, delete some, or raise GLIAFLOW_CONSOLE_GIB"
-                    )
-                self._remove(oldest)
-        if shutil.disk_usage(self.folder).free < size:
-            raise StoreFull("the disk of the console's folder is full: delete scans, or make room on that disk")
+            room = Room(self.size + size, total, self._settings.console_gib, free)
+            dropped = self._remove(over_size(self._list.all(), self._uploads, room))
+        _delete(dropped)
 
-    def grow(self, upload: Upload, size: int) -> None:
-        """Count so many bytes more of an upload, which are being received. Raises as ``make_room``. Writes files."""
-        with self._lock:
-            self.make_room(size)
-            upload.size += size
-
-    def take(self, upload: Upload, *, alone: bool, series: Sequence[str] = ()) -> Taken:
+    def take(self, upload: Upload, *, alone: bool, series: Sequence[str] = (), drawn: str = "") -> Taken:
         """Queue the scans of a complete upload for the pipeline. Reads and writes files.
 
-        ``alone``, ``series``: as for ``find_scans``. After an error, the upload is still open.
+        ``alone``, ``series``: as for ``find_scans``. ``drawn``: of a phantom that the console drew, its class. After an
+        error, the upload is still open.
 
         Raises
         ------
@@ -231,20 +235,22 @@ class ScanStore:
         upload.close()
         try:
             found = find_scans(upload, alone=alone, series=series)
-            items = [replace(item, id=uuid4().hex) for item in found.inputs]
-            scans = [StoredScan.of(item, time.time()) for item in items]
-            upload.size = sum(path.stat().st_size for path in upload.files.rglob("*") if path.is_file())
+            items = [replace(item, id=self._kept.new_id()) for item in found.inputs]
+            scans = [StoredScan.of(item, time.time(), drawn) for item in items]
+            self._kept.add(upload, scans, alone=alone, series=series)
+            upload.measure()
             with self._lock:
-                self._make_place(own=len(scans))
-                self._kept.add(upload, scans, alone=alone, series=series)
+                dropped = self._remove(over_count(self._list.all(), self._settings.console_scans, own=len(scans)))
                 for scan, item in zip(scans, items, strict=True):
                     self._items[scan.id], self._uploads[scan.id] = item, upload
                     self._list.put(scan)
         except BaseException:
+            self._kept.drop(upload)
             with self._lock:
                 self._open[upload.id] = upload
             upload.reopen()
             raise
+        _delete(dropped)
         return Taken([scan.id for scan in scans], found.left_out)
 
     def delete(self, id: str) -> bool:
@@ -255,12 +261,12 @@ class ScanStore:
         with self._lock:
             if self.get(id) is None:
                 return False
-            self._remove(id)
-            return True
+            dropped = self._remove([id])
+        _delete(dropped)
+        return True
 
     def next_queued(self) -> StoredScan | None:
-        """The oldest queued scan, whose status is ``working`` now; None: there is none. Writes files."""
-        self._expire()
+        """The oldest queued scan, whose status is ``working`` now; None: there is none."""
         with self._lock:
             scan = next((scan for scan in self._list.unanswered() if scan.status == "queued"), None)
             if scan is not None:
@@ -282,30 +288,31 @@ class ScanStore:
             return  # deleted meanwhile
         warnings = tuple(sender_text(upload, text) for text in answer.warnings)
         answer = replace(answer, reason=sender_text(upload, answer.reason), warnings=warnings)
-        row = ScanRow.of(answer)
         try:
-            item = self.item(id)
-            if self._out is not None and item is not None:
-                with self._out_lock:
-                    row = self._out.save_answer(self._out.assign([item])[0], answer)
-                    self._out.write_rows({})
-            elif answer.packed_mask is not None:
-                row = replace(row, mask=scan.name + MASK)
-            row = replace(row, source=scan.relative, series=scan.series)
-            scan = scan.answered(answer, row)
-            size = self._kept.add_answer(upload, scan, answer, row)
-        except OSError as error:
-            why = f"the answer cannot be stored: {error.strerror}: make room on the disk of the console's folder"
-            row = ScanRow.of(Answer.failed(scan.without_file(), why))
-            scan, size = scan.answered(answer, row), 0
+            scan = self._write_answer(scan, upload, answer)
+        except Exception as error:  # the scan must not wait for ever
+            log.error("an answer is not stored", fault=where(error))
+            scan = scan.not_stored(error, answer)
         with self._lock:
             if self.get(id) is not None:
-                upload.size += size
                 self._list.put(scan)
 
+    def _write_answer(self, scan: StoredScan, upload: Upload, answer: Answer) -> StoredScan:
+        """Write the answer into the folders; returns the scan with it."""
+        row, item = ScanRow.of(answer), self.item(scan.id)
+        if self._out is not None and item is not None:
+            row = self._out.save(item, answer)
+        elif answer.packed_mask is not None:
+            row = replace(row, mask=scan.name + MASK)
+        row = replace(row, source=scan.relative, series=scan.series)
+        scan = scan.answered(answer, row)
+        self._kept.add_answer(upload, scan, answer, row)
+        return scan
+
     def fail(self, id: str, reason: str) -> None:
-        """Store that an own scan cannot be sent. Writes files."""
-        if (scan := self.get(id)) is not None:
+        """Store that an own scan cannot be sent. One that has ended stays as it is. Writes files."""
+        scan = self.get(id)
+        if scan is not None and not scan.ended:
             self.answered(id, Answer.failed(scan.without_file(), reason))
 
     def in_work(self) -> bool:
@@ -327,71 +334,56 @@ class ScanStore:
         (its dead letter was sent back): all others come through the sender. Writes files then.
         """
         id = message.scan.id
-        if (own := self.get(id)) is not None and own.own:
-            if own.status == "failed" and isinstance(message, PredictionMessage):
-                self._answer_late(own, body)
+        if self._kept.is_own(id):  # or it was: then it was deleted
+            own = self.get(id)
+            if own is not None and own.status == "failed" and (whole := prediction(body)):
+                late = Answer.of_prediction(self.item(id) or own.without_file(), whole, 0.0)
+                self.answered(id, replace(late, seconds=None))  # most of the time passed while a dead letter waited
             return
-        if self._list.was_removed(id):
-            return  # an own scan that was deleted
         id = message_id("observed", message.scan.submission, id)
         with self._lock:
             known = self.get(id)
             if known is not None and known.status != "failed" and isinstance(message, FailureMessage):
                 return  # a copy of the scan failed after its answer
-            if known is None:
-                self._make_place(others=1)
+            places = [] if known else over_count(self._list.all(), self._settings.console_scans, others=1)
+            dropped = self._remove(places)
             self._list.put(StoredScan.observed(id, message, known.created if known else time.time()))
             if isinstance(message, PredictionMessage):
                 self._packed.put(id, body)
+        _delete(dropped)
 
-    def _answer_late(self, scan: StoredScan, body: bytes) -> None:
-        message, item = decode(body), self.item(scan.id) or scan.without_file()
-        if isinstance(message, PredictionMessage):
-            self.answered(scan.id, Answer.of_prediction(item, message, round(time.time() - scan.created, 3)))
+    def keep_tidy(self, stopping: threading.Event) -> None:
+        """The loop of a thread: ``tidy`` every two seconds."""
+        while not stopping.wait(TIDY_EVERY_S):
+            self.tidy()
 
-    def _make_place(self, *, own: int = 0, others: int = 0) -> None:
-        """Remove the oldest ended scans so that so many more fit, of the console's own and of other clients.
-
-        Of the two kinds, the more numerous loses its oldest, so that neither displaces the other.
-
-        Raises
-        ------
-        StoreFull: there is no place for the own ones, since too many are in work.
-        """
-        most = self._settings.console_scans
-        excess = len(self) + own + others - most
-        if excess <= 0:
-            return
-        ended = [scan for scan in self._list.all() if scan.ended]
-        if own and excess > len(ended):
-            raise StoreFull(
-                f"the console keeps at most {most} scans, and with {own} more, too many wait for an answer: wait, "
-                "upload fewer at once, or raise GLIAFLOW_CONSOLE_SCANS"
-            )
-        mine, theirs = ([scan.id for scan in ended if scan.own == kind] for kind in (True, False))
-        for _ in range(min(excess, len(ended))):
-            loses_mine = mine and (not theirs or len(mine) + own > len(theirs) + others)
-            self._remove((mine if loses_mine else theirs).pop(0))
-
-    def _remove(self, id: str) -> None:
-        """Forget a scan, and delete its files unless another scan of the same upload needs them."""
-        self._list.remove(id)
-        self._items.pop(id, None)
-        self._packed.drop(id)
-        upload = self._uploads.pop(id, None)
-        if upload is not None and upload not in self._uploads.values():
-            upload.discard()
-
-    def _expire(self) -> None:
-        """Remove what is too old."""
+    def tidy(self) -> None:
+        """Remove what is too old or over a bound, and write the table of the answers. Reads and writes files."""
         now = time.time()
-        if now - self._expired_at < EXPIRE_EVERY_S:
-            return
-        self._expired_at = now
+        too_old = now - 3600 * self._settings.console_hours
         with self._lock:
-            for scan in self._list.all():
-                if scan.ended and scan.created < now - 3600 * self._settings.console_hours:
-                    self._remove(scan.id)
+            old = [scan.id for scan in self._list.all() if scan.ended and scan.created < too_old]
+            dropped = self._remove(old)
+            dropped += self._remove(over_count(self._list.all(), self._settings.console_scans))
             unfinished = [upload for upload in self._open.values() if upload.created < now - OPEN_S]
+        _delete(dropped)
         for upload in unfinished:
             self.discard(upload)
+        if self._out is not None:
+            self._out.write_table()
+
+    def _remove(self, ids: Iterable[str]) -> list[Upload]:
+        """Forget scans; returns the uploads without a scan now, whose files are to be deleted without the lock."""
+        dropped = set()
+        for id in ids:
+            self._list.remove(id)
+            self._items.pop(id, None)
+            self._packed.drop(id)
+            if upload := self._uploads.pop(id, None):
+                dropped.add(upload)
+        return list(dropped.difference(self._uploads.values()))
+
+
+def _delete(uploads: Iterable[Upload]) -> None:
+    for upload in uploads:
+        upload.discard()

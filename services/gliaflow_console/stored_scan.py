@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import numpy as np
-from gliaflow.answer import Answer
+from gliaflow.answer import Answer, PackedMask
 from gliaflow.scans import Input
 from gliaflow_client.table import ScanRow
 from gliaflow_plugins.nibabel_alone import nib
@@ -25,12 +25,12 @@ class ScanGrid:
     """A scan's grid in canonical axes (RAS+), and where its tumour is.
 
     ``shape``: voxels along x, y and z. ``spacing``: their sides in mm. ``slice_ml``: the number of each slice with
-    tumour, from 0 at the feet, and the volume of the tumour in it.
+    tumour, from 0 at the feet, and the volume of the tumour in it; None: not known, since the mask was not unpacked.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
-    slice_ml: tuple[tuple[int, float], ...]
+    slice_ml: tuple[tuple[int, float], ...] | None
 
     @classmethod
     def of(cls, mask: NDArray[np.uint8], affine: Sequence[float]) -> Self:
@@ -42,6 +42,14 @@ class ScanGrid:
         volumes = tuple((int(z), round(float(counts[z]) * voxel_ml, 4)) for z in np.flatnonzero(counts))
         spacing = tuple(round(float(side), 4) for side in nib.affines.voxel_sizes(image.affine))
         return cls(tuple(image.shape), spacing, volumes)
+
+    @classmethod
+    def outline(cls, shape: Sequence[int], affine: Sequence[float]) -> Self:
+        """The grid of a mask of this shape, which is not unpacked."""
+        matrix = np.reshape(affine, (4, 4))
+        axes = np.argsort(nib.io_orientation(matrix)[:, 0])  # of the stored voxels, in the order x, y, z
+        sides = nib.affines.voxel_sizes(matrix)
+        return cls(tuple(shape[axis] for axis in axes), tuple(round(float(sides[axis]), 4) for axis in axes), None)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,8 @@ class StoredScan:
     progress: the share of its parts that are graded, ``graded_parts``; None: not known.
     dicom, series: it is a DICOM series; its SeriesInstanceUID.
     relative: its path in what was uploaded, which ``submit`` writes into the column ``source``.
-    grid: of an own scan with a mask.
+    grid: of a scan with a mask.
+    drawn: the class, HGG or LGG, with which the console drew this phantom; empty: it is no phantom of this console.
     """
 
     id: str
@@ -81,10 +90,11 @@ class StoredScan:
     series: str = ""
     relative: str = ""
     grid: ScanGrid | None = None
+    drawn: str = ""
     graded_parts: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, item: Input, created: float) -> Self:
+    def of(cls, item: Input, created: float, drawn: str = "") -> Self:
         """A queued scan of the console's own."""
         return cls(
             item.id,
@@ -96,6 +106,7 @@ class StoredScan:
             dicom=item.series != "",
             series=item.series,
             relative=item.relative,
+            drawn=drawn,
         )
 
     @classmethod
@@ -117,6 +128,7 @@ class StoredScan:
             slice_p_hgg=tuple(zip(message.slice_numbers, message.slice_p_hgg, strict=True)),
             bundle=_short(message.bundle),
             trained_on=message.trained_on,
+            grid=ScanGrid.outline(message.mask.shape, message.affine),
         )
 
     @classmethod
@@ -165,6 +177,37 @@ class StoredScan:
             grid=ScanGrid.of(mask.array(), mask.affine) if mask else None,
         )
 
+    def answer(self, item: Input, mask: Any) -> Answer:
+        """The answer again, of an ended scan with a mask. ``mask``: a nibabel image."""
+        return Answer(
+            scan=self.name,
+            patient=self.patient,
+            source=item.source,
+            status="ok" if self.grade else NO_TUMOUR,
+            grade=self.grade,
+            p_hgg=self.p_hgg,
+            tumour_ml=self.tumour_ml,
+            slices=self.slices,
+            tumour_slices=self.tumour_slices,
+            bundle=self.bundle,
+            trained_on=self.trained_on,
+            slice_p_hgg=self.slice_p_hgg,
+            seconds=self.seconds,
+            warnings=self.warnings,
+            _input=item,
+            _mask=PackedMask.of_image(mask),
+        )
+
+    def not_stored(self, error: Exception, answer: Answer) -> Self:
+        """The scan as failed, since its answer could not be written. The reason has the remedy."""
+        if answer.status == "failed":  # its own reason says more
+            return self.answered(answer, ScanRow.of(answer))
+        why = f"({type(error).__name__}): send the scan again"
+        if isinstance(error, OSError):
+            why = f"({error.strerror or type(error).__name__}): make room on the disk of the console's folder"
+        answer = Answer.failed(self.without_file(), f"the answer cannot be stored {why}")
+        return self.answered(answer, ScanRow.of(answer))
+
     def without_file(self) -> Input:
         """The input of the scan, when its file cannot be found."""
         return Input(Path(self.relative), self.name, self.patient, relative=self.relative, warnings=self.warnings)
@@ -207,6 +250,7 @@ class StoredScan:
             "bundle": self.bundle,
             "trained_on": self.trained_on,
             "dicom": self.dicom,
+            "drawn": self.drawn,
         }
 
 

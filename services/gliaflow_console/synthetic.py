@@ -16,7 +16,8 @@ from gliaflow_runtime.errors import UsageError
 
 from gliaflow_console.maps import COUNT, Scale
 from gliaflow_console.networks import Networks
-from gliaflow_console.real_features import RealFeatures, drawn_grade
+from gliaflow_console.real_features import RealFeatures
+from gliaflow_console.stored_scan import StoredScan
 
 MAX_BYTES = 2**25  # of one request's features
 COMPARED = 64  # features that are drawn at least, so that the acceptance and the distances are not those of a few
@@ -138,7 +139,8 @@ def generate(networks: Networks, real_features: RealFeatures, request: GenerateR
             "grade": scan.grade,
             "p_hgg": scan.p_hgg,
             "slice": number,
-            "note": _note(request.grade, drawn_grade(scan) is not None, bundle.manifest.cropped),
+            "slice_p_hgg": dict(scan.slice_p_hgg)[number],
+            "note": _note(request.grade, scan, bundle.manifest.cropped),
         }
     rows, note = real_features.distances(request.grade, result.features) if request.distances else ([], "")
     return {
@@ -148,7 +150,9 @@ def generate(networks: Networks, real_features: RealFeatures, request: GenerateR
         "seed": request.seed,
         "count": request.count,
         "acceptance": result.share,
+        "accepted": result.taken,
         "drawn": result.drawn,
+        "measured": len(result.features),
         "maps": scale.draw(result.features[0], tap),
         "samples": [few.draw(sample, tap) for sample in result.features[: min(SAMPLES, request.count)]],
         "real": real,
@@ -157,14 +161,15 @@ def generate(networks: Networks, real_features: RealFeatures, request: GenerateR
     }
 
 
-def _note(grade: str, phantom: bool, cropped: bool) -> str:
-    known = (
-        f"A phantom that was drawn as {grade}."
-        if phantom
-        else f"The bundle graded this scan as {grade}; its true grade is not known here."
-    )
+def _note(grade: str, scan: StoredScan, cropped: bool) -> str:
+    if scan.drawn:
+        verdict = "which is right" if scan.grade == scan.drawn else "which is wrong"
+        known = f"A phantom that was drawn as {scan.drawn}; the bundle graded it as {scan.grade}, {verdict}."
+    else:
+        known = f"The bundle graded this scan as {grade}; its true grade is not known here."
     crop = " The maps are cropped to the tumour, as the generators learned them." if cropped else ""
-    return f"{known} The slice is the one that says most for {grade}.{crop} White is the same value in both pictures."
+    scale = "Each channel has the same grey scale here and in the synthetic features."
+    return f"{known} The slice is the one that says most for {grade}.{crop} {scale}"
 
 
 def _number(body: dict[str, Any], name: str, default: int, least: int, largest: int) -> int:

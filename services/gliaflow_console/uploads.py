@@ -34,7 +34,7 @@ class Upload:
     id: 32 hexadecimal digits.
     folder: private to this upload. Its files are in ``folder / "files"``.
     created: seconds since 1970.
-    size: the bytes of its files, and of those that are being received.
+    size: the bytes of its files, of those that are being received, and of its answers. ``count`` changes it.
     """
 
     id: str
@@ -84,15 +84,26 @@ class Upload:
         with self._lock:
             if self._closed:
                 return False
-            if path.exists():
-                self.size -= path.stat().st_size
+            replaced = path.stat().st_size if path.exists() else 0
             try:
                 part.replace(path)
             except OSError as error:
                 if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
                     raise
                 raise BadName("name: the disk of the console's folder does not take it: rename the file") from None
+            self.size -= replaced
             return True
+
+    def count(self, size: int) -> None:
+        """Add so many bytes to ``size``."""
+        with self._lock:
+            self.size += size
+
+    def measure(self) -> None:
+        """Set ``size`` to the bytes on the disk. Reads files."""
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        with self._lock:
+            self.size = size
 
     def close(self) -> None:
         """Add no further files."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gliaflow_plugins.contracts import Fitted
+from gliaflow_plugins.networks.exporter_tables import tables_built_once
 
 OPSET = 18
 TOLERANCE = 1e-3  # of an output's largest value: float32 sums in another order differ by up to a tenth of this
@@ -55,7 +56,7 @@ def export(
     module = module.eval().cpu()
     inputs = tuple(example.detach().cpu() for example in example_inputs)
     batch = torch.export.Dim("batch")
-    with _quiet():
+    with _quiet(), tables_built_once():
         program = torch.onnx.export(
             module,
             inputs,

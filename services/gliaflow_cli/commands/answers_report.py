@@ -48,7 +48,7 @@ class Shown:
             return cls(row, None, "no picture: the scan cannot be read")
         true = None if truth is None else np.asarray(nib.as_closest_canonical(_load(truth)).dataobj) > 0
         z = scan.fullest(true)
-        where = f"slice {z + 1} of {scan.mask.shape[2]}"
+        where = f"slice {z} (0 to {scan.mask.shape[2] - 1})"
         where += "; the scan cannot be read" if scan.voxels is None else ""
         dice = None if true is None else 2 * int((scan.mask & true).sum()) / max(1, int(scan.mask.sum() + true.sum()))
         return cls(row, scan.slice(z, true), where, dice)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from gliaflow_proto import message_id
 from gliaflow_runtime.broker.interface import AccessDenied
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,9 +27,12 @@ def routes(console: Console) -> list[Route]:
 
     async def list_letters(_: Request) -> JSONResponse:
         try:
-            return JSONResponse(await run_in_threadpool(letters.listing))
+            listing = await run_in_threadpool(letters.listing)
         except AccessDenied as error:
             return JSONResponse({"letters": [], "more": 0, "problem": str(error)})
+        for letter in listing["letters"]:
+            letter["scan_id"] = _row_id(console, letter["scan_id"], letter["submission"])
+        return JSONResponse(listing)
 
     async def show_letter(request: Request) -> JSONResponse:
         lines = await _permitted(lambda: letters.show(request.path_params["id"]))
@@ -52,6 +56,12 @@ def routes(console: Console) -> list[Route]:
     ]
 
 
+def _row_id(console: Console, scan: str, submission: str) -> str:
+    """The id of a scan in the console's list, own or of another client; empty: it is not there."""
+    ids = (scan, message_id("observed", submission, scan))
+    return next((id for id in ids if console.store.get(id) is not None), "")
+
+
 async def _permitted(call: Callable[[], Result]) -> Result:
     """The result of a blocking call. Raises HTTPException: the broker's user lacks a right."""
     try:
@@ -60,14 +70,18 @@ async def _permitted(call: Callable[[], Result]) -> Result:
         raise HTTPException(403, str(error)) from None
 
 
-async def _ids(request: Request) -> set[str]:
-    """The field ``ids`` of the body. Raises HTTPException: it is missing or invalid."""
+async def _ids(request: Request) -> set[str] | None:
+    """The field ``ids`` of the body; None: ``all`` is true. Raises HTTPException: both are missing or invalid."""
     try:
-        ids = (await request.json())["ids"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        ids = None
+        body = dict(await request.json())
+    except (ValueError, TypeError, RecursionError):
+        body = {}
+    if body == {"all": True} and body["all"] is True:
+        return None
+    ids = body.get("ids")
     if not isinstance(ids, list) or not 0 < len(ids) <= MOST_IDS or not all(isinstance(id, str) for id in ids):
         raise HTTPException(
-            422, f'ids: expected a JSON body {{"ids": ["…"]}} with 1 to {MOST_IDS} ids of GET /api/dead'
+            422,
+            f'ids: expected a JSON body {{"ids": ["…"]}} with 1 to {MOST_IDS} ids of GET /api/dead, or {{"all": true}}',
         )
     return set(ids)

@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gliaflow_console.context import Console
-from gliaflow_console.real_features import PHANTOM
 from gliaflow_console.store import ScanStore
 from gliaflow_console.turn import Turn
 
+NAME = "phantom_{grade}_{seed}"
 SIZE = 2**24  # bytes, more than any phantom has
 TIMEOUT_S = 120.0
 
@@ -45,7 +45,7 @@ def routes(console: Console) -> list[Route]:
 def _send(store: ScanStore, grade: str) -> str:
     """Draw a phantom and queue it for the pipeline; returns its id."""
     store.make_room(SIZE)
-    name = PHANTOM.format(grade=grade, seed=(seed := secrets.randbelow(10**6)))
+    name = NAME.format(grade=grade, seed=(seed := secrets.randbelow(10**6)))
     upload = store.new_upload()
     try:
         folder = upload.part()
@@ -53,7 +53,7 @@ def _send(store: ScanStore, grade: str) -> str:
         (drawn,) = folder.glob(f"{grade}/*/*_flair.nii.gz")
         upload.add(drawn, f"{name}.nii.gz")
         shutil.rmtree(folder)
-        (scan,) = store.take(upload, alone=True).ids
+        (scan,) = store.take(upload, alone=True, drawn=grade).ids
         return scan
     except BaseException:
         store.discard(upload)

@@ -5,26 +5,27 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gliaflow.answer import Answer, PackedMask
+import anyio
 from gliaflow_client.out_folder import MASK, SEGMENTATION
 from gliaflow_plugins.cohorts.dicom_scans import as_series
-from gliaflow_proto import NO_TUMOUR
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gliaflow_console.api.scan_files import read, scan_of
+from gliaflow_console.bounds import StoreFull
 from gliaflow_console.context import Console
 from gliaflow_console.found_scans import NotTaken
-from gliaflow_console.store import ScanStore, StoreFull
-from gliaflow_console.stored_scan import StoredScan
+from gliaflow_console.store import ScanStore
+from gliaflow_console.stored_scan import ScanGrid, StoredScan
 from gliaflow_console.uploads import BadName, Upload, clean_name
 
 WRITE_BYTES = 2**20
@@ -36,12 +37,6 @@ def routes(console: Console) -> list[Route]:
     """The routes of the scans."""
     store = console.store
 
-    def scan_of(request: Request) -> StoredScan:
-        scan = store.get(request.path_params["id"])
-        if scan is None:
-            raise HTTPException(404)
-        return scan
-
     def upload_of(request: Request) -> Upload:
         upload = store.open_upload(request.path_params["folder"])
         if upload is None:
@@ -49,9 +44,8 @@ def routes(console: Console) -> list[Route]:
         return upload
 
     async def listed(request: Request) -> Response:
-        scans = store.newest(_limit(request), request.query_params.get("before", ""))
-        rows = [scan.row() for scan in scans]
-        return JSONResponse({"scans": rows, "total": len(store), "version": store.version})
+        limit, before = _limit(request), request.query_params.get("before", "")
+        return JSONResponse(await run_in_threadpool(_listed, store, limit, before))
 
     async def sent(request: Request) -> Response:
         name = _name(request)
@@ -63,7 +57,7 @@ def routes(console: Console) -> list[Route]:
                 await run_in_threadpool(store.discard, upload)
                 return JSONResponse(taken, 422)
         except BaseException:
-            store.discard(upload)  # without waiting: the request may be cancelled
+            await _clean_up(store.discard, upload)
             raise
         return JSONResponse({"id": taken["ids"][0]}, 202)
 
@@ -75,13 +69,21 @@ def routes(console: Console) -> list[Route]:
         await _receive(request, store, upload_of(request), _name(request))
         return Response(status_code=204)
 
+    async def cancelled(request: Request) -> Response:
+        await run_in_threadpool(store.discard, upload_of(request))
+        return Response(status_code=204)
+
     async def complete(request: Request) -> Response:
         upload, series = upload_of(request), _series(await request.body())
         taken = await run_in_threadpool(_take, store, upload, alone=False, series=series)
         return JSONResponse(taken, 202 if "ids" in taken else 422)
 
     async def details(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(_details, console, scan_of(request)))
+        scan = scan_of(console, request)
+        grid = scan.grid
+        if grid is not None and grid.slice_ml is None:  # another client's mask, which is unpacked for it once
+            grid = await read(console, store.grid, scan.id)
+        return JSONResponse(await run_in_threadpool(_details, console, scan, grid))
 
     async def deleted(request: Request) -> Response:
         if not await run_in_threadpool(store.delete, request.path_params["id"]):
@@ -89,15 +91,15 @@ def routes(console: Console) -> list[Route]:
         return Response(status_code=204)
 
     async def mask(request: Request) -> Response:
-        scan = scan_of(request)
-        return _file(await run_in_threadpool(_mask, store, scan), "application/gzip", scan.name + MASK)
+        scan = scan_of(console, request)
+        return _file(await read(console, _mask, store, scan), "application/gzip", scan.name + MASK)
 
     async def segmentation(request: Request) -> Response:
-        scan = scan_of(request)
-        return _file(await run_in_threadpool(_segmentation, store, scan), "application/dicom", scan.name + SEGMENTATION)
+        scan = scan_of(console, request)
+        return _file(await read(console, _segmentation, store, scan), "application/dicom", scan.name + SEGMENTATION)
 
     async def row(request: Request) -> Response:
-        scan = scan_of(request)
+        scan = scan_of(console, request)
         values = await run_in_threadpool(store.table_row, scan.id)
         if values is None:
             raise HTTPException(404, "this scan has no answer yet")
@@ -109,6 +111,7 @@ def routes(console: Console) -> list[Route]:
         Route("/api/folders", folder, methods=["POST"]),
         Route("/api/folders/{folder}", file, methods=["PUT"]),
         Route("/api/folders/{folder}", complete, methods=["POST"]),
+        Route("/api/folders/{folder}", cancelled, methods=["DELETE"]),
         Route("/api/scans/{id}", details),
         Route("/api/scans/{id}", deleted, methods=["DELETE"]),
         Route("/api/scans/{id}/mask.nii.gz", mask),
@@ -117,25 +120,38 @@ def routes(console: Console) -> list[Route]:
     ]
 
 
+def _listed(store: ScanStore, limit: int, before: str) -> dict[str, Any]:
+    version = store.version  # first: what changes meanwhile comes again as an event
+    rows = [scan.row() for scan in store.newest(limit, before)]
+    return {"scans": rows, "total": len(store), "version": version}
+
+
+async def _clean_up(function: Callable[..., object], *args: object) -> None:
+    """Delete files in a thread, also if the request was cancelled."""
+    with anyio.CancelScope(shield=True):
+        await run_in_threadpool(function, *args)
+
+
 async def _receive(request: Request, store: ScanStore, upload: Upload, name: str) -> None:
     """Write the body into the file of this name, once it is complete."""
     part, size = upload.part(), 0
     try:
-        await _with_room(store.make_room, int(request.headers.get("content-length", "0")))
+        await _with_room(store.make_room, int(request.headers.get("content-length", "0")), upload)
         with part.open("xb", buffering=0) as file:
             waiting = bytearray()
             async for chunk in request.stream():
                 waiting += chunk
                 if len(waiting) >= WRITE_BYTES or not chunk:
-                    await _with_room(store.grow, upload, len(waiting))
+                    upload.count(len(waiting))  # first: another upload must not take the same room
                     size += len(waiting)
+                    await _with_room(store.make_room, 0, upload)
                     await run_in_threadpool(file.write, bytes(waiting))
                     waiting.clear()
         if not upload.add(part, name):
             raise HTTPException(404, GONE)
     except BaseException as error:
-        upload.size -= size
-        part.unlink(missing_ok=True)
+        upload.count(-size)
+        await _clean_up(part.unlink, True)
         if isinstance(error, BadName):
             raise HTTPException(400, str(error)) from None
         if isinstance(error, FileNotFoundError):  # discarded while the file was received
@@ -167,14 +183,13 @@ def _left_out(files: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"name": name, "why": why} for name, why in files]
 
 
-def _details(console: Console, scan: StoredScan) -> dict[str, Any]:
+def _details(console: Console, scan: StoredScan, grid: ScanGrid | None) -> dict[str, Any]:
     store, networks = console.store, console.networks
-    grid = store.grid(scan.id)
     has_image, has_mask = store.has_image(scan.id), store.has_mask(scan.id)
     return {
         **scan.row(),
         "slice_p": [list(each) for each in scan.slice_p_hgg],
-        "slice_ml": [list(each) for each in grid.slice_ml] if grid else [],
+        "slice_ml": [list(each) for each in grid.slice_ml or ()] if grid else [],
         "depth": grid.shape[2] if grid else None,
         "shape": list(grid.shape) if grid else None,
         "spacing": list(grid.spacing) if grid else None,
@@ -209,23 +224,7 @@ def _segmentation(store: ScanStore, scan: StoredScan) -> bytes:
     from gliaflow_dicom.objects.make import make_objects
     from gliaflow_plugins.dicom.headers import quiet
 
-    answer = Answer(
-        scan=scan.name,
-        patient=scan.patient,
-        source=item.source,
-        status="ok" if scan.grade else NO_TUMOUR,
-        grade=scan.grade,
-        p_hgg=scan.p_hgg,
-        tumour_ml=scan.tumour_ml,
-        slices=scan.slices,
-        tumour_slices=scan.tumour_slices,
-        bundle=scan.bundle,
-        trained_on=scan.trained_on,
-        slice_p_hgg=scan.slice_p_hgg,
-        warnings=scan.warnings,
-        _input=item,
-        _mask=PackedMask.of_image(image),
-    )
+    answer = scan.answer(item, image)
     data = io.BytesIO()
     try:
         objects = make_objects(series, answer, made_at=datetime.fromtimestamp(file.stat().st_mtime))

@@ -10,31 +10,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gliaflow_console.api.scan_files import read, scan_of
 from gliaflow_console.context import Console
 from gliaflow_console.maps import COUNT, MapsRequest, scan_maps
 from gliaflow_console.stored_scan import StoredScan
-from gliaflow_console.turn import Turn
 from gliaflow_console.view import read_image, shown_step, view_image, view_mask
 
 
 def routes(console: Console) -> list[Route]:
     """The routes of the viewer."""
-    store, networks, reading = console.store, console.networks, Turn()
-
-    def scan_of(request: Request) -> StoredScan:
-        scan = store.get(request.path_params["id"])
-        if scan is None:
-            raise HTTPException(404)
-        return scan
+    store, networks = console.store, console.networks
 
     async def image(request: Request) -> Response:
-        return await reading.run(_image, console, scan_of(request))
+        return await read(console, _image, console, scan_of(console, request))
 
     async def mask(request: Request) -> Response:
-        return await reading.run(_mask, console, scan_of(request))
+        return await read(console, _mask, console, scan_of(console, request))
 
     async def maps(request: Request) -> Response:
-        scan, query = scan_of(request), request.query_params
+        scan, query = scan_of(console, request), request.query_params
         wanted = MapsRequest(query.get("tap", ""), _whole(query, "slice", None), _whole(query, "count", COUNT) or 0)
         return JSONResponse(await networks.turn.run(scan_maps, networks, store, scan, wanted))
 
@@ -49,8 +43,8 @@ def _image(console: Console, scan: StoredScan) -> Response:
     item = console.store.item(scan.id)
     if item is None:
         raise HTTPException(404, "the console has no image of this scan: it was sent by another client")
-    read = read_image(item, console.networks.bounds)
-    return _file(view_image(read), read.volume.shape)
+    scan_file = read_image(item, console.networks.bounds)
+    return _file(view_image(scan_file), scan_file.volume.shape)
 
 
 def _mask(console: Console, scan: StoredScan) -> Response:

@@ -152,7 +152,7 @@ def _mark(axes: Any, graded: GradedSeries, number: int, *, bar: bool) -> None:
 
     each = graded.series.slices[number]
     image = graded.image_of(each)
-    name = f"slice {number + 1} of {graded.series.shape[2]}" if each.instance is None else f"image {each.instance}"
+    name = f"slice {number} (0 to {graded.series.shape[2] - 1})" if each.instance is None else f"image {each.instance}"
     name = f"frame {each.frame + 1}" if image.multi_frame else name
     right, down = _directions(graded)
     rim = [withStroke(linewidth=4, foreground="black")]  # so that white letters can be read on a white image

@@ -41,7 +41,7 @@ def shown(row: ScanRow, dice: float | None = None) -> Shown:
     truth = np.zeros((40, 48), np.uint8)
     truth[10:20, 10:20] = 1
     found = np.roll(truth, 5, axis=0)
-    return Shown(row, Slice(rng.uniform(0, 1, truth.shape) + truth, truth, found), "slice 3 of 6", dice)
+    return Shown(row, Slice(rng.uniform(0, 1, truth.shape) + truth, truth, found), "slice 2 (0 to 5)", dice)
 
 
 def demo_parts(channels: int = 16) -> DemoParts:
@@ -68,8 +68,8 @@ def test_each_scan_has_its_answer_and_a_picture() -> None:
             "P1_flair HGG 0.750 12.3 1.2 P1 P1/flair.nii.gz",
             "P2_flair no tumour ⚠ – 0.0 – P2",
             "P3_flair failed: no head in it P3",
-            "P1_flair HGG , P(HGG) 0.750, 12.3 ml slice 3 of 6; P1/flair.nii.gz",
-            "P2_flair no tumour , so no grade; 0.0 ml slice 3 of 6; P2/flair.nii.gz ⚠ is it a head?",
+            "P1_flair HGG , P(HGG) 0.750, 12.3 ml slice 2 (0 to 5); P1/flair.nii.gz",
+            "P2_flair no tumour , so no grade; 0.0 ml slice 2 (0 to 5); P2/flair.nii.gz ⚠ is it a head?",
             "P3_flair failed : no head in it no picture: the scan cannot be read; P3/flair.nii.gz",
             "the patient’s left (L) is at the right of the picture",
         ],
@@ -151,7 +151,7 @@ def test_the_slice_is_the_one_with_most_tumour_in_canonical_axes(tmp_path: Path)
     item = write_scan(tmp_path)
     made = Shown.of(replace(OK, mask="mask.nii.gz"), item, tmp_path)
     assert made.slice is not None
-    assert (made.where, made.slice.spacing, made.slice.image.shape) == ("slice 2 of 6", (2.0, 3.0), (10, 12))
+    assert (made.where, made.slice.spacing, made.slice.image.shape) == ("slice 1 (0 to 5)", (2.0, 3.0), (10, 12))
     assert [np.argwhere(plane > 0).tolist() for plane in (made.slice.image, made.slice.found)] == [[[6, 5]], [[6, 5]]]
 
 
@@ -163,14 +163,14 @@ def test_a_scan_that_is_gone_or_another_is_drawn_without_its_image(tmp_path: Pat
     for gone in (other, None, replace(item, path=tmp_path / "none.nii.gz")):
         made = Shown.of(row, gone, tmp_path)
         assert made.slice is not None
-        assert made.where == "slice 2 of 6; the scan cannot be read"
+        assert made.where == "slice 1 (0 to 5); the scan cannot be read"
         assert not made.slice.image.any()
         assert made.slice.found.any()
 
 
 def test_a_failed_scan_is_shown_if_it_can_be_read(tmp_path: Path) -> None:
     made = Shown.of(FAILED, write_scan(tmp_path), tmp_path)
-    assert made.where == "slice 4 of 6"
+    assert made.where == "slice 3 (0 to 5)"
     (tmp_path / "scan.nii.gz").write_text("broken")
     assert Shown.of(FAILED, Input(tmp_path / "scan.nii.gz", "scan", "P"), tmp_path).slice is None
 
@@ -185,7 +185,7 @@ def test_dice_is_of_the_whole_mask(tmp_path: Path) -> None:
 def test_a_scan_in_a_store_is_shown_too(tmp_path: Path) -> None:
     item = write_scan(tmp_path)
     made = Shown.of(OK, replace(item, path=Path("none"), uri=item.path.as_uri()), tmp_path)
-    assert made.where == "slice 4 of 6"
+    assert made.where == "slice 3 (0 to 5)"
 
 
 def test_without_matplotlib_the_page_has_all_but_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from gliaflow_console.app import STATUS, refused
 from gliaflow_console.networks import Networks
 from gliaflow_console.store import ScanStore
 from gliaflow_console.stored_scan import StoredScan
+from gliaflow_console.turn import Turn
 from gliaflow_runtime.settings import Settings
 from sample_console import answer, send, stored
 from sample_scans import GOOD_SHAPE, good_scan
@@ -30,7 +31,7 @@ class App:
 
     def __init__(self, store: ScanStore) -> None:
         self.store, self.networks = store, Networks(Settings())
-        console: Any = SimpleNamespace(store=store, networks=self.networks)
+        console: Any = SimpleNamespace(store=store, networks=self.networks, reading=Turn())
         routes = [route for module in (view, generate, phantoms) for route in module.routes(console)]
         handlers = dict.fromkeys((HTTPException, *STATUS), refused)
         self._app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
@@ -156,6 +157,7 @@ def test_a_phantom_is_queued_like_an_upload(app: App, monkeypatch: pytest.Monkey
     scan = stored(app.store, json.loads(body)["id"])
     assert (status, scan.status, scan.warnings) == (202, "queued", ())
     assert scan.name.startswith("phantom_LGG_")
+    assert scan.drawn == "LGG"
 
 
 def test_a_phantom_that_is_not_drawn_leaves_nothing(app: App, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from gliaflow_console.events import Events
 @dataclass
 class FakeScan:
     id: str
+    own: bool = True
 
     def row(self) -> dict[str, Any]:
         return {"id": self.id}
@@ -28,8 +29,8 @@ class FakeStore:
     scans: list[FakeScan] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)  # the versions for which changes were read
 
-    def add(self, id: str) -> None:
-        self.scans.append(FakeScan(id))
+    def add(self, id: str, own: bool = True) -> None:
+        self.scans.append(FakeScan(id, own))
         self.version += 1
 
     def newest(self, limit: int) -> list[FakeScan]:
@@ -112,6 +113,23 @@ def test_many_changes_become_one_event() -> None:
             store.add(str(number))
         ((name, data),) = await page.read()
         assert (name, len(data["rows"])) == ("scans", 100)
+
+    asyncio.run(read())
+
+
+def test_scans_of_other_clients_come_together_and_own_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "OTHERS", 10**9)
+
+    async def read() -> None:
+        store, status = FakeStore(), {"dead": 0}
+        page = Page(source(store, status))
+        await page.read()
+        store.add("another client's", own=False)
+        status["dead"] = 1
+        assert await page.read() == [("status", {"dead": 1})]
+        store.add("own")
+        ((_, data),) = await page.read()
+        assert [row["id"] for row in data["rows"]] == ["another client's", "own"]
 
     asyncio.run(read())
 

@@ -12,7 +12,7 @@ import pytest
 from gliaflow_console import letters as module
 from gliaflow_console.letters import Letters
 from gliaflow_proto import Source, decode, encode
-from gliaflow_proto.routing import CLIENT_EXCHANGE, EXTRACTOR, PREPROCESSOR, STAGE_QUEUES
+from gliaflow_proto.routing import CLASSIFIER, CLIENT_EXCHANGE, EXTRACTOR, PREPROCESSOR, STAGE_QUEUES
 from gliaflow_runtime.broker.interface import SENT_TO, AccessDenied, BrokerError, Delivery
 from gliaflow_runtime.broker.memory import Limit, MemoryBroker
 from sample_messages import SCAN, SCAN_MESSAGE
@@ -92,14 +92,33 @@ def test_a_letter_is_sent_back_to_its_queue_as_a_new_attempt(broker: MemoryBroke
 
 
 def test_a_letter_that_its_queue_has_no_room_for_stays_and_the_reason_says_so(
-    broker: MemoryBroker, letters: Letters
+    broker: MemoryBroker, letters: Letters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "ROOM_S", 0.2)
     bury(broker, encode(UNLABELLED))
     broker.send(PREPROCESSOR.name, b"")
     [letter] = letters.listing()["letters"]
     [refused] = letters.replay({letter["id"]})["refused"]
     assert "full: try again" in refused["reason"]
     assert [each["id"] for each in letters.listing()["letters"]] == [letter["id"]]
+
+
+def test_letters_wait_for_room_in_the_queue_of_their_stage(broker: MemoryBroker, letters: Letters) -> None:
+    """Its limit is one message here: more letters than that are sent back while the stage works."""
+    for number in range(4):
+        bury(broker, encode(replace(UNLABELLED, id=f"m{number}")), number)
+    with broker.consume(PREPROCESSOR, 9) as stage:
+        thread = threading.Thread(target=lambda: [stage.ack(delivery) for delivery in deliveries(stage, 4)])
+        thread.start()
+        assert letters.replay(None) == {"sent": 4, "refused": []}
+        thread.join()
+
+
+def deliveries(consumer: Any, count: int) -> Iterator[Delivery]:
+    for _ in range(count):
+        delivery = consumer.next(timeout=5)
+        assert delivery
+        yield delivery
 
 
 def test_a_labelled_scan_of_a_client_without_the_right_is_refused(broker: MemoryBroker, letters: Letters) -> None:
@@ -130,6 +149,31 @@ def test_a_call_holds_few_letters_and_a_share_of_each_queue(
     listing = letters.listing()
     assert [letter["reason"] for letter in listing["letters"]] == [*(f"reason {n}" for n in range(4)), "reason x"]
     assert listing["more"] == 5
+
+
+@pytest.mark.parametrize("act", ["replay", "delete"])
+def test_all_letters_are_sent_back_or_deleted_a_few_at_a_time(
+    broker: MemoryBroker, letters: Letters, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """Also those that are not listed. One that dies again meanwhile is left for the next time."""
+    monkeypatch.setattr(module, "AT_ONCE", 4)
+    for number in range(21):
+        bury(broker, b"%d" % number, number, EXTRACTOR)
+    bury(broker, b"x", "x", CLASSIFIER)
+    send = broker.send
+
+    def send_and_die(queue: str, body: bytes, **options: Any) -> None:
+        send(queue, body, **options)
+        send(f"{queue}.dead", body, message_id="again")
+
+    monkeypatch.setattr(broker, "send", send_and_die)
+    if act == "replay":
+        assert letters.replay(None) == {"sent": 22, "refused": []}
+        assert broker.depth(EXTRACTOR.name) == 21
+        assert broker.depth(EXTRACTOR.dead) + broker.depth(CLASSIFIER.dead) == 22
+    else:
+        assert letters.delete(None) == 22
+        assert broker.depth(EXTRACTOR.dead) + broker.depth(CLASSIFIER.dead) == 0
 
 
 def test_while_the_broker_is_away_or_the_letters_are_held_a_call_fails_and_waits_for_nothing(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,8 @@ from gliaflow_console.networks import Networks
 from gliaflow_console.store import ScanStore
 from gliaflow_console.stored_scan import StoredScan
 from gliaflow_runtime.errors import UsageError
-from gliaflow_runtime.settings import Settings
 from sample_console import answer, send
 from sample_scans import good_scan
-
-
-@pytest.fixture(scope="module")
-def networks() -> Networks:
-    return Networks(Settings())
-
-
-@pytest.fixture
-def store() -> Iterator[ScanStore]:
-    with ScanStore(Settings()) as store:
-        yield store
 
 
 @pytest.fixture

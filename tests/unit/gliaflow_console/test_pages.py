@@ -66,6 +66,14 @@ def wait_letter(console: ConsoleProcess, scan: str) -> None:
         time.sleep(0.2)
 
 
+def wait_letter_count(console: ConsoleProcess, count: int) -> None:
+    """Wait until so many messages are dead letters."""
+    deadline = time.monotonic() + 60
+    while console.get("api/status")["dead"] != count:
+        assert time.monotonic() < deadline, console.log
+        time.sleep(0.2)
+
+
 def test_the_first_page_says_what_runs_and_what_to_do_next(new_page: NewPage, console: ConsoleProcess) -> None:
     hosts = set()
     page = new_page("about:blank")
@@ -78,14 +86,14 @@ def test_the_first_page_says_what_runs_and_what_to_do_next(new_page: NewPage, co
     expect(page.get_by_role("heading", name="Drop a FLAIR scan anywhere on this page")).to_be_visible()
     expect(page.get_by_text("Trained on phantoms")).to_be_visible()
     expect(page.get_by_text("Not a medical device.")).to_be_visible()
-    expect(page.locator("#link-state")).to_have_text("live")
+    expect(page.locator("#link-state")).to_have_text("page connected")
     assert hosts == {urlsplit(console.url).netloc}
 
 
 def test_a_dropped_file_gets_the_answer_of_submit(page: Page, tmp_path: Path) -> None:
     path = good_scan(tmp_path / "P7_flair.nii.gz")
     (row,) = submitted(path, tmp_path)
-    expect(page.locator("#link-state")).to_have_text("live")
+    expect(page.locator("#link-state")).to_have_text("page connected")
     title = page.get_by_role("heading", name="Newest scans")
     place = title.bounding_box()
     drop(page, path)
@@ -104,11 +112,11 @@ def test_a_dropped_dicom_folder_gets_the_answer_of_submit(page: Page, tmp_path: 
 def test_of_several_files_the_flair_scans_are_sent_and_the_others_named(page: Page, tmp_path: Path) -> None:
     paths = [good_scan(tmp_path / name) for name in ("B1_flair.nii.gz", "B1_t1ce.nii.gz")]
     drop(page, *paths)
-    expect(page.locator(".uploads")).to_contain_text("1 file left out")
-    expect(page.locator(".uploads")).to_contain_text("B1_t1ce.nii.gz")
+    expect(page.locator(".upload-results")).to_contain_text("1 file left out")
+    expect(page.locator(".upload-results")).to_contain_text("B1_t1ce.nii.gz")
     expect(scan_row(page, "B1_flair").locator(".c-state")).to_contain_text("answered")
     page.get_by_role("button", name="Close").click()
-    expect(page.locator(".uploads")).to_be_hidden()
+    expect(page.locator(".upload-results")).to_be_hidden()
 
 
 def test_a_folder_is_sent_by_a_choice_as_by_a_drop(page: Page, tmp_path: Path) -> None:
@@ -123,11 +131,11 @@ def test_a_folder_is_sent_by_a_choice_as_by_a_drop(page: Page, tmp_path: Path) -
 def test_what_cannot_be_sent_says_why(page: Page, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     drop(page, tmp_path / "empty")
-    expect(page.locator(".uploads")).to_contain_text("The folder has no files.")
+    expect(page.locator(".upload-results")).to_contain_text("The folder has no files.")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("no scan")
     drop(page, tmp_path / "notes")
-    expect(page.locator(".uploads")).to_contain_text("no FLAIR scan")
+    expect(page.locator(".upload-results")).to_contain_text("no FLAIR scan")
 
 
 def test_a_broken_scan_fails_with_its_reason(page: Page, tmp_path: Path) -> None:
@@ -163,6 +171,56 @@ def test_a_dead_letter_is_shown_sent_back_and_deleted(page: Page, console: Conso
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("No dead letters")).to_be_visible()
     assert console.get("api/dead")["letters"] == []
+
+
+def test_all_dead_letters_are_deleted_at_once_and_one_that_dies_again_is_listed_again(
+    page: Page, console: ConsoleProcess
+) -> None:
+    for number in range(27):
+        console.request("POST", f"api/scans?name=M{number}_flair.nii", b"no scan at all")
+    wait_letter_count(console, 27)
+    page.goto(f"{console.url}#/dead")
+    expect(page.get_by_text("2 further messages not listed here.")).to_be_visible()
+    page.locator("table.letters").get_by_role("link", name=re.compile("^M")).first.click()
+    expect(page).to_have_url(re.compile("#/scan/"))
+    page.go_back()
+    page.get_by_role("button", name="Send all back").click()
+    expect(page.get_by_text("27 messages sent back to their stages.")).to_be_visible()
+    assert page.evaluate("document.activeElement.textContent").startswith("27 messages"), "the focus is not lost"
+    expect(page.get_by_text("2 further messages not listed here.")).to_be_visible()  # all have died again
+    page.get_by_role("button", name="Delete all").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Delete all 27 messages for good?")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("27 messages deleted.")).to_be_visible()
+    expect(page.get_by_text("No dead letters")).to_be_visible()
+
+
+def test_a_pressed_button_keeps_its_colours_under_the_pointer(page: Page) -> None:
+    colours = "b => [getComputedStyle(b).color, getComputedStyle(b).backgroundColor]"
+    button = page.get_by_role("button", name="Choose a folder…")
+    button.evaluate("b => b.setAttribute('aria-pressed', 'true')")
+    ink, before = button.evaluate(colours)
+    button.hover()
+    after = button.evaluate(colours)
+    assert after[0] == ink
+    assert after[1] not in ("rgb(246, 248, 250)", "rgb(31, 38, 46)"), "not the pale colour of other buttons"
+    assert before != ink
+
+
+def test_a_link_to_a_deleted_scan_says_so_and_leads_back(page: Page, console: ConsoleProcess) -> None:
+    page.goto(f"{console.url}#/scan/{'0' * 32}")
+    expect(page.locator("main h1")).to_be_visible()
+    page.locator("main").get_by_role("link", name="All scans").click()
+    expect(page.get_by_role("heading", name="Newest scans")).to_be_visible()
+
+
+def test_the_stages_and_columns_are_explained_by_keyboard_too(page: Page) -> None:
+    page.get_by_text("What is this?").click()
+    expect(page.get_by_text("Marks the tumour in each slice")).to_be_visible()
+    column = page.locator("thead abbr").filter(has_text="P(HGG)")
+    column.focus()
+    content = column.evaluate("element => getComputedStyle(element, '::after').content")
+    assert content == "attr(title)" or "probability" in content
 
 
 def test_an_upload_shows_its_progress_and_can_be_cancelled(page: Page, tmp_path: Path) -> None:
@@ -255,11 +313,11 @@ def test_after_a_restart_the_page_connects_again_or_says_to_open_the_new_address
     assert process.stop() == 0, process.log
     expect(page.locator("#away")).to_contain_text("The connection to the console is lost.")
     process.start(port)  # with the operator's token, and its folder of answers
-    expect(page.locator("#link-state")).to_have_text("live")
+    expect(page.locator("#link-state")).to_have_text("page connected")
     expect(page.locator("#away")).to_be_hidden()
     expect(scan_row(page, "H1_flair").locator(".c-state")).to_contain_text("answered")
     assert process.stop() == 0, process.log
     del process.settings["GLIAFLOW_CONSOLE_TOKEN"]
     process.start(port)  # with a new token
-    expect(page.locator("#away")).to_contain_text("Open the address that `gliaflow console` printed")
+    expect(page.locator("#away")).to_contain_text("Open the address that “gliaflow console” printed")
     assert process.stop() == 0, process.log

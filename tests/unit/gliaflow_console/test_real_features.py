@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gliaflow_console import real_features
 from gliaflow_console.networks import Networks
-from gliaflow_console.real_features import NEEDED_PATIENTS, RealFeatures, drawn_grade
+from gliaflow_console.real_features import NEEDED_PATIENTS, RealFeatures
 from gliaflow_console.store import ScanStore
 from gliaflow_console.stored_scan import StoredScan
 from gliaflow_evaluation.generator_quality import DISTANCES
 from gliaflow_generator.synthesis import request_rng
-from gliaflow_runtime.settings import Settings
 from sample_console import answer, send
 from sample_scans import good_scan
-
-
-@pytest.fixture(scope="module")
-def networks() -> Networks:
-    return Networks(Settings())
-
-
-@pytest.fixture
-def store() -> Iterator[ScanStore]:
-    with ScanStore(Settings()) as store:
-        yield store
 
 
 @pytest.fixture
@@ -48,9 +35,9 @@ class Scans:
         self._store, self._bundle, self._folder = store, networks.bundle.id, folder
         self._seed = 0
 
-    def add(self, name: str, bundle: str = "", **changes: object) -> StoredScan:
+    def add(self, name: str, bundle: str = "", drawn: str = "", **changes: object) -> StoredScan:
         self._seed += 1
-        scan = send(self._store, good_scan(self._folder / f"{name}.nii.gz", self._seed))
+        scan = send(self._store, good_scan(self._folder / f"{name}.nii.gz", self._seed), drawn)
         return answer(self._store, scan, bundle or self._bundle, **changes)
 
 
@@ -59,10 +46,18 @@ def scans(store: ScanStore, networks: Networks, tmp_path: Path) -> Scans:
     return Scans(store, networks, tmp_path)
 
 
-def test_the_class_of_a_phantom_is_in_its_name(scans: Scans) -> None:
-    assert drawn_grade(scans.add("phantom_LGG_17")) == "LGG"
-    assert drawn_grade(scans.add("phantom_LGG_17_copy")) is None
-    assert drawn_grade(scans.add("patient_7")) is None
+def test_a_phantom_has_its_true_class_whatever_the_bundle_graded(scans: Scans, real: RealFeatures) -> None:
+    phantom = scans.add("a", drawn="HGG", grade="LGG", p_hgg=0.3)
+    found = real.example("HGG")
+    assert found is not None
+    assert found[0] == phantom
+    assert real.example("LGG") is None
+
+
+def test_a_file_that_is_named_like_a_phantom_is_none(scans: Scans, real: RealFeatures) -> None:
+    """Any sender may choose a name."""
+    scans.add("phantom_LGG_17")
+    assert real.example("LGG") is None, "the bundle graded it HGG, and nothing else is known"
 
 
 def test_the_example_is_the_newest_phantom_of_the_class_or_else_the_newest_scan(
@@ -74,9 +69,9 @@ def test_the_example_is_the_newest_phantom_of_the_class_or_else_the_newest_scan(
     found = real.example("HGG")
     assert found is not None
     assert found[0] == second
-    phantom = scans.add("phantom_HGG_1")
+    phantom = scans.add("p", drawn="HGG")
     scans.add("patient_3")
-    scans.add("phantom_LGG_2")  # the bundle graded it HGG, which is known to be wrong
+    scans.add("q", drawn="LGG")  # the bundle graded it HGG, which is known to be wrong
     found = real.example("HGG")
     assert found is not None
     scan, number, features = found
@@ -107,9 +102,9 @@ def test_distances_have_a_floor_and_say_what_was_compared(
     monkeypatch.setitem(sys.modules, "sklearn", None)  # the console's image has no scikit-learn
     for number in range(NEEDED_PATIENTS - 2):
         scans.add(f"patient{number}")
-    scans.add("phantom_HGG_1")
-    scans.add("phantom_HGG_2", grade="LGG", p_hgg=0.3)  # its class is known, whatever the answer says
-    scans.add("phantom_LGG_3")
+    scans.add("p", drawn="HGG")
+    scans.add("q", drawn="HGG", grade="LGG", p_hgg=0.3)  # its class is known, whatever the answer says
+    scans.add("r", drawn="LGG")
     rows, note = real.distances("HGG", synthetic)
     assert [row["name"] for row in rows] == [entry.title for entry in DISTANCES.values()]
     values = {row["name"]: row for row in rows}

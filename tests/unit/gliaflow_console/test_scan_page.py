@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from browser import SWITCHES, WAIT_MS, ConsoleProcess
 from matplotlib.image import imread
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from requirements import require_program
 
 pytestmark = pytest.mark.slow
@@ -157,11 +158,11 @@ def test_the_page_says_which_slice_speaks_most_for_the_grade(plain_page: Page, s
     show(plain_page, scan)
     slider = plain_page.get_by_label("Slice", exact=True)
     expect(plain_page.locator(".answer")).to_contain_text(grade)
-    expect(plain_page.locator(".clear-slice")).to_contain_text(f"Slice {z} speaks most for {grade}")
-    expect(plain_page.locator(".curve")).to_contain_text(f"most for {grade}")
+    expect(plain_page.locator(".clear-slice")).to_contain_text(f"Slice {z} (0 to 13) speaks most for {grade}")
+    expect(plain_page.locator(".curve")).to_contain_text(f"slice {z}: most for {grade}")
     expect(slider).to_have_value(str(z))  # the page opens there
     slider.fill("0")
-    expect(plain_page.locator(".slice-text")).to_contain_text("Slice 0")
+    expect(plain_page.locator(".slice-text")).to_contain_text("Slice 0 (0 to 13)")
     plain_page.get_by_role("button", name=f"Show slice {z}").click()
     expect(slider).to_have_value(str(z))
 
@@ -177,11 +178,11 @@ def test_a_click_on_the_curve_goes_to_the_slice(plain_page: Page, sent: dict[str
     for n, (z, _) in enumerate(sent["RAS"].details["slice_p"]):
         dots.nth(n).click(force=True)  # the cursor's line may be over it
         expect(slider).to_have_value(str(z))
-        expect(plain_page.locator(".slice-text")).to_contain_text(f"Slice {z}: P(HGG)")
+        expect(plain_page.locator(".slice-text")).to_contain_text(f"Slice {z} (0 to 13): P(HGG)")
     curve.press("Home")
     expect(slider).to_have_value("0")
     curve.press("ArrowRight")
-    expect(curve).to_have_attribute("aria-valuetext", "Slice 1: no tumour, so it has no part in the grade")
+    expect(curve).to_have_attribute("aria-valuetext", "Slice 1 (0 to 13): no tumour, so it has no part in the grade")
 
 
 def test_three_planes_show_the_mask_at_the_same_side(
@@ -239,6 +240,12 @@ def test_feature_maps_of_the_slice_at_each_tap(plain_page: Page, sent: dict[str,
     expect(plain_page.get_by_label("Tap")).to_have_value(scan.details["tap"])
     plain_page.get_by_label("Tap").select_option("enc5")
     expect(plain_page.get_by_text(f"Slice {scan.strongest}, tap enc5:")).to_be_visible()
+    plain_page.get_by_label("Slice", exact=True).fill("0")
+    expect(
+        plain_page.get_by_text(f"These are the maps of slice {scan.strongest}. The page shows slice 0")
+    ).to_be_visible()
+    plain_page.get_by_label("Slice", exact=True).fill(str(scan.strongest))
+    expect(plain_page.get_by_text("These are the maps of slice")).to_be_hidden()
 
 
 def test_two_generators_side_by_side(plain_page: Page, console: ConsoleProcess, sent: dict[str, Sent]) -> None:
@@ -250,6 +257,10 @@ def test_two_generators_side_by_side(plain_page: Page, console: ConsoleProcess, 
         panel = plain_page.get_by_role("region", name=f"Synthetic features of {name}")
         expect(panel.locator(".maps canvas").first).to_be_visible()
         expect(panel).to_contain_text("the critic accepted")
+    cell = plain_page.locator(".distances td", has_text="%").first.inner_text()
+    share, accepted, all_drawn = (int(number) for number in re.findall(r"\d+", cell))
+    assert share == round(100 * accepted / all_drawn), "what was accepted and drawn, not the count of 8"
+    for name in (first, second):
         expect(plain_page.locator(".distances thead")).to_contain_text(name)
     expect(plain_page.get_by_role("region", name="Real features").get_by_role("link")).to_have_attribute(
         "href", re.compile("#/scan/")
@@ -268,3 +279,104 @@ def test_the_answer_appears_on_the_open_page(plain_page: Page, console: ConsoleP
     expect(plain_page.locator(".curve .dot").first).to_be_visible()
     console.request("DELETE", f"api/scans/{scan.id}")
     expect(plain_page.get_by_text("The console no longer has this scan")).to_be_visible()
+
+
+def changed_details(page: Page, scan: Sent, **changes: Any) -> None:
+    """The page gets these details of a scan in place of the console's."""
+    page.route(
+        re.compile(f"api/scans/{scan.id}$"), lambda route: route.fulfill(json={**scan.details, **changes}, status=200)
+    )
+
+
+def test_an_answer_that_comes_while_the_page_loads_is_shown(plain_page: Page, console: ConsoleProcess) -> None:
+    """The first details are out of date when they arrive, and the event came before them."""
+    expect(plain_page.locator("#link-state[data-state=live]")).to_be_visible()  # the stream of events is open
+    expect(plain_page.locator(".stage").first).to_be_visible()
+    scan = Sent(json.loads(console.request("POST", "api/scans?name=late_flair.nii", left_lesion("RAS")))["id"], {})
+    held: list[str] = []
+
+    def hold(route: Route) -> None:
+        if held:
+            route.continue_()
+            return
+        details = {**console.get(f"api/scans/{scan.id}"), "status": "working", "grade": None, "slice_p": []}
+        held.append(console.wait_row("late_flair")["status"])
+        time.sleep(2)  # the event comes at most a second after the answer
+        route.fulfill(json=details, status=200)
+
+    plain_page.route(re.compile(f"api/scans/{scan.id}$"), hold)
+    plain_page.evaluate("(address) => { location.hash = address }", scan.address)
+    expect(plain_page.locator(".answer .chip")).to_be_visible()
+    assert held == ["ok"]
+
+
+def test_a_page_that_the_user_left_while_it_loaded_changes_nothing(plain_page: Page, sent: dict[str, Sent]) -> None:
+    scan = sent["RAS"]
+    waiting: list[Route] = []
+    plain_page.route(re.compile(f"api/scans/{scan.id}$"), lambda route: waiting.append(route))
+    with plain_page.expect_request(re.compile(f"api/scans/{scan.id}$")):
+        plain_page.evaluate("(address) => { location.hash = address }", scan.address)
+    plain_page.evaluate("location.hash = '#/reports'")
+    expect(plain_page).to_have_title(re.compile("Reports"))
+    with plain_page.expect_response(re.compile(f"api/scans/{scan.id}$")):
+        waiting[0].fulfill(json=scan.details, status=200)
+    plain_page.wait_for_timeout(200)
+    expect(plain_page).to_have_title(re.compile("Reports"))
+
+
+def test_the_curve_of_an_answer_without_mask_has_all_slices_with_tumour(
+    plain_page: Page, sent: dict[str, Sent]
+) -> None:
+    """Another client's answer, whose mask the console no longer has. What is not known is not said."""
+    scan = sent["RAS"]
+    unknown = {"depth": None, "shape": None, "spacing": None, "slice_ml": [], "has_image": False, "has_mask": False}
+    changed_details(plain_page, scan, own=False, **unknown)
+    plain_page.evaluate("(address) => { location.hash = address }", scan.address)
+    slices = [z for z, _ in scan.details["slice_p"]]
+    expect(plain_page.locator(".curve")).to_have_attribute("aria-valuemax", str(max(slices)))
+    width = plain_page.locator(".curve").bounding_box()
+    dots = [dot.bounding_box() for dot in plain_page.locator(".curve .dot").all()]
+    assert width is not None
+    assert len(dots) == len(slices)
+    assert all(dot is not None and dot["x"] + dot["width"] <= width["x"] + width["width"] for dot in dots)
+    expect(plain_page.locator(".clear-slice")).not_to_contain_text("ml")
+    plain_page.locator(".curve").press("Home")
+    expect(plain_page.locator(".slice-text")).to_have_text("Slice 0: no tumour, so it has no part in the grade")
+
+
+def test_the_label_on_the_curve_covers_no_mark(plain_page: Page, sent: dict[str, Sent]) -> None:
+    scan = sent["RAS"]
+    points = [[z, 0.52 - 0.1 * (z == 13)] for z in range(3, 14)]
+    changed_details(plain_page, scan, slice_p=points, grade="LGG", p_hgg=0.49)
+    show(plain_page, scan)
+    label = plain_page.locator(".curve .label text").bounding_box()
+    marks = [mark.bounding_box() for mark in plain_page.locator(".curve .dot, .curve .ring").all()]
+    assert label is not None
+    assert len(marks) == len(points) + 1
+    assert all(mark is not None and mark["y"] > label["y"] + label["height"] for mark in marks)
+    plot = plain_page.locator(".curve").bounding_box()
+    assert plot is not None
+    assert label["x"] >= plot["x"]
+    assert label["x"] + label["width"] <= plot["x"] + plot["width"]
+
+
+def test_a_failed_scan_has_its_reason_once_and_no_slices(plain_page: Page, console: ConsoleProcess) -> None:
+    answer = json.loads(console.request("POST", "api/scans?name=cut_flair.nii", left_lesion("RAS")[:5000]))
+    row = console.wait_row("cut_flair")
+    assert row["status"] == "failed"
+    plain_page.evaluate("(address) => { location.hash = address }", f"#/scan/{answer['id']}")
+    expect(plain_page.get_by_text(row["reason"])).to_have_count(1)
+    for kind in ("canvas", ".viewer", "input[type=range]", ".curve"):
+        expect(plain_page.locator(f"main {kind}")).to_have_count(0)
+    expect(plain_page.get_by_role("link", name="Answer (JSON)")).to_be_visible()
+
+
+@pytest.mark.parametrize(("drawn", "verdict"), [("HGG", "right"), ("LGG", "wrong")])
+def test_a_phantom_has_its_true_grade_beside_the_answer(
+    drawn: str, verdict: str, plain_page: Page, sent: dict[str, Sent]
+) -> None:
+    changed_details(plain_page, sent["RAS"], drawn=drawn, grade="HGG", p_hgg=0.7)
+    plain_page.evaluate("(address) => { location.hash = address }", sent["RAS"].address)
+    expect(plain_page.locator(".answer")).to_contain_text(
+        f"tumour ({drawn}). The pipeline says HGG, which is {verdict}"
+    )

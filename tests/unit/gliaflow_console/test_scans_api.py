@@ -18,6 +18,7 @@ import pytest
 from gliaflow.answer import Answer, write_image
 from gliaflow_console.api.scans import routes
 from gliaflow_console.store import ScanStore
+from gliaflow_console.turn import Turn
 from gliaflow_proto import PredictionMessage, Scan, encode
 from gliaflow_runtime.settings import Settings
 from sample_messages import ONE_OF_EACH
@@ -36,8 +37,9 @@ class Client:
     """Calls the application (ASGI)."""
 
     def __init__(self, store: ScanStore) -> None:
-        self.store = store
-        self.app = Starlette(routes=routes(SimpleNamespace(store=store, networks=NETWORKS)))  # type: ignore[arg-type]
+        self.store, self.reading = store, Turn()
+        console = SimpleNamespace(store=store, networks=NETWORKS, reading=self.reading)
+        self.app = Starlette(routes=routes(console))  # type: ignore[arg-type]
         self.headers: dict[str, str] = {}
 
     def ask(self, method: str, path: str, *body: bytes, gone: bool = False) -> tuple[int, Any]:
@@ -141,6 +143,22 @@ class TestAFolder:
         client.ask("PUT", f"/api/folders/{folder}?name=P1/P1_flair.nii", b"data")
         assert client.ask("POST", f"/api/folders/{folder}")[0] == 202
 
+    def test_that_is_cancelled_leaves_nothing(self, client: Client) -> None:
+        folder = client.ask("POST", "/api/folders")[1]["folder"]
+        client.ask("PUT", f"/api/folders/{folder}?name=P1_flair.nii", b"x" * 1000)
+        assert client.store.size == 1000
+        assert client.ask("DELETE", f"/api/folders/{folder}") == (204, b"")
+        assert (files(client), client.store.size) == ([], 0)
+        for method in ("DELETE", "POST"):
+            assert client.ask(method, f"/api/folders/{folder}")[0] == 404
+
+    def test_for_which_there_is_no_room_is_refused_with_a_remedy_that_helps(self, client: Client) -> None:
+        folder = client.ask("POST", "/api/folders")[1]["folder"]
+        assert client.ask("PUT", f"/api/folders/{folder}?name=P1_flair.nii", b"x" * 2000)[0] == 204
+        status, reply = client.ask("PUT", f"/api/folders/{folder}?name=P2_flair.nii", b"x" * 2000)
+        assert (status, client.store.size) == (507, 2000)
+        assert b"this upload is larger: upload fewer files at once" in reply  # to wait would not help
+
     def test_of_which_a_file_is_also_a_folder_is_refused(self, client: Client) -> None:
         folder = client.ask("POST", "/api/folders")[1]["folder"]
         client.ask("PUT", f"/api/folders/{folder}?name=P1", b"data")
@@ -199,6 +217,42 @@ class TestAnAnswer:
         assert gzip.decompress(mask) == gzip.decompress((tmp_path / "as_submitted.nii.gz").read_bytes())
         row = client.ask("GET", f"/api/scans/{scan.id}")[1]
         assert (row["has_image"], row["has_mask"], row["depth"], row["maps_problem"]) == (False, True, 4, "none")
+        assert row["slice_ml"] == [[1, 0.004], [2, 0.004]]
+
+    def test_of_another_client_whose_mask_was_dropped_has_its_slices(self, client: Client) -> None:
+        message = replace(PREDICTION, scan=Scan(id="s", submission="theirs", name="theirs"))
+        client.store.observed(message, encode(message, "lz4"))
+        [scan] = client.store.newest(1)
+        client.store._packed.drop(scan.id)
+        row = client.ask("GET", f"/api/scans/{scan.id}")[1]
+        assert (row["depth"], row["shape"], row["slice_ml"], row["has_mask"]) == (4, [4, 4, 4], [], False)
+
+    def test_that_is_deleted_while_its_mask_is_read_is_not_found(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scan = client.ask("POST", "/api/scans?name=a.nii", b"x")[1]["id"]
+        client.answer(scan)
+        file = client.store.mask_file(scan)
+        assert file is not None
+        file.unlink()
+        monkeypatch.setattr(client.store, "mask_file", lambda _: file)
+        assert client.ask("GET", f"/api/scans/{scan}/mask.nii.gz")[0] == 404
+
+    @pytest.mark.parametrize("path", ["", "/mask.nii.gz", "/mask.dcm"])
+    def test_is_unpacked_for_one_request_at_a_time(
+        self, path: str, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        message = replace(PREDICTION, scan=Scan(id="s", submission="theirs", name="theirs"))
+        client.store.observed(message, encode(message, "lz4"))
+        turns: list[object] = []
+
+        async def run(function: Any, *args: Any) -> Any:
+            turns.append(function)
+            return function(*args)
+
+        monkeypatch.setattr(client.reading, "run", run)
+        client.ask("GET", f"/api/scans/{client.store.newest(1)[0].id}{path}")
+        assert len(turns) == 1
 
 
 def _item(client: Client) -> Any:

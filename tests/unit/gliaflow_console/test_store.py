@@ -1,61 +1,16 @@
-"""The store of the console's scans: what it keeps, what it removes, and what is there after a restart."""
+"""The store of the console's scans: queued, in work, answered, deleted; and those of other clients."""
 
 from __future__ import annotations
 
-import csv
-import os
-import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from gliaflow.answer import Answer
-from gliaflow_client.out_folder import OutFolder
 from gliaflow_console.found_scans import NotTaken
-from gliaflow_console.store import ScanStore, StoreFull
-from gliaflow_proto import FailureMessage, PredictionMessage, Scan, encode
-from gliaflow_runtime.errors import UsageError
-from gliaflow_runtime.settings import Settings
-from sample_messages import ONE_OF_EACH
-from sample_scans import good_scan
-
-[PREDICTION] = [
-    replace(message, status="ok", mask=np.pad(np.ones((2, 2, 2), np.uint8), 1))
-    for message in ONE_OF_EACH
-    if isinstance(message, PredictionMessage)
-]
-
-
-def settings(folder: Path | None = None, **values: Any) -> Settings:
-    return Settings(console_folder=folder, **values)
-
-
-@pytest.fixture
-def store() -> Iterator[ScanStore]:
-    with ScanStore(settings()) as store:
-        yield store
-
-
-def send(store: ScanStore, name: str = "P1_flair.nii.gz", data: bytes = b"scan") -> str:
-    upload = store.new_upload()
-    store.grow(upload, len(data))
-    upload.place(name).write_bytes(data)
-    [scan] = store.take(upload, alone=True).ids
-    return scan
-
-
-def answer(store: ScanStore, scan: str, message: PredictionMessage = PREDICTION) -> None:
-    item = store.item(scan)
-    assert item is not None
-    store.answered(scan, Answer.of_prediction(item, message, 1.5))
-
-
-def of_others(number: int, **changes: Any) -> tuple[PredictionMessage, bytes]:
-    message = replace(PREDICTION, scan=Scan(id=f"s{number}", submission="theirs", name=f"their {number}"), **changes)
-    return message, encode(message, "lz4")
+from gliaflow_console.store import ScanStore
+from gliaflow_proto import FailureMessage, Scan, encode
+from sample_store import PREDICTION, answer, of_others, send
 
 
 class TestAScan:
@@ -91,6 +46,31 @@ class TestAScan:
         assert store.newest(1)[0].progress == 0.5
         answer(store, scan)
         assert store.newest(1)[0].progress is None
+
+    def test_that_is_answered_stays_as_it_is_when_something_fails(self, store: ScanStore) -> None:
+        scan = send(store)
+        answer(store, scan)
+        before = store.get(scan)
+        store.fail(scan, "a fault of another scan")
+        assert store.get(scan) == before
+
+    @pytest.mark.parametrize("fault", ["ValueError", "MemoryError"])
+    def test_whose_answer_raises_any_error_fails(
+        self, fault: str, store: ScanStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fails(*_: object) -> None:
+            raise {"ValueError": ValueError, "MemoryError": MemoryError}[fault]("P1_flair")
+
+        scans = send(store), send(store)
+        monkeypatch.setattr(store._kept, "add_answer", fails)
+        answer(store, scans[0])
+        store.fail(scans[1], "the scan cannot be sent")
+        stored = [store.get(scan) for scan in scans]
+        assert [scan.reason for scan in stored if scan] == [
+            f"the answer cannot be stored ({fault}): send the scan again",
+            "the scan cannot be sent",
+        ]
+        assert "P1_flair" not in capsys.readouterr().err
 
     def test_is_queued_again_if_the_stream_ends(self, store: ScanStore) -> None:
         scan = send(store)
@@ -144,7 +124,7 @@ class TestAScan:
         failed = store.get(scan)
         assert failed is not None
         assert failed.status == "failed"
-        assert failed.reason.startswith("the answer cannot be stored: No space left on device: make room")
+        assert failed.reason.startswith("the answer cannot be stored (No space left on device): make room")
 
 
 class TestAFolder:
@@ -189,66 +169,6 @@ class TestAFolder:
             store.take(store.new_upload(), alone=True)
 
 
-class TestBounds:
-    def test_the_oldest_answered_scans_make_place_for_new_ones(self) -> None:
-        with ScanStore(settings(console_scans=2)) as store:
-            first, second = send(store), send(store)
-            with pytest.raises(StoreFull, match=r"at most 2 scans.*GLIAFLOW_CONSOLE_SCANS"):
-                send(store)
-            answer(store, second)
-            third = send(store)
-            assert {scan.id for scan in store.newest(9)} == {first, third}  # the first one is not answered yet
-
-    def test_other_clients_do_not_displace_own_scans_nor_the_other_way(self) -> None:
-        with ScanStore(settings(console_scans=4)) as store:
-            own = [send(store) for _ in range(2)]
-            for scan in own:
-                answer(store, scan)
-            for number in range(20):
-                store.observed(*of_others(number))
-            assert [scan.name for scan in store.newest(9)] == ["their 19", "their 18", "P1_flair", "P1_flair"]
-            for _ in range(9):
-                answer(store, send(store))
-            assert [scan.own for scan in store.newest(9)].count(False) == 2
-
-    def test_the_oldest_answered_scans_make_room_for_bytes(self) -> None:
-        with ScanStore(settings(console_gib=3000 / 2**30)) as store:
-            first, second = send(store, data=b"x" * 1000), send(store, data=b"x" * 1000)
-            with pytest.raises(StoreFull, match="GLIAFLOW_CONSOLE_GIB"):
-                store.make_room(1500)
-            answer(store, second)
-            store.make_room(1500)
-            assert [scan.id for scan in store.newest(9)] == [first]
-            with pytest.raises(StoreFull):  # more than there is room at all: nothing is removed for it
-                store.make_room(4000)
-            upload = store.new_upload()
-            store.grow(upload, 1500)
-            with pytest.raises(StoreFull):  # the bytes that are being received count
-                store.grow(store.new_upload(), 1000)
-
-    def test_old_answers_and_incomplete_uploads_are_deleted(
-        self, store: ScanStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        answered, waiting, upload = send(store), send(store), store.new_upload()
-        answer(store, answered)
-        now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now + 3700)
-        store.next_queued()
-        assert (len(store), store.open_upload(upload.id), upload.folder.exists()) == (2, None, False)
-        monkeypatch.setattr(time, "time", lambda: now + 73 * 3600)
-        store.next_queued()
-        assert [scan.id for scan in store.newest(9)] == [waiting]
-
-    def test_other_clients_masks_are_dropped_before_their_rows(
-        self, store: ScanStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(store._packed, "_size", 2 * len(of_others(0)[1]))
-        for number in range(3):
-            store.observed(*of_others(number))
-        assert [store.has_mask(scan.id) for scan in store.newest(9)] == [True, True, False]
-        assert store.mask(store.newest(9)[2].id) is None
-
-
 class TestOtherClients:
     def test_their_answers_are_rows_with_a_mask_on_demand(self, store: ScanStore) -> None:
         message, body = of_others(1)
@@ -261,6 +181,8 @@ class TestOtherClients:
         grid = store.grid(scan.id)
         assert grid is not None
         assert grid.slice_ml == ((1, 0.004), (2, 0.004))
+        store._packed.drop(scan.id)
+        assert store.grid(scan.id) == grid  # the mask is unpacked once
         row = store.table_row(scan.id)
         assert row is not None
         assert row["scan"] == "their 1"
@@ -285,6 +207,7 @@ class TestOtherClients:
         store.observed(late, encode(late))
         assert store.newest(1)[0].status == "ok"
         assert store.newest(1)[0].reason == ""
+        assert store.newest(1)[0].seconds is None  # not the time for which its dead letter waited
         assert store.mask(scan).get_fdata().sum() == 8
 
 
@@ -305,88 +228,3 @@ class TestChanges:
         assert [scan.id for scan in store.newest(2)] == ids[:2]
         assert [scan.id for scan in store.newest(2, before=ids[1])] == ids[2:4]
         assert store.newest(2, before="unknown") == []
-
-
-class TestAFolderOfTheOperator:
-    def test_has_the_scans_and_answers_after_a_restart(self, tmp_path: Path) -> None:
-        with ScanStore(settings(tmp_path / "out")) as store:
-            answered, waiting = send(store), send(store, "P2_flair.nii.gz")
-            answer(store, answered)
-            store.next_queued()
-            store.graded(waiting, [0, 2])
-            before = store.get(answered)
-            unfinished = store.new_upload()
-            unfinished.place("P3_flair.nii.gz").write_bytes(b"scan")
-            row = store.table_row(answered)
-            os.utime(tmp_path / "out" / "uploads")
-            store._resources.pop_all()  # killed: nothing is closed
-            assert store._out is not None
-            store._out._record.close()
-        with ScanStore(settings(tmp_path / "out")) as store:
-            assert store.get(answered) == before
-            assert store.table_row(answered) == row
-            assert store.mask(answered).get_fdata().sum() == 8
-            assert store.has_image(answered)
-            assert not unfinished.folder.exists()
-            queued = store.next_queued()
-            assert queued is not None
-            assert queued.id == waiting
-            item = store.item(waiting)
-            assert item is not None
-            assert (item.id, item.name, item.path.read_bytes()) == (waiting, "P2_flair", b"scan")
-            assert store.next_queued() is None
-
-    def test_has_the_files_that_submit_writes(self, tmp_path: Path) -> None:
-        scan_file = good_scan(tmp_path / "P1_flair.nii.gz")
-        with ScanStore(settings(tmp_path / "out")) as store:
-            for _ in range(2):  # the second one is another scan
-                answer(store, send(store, scan_file.name, scan_file.read_bytes()))
-            rows = [store.table_row(scan.id) for scan in store.newest(9)[::-1]]
-        with (tmp_path / "out" / "predictions.csv").open() as file:
-            table = list(csv.DictReader(file))
-        assert [row["scan"] for row in table] == [row["scan"] for row in rows if row] == ["P1_flair", "P1_flair-2"]
-        assert table[0]["source"] == "P1_flair.nii.gz"
-        for row in table:
-            assert (tmp_path / "out" / row["mask"]).is_file()
-        assert (tmp_path / "out" / "uploads").stat().st_mode & 0o777 == 0o700
-
-    def test_is_used_by_one_command_at_a_time(self, tmp_path: Path) -> None:
-        with OutFolder(tmp_path), pytest.raises(UsageError, match="another gliaflow command"):
-            ScanStore(settings(tmp_path))
-        with ScanStore(settings(tmp_path)):
-            pass
-
-    def test_with_somebody_elses_uploads_is_refused_and_left_as_it_is(self, tmp_path: Path) -> None:
-        (tmp_path / "uploads").mkdir()
-        (tmp_path / "uploads" / "holiday.jpg").touch()
-        with pytest.raises(UsageError, match=r"uploads: has files that are not the console's: .*another --out"):
-            ScanStore(settings(tmp_path))
-        assert [path.name for path in (tmp_path / "uploads").iterdir()] == ["holiday.jpg"]
-
-    @pytest.mark.parametrize("damage", ["", "{", "[]", '{"scan": {}}', '{"scan": null, "row": 1}', "\udcff"])
-    def test_a_damaged_answer_is_computed_again(self, damage: str, tmp_path: Path) -> None:
-        with ScanStore(settings(tmp_path)) as store:
-            scan = send(store)
-            answer(store, scan)
-        [file] = tmp_path.glob(f"uploads/*/{scan}.json")
-        file.write_bytes(damage.encode("utf-8", "surrogateescape"))
-        with ScanStore(settings(tmp_path)) as store:
-            queued = store.next_queued()
-            assert queued is not None
-            assert queued.id == scan
-
-    def test_an_upload_of_a_later_version_is_passed_over_and_stays(self, tmp_path: Path) -> None:
-        with ScanStore(settings(tmp_path)) as store:
-            send(store)
-        [about] = tmp_path.glob("uploads/*/upload.json")
-        about.write_text(about.read_text().replace('"alone"', '"single"'))
-        with ScanStore(settings(tmp_path)) as store:
-            assert len(store) == 0
-        assert (about.parent / "files" / "P1_flair.nii.gz").exists()
-
-    def test_a_smaller_bound_removes_answered_scans_at_the_start(self, tmp_path: Path) -> None:
-        with ScanStore(settings(tmp_path)) as store:
-            for _ in range(3):
-                answer(store, send(store))
-        with ScanStore(settings(tmp_path, console_scans=1)) as store:
-            assert len(store) == 1

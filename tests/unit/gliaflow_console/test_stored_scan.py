@@ -32,6 +32,8 @@ def test_slices_count_from_the_feet_whatever_the_order_of_the_stored_axes() -> N
     stored = canonical.transpose(2, 0, 1)[::-1]  # z first, and downwards
     turned = np.array([[0, 1, 0, 0], [0, 0, 2, 0], [-3, 0, 0, 15], [0, 0, 0, 1]], float)
     assert ScanGrid.of(stored, turned.ravel().tolist()) == expected
+    outline = ScanGrid.outline(stored.shape, turned.ravel().tolist())  # without the mask
+    assert (outline.shape, outline.spacing, outline.slice_ml) == (expected.shape, expected.spacing, None)
 
 
 def test_a_scan_is_the_same_after_it_was_written_and_read() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,17 +18,13 @@ from gliaflow_generator.synthesis import BATCH, Synthesizer
 from gliaflow_runtime.acceptance import Acceptance
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def networks() -> Networks:
-    return Networks(Settings())
+from sample_console import answer, send
+from sample_scans import good_scan
 
 
 @pytest.fixture
-def real(networks: Networks) -> Iterator[RealFeatures]:
-    with ScanStore(Settings()) as store:
-        yield RealFeatures(networks, store)
+def real(networks: Networks, store: ScanStore) -> RealFeatures:
+    return RealFeatures(networks, store)
 
 
 @pytest.mark.parametrize("generator", ["infogan", "reacgan"])
@@ -53,7 +49,9 @@ def test_the_file_has_the_features_that_gliaflow_generate_writes(generator: str,
 def test_the_answer_has_the_acceptance_of_at_least_64_accepted_features(networks: Networks, real: RealFeatures) -> None:
     made = generate(networks, real, GenerateRequest.of({"grade": "hgg", "count": 3}, networks))
     assert (made["grade"], made["count"], made["generator"], made["seed"]) == ("HGG", 3, "infogan", 0)
-    assert made["drawn"] >= COMPARED
+    assert made["measured"] == COMPARED
+    assert made["drawn"] >= made["accepted"] >= COMPARED
+    assert made["acceptance"] == made["accepted"] / made["drawn"]
     assert made["drawn"] % BATCH == 0
     assert 0 < made["acceptance"] <= 1
     assert len(made["samples"]) == 3
@@ -61,6 +59,25 @@ def test_the_answer_has_the_acceptance_of_at_least_64_accepted_features(networks
     assert made["maps"]["channels"][: len(made["samples"][0]["channels"])] == made["samples"][0]["channels"]
     assert (made["real"], made["distances"]) == (None, [])
     assert "at least 6 patients with HGG" in made["distances_note"]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "grade", "note"),
+    [
+        ("HGG", "LGG", "A phantom that was drawn as HGG; the bundle graded it as LGG, which is wrong."),
+        ("HGG", "HGG", "A phantom that was drawn as HGG; the bundle graded it as HGG, which is right."),
+        ("", "HGG", "The bundle graded this scan as HGG; its true grade is not known here."),
+    ],
+)
+def test_the_note_says_what_is_known_of_the_real_examples_class(
+    drawn: str, grade: str, note: str, networks: Networks, store: ScanStore, tmp_path: Path
+) -> None:
+    scan = send(store, good_scan(tmp_path / "a.nii.gz"), drawn)
+    answer(store, scan, networks.bundle.id, grade=grade)
+    made = generate(networks, RealFeatures(networks, store), GenerateRequest("HGG", 3, "infogan", 0, distances=False))
+    assert made["real"]["note"].startswith(note)
+    assert (made["real"]["grade"], made["real"]["p_hgg"]) == (grade, 0.8)
+    assert (made["real"]["slice"], made["real"]["slice_p_hgg"]) == (5, pytest.approx(0.9))
 
 
 def test_the_distances_can_be_left_out(networks: Networks, real: RealFeatures) -> None:

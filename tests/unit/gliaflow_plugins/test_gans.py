@@ -179,7 +179,7 @@ def test_it_fits_any_tap(shape: tuple[int, int, int], gan: GAN) -> None:
 @pytest.mark.parametrize("gan", [variant() for variant in SHIPPED[2:]], ids=lambda gan: str(gan.name))
 def test_each_learns_the_classes(gan: GAN) -> None:
     """The judge is a grader that was fitted on real features alone."""
-    real = separable(200)
+    real = separable(200, (12, 8, 8))
     grader = fit_pooled(statistics(real), real.labels, [str(n) for n in range(200)], weights="balanced")
     options = gan.options.model_validate({"ngf": 16, "ndf": 16, "steps": 150})
     fitted = gan.fit(real, options, FitContext(0))

@@ -9,9 +9,9 @@ export class ApiError extends Error {
 }
 
 export const NO_TOKEN =
-  "This page has no valid token. Open the address that `gliaflow console` printed when it started " +
+  "This page has no valid token. Open the address that “gliaflow console” printed when it started " +
   "(http://…/?token=…).";
-const AWAY = "The console does not answer. Is `gliaflow console` still running?";
+const AWAY = "The console does not answer. Is “gliaflow console” still running?";
 
 let refused = () => {};
 
@@ -71,7 +71,7 @@ export function send(method, path, file, { progress = () => {}, signal = null } 
       else resolve(sender.responseText ? JSON.parse(sender.responseText) : null);
     });
     sender.addEventListener("error", () =>
-      reject(new ApiError("The upload broke off. Is the file still there, and does `gliaflow console` still run?")),
+      reject(new ApiError("The upload broke off. Is the file still there, and does “gliaflow console” still run?")),
     );
     sender.addEventListener("abort", () => reject(new DOMException("", "AbortError")));
     signal?.addEventListener("abort", () => sender.abort());

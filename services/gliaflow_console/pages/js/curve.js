@@ -3,28 +3,42 @@
 import { el, fixed, ml, probability, svg } from "./format.js";
 
 const HEIGHT = 250;
-const AREA = { left: 46, right: 12, top: 22, bottom: 40 };
+const AREA = { left: 46, right: 12, top: 34, bottom: 40 };
 const PAGE = 10; // slices that Page Up and Page Down go
+const LABEL = 78; // half the width of the label over the plot
 
 /**
  * The slice that speaks most for the scan's grade: {z, p, ml}. Null where no slice has tumour. Of slices that say the
- * same, the one with most tumour.
+ * same, the one with most tumour. ml is null where only the answer is known, not the mask.
  */
 export function strongest({ grade, slice_p: points, slice_ml: volumes }) {
   const size = new Map(volumes);
   const high = grade === "HGG";
   const best = points
-    .map(([z, p]) => ({ z, p, ml: size.get(z) ?? 0 }))
+    .map(([z, p]) => ({ z, p, ml: size.get(z) ?? null }))
     .sort((a, b) => (high ? b.p - a.p : a.p - b.p) || b.ml - a.ml);
   return best[0] ?? null;
 }
 
+/** The number of the scan's last slice. Of another client's answer, perhaps only the slices with tumour are known. */
+export function lastSlice({ depth, slice_p: points }) {
+  return Math.max(0, (depth ?? 0) - 1, ...points.map(([z]) => z));
+}
+
+export function sliceName(z, details) {
+  return details.depth ? `Slice ${z} (0 to ${lastSlice(details)})` : `Slice ${z}`;
+}
+
 /** What the answer says about slice z, in words. */
-export function sliceText(z, { slice_p: points, slice_ml: volumes }) {
+export function sliceText(z, details) {
+  const { status, slice_p: points, slice_ml: volumes } = details;
+  const name = sliceName(z, details);
+  if (status !== "ok") return name;
+  if (!points.length) return name; // stages of an earlier release answered
   const p = new Map(points).get(z);
-  if (p === undefined) return `Slice ${z}: no tumour, so it has no part in the grade`;
+  if (p === undefined) return `${name}: no tumour, so it has no part in the grade`;
   const volume = new Map(volumes).get(z);
-  return `Slice ${z}: P(HGG) ${probability(p)}, so it speaks for ${p >= 0.5 ? "HGG" : "LGG"}${volume ? `; tumour ${ml(volume)}` : ""}`;
+  return `${name}: P(HGG) ${probability(p)}, so it speaks for ${p >= 0.5 ? "HGG" : "LGG"}${volume ? `; tumour ${ml(volume)}` : ""}`;
 }
 
 /**
@@ -32,7 +46,7 @@ export function sliceText(z, { slice_p: points, slice_ml: volumes }) {
  * `show(z)` and `close()`.
  */
 export function curve(details, onSlice) {
-  const last = Math.max(1, details.depth - 1);
+  const last = Math.max(1, lastSlice(details));
   const clear = strongest(details);
   const element = el("div", {
     class: "curve",
@@ -90,11 +104,12 @@ export function curve(details, onSlice) {
       ticks(last, width).map((z) => svg("text", { class: "middle", x: x(z), y: HEIGHT - AREA.bottom + 17 }, z)),
       svg("text", { x: x(0), y: HEIGHT - 5 }, "feet"),
       svg("text", { class: "middle", x: (x(0) + x(last)) / 2, y: HEIGHT - 5 }, "slice"),
-      svg("text", { class: "end", x: x(last), y: HEIGHT - 5 }, "top of the head"),
+      details.depth && svg("text", { class: "end", x: x(last), y: HEIGHT - 5 }, "top of the head"),
+      svg("g", { class: "cursor" }, svg("line", { y1: AREA.top - 6, y2: y(0) })),
+      clear && label(x(clear.z), y(clear.p), width, `slice ${clear.z}: most for ${details.grade}`),
       runs(details.slice_p).map((run) => svg("polyline", { points: run.map(([z, p]) => `${x(z)},${y(p)}`).join(" ") })),
       details.slice_p.map(([z, p]) => dot(x(z), y(p), p >= 0.5)),
-      clear && marker(x(clear.z), y(clear.p), width, details.grade),
-      svg("g", { class: "cursor" }, svg("line", { y1: AREA.top - 6, y2: y(0) })),
+      clear && svg("circle", { class: "ring", cx: x(clear.z), cy: y(clear.p), r: 8 }),
     );
     element.replaceChildren(drawing);
     point();
@@ -123,13 +138,14 @@ function dot(x, y, high) {
     : svg("circle", { class: "dot lgg", cx: x, cy: y, r: 2.9 });
 }
 
-function marker(x, y, width, grade) {
-  const right = x > width / 2;
+/** The label is above the plot, where it covers no mark. A line leads to the ring at (x, y). */
+function label(x, y, width, text) {
+  const middle = Math.min(width - LABEL, Math.max(LABEL, x));
   return svg(
     "g",
-    { class: `marker ${grade === "HGG" ? "hgg" : "lgg"}` },
-    svg("circle", { cx: x, cy: y, r: 8 }),
-    svg("text", { class: right ? "end" : "", x: x + (right ? -13 : 13), y: Math.max(12, y - 11) }, `most for ${grade}`),
+    { class: "label" },
+    svg("line", { x1: x, x2: x, y1: 17, y2: y - 8 }),
+    svg("text", { class: "middle", x: middle, y: 13 }, text),
   );
 }
 

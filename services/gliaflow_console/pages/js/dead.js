@@ -2,7 +2,7 @@
 
 import { bytes, confirmed, el, plural, setText, UNKNOWN, visible, when } from "./format.js";
 
-const PAUSE_MS = 10_000; // a listing holds the messages for a moment
+const PAUSE_MS = 5_000; // between two listings that nobody asked for: a listing holds the messages for a moment
 
 export async function deadPage(root, app) {
   const chosen = new Set(); // ids
@@ -10,10 +10,12 @@ export async function deadPage(root, app) {
   let letters = [];
   let listed = 0;
   let loaded = 0;
+  let counted = app.status()?.dead; // by the stages' queues
+  let timer = 0;
   const body = el("tbody");
-  const all = el("input", { type: "checkbox", "aria-label": "Choose all", on: { change: () => choose(letters.map(({ id }) => id), all.checked) } });
-  const replay = el("button", { type: "button", class: "primary", on: { click: sendBack } });
-  const erase = el("button", { type: "button", class: "danger", on: { click: deleteChosen } });
+  const all = el("input", { type: "checkbox", "aria-label": "Choose all that are listed", on: { change: () => choose(letters.map(({ id }) => id), all.checked) } });
+  const replay = el("button", { type: "button", class: "primary", on: { click: () => sendBack({ ids: [...chosen] }) } });
+  const erase = el("button", { type: "button", class: "danger", on: { click: () => erased({ ids: [...chosen] }, chosen.size) } });
   const again = el("button", { type: "button", class: "quiet", on: { click: load } }, "Refresh");
   const result = el("div", { role: "status", class: "stack" });
   const problem = el("p", { class: "notice bad", role: "alert", hidden: true });
@@ -28,8 +30,9 @@ export async function deadPage(root, app) {
         "tr",
         {},
         el("td", {}, all),
-        ...["Scan", "Stage", "Reason", "Died"].map((text) => el("th", { scope: "col" }, text)),
-        el("th", { scope: "col", class: "number c-bytes" }, "Size"),
+        ...["Scan", "Stage", "Reason"].map((text) => el("th", { scope: "col" }, text)),
+        el("th", { scope: "col", class: "c-died" }, "Died"),
+        el("th", { scope: "col", class: "number c-bytes" }, "Message size"),
         el("th", { scope: "col", class: "number c-copies" }, el("abbr", { title: "How often this message is among the dead letters" }, "Copies")),
         el("td"),
       ),
@@ -38,7 +41,14 @@ export async function deadPage(root, app) {
   );
   const empty = el("div", { class: "empty", hidden: true }, el("p", { class: "lead" }, "No dead letters"), el("p", {}, "No stage has given up a message."));
   const scroll = el("div", { class: "scroll", hidden: true }, table);
-  const more = el("p", { class: "muted small", hidden: true });
+  const more = el("span", { class: "muted small" });
+  const everything = el(
+    "div",
+    { class: "controls all-letters", hidden: true },
+    more,
+    el("button", { type: "button", on: { click: () => sendBack({ all: true }) } }, "Send all back"),
+    el("button", { type: "button", class: "danger", on: { click: () => erased({ all: true }, counted ?? listed) } }, "Delete all"),
+  );
   root.append(
     el("div", { class: "head" }, el("h1", {}, "Dead letters"), again),
     el(
@@ -48,17 +58,26 @@ export async function deadPage(root, app) {
     ),
     problem,
     result,
-    el("section", { class: "panel", "aria-label": "Dead letters" }, el("div", { class: "controls" }, replay, erase), scroll, empty, more),
+    el("section", { class: "panel", "aria-label": "Dead letters" }, el("div", { class: "controls" }, replay, erase), scroll, empty, everything),
   );
 
   const end = app.on("status", ({ dead }) => {
-    if (dead === listed || Date.now() < loaded + PAUSE_MS) return;
-    const busy = chosen.size > 0 || body.querySelector("[aria-expanded=true]");
-    if (busy) setText(again, "Refresh: the list has changed");
-    else load();
+    counted = dead;
+    compare();
   });
   const connected = app.on("connected", load);
   await load();
+
+  /** Load the list again when the number of dead letters is not that of the list: a message died, also one sent back. */
+  function compare() {
+    clearTimeout(timer);
+    if (counted === undefined || counted === null || counted === listed) return;
+    const pause = loaded + PAUSE_MS - Date.now();
+    const busy = chosen.size > 0 || body.querySelector("[aria-expanded=true]") || body.contains(document.activeElement);
+    if (pause > 0) timer = setTimeout(compare, pause);
+    else if (busy) setText(again, "Refresh: the list has changed");
+    else load();
+  }
 
   async function load() {
     try {
@@ -66,8 +85,8 @@ export async function deadPage(root, app) {
       letters = answer.letters;
       report(answer.problem);
       listed = letters.reduce((sum, { copies }) => sum + (copies ?? 1), Number(answer.more));
-      setText(more, `${plural(Number(answer.more), "further message")}: shown when these are sent back or deleted.`);
-      more.hidden = !answer.more;
+      setText(more, `${plural(Number(answer.more), "further message")} not listed here.`);
+      everything.hidden = !answer.more;
     } catch (error) {
       report(error.message);
     }
@@ -80,6 +99,7 @@ export async function deadPage(root, app) {
     scroll.hidden = letters.length === 0;
     empty.hidden = letters.length > 0 || !problem.hidden;
     mark();
+    compare();
   }
 
   function report(text) {
@@ -96,7 +116,7 @@ export async function deadPage(root, app) {
     boxes.set(letter.id, box);
     const lines = el("pre", { class: "mono" });
     const inside = el("tr", { hidden: true }, el("td", { colspan: 8 }, lines));
-    const open = el("button", { type: "button", class: "quiet", "aria-expanded": "false", on: { click: show } }, "Details");
+    const open = el("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-label": `Details: ${letter.scan || "message"}, ${stageOf(letter.queue)}, ${time(letter.died)}`, on: { click: show } }, "Details");
     async function show() {
       inside.hidden = !inside.hidden;
       open.setAttribute("aria-expanded", String(!inside.hidden));
@@ -112,10 +132,10 @@ export async function deadPage(root, app) {
       "tr",
       { data: { id: letter.id } },
       el("td", {}, box),
-      el("th", { scope: "row" }, letter.scan || el("span", { class: "muted" }, "unknown")),
+      el("th", { scope: "row" }, scanOf(letter)),
       el("td", {}, stageOf(letter.queue)),
       el("td", { class: "reason" }, letter.reason || UNKNOWN),
-      el("td", {}, time(letter.died)),
+      el("td", { class: "c-died" }, time(letter.died)),
       el("td", { class: "number c-bytes" }, bytes(letter.bytes)),
       el("td", { class: "number c-copies" }, String(letter.copies ?? 1)),
       el("td", {}, open),
@@ -137,11 +157,11 @@ export async function deadPage(root, app) {
     setText(erase, chosen.size ? `Delete (${chosen.size})` : "Delete");
   }
 
-  async function act(path, text) {
+  async function act(path, body, text) {
     replay.disabled = erase.disabled = true;
     result.replaceChildren();
     try {
-      const answer = await app.api.post(path, { ids: [...chosen] });
+      const answer = await app.api.post(path, body);
       const refused = answer.refused ?? [];
       chosen.clear();
       for (const { id } of refused) chosen.add(id);
@@ -155,19 +175,22 @@ export async function deadPage(root, app) {
     } catch (error) {
       result.append(el("p", { class: "notice bad" }, error.message));
     }
+    result.tabIndex = -1;
+    result.focus(); // the button that was pressed may be disabled or hidden now
     await load();
   }
 
-  function sendBack() {
-    return act("api/dead/replay", ({ sent }) => `${plural(sent, "message")} sent back to ${sent === 1 ? "its stage" : "their stages"}.`);
+  function sendBack(body) {
+    return act("api/dead/replay", body, ({ sent }) => `${plural(sent, "message")} sent back to ${sent === 1 ? "its stage" : "their stages"}.`);
   }
 
-  async function deleteChosen() {
-    const question = `Delete ${plural(chosen.size, "message")} for good? Their scans get no answer unless they are submitted again.`;
-    if (await confirmed(question, "Delete")) await act("api/dead/delete", ({ deleted }) => `${plural(deleted, "message")} deleted.`);
+  async function erased(body, count) {
+    const question = `Delete ${body.all ? "all " : ""}${plural(count, "message")} for good? Their scans get no answer unless they are submitted again.`;
+    if (await confirmed(question, "Delete")) await act("api/dead/delete", body, ({ deleted }) => `${plural(deleted, "message")} deleted.`);
   }
 
   return () => {
+    clearTimeout(timer);
     end();
     connected();
   };
@@ -176,6 +199,12 @@ export async function deadPage(root, app) {
 /** The stage of a dead-letter queue, "gliaflow.extractor.dead". */
 function stageOf(queue) {
   return queue.replace(/^gliaflow\./, "").replace(/\.dead$/, "");
+}
+
+/** The scan's name, as a link if its row is in the console. */
+function scanOf({ scan, scan_id: id }) {
+  if (id) return el("a", { href: `#/scan/${encodeURIComponent(id)}` }, scan || id);
+  return scan || el("span", { class: "muted" }, "unknown");
 }
 
 function time(died) {

@@ -36,6 +36,7 @@ export async function follow(emit) {
       if (document.hidden) continue;
       emit("disconnected", error);
     } finally {
+      abort.abort(); // after an error in the page too: no stream stays open
       clearTimeout(timer);
       document.removeEventListener("visibilitychange", hidden);
     }

@@ -23,6 +23,7 @@ function filled(element, properties, children) {
       element.setAttribute(name, value === true ? "" : visible(String(value)));
     }
   }
+  if (element.localName === "abbr") element.tabIndex = 0; // style.css shows the title of the one with the focus
   const parts = children.flat().filter((child) => child !== null && child !== undefined && child !== false);
   element.append(...parts.map((part) => (part instanceof Node ? part : visible(String(part)))));
   return element;

@@ -5,11 +5,12 @@ import { el, gradeChip, percent, plural, probability, setText, UNKNOWN } from ".
 import { mapGrid } from "./maps.js";
 
 const COUNT = 200; // enough for distances that vary little
-const WHAT = {
-  acceptance:
-    "Share of the drawn features that the generator's critic accepted: it must take them for real and for the right grade. The others were drawn again",
-  floor: "The same distance between two groups of real features. Synthetic features cannot be expected to come nearer than this",
-};
+const ACCEPTED = "Accepted by the critic";
+const FLOOR = "Floor (real and real)";
+const WHAT = [
+  [ACCEPTED, "Share of the drawn features that the generator's critic took for the right grade. The others were drawn again."],
+  [FLOOR, "The same distance between two groups of real features. Synthetic features cannot be expected to come nearer than this."],
+];
 
 export async function generatorsPage(root) {
   const known = await get("api/generators");
@@ -69,7 +70,7 @@ function generatorForm(known) {
   const first = el("select", {}, options());
   const second = el("select", {}, el("option", { value: "" }, "none"), options());
   const count = el("input", { type: "number", min: 1, max: known.most, value: Math.min(COUNT, known.most), required: true });
-  const seed = el("input", { type: "number", min: 0, max: 2 ** 31 - 1, value: 0, required: true });
+  const seed = el("input", { type: "number", min: 0, max: Number.MAX_SAFE_INTEGER, value: 0, required: true });
   const button = el("button", { class: "primary" }, "Draw features");
   const start = known.generators.find((each) => each.name === known.served) ?? known.generators.find((each) => each.default);
   first.value = (start ?? known.generators[0]).name;
@@ -120,12 +121,12 @@ function withoutReal(grade) {
 }
 
 function numbers(drawn) {
-  const [first] = drawn;
   const floors = new Map(drawn.flatMap((each) => each.distances.map((of) => [of.name, of])));
   return el(
     "section",
     { class: "panel", "aria-labelledby": "numbers-title" },
-    el("h2", { id: "numbers-title" }, `How near the ${plural(first.count, "synthetic feature")} come to real ones`),
+    el("h2", { id: "numbers-title" }, "How near the synthetic features come to real ones"),
+    floors.size > 0 && el("p", { class: "muted small" }, measuredText(drawn)),
     el(
       "div",
       { class: "scroll" },
@@ -140,7 +141,7 @@ function numbers(drawn) {
             {},
             el("th", { scope: "col" }, "Measure"),
             drawn.map((each) => el("th", { scope: "col", class: "number" }, each.generator)),
-            el("th", { scope: "col", class: "number" }, el("abbr", { title: WHAT.floor }, "Floor (real and real)")),
+            el("th", { scope: "col", class: "number" }, FLOOR),
             el("th", { scope: "col" }, "Better is"),
           ),
         ),
@@ -150,9 +151,9 @@ function numbers(drawn) {
           el(
             "tr",
             {},
-            el("th", { scope: "row" }, el("abbr", { title: WHAT.acceptance }, "Accepted by the critic")),
+            el("th", { scope: "row" }, ACCEPTED),
             drawn.map((each) =>
-              el("td", { class: "number", title: `${each.count} of ${each.drawn} drawn features` }, percent(each.acceptance)),
+              el("td", { class: "number" }, `${percent(each.acceptance)} (${each.accepted} of ${each.drawn})`),
             ),
             el("td", { class: "number" }, UNKNOWN),
             el("td", {}, "higher"),
@@ -170,8 +171,28 @@ function numbers(drawn) {
         ),
       ),
     ),
+    el(
+      "details",
+      {},
+      el("summary", {}, "What these measures mean"),
+      el(
+        "dl",
+        { class: "facts" },
+        [...WHAT, ...[...floors.values()].map((measure) => [measure.name, measure.description])].map(([name, text]) => [
+          el("dt", {}, name),
+          el("dd", {}, text),
+        ]).flat(),
+      ),
+    ),
     [...new Set(drawn.map((each) => each.distances_note))].filter(Boolean).map((note) => el("p", { class: "muted small" }, note)),
   );
+}
+
+/** How many features the distances are of: of a small count, more are drawn. */
+function measuredText(drawn) {
+  const counts = [...new Set(drawn.map((each) => each.measured))].join(" and ");
+  const few = drawn.some((each) => each.measured > each.count) ? `, since ${drawn[0].count} would measure little` : "";
+  return `The distances are those of ${counts} accepted features of each generator${few}.`;
 }
 
 function short(value) {
@@ -187,9 +208,9 @@ function realPanel(real) {
       "p",
       { class: "small" },
       el("a", { href: `#/scan/${encodeURIComponent(real.scan)}` }, real.name),
-      `, slice ${real.slice} `,
+      ": the pipeline says ",
       gradeChip(real.grade),
-      ` P(HGG) ${probability(real.p_hgg)}`,
+      `, P(HGG) ${probability(real.p_hgg)}. Shown: slice ${real.slice}, whose own P(HGG) is ${probability(real.slice_p_hgg)}.`,
     ),
     real.note && el("p", { class: "muted small" }, real.note),
     mapGrid(real.maps, "Feature maps of a real slice"),
@@ -226,7 +247,7 @@ function syntheticPanel(drawn) {
     "section",
     { class: "panel", "aria-label": `Synthetic features of ${drawn.generator}` },
     el("div", { class: "head" }, el("h2", {}, `Synthetic: ${drawn.generator}`), gradeChip(drawn.grade)),
-    el("p", { class: "small" }, `Seed ${drawn.seed}; the critic accepted ${percent(drawn.acceptance)}.`),
+    el("p", { class: "small" }, `Seed ${drawn.seed}; the critic accepted ${percent(drawn.acceptance)}. The number under a picture is its channel.`),
     mapGrid(drawn.maps, `Feature maps of one synthetic sample of ${drawn.generator}`),
     more.length > 0 &&
       el(

@@ -41,7 +41,7 @@ function emit(event, data) {
     showStatus(data);
     if (first) route(); // the page was opened without it
   }
-  if (event === "connected") showLink("live", "");
+  if (event === "connected") showLink("page connected", "");
   if (event === "disconnected") {
     showLink("not connected", data?.status === 401 ? api.NO_TOKEN : "The connection to the console is lost. The page connects again as soon as the console answers. What you see may be out of date.");
   }
@@ -61,7 +61,7 @@ function showStatus(data) {
   if (status && status.version !== data.version) location.reload(); // the console was updated: so must be the page
   status = data;
   const notice = document.getElementById("notice");
-  setText(notice, data.notice ?? "");
+  setText(notice, (data.notice ?? "").replace(/`([^`]*)`/g, "“$1”")); // written for terminals
   notice.hidden = !data.notice;
   const count = document.getElementById("dead-count");
   setText(count, data.dead ? String(data.dead) : "");
@@ -94,10 +94,20 @@ async function route() {
     if (turn === opened) cleanup = done;
     else done(); // the user has opened another page meanwhile
   } catch (error) {
-    console.error(error);
-    if (turn === opened) root.replaceChildren(el("p", { class: "notice bad", role: "alert" }, error.message));
+    if (!(error instanceof api.ApiError)) console.error(error);
+    if (turn === opened) root.replaceChildren(...failed(page.title, error));
   }
   if (turn === opened && turn > 1) focusHeading(root);
+}
+
+/** What stands on a page that cannot be opened, with a way on. */
+function failed(title, error) {
+  const gone = error.status === 404 && "It is not in the console any more: it was deleted, or was one of the oldest.";
+  return [
+    el("h1", {}, gone ? `${title} not found` : title),
+    el("p", { class: "notice bad", role: "alert" }, gone || error.message),
+    el("p", {}, el("a", { href: "#/" }, "All scans")),
+  ];
 }
 
 function focusHeading(root) {

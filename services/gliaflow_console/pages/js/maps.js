@@ -17,8 +17,9 @@ export function mapsPanel(details) {
     el(
       "p",
       { class: "muted" },
-      "What the U-Net makes of a slice, before anything is graded. Each picture is one channel of one layer (a tap); the ",
-      `${COUNT} that respond most are shown. The classifier gets tap ${details.tap || "–"} and nothing else.`,
+      "What the U-Net makes of a slice, before anything is graded. Each picture is one channel of one layer (a tap), with the ",
+      `channel's number under it; those that respond most are shown, ${COUNT} at most, the strongest first. `,
+      `The classifier gets tap ${details.tap || "–"} and nothing else.`,
     ),
   );
   if (details.maps_problem) {
@@ -35,7 +36,9 @@ export function mapsPanel(details) {
   const button = el("button", { type: "button", on: { click: load } });
   const state = el("p", { class: "muted small", role: "status" });
   const pictures = el("div");
+  const stale = el("p", { class: "notice info small", role: "status", hidden: true });
   let shown = 0;
+  let drawn = null; // the slice of the pictures
   let requests = 0;
 
   async function load() {
@@ -49,6 +52,8 @@ export function mapsPanel(details) {
       const maps = await get(`api/scans/${encodeURIComponent(details.id)}/maps?${query}`);
       if (turn !== requests) return;
       pictures.replaceChildren(mapGrid(maps, `Feature maps of slice ${slice} at ${maps.tap}`));
+      drawn = slice;
+      compare();
       const size = `${maps.channels.length} channels of ${maps.height} × ${maps.width} pixels`;
       setText(state, `Slice ${slice}, tap ${maps.tap}: ${size}. Each has its own grey scale.`);
     } catch (error) {
@@ -60,12 +65,18 @@ export function mapsPanel(details) {
     }
   }
 
-  element.append(el("div", { class: "controls" }, el("label", {}, "Tap", tap), button), state, pictures);
+  function compare() {
+    stale.hidden = drawn === null || drawn === shown;
+    setText(stale, `These are the maps of slice ${drawn}. The page shows slice ${shown} now.`);
+  }
+
+  element.append(el("div", { class: "controls" }, el("label", {}, "Tap", tap), button), state, stale, pictures);
   return {
     element,
     show(z) {
       shown = z;
       setText(button, `Show the maps of slice ${z}`);
+      compare();
     },
   };
 }

@@ -3,6 +3,7 @@
 import { EXPLAINED, STATUS, UNKNOWN, bar, duration, el, gradeChip, ml, plural, probability, sentence, setText, statusText, visible, when } from "./format.js";
 import { uploadPanel } from "./upload.js";
 
+const FRESH_MS = 10_000; // how long a new scan is marked, if no other comes
 const PAGE = 50; // scans that are shown at first, and that "Show more" adds
 const ENDED = ["ok", "no tumour", "failed"];
 const STATES = { ok: "running", gone: "gone", stuck: "stuck" };
@@ -12,9 +13,19 @@ const COLUMNS = [
   ["grade", "Grade", "HGG: high-grade glioma. LGG: low-grade glioma"],
   ["p", "P(HGG)", "The probability of a high-grade glioma, from 0 to 1"],
   ["ml", "Tumour", "Volume of the tumour in millilitres"],
-  ["slices", "Tumour slices", "Slices with tumour, of all slices of the scan"],
+  ["slices", "Tumour slices", "Slices with tumour, of the slices that went through the U-Net"],
   ["time", "Sent", "When the scan was sent, and how long its answer took"],
 ];
+const TASKS = {
+  preprocessor: "Reads the scan, and cuts it into slices of equal size and brightness.",
+  extractor: "Marks the tumour in each slice with the U-Net, and computes the slice's features.",
+  classifier: "Grades the features of each slice with tumour: HGG or LGG.",
+  assembler: "Joins the slices of a scan to its mask and its grade: the answer.",
+  generator: "Makes synthetic features of a grade when a client asks for them.",
+  balancer: "Makes synthetic features of the grade of which fewer labelled slices have passed, for training.",
+  recorder: "Writes features to disk, for training.",
+};
+const MOST = 1000; // scans of one request
 const NUMBERS = ["p", "ml", "slices", "time"];
 
 export async function overviewPage(root, app) {
@@ -39,7 +50,8 @@ function stageStrip(app) {
   const element = el(
     "section",
     { "aria-labelledby": "stages-title" },
-    el("div", { class: "head" }, el("h2", { id: "stages-title" }, "Stages"), explanation()),
+    el("div", { class: "head" }, el("h2", { id: "stages-title" }, "Stages")),
+    explanation(),
     strip,
     line,
   );
@@ -55,9 +67,9 @@ function stageStrip(app) {
     if (shown.length !== strip.children.length) strip.replaceChildren(...shown);
     const waiting = stages.reduce((sum, stage) => sum + (stage.waiting ?? 0), 0);
     const left = status.left_s ? `About ${duration(status.left_s)} until all waiting scans are answered.` : "";
-    const problems = stages.filter(({ state, reason }) => state !== "ok" && reason).map(({ name, reason }) => `${name}: ${reason}`);
+    const problems = reasons(stages);
     if (status.problem) problems.unshift(status.problem);
-    const calm = left || (waiting ? `${plural(waiting, "message")} waiting.` : "No scan waits.");
+    const calm = status.problem ? "" : left || (waiting ? `${plural(waiting, "message")} waiting.` : "No scan waits.");
     setText(line, problems.join(" · ") || calm);
     line.classList.toggle("bad-text", problems.length > 0);
     for (const name of ["notice", "bad"]) line.classList.toggle(name, !shown.length && Boolean(status.problem));
@@ -65,19 +77,31 @@ function stageStrip(app) {
   return { element, show };
 }
 
+/** Why stages do not run: each reason once, with the names of its stages. */
+function reasons(stages) {
+  const names = new Map();
+  for (const { name, state, reason } of stages) {
+    if (state !== "ok" && reason) names.set(reason, [...(names.get(reason) ?? []), name]);
+  }
+  return [...names].map(([reason, [first, ...others]]) =>
+    !others.length && reason.startsWith(`no ${first} runs`) ? reason : `${[first, ...others].join(", ")}: ${reason}`,
+  );
+}
+
 function explanation() {
   return el(
     "details",
-    { class: "small" },
+    { class: "small what" },
     el("summary", {}, "What is this?"),
     el(
       "p",
       { class: "muted" },
       "A scan passes the stages from left to right, through one queue before each. Waiting: messages in the queue. ",
-      "In work: messages that a process has taken. Rate: messages that the stage completes. Processes: how many take ",
+      "In work: messages that a process has taken. Messages: how many the stage completes; a scan is several messages. Processes: how many take ",
       "messages from the queue; with none, the stage is gone and its scans wait. Dead: messages that the stage gave up; ",
       "the page Dead letters shows why and sends them back.",
     ),
+    el("dl", { class: "facts" }, Object.entries(TASKS).flatMap(([name, task]) => [el("dt", {}, name), el("dd", {}, task)])),
   );
 }
 
@@ -87,14 +111,14 @@ function stageCard(name) {
   const term = (key, text) => [el("dt", {}, text), values[key]];
   const element = el(
     "li",
-    { class: "stage", data: { stage: name } },
+    { class: "stage", title: TASKS[name], data: { stage: name } },
     el("h3", {}, el("span", {}, name), state),
     el(
       "dl",
       {},
       ...term("waiting", "Waiting"),
       ...term("in_work", "In work"),
-      ...term("rate", "Rate"),
+      ...term("rate", "Messages"),
       ...term("consumers", "Processes"),
       ...term("dead", "Dead"),
     ),
@@ -125,6 +149,7 @@ function scanTable(app) {
   let total = 0;
   let version = 0; // of the newest event
   let loaded = false;
+  let marked = 0; // the timer that ends the mark of new scans
   const body = el("tbody");
   const count = el("span", { class: "muted small" });
   const more = el("button", { type: "button", class: "more", hidden: true, on: { click: showMore } }, "Show more");
@@ -149,7 +174,7 @@ function scanTable(app) {
 
   async function load() {
     try {
-      const answer = await app.api.get(`api/scans?limit=${most}`);
+      const answer = await app.api.get(`api/scans?limit=${Math.min(most, MOST)}`);
       if (answer.version < version) return load(); // an event was faster
       replace(answer.scans);
       total = answer.total;
@@ -172,13 +197,22 @@ function scanTable(app) {
   function change(event) {
     version = event.version;
     total = event.total;
+    if (event.first && most > PAGE) return load(); // it has fewer scans than the table
     if (event.first) {
       replace(event.rows);
     } else {
+      unmark();
       drop(event.removed);
       put(event.rows, loaded);
+      clearTimeout(marked);
+      marked = setTimeout(unmark, FRESH_MS);
     }
     draw();
+  }
+
+  /** New scans are no longer marked. An animation would draw the page without a pause while scans come. */
+  function unmark() {
+    for (const tr of body.querySelectorAll(".fresh")) tr.classList.remove("fresh");
   }
 
   function drop(ids) {
@@ -226,6 +260,8 @@ function scanTable(app) {
       problem.hidden = false;
     }
     draw();
+    const newest = [...body.children].findIndex((tr) => tr.dataset.id === oldest) + 1;
+    if (more.hidden) body.children[newest]?.querySelector("a").focus(); // the button has gone
   }
 
   return { element, load, change };
@@ -262,7 +298,8 @@ function scanRow(id) {
     else meter.value = row.progress;
     const failed = row.status === "failed";
     reason.hidden = !failed;
-    reason.replaceChildren(el("span", { class: "clamp", title: row.reason }, row.reason ?? ""));
+    const why = reasonText(row);
+    reason.replaceChildren(el("span", { class: "clamp", title: why }, why));
     for (const key of ["grade", "p", "ml", "slices"]) cells[key].hidden = failed;
     cells.grade.replaceChildren(gradeChip(row.grade));
     const known = row.p_hgg !== null && row.p_hgg !== undefined;
@@ -273,6 +310,13 @@ function scanRow(id) {
     setText(seconds, row.seconds ? duration(row.seconds) : "");
   };
   return tr;
+}
+
+/** Why a scan failed, with a remedy that the page has. */
+function reasonText({ reason }) {
+  if (/4-D image/.test(reason)) return `Several volumes in one file. Save the FLAIR volume as a 3-D file and send that, or use “gliaflow submit --channel”. (${reason})`;
+  if (/not a NIfTI file/.test(reason)) return `${reason}. Send a NIfTI file (.nii, .nii.gz) or a DICOM series.`;
+  return reason ?? "";
 }
 
 function noteText(row) {

@@ -14,7 +14,7 @@ export async function reportsPage(root, id, app) {
 function showList(root, { folder, reports, problem }, id) {
   root.append(
     el("h1", {}, "Reports"),
-    el("p", { class: "muted" }, "Reports of `gliaflow evaluate`, `gliaflow train` (with the training's curves) and `gliaflow submit --report`."),
+    el("p", { class: "muted" }, "Reports of “gliaflow evaluate”, “gliaflow train” (with the training's curves) and “gliaflow submit --report”."),
   );
   if (id) root.append(el("p", { class: "notice bad", role: "alert" }, "This report is no longer in the folder."));
   if (problem) root.append(el("p", { class: "notice bad", role: "alert" }, problem));

@@ -1,7 +1,7 @@
 /** One scan: its answer in words, its slices, P(HGG) by slice, downloads, and feature maps. */
 
 import { get, remove } from "./api.js";
-import { curve, strongest } from "./curve.js";
+import { curve, lastSlice, sliceName, strongest } from "./curve.js";
 import { confirmed, duration, el, EXPLAINED, fixed, gradeChip, ml, plural, probability, setText, STATUS, statusText, when } from "./format.js";
 import { mapsPanel } from "./maps.js";
 import { slicesPanel } from "./slices.js";
@@ -12,19 +12,31 @@ const PHANTOMS = "The bundle that answered was trained on phantoms (drawings of 
 /** Show the scan in `root`. Returns the function that ends the page. */
 export async function scanPage(root, id, app) {
   const path = `api/scans/${encodeURIComponent(id)}`;
-  let row = await get(path);
+  let row = null;
+  let missed = false; // a change before the first answer to `get`
   let close = () => {};
   let turn = 0;
 
-  const ends = [app.on("scans", changed), app.on("connected", () => reload())];
-  show();
-  return () => {
+  const ends = [app.on("scans", changed), app.on("connected", reload)];
+  const end = () => {
     turn = -1;
-    ends.forEach((end) => end());
+    ends.forEach((each) => each());
     close();
   };
+  try {
+    row = await get(path);
+  } catch (error) {
+    end();
+    throw error;
+  }
+  if (!root.isConnected) return end; // the user has opened another page meanwhile
+  show();
+  if (missed) reload();
+  return end;
 
   function changed({ rows, removed }) {
+    if (!row) missed ||= removed.includes(id) || rows.some((each) => each.id === id);
+    if (!row) return;
     const next = rows.find((each) => each.id === id);
     if (removed.includes(id)) gone();
     else if (next && fingerprint(next) !== fingerprint(row)) reload();
@@ -32,6 +44,10 @@ export async function scanPage(root, id, app) {
   }
 
   async function reload() {
+    if (!row) {
+      missed = true;
+      return;
+    }
     const mine = ++turn;
     try {
       const next = await get(path);
@@ -75,10 +91,11 @@ function scanParts(row, path, noticed) {
   const head = el("div", { class: "head" }, el("h1", {}, row.name), el("p", { class: "muted small" }, back()));
   const answered = ["ok", "no tumour", "failed"].includes(row.status);
   if (!answered) return { elements: [head, answerPanel(row, noticed)], close() {} };
+  if (row.status === "failed") return { elements: [head, answerPanel(row, noticed), factsPanel(row, path)], close() {} };
   const clear = row.status === "ok" ? strongest(row) : null;
   const slices = slicesPanel(row, goTo);
   const graph = row.slice_p.length ? curve(row, goTo) : null;
-  const maps = row.has_image && row.status !== "failed" ? mapsPanel(row) : null;
+  const maps = row.has_image ? mapsPanel(row) : null;
 
   function goTo(z) {
     for (const part of [slices, graph, maps]) part?.show(z);
@@ -120,6 +137,7 @@ function answerPanel(row, noticed, clear = null, goTo = null) {
         el("p", {}, clearText(row, clear)),
         el("button", { type: "button", class: "primary", on: { click: () => goTo(clear.z) } }, `Show slice ${clear.z}`),
       ),
+    row.drawn && el("p", { class: "drawn" }, drawnText(row)),
     ["queued", "working"].includes(row.status) && stateLine(row),
     row.trained_on === "phantoms" && !noticed && el("p", { class: "notice" }, PHANTOMS),
     row.warnings.length > 0 &&
@@ -134,8 +152,8 @@ function verdict(row) {
     const even = Math.abs(row.p_hgg - 0.5) < CLOSE ? ", but close to even" : "";
     return [
       `P(HGG) ${probability(row.p_hgg)}: more like a ${kind} glioma than a ${other} one${even}`,
-      `The tumour has ${ml(row.tumour_ml)} in ${row.tumour_slices} of ${plural(row.slices, "slice")}. Only slices with tumour ` +
-        "speak for a grade, and P(HGG) is their average (on the log-odds scale).",
+      `The tumour has ${ml(row.tumour_ml)} in ${row.tumour_slices} of the ${plural(row.slices, "slice")} that went through the U-Net. ` +
+        "Only slices with tumour speak for a grade, and P(HGG) is their average (on the log-odds scale).",
     ];
   }
   if (row.status === "no tumour") return ["No tumour found", "No slice has tumour, so there is no grade and no slice speaks for one."];
@@ -147,7 +165,16 @@ function clearText(row, clear) {
   const which = row.slice_p.length === 1 ? "is the only slice with tumour" : `speaks most for ${row.grade}`;
   const against = row.slice_p.filter(([, p]) => p >= 0.5 !== (row.grade === "HGG")).length;
   const others = against ? ` ${plural(against, "slice speaks", "slices speak")} against it.` : "";
-  return `Slice ${clear.z} ${which}: P(HGG) ${probability(clear.p)} there, with ${ml(clear.ml)} of tumour.${others}`;
+  return `${sliceName(clear.z, row)} ${which}: P(HGG) ${probability(clear.p)} there${clear.ml === null ? "" : `, with ${ml(clear.ml)} of tumour`}.${others}`;
+}
+
+/** A phantom's true grade beside the pipeline's. */
+function drawnText({ drawn, status, grade }) {
+  const known = `This scan is a phantom that was drawn with ${drawn === "HGG" ? "a high-grade" : "a low-grade"} tumour (${drawn})`;
+  if (status === "no tumour") return `${known}. The pipeline found no tumour, which is wrong.`;
+  if (status !== "ok") return `${known}.`;
+  if (grade === drawn) return `${known}. The pipeline says ${grade}, which is right.`;
+  return `${known}. The pipeline says ${grade}, which is wrong. That happens: some phantoms have the looks of neither grade, on purpose.`;
 }
 
 function stateLine(row) {
@@ -170,13 +197,15 @@ function curvePanel(row, graph) {
         "p",
         { class: "muted small" },
         "Each mark is a slice with tumour: ■ speaks for HGG, ● for LGG. The ring is the slice that speaks most for the grade. ",
-        "Grey bars: volume of tumour. Click, or use the arrow keys, to go to a slice.",
+        row.slice_ml.length > 0 && "Grey bars: volume of tumour. ",
+        `Slices are numbered from 0 at the feet${row.depth ? ` to ${lastSlice(row)} at the top of the head` : ""}. `,
+        "Click, or use the arrow keys, to go to a slice.",
       ),
     );
   } else if (row.status === "ok") {
     panel.append(el("p", { class: "muted" }, "This answer has no P(HGG) by slice: stages of an earlier release made it."));
   } else {
-    panel.append(el("p", { class: "muted" }, row.status === "failed" ? "There is no answer." : "No slice has tumour."));
+    panel.append(el("p", { class: "muted" }, "No slice has tumour."));
   }
   return panel;
 }

@@ -2,7 +2,7 @@
 
 import { request } from "./api.js";
 import { openCanvasViewer } from "./canvas_viewer.js";
-import { sliceText } from "./curve.js";
+import { lastSlice, sliceText } from "./curve.js";
 import { el, setText } from "./format.js";
 import { read } from "./nifti.js";
 import { NoWebGL, openViewer } from "./viewer.js";
@@ -22,13 +22,14 @@ export function slicesPanel(details, onSlice) {
   const title = el("h2", { id: "slices-title" }, "Slices");
   const element = el("section", { class: "panel", "aria-labelledby": "slices-title" }, el("div", { class: "head" }, title));
   if (!details.has_image) {
-    element.append(el("p", { class: "muted" }, details.own ? WITHOUT_IMAGE.own : WITHOUT_IMAGE.other));
-    return { element, show() {}, close() {} };
+    const text = el("p", { class: "slice-text" });
+    element.append(el("p", { class: "muted" }, details.own ? WITHOUT_IMAGE.own : WITHOUT_IMAGE.other), text);
+    return { element, show: (z) => setText(text, sliceText(z, details)), close() {} };
   }
   const stop = new AbortController();
   const host = el("div", { class: "viewer", on: { keydown: pressed } }, el("p", { class: "viewer-wait" }, "Loading the slices…"));
   const problem = el("p", { class: "notice info small", role: "status", hidden: true });
-  const last = Math.max(0, (details.depth ?? details.shape?.[2] ?? 1) - 1);
+  const last = lastSlice(details);
   const slider = el("input", { type: "range", "aria-label": "Slice", min: 0, max: last, value: 0, on: { input: () => onSlice(Number(slider.value)) } });
   const number = el("span", { class: "slice-number" });
   const opacity = el("input", { type: "range", "aria-label": "Mask opacity", min: 0, max: 100, value: OPACITY, on: { input: fade } });
@@ -44,12 +45,10 @@ export function slicesPanel(details, onSlice) {
     try {
       volumes = await Promise.all([load("image"), details.has_mask ? load("mask") : null]);
       if (volumes[0].step > 1) setText(coarse, ` The scan is large: 1 of ${volumes[0].step} pixels along each side is shown.`);
-      slider.max = volumes[0].shape[2] - 1;
       await open(true);
     } catch (error) {
       if (stop.signal.aborted) return;
-      setText(host.firstChild, error.message);
-      host.firstChild.classList.add("bad-text");
+      element.replaceChildren(element.firstChild, el("p", { class: "bad-text", role: "alert" }, error.message), said);
     }
   }
 
@@ -119,7 +118,7 @@ export function slicesPanel(details, onSlice) {
     const step = KEYS[event.key];
     if (!step) return;
     event.preventDefault();
-    onSlice(Math.min(Number(slider.max), Math.max(0, shown + step)));
+    onSlice(Math.min(last, Math.max(0, shown + step)));
   }
 
   element.firstChild.append(plain);
@@ -148,8 +147,8 @@ export function slicesPanel(details, onSlice) {
     show(z) {
       shown = z;
       slider.value = z;
-      setText(number, `${z} of ${slider.max}`);
-      const text = details.status === "ok" ? sliceText(z, details) : `Slice ${z}`;
+      setText(number, `${z} (0 to ${last})`);
+      const text = sliceText(z, details);
       slider.setAttribute("aria-valuetext", text);
       setText(said, text);
       viewer?.show(z);

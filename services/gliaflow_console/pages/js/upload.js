@@ -11,6 +11,7 @@ const AT_ONCE = 4; // files of a folder that are sent side by side
 const KEPT_MS = 4000; // how long the line of a sent scan stays
 
 const list = el("ul", { class: "uploads", "aria-label": "Uploads" }); // in a corner of all pages
+const results = el("ul", { class: "upload-results", "aria-label": "Results of uploads" }); // to read: above the page, so that it covers nothing
 
 /** The place to drop scans or to choose them. */
 export function uploadPanel(app) {
@@ -61,6 +62,7 @@ function picker(attributes, take) {
 export function acceptDrops(app) {
   const over = el("div", { class: "drop-over", hidden: true, "aria-hidden": "true" }, "Drop to send it into the pipeline");
   document.body.append(list, over);
+  document.querySelector(".notices").append(results);
   let depth = 0;
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   const show = (change) => {
@@ -125,7 +127,7 @@ function sendFolders(app, folders) {
 }
 
 async function sendPhantom(app, grade) {
-  await upload(app, `phantom ${grade}`, 0, async () => ({ ids: [(await app.api.post("api/phantoms", { grade })).id] }));
+  await upload(app, `phantom ${grade}`, null, async () => ({ ids: [(await app.api.post("api/phantoms", { grade })).id] }));
 }
 
 async function sendFile(app, file) {
@@ -144,7 +146,12 @@ async function sendFolder(app, name, files) {
     for (const [path, file] of files) checkSize(app, path, file);
     const { folder } = await app.api.post("api/folders");
     const url = `api/folders/${encodeURIComponent(folder)}`;
-    await sendAll(app, url, files, progress, signal);
+    try {
+      await sendAll(app, url, files, progress, signal);
+    } catch (error) {
+      app.api.remove(url).catch(() => {}); // its files; the console deletes them within an hour too
+      throw error;
+    }
     return take(url);
   });
 
@@ -163,7 +170,7 @@ function seriesForm(send) {
   const input = el("input", { type: "text", required: true, maxlength: 128, size: 30 });
   const submit = (event) => {
     event.preventDefault();
-    event.target.closest(".uploads > li").remove();
+    event.target.closest(".upload-results > li").remove();
     send(input.value);
   };
   return el(
@@ -198,12 +205,12 @@ function checkSize(app, name, file) {
   }
 }
 
-/** Show a line for the upload, run it, and say how it ended. */
+/** Show a line for the upload, run it, and say how it ended. `total`: bytes; null: it cannot be cancelled. */
 async function upload(app, name, total, run) {
   const abort = new AbortController();
   const state = el("span", { class: "muted small" }, "starting");
   const meter = total ? el("progress", { max: 1, value: 0, "aria-label": `Upload of ${name}` }) : null;
-  const button = el("button", { type: "button", class: "quiet", on: { click: () => abort.abort() } }, "Cancel");
+  const button = el("button", { type: "button", class: "quiet", hidden: total === null, on: { click: () => abort.abort() } }, "Cancel");
   const item = el(
     "li",
     { data: { state: "sending" } },
@@ -221,13 +228,18 @@ async function upload(app, name, total, run) {
     setText(state, text);
     state.classList.toggle("bad-text", kind === "failed");
     meter?.remove();
-    button.replaceWith(el("button", { type: "button", class: "quiet", on: { click: () => item.remove() } }, "Close"));
+    const close = () => {
+      item.remove();
+      document.getElementById("main").focus();
+    };
+    button.replaceWith(el("button", { type: "button", class: "quiet", on: { click: close } }, "Close"));
     item.append(...extra);
+    if (kind === "failed" || extra.length) results.prepend(item);
     app.announce(`${name}: ${text}`);
   };
   try {
     const { ids = [], left_out: leftOut = [] } = await run(progress, abort.signal);
-    finish("sent", ids.length === 1 ? "sent, its row is in the table" : `${plural(ids.length, "scan")} sent`, leftOutList(leftOut));
+    finish("sent", ids.length === 1 ? "received, its row is in the table" : `${plural(ids.length, "scan")} received`, leftOutList(leftOut));
     if (!leftOut.length) setTimeout(() => item.remove(), KEPT_MS);
   } catch (error) {
     abort.abort(); // the other files of the folder
