@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,7 +30,7 @@ from gliaflow_console.store import ScanStore
 from gliaflow_console.stored_scan import ScanGrid, StoredScan
 from gliaflow_console.uploads import BadName, Upload, clean_name
 
-WRITE_BYTES = 2**20
+WRITE_BYTES = 2**18  # many slow uploads may hold so much each
 LISTED, MOST_LISTED = 50, 1000
 GONE = "there is no such upload: it was finished, or it was not finished within an hour; start a new one"
 
@@ -132,6 +134,18 @@ async def _clean_up(function: Callable[..., object], *args: object) -> None:
         await run_in_threadpool(function, *args)
 
 
+def _write(file: RawIOBase, data: bytes) -> None:
+    """Write all of it: one write may be short if the disk is nearly full. Raises StoreFull: the disk is full."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) or 0 :]
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreFull("the disk of the console's folder is full: delete scans, or make room on that disk") from None
+
+
 async def _receive(request: Request, store: ScanStore, upload: Upload, name: str) -> None:
     """Write the body into the file of this name, once it is complete."""
     part, size = upload.part(), 0
@@ -145,7 +159,7 @@ async def _receive(request: Request, store: ScanStore, upload: Upload, name: str
                     upload.count(len(waiting))  # first: another upload must not take the same room
                     size += len(waiting)
                     await _with_room(store.make_room, 0, upload)
-                    await run_in_threadpool(file.write, bytes(waiting))
+                    await _with_room(_write, file, bytes(waiting))
                     waiting.clear()
         if not upload.add(part, name):
             raise HTTPException(404, GONE)
