@@ -24,6 +24,7 @@ from gliaflow_console.guard import FAULT, Access, Guard, error_response
 from gliaflow_console.uploads import BadName
 
 PAGES = Path(__file__).with_name("pages")
+NIIVUE = "niivue/niivue.umd.js"  # kept and sent compressed: 0.8 MB, not 2.3
 UNKNOWN = "there is no such page, scan or method: docs/console-api.md lists the addresses; old scans are deleted"
 STATUS: dict[type[Exception], int] = {  # of errors whose text is for the client
     UsageError: 422,
@@ -47,11 +48,17 @@ def build_app(console: Console, access: Access) -> ASGIApp:
         routes=[
             *api_routes(console),
             Route("/", lambda _: FileResponse(PAGES / "index.html")),
+            Route(f"/{NIIVUE}", niivue),
             Mount("/", StaticFiles(directory=PAGES)),
         ],
         exception_handlers=dict.fromkeys((HTTPException, *STATUS, Exception), refused),
     )
     return Guard(app, access)
+
+
+async def niivue(_: Request) -> Response:
+    """The viewer's script. All browsers unpack gzip."""
+    return FileResponse(PAGES / f"{NIIVUE}.gz", media_type="text/javascript", headers={"Content-Encoding": "gzip"})
 
 
 async def refused(_: Request, error: Exception) -> Response:

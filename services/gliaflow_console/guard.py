@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -27,6 +28,7 @@ from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^][:/@\s]+)(:\d{1,5})?")
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 SMALL_BYTES = 2**20  # of a body that is no upload
 SILENT_S = 30.0  # the longest wait for the next bytes of a body
@@ -106,8 +108,8 @@ class Access:
         return self.upload_bytes if is_upload else SMALL_BYTES
 
     def _is_own(self, host: str) -> bool:
-        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-        return any(host == own.lower() or name == own.lower() for own in (*LOCAL, *self.names))
+        match = HOST.fullmatch(host)
+        return match is not None and any(own.lower() in (host, match["name"]) for own in (*LOCAL, *self.names))
 
 
 class Guard:

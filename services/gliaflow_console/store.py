@@ -25,7 +25,7 @@ from gliaflow_runtime.logs import where
 from gliaflow_runtime.settings import Settings
 
 from gliaflow_console.answers_folder import AnswersFolder
-from gliaflow_console.bounds import Room, over_count, over_size
+from gliaflow_console.bounds import Room, StoreFull, over_count, over_size
 from gliaflow_console.found_scans import find_scans, sender_text
 from gliaflow_console.kept_uploads import KeptUploads
 from gliaflow_console.scan_list import Changes, PackedAnswers, ScanList, prediction
@@ -34,6 +34,7 @@ from gliaflow_console.temporary_folder import temporary_folder
 from gliaflow_console.uploads import Upload
 
 PACKED_BYTES = 64 * 2**20  # of other clients' answers, whose masks are perhaps never shown
+MOST_OPEN = 1000  # uploads that are not complete: each is a folder on the disk
 OPEN_S = 3600.0  # an upload that is not complete after so long is deleted
 TIDY_EVERY_S = 2.0
 SPARE = 2**20  # bytes of the disk: a part of an upload that is being received
@@ -188,7 +189,14 @@ class ScanStore:
         return (self._kept.table_row(upload, id) if upload else None) or scan.table_row().values()
 
     def new_upload(self) -> Upload:
-        """A new, empty upload, for ``take``. It is discarded if it is not taken within an hour."""
+        """A new, empty upload, for ``take``. It is discarded if it is not taken within an hour.
+
+        Raises
+        ------
+        StoreFull: too many are not complete.
+        """
+        if len(self._open) >= MOST_OPEN:
+            raise StoreFull(f"{MOST_OPEN} uploads are not complete: complete or cancel them (DELETE /api/folders/ID)")
         upload = self._kept.new()
         with self._lock:
             self._open[upload.id] = upload

@@ -79,9 +79,14 @@ async def _ids(request: Request) -> set[str] | None:
     if body == {"all": True} and body["all"] is True:
         return None
     ids = body.get("ids")
-    if not isinstance(ids, list) or not 0 < len(ids) <= MOST_IDS or not all(isinstance(id, str) for id in ids):
+    if not isinstance(ids, list) or not 0 < len(ids) <= MOST_IDS or not all(_is_id(id) for id in ids):
         raise HTTPException(
             422,
             f'ids: expected a JSON body {{"ids": ["…"]}} with 1 to {MOST_IDS} ids of GET /api/dead, or {{"all": true}}',
         )
     return set(ids)
+
+
+def _is_id(value: object) -> bool:
+    """Whether it may be an id: text that is not UTF-8 cannot be sent back."""
+    return isinstance(value, str) and value.isascii()

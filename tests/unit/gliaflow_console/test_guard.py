@@ -115,7 +115,8 @@ class TestPlace:
     @pytest.mark.parametrize(
         "host",
         ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::2]", "", "console.example.evil",
-         "proxy.example", "proxy.example:80", "127.0.0.1@evil.example", "[::1", "evil.example:127.0.0.1"],
+         "proxy.example", "proxy.example:80", "127.0.0.1@evil.example", "[::1", "evil.example:127.0.0.1",
+         "localhost:@evil.example", "127.0.0.1:abc", "[::1]evil.example", "localhost:80/.."],
     )  # fmt: skip
     def test_another_host_name_is_refused(self, client: RawClient, host: str) -> None:
         reply = client.ask("GET /api/status", {**BEARER, "Host": host})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from collections.abc import Iterator
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 from gliaflow_console import letters as module
+from gliaflow_console.api.dead import _ids
 from gliaflow_console.letters import Letters
 from gliaflow_proto import Source, decode, encode
 from gliaflow_proto.routing import CLASSIFIER, CLIENT_EXCHANGE, EXTRACTOR, PREPROCESSOR, STAGE_QUEUES
 from gliaflow_runtime.broker.interface import SENT_TO, AccessDenied, BrokerError, Delivery
 from gliaflow_runtime.broker.memory import Limit, MemoryBroker
 from sample_messages import SCAN, SCAN_MESSAGE
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 UNLABELLED = replace(SCAN_MESSAGE, scan=replace(SCAN, label=None))
 
@@ -197,3 +201,12 @@ def test_a_missing_right_is_named(broker: MemoryBroker, letters: Letters, monkey
     monkeypatch.setattr(broker, "consume", refuse)
     with pytest.raises(AccessDenied, match=r"read access refused for user 'x': only the users operator"):
         letters.listing()
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"ids": []}', b'{"ids": [7]}', b'{"ids": ["\\ud800"]}', b'{"all": 1}'])
+def test_a_request_without_usable_ids_is_refused_with_an_example(body: bytes) -> None:
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body}
+
+    with pytest.raises(HTTPException, match=r'expected a JSON body \{"ids": \["…"\]\}'):
+        asyncio.run(_ids(Request({"type": "http", "headers": []}, receive)))

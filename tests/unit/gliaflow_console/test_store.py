@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gliaflow.answer import Answer
+from gliaflow_console.bounds import StoreFull
 from gliaflow_console.found_scans import NotTaken
 from gliaflow_console.store import ScanStore
 from gliaflow_proto import FailureMessage, Scan, encode
@@ -163,6 +164,14 @@ class TestAFolder:
         assert upload.folder.exists()
         store.delete(second)
         assert not upload.folder.exists()
+
+    def test_no_more_than_a_bounded_number_are_open(self, store: ScanStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gliaflow_console.store.MOST_OPEN", 2)
+        first, _ = store.new_upload(), store.new_upload()
+        with pytest.raises(StoreFull, match="2 uploads are not complete: complete or cancel them"):
+            store.new_upload()
+        store.discard(first)
+        store.new_upload()
 
     def test_without_a_file_is_refused(self, store: ScanStore) -> None:
         with pytest.raises(NotTaken, match="the upload has no file"):
