@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +79,13 @@ def test_plugin():
 
 
 def test_commands(tmp_path):
-    """Run every gliaflow command of the README that needs neither a broker nor training."""
+    """Run every gliaflow command of the README that ends, and needs neither a broker nor training."""
     (tmp_path / "SCANS").mkdir()
     good_scan(tmp_path / "SCANS" / "p_flair.nii.gz")
     commands = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     commands = [command for command in commands if command.startswith("gliaflow ")]
     assert len(commands) >= 5
-    runnable = [command for command in commands if not re.search(r"--broker|COHORT|my-bundle", command)]
+    runnable = [command for command in commands if not re.search(r"--broker|COHORT|my-bundle|console", command)]
     assert len(runnable) >= 2
     for command in runnable:
         arguments = [sys.executable, "-m", "gliaflow_cli", *command.split()[1:]]
@@ -94,6 +95,24 @@ def test_commands(tmp_path):
         assert done.returncode == 0, command + done.stderr
     assert (tmp_path / "out" / "predictions.csv").exists()
     assert (tmp_path / "lgg.safetensors").exists()
+
+
+def test_the_console_prints_an_address_that_opens(tmp_path):
+    """The README's ``gliaflow console``, on a free port."""
+    assert "gliaflow console" in README
+    arguments = [sys.executable, "-m", "gliaflow_cli", "console", "--port", "0"]
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment(tmp_path, "memory://"), stdout=subprocess.PIPE, text=True
+    ) as console:
+        try:
+            address = console.stdout.readline().split()[-1]
+            request = urllib.request.Request(address, headers={"Sec-Fetch-Site": "none"})
+            cookies = urllib.request.HTTPCookieProcessor()
+            with urllib.request.build_opener(cookies).open(request, timeout=60) as page:
+                assert "<title>gliaflow console</title>" in page.read().decode()
+        finally:
+            console.terminate()
+    assert console.returncode == 0
 
 
 def test_make_targets_and_links_in_the_documents_exist():
