@@ -80,6 +80,7 @@ class AmqpBroker(Broker):
         )
         self._known: dict[str, Queue] = {}
         self._consumers: list[AmqpConsumer] = []
+        self._requests: Channel = None  # the channel of _manage
         self._thread = ConnectionThread(self._server, "publish", self._prepare)
         self._thread.open()
 
@@ -180,11 +181,16 @@ class AmqpBroker(Broker):
         channel.confirm_delivery()
 
     def _manage(self, what: str, action: Callable[[Channel], Result]) -> Result:
-        """Run ``action`` on a separate channel, since the broker closes a channel when it refuses a request."""
+        """Run ``action`` on a channel of its own, since the broker closes a channel when it refuses a request.
+
+        It is kept for the next request: to open and close one costs more than most requests.
+        """
 
         def job(channel: Channel) -> Result:
-            with channel.connection.channel() as own:
-                return action(own)
+            kept = self._requests
+            if kept is None or not kept.is_open or kept.connection is not channel.connection:
+                self._requests = kept = channel.connection.channel()
+            return action(kept)
 
         try:
             return self._thread.call(job)
