@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import msgpack
@@ -58,6 +59,7 @@ EXPECTED = {
     "list[int]": "an array of integers",
     "list[float]": "an array of numbers",
 }
+NUMBERS: dict[str, type] = {"list[int]": int, "list[float]": float}
 MAPPED: dict[str, type[Any]] = {"Scan": Scan, "Geometry": Geometry, "Source": Source, "Forms": Forms}
 
 Built = TypeVar("Built")
@@ -158,7 +160,7 @@ def _build(
     """Make ``cls`` from a map. Unknown keys are ignored, so that later versions can add fields."""
     values: dict[str, Any] = {}
     room = getattr(cls, "max_tensor_bytes", 0)
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for item in _fields(cls):  # type: ignore[arg-type]
         where = prefix + item.name
         value = document.get(item.name)
         if item.type == "Tensor":
@@ -194,6 +196,11 @@ def _build(
     return built
 
 
+@cache
+def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
+
+
 def _check(value: Any, kind: str, where: str) -> Any:
     """The value, if it has the type ``kind`` (the annotation of its field)."""
     if kind in MAPPED:
@@ -204,6 +211,8 @@ def _check(value: Any, kind: str, where: str) -> Any:
         return _checked(value, kind, where)
     if not isinstance(value, list):
         raise ProtocolError(f"{where}: expected {EXPECTED[kind]}, got {type_name(value)}")
+    if (number := NUMBERS.get(kind)) and set(map(type, value)) <= {number} and all(map(math.isfinite, value)):
+        return value  # at once: most of the time of reading a part went into its numbers
     if kind == "list[str]" and len(value) > MAX_WARNINGS:
         raise ProtocolError(f"{where}: {len(value)} texts, over the limit of {MAX_WARNINGS}")
     return [_checked(entry, kind[5:-1], where, f"[{index}]") for index, entry in enumerate(value)]
