@@ -15,6 +15,7 @@ MAX_VOXELS = 2**28  # 512 x 512 x 1024
 MAX_PLACE = 1e6  # mm or voxels: within a kilometre of the scanner, so that results are finite
 MAX_STEP = 1e4
 MIN_VOLUME = 1e-9  # mm³, of a voxel
+RESTORED_AT_ONCE = 2**20  # voxels: the slices of a copy; neighbours in memory are written together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +52,37 @@ def restore(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
     """Map masks [n, rows, columns] of ``geometry.slices`` onto the scan's own grid: uint8 ``geometry.shape``.
 
     Nearest neighbour; voxels outside the network's input are 0.
+
+    Raises
+    ------
+    ValueError: there are not as many masks as slices.
     """
+    if len(mask) != len(geometry.slices):
+        raise ValueError(f"{len(mask)} masks for {len(geometry.slices)} slices")
     stored_axis, mirrored = geometry.orientation[::2], geometry.orientation[1::2]
     stored = np.zeros(geometry.shape, dtype=np.uint8)
     # a view of the same voxels along the canonical axes
     canonical = np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)).transpose(
         np.argsort(stored_axis)
     )
-    taken, inside = [], []
+    pixel = []  # the network's row or column nearest to each canonical voxel: it never falls
     for axis in (0, 1):
         voxels = np.arange(canonical.shape[axis])
-        pixel = np.floor((voxels - geometry.origin[axis]) / geometry.step[axis] + 0.5).astype(int)
-        inside.append(voxels[(pixel >= 0) & (pixel < mask.shape[axis + 1])])
-        taken.append(pixel[inside[axis]])
-    for z, plane in zip(geometry.slices, mask, strict=True):
-        canonical[:, :, z][np.ix_(*inside)] = plane[np.ix_(*taken)]
+        pixel.append(np.floor((voxels - geometry.origin[axis]) / geometry.step[axis] + 0.5).astype(int))
+    # only the box of the tumour is written: all else is 0, and most of a mask is
+    with_tumour = np.flatnonzero(mask.any(axis=(1, 2)))
+    at_once = max(1, RESTORED_AT_ONCE // prod(canonical.shape[:2]))
+    for start in range(0, len(with_tumour), at_once):
+        some = with_tumour[start : start + at_once]
+        planes = mask[some]
+        places, z, outline = [], np.asarray(geometry.slices)[some], planes.any(axis=(0,))
+        for axis in (0, 1):
+            inside = np.flatnonzero(outline.any(axis=1 - axis))
+            place = slice(*np.searchsorted(pixel[axis], [inside[0], inside[-1] + 1]))
+            planes = planes.take(pixel[axis][place], axis=axis + 1)
+            places.append(place)
+        in_row = slice(z[0], z[-1] + 1) if (np.diff(z) == 1).all() else z  # written faster than by their numbers
+        canonical[places[0], places[1], in_row] = planes.transpose(1, 2, 0)
     return stored
 
 
