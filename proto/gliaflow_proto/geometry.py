@@ -75,7 +75,7 @@ def restore(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
     for start in range(0, len(with_tumour), at_once):
         some = with_tumour[start : start + at_once]
         planes = mask[some]
-        places, z, outline = [], np.asarray(geometry.slices)[some], planes.any(axis=(0,))
+        places, z, outline = [], np.asarray(geometry.slices)[some], np.bitwise_or.reduce(planes, axis=0)
         for axis in (0, 1):
             inside = np.flatnonzero(outline.any(axis=1 - axis))
             place = slice(*np.searchsorted(pixel[axis], [inside[0], inside[-1] + 1]))

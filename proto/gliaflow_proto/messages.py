@@ -29,6 +29,7 @@ MAX_TEXT = 4096
 MAX_WARNINGS = 32
 SUBMISSION = re.compile(r"[A-Za-z0-9_-]{0,64}")
 MAX_ATTEMPTS = 2**31
+MAX_SHARDS = 4  # so many assemblers do more than the queues before them
 
 Tensor = NDArray[Any]
 MAPS = {"dtype": DTYPES["FP16"], "dimensions": 4}  # dtype and dimensions of a field's tensor
@@ -44,6 +45,7 @@ class Scan:
     ``attempt`` counts how often the scan was sent again, by its sender or by an operator from the dead letters; a
     higher attempt replaces the lower ones. ``sent`` is when it was first sent, in seconds since 1970, or None.
     ``replayed``: an operator sent it from the dead letters, so no client may be waiting that sends it again.
+    ``shard``: the number of the assembler that combines its parts. The preprocessor chooses it.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Scan:
     attempt: int = 0
     sent: float | None = None
     replayed: bool = False
+    shard: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from gliaflow_proto.messages import (
     KINDS,
     MAX_ATTEMPTS,
     MAX_DECODED_BYTES,
+    MAX_SHARDS,
     MAX_TEXT,
     MAX_WARNINGS,
     NO_TUMOUR,
@@ -65,11 +66,11 @@ MAPPED: dict[str, type[Any]] = {"Scan": Scan, "Geometry": Geometry, "Source": So
 Built = TypeVar("Built")
 
 
-def decode(data: bytes, *, contents: bool = True) -> Message:
+def decode(data: bytes, *, contents: bool | Collection[str] = True) -> Message:
     """Read any message.
 
     ``contents``: False leaves the tensors packed, for a reader that needs only the other fields: then each tensor has
-    its dtype and shape, is zero everywhere, and takes no memory.
+    its dtype and shape, is zero everywhere, and takes no memory. Or the kinds of messages whose tensors are unpacked.
 
     Raises
     ------
@@ -96,7 +97,8 @@ def decode(data: bytes, *, contents: bool = True) -> Message:
     tensors = document.get("tensors")
     if not isinstance(tensors, dict | None):
         raise ProtocolError(f"tensors: expected a map, got {type_name(tensors)}")
-    unpack = unpack_tensor if contents else outline_tensor
+    unpacked = contents if isinstance(contents, bool) else kind in contents
+    unpack = unpack_tensor if unpacked else outline_tensor
     return _build(KINDS[kind], document, tensors or {}, "", unpack)
 
 
@@ -187,6 +189,8 @@ def _build(
         )
     if isinstance(built, Scan) and not 0 <= built.attempt < MAX_ATTEMPTS:
         raise ProtocolError(f"scan.attempt: {built.attempt} is not from 0 to {MAX_ATTEMPTS - 1}")
+    if isinstance(built, Scan) and not 0 <= built.shard < MAX_SHARDS:
+        raise ProtocolError(f"scan.shard: {built.shard} is not from 0 to {MAX_SHARDS - 1}")
     if isinstance(built, Source) and sum(x is not None for x in (built.data, built.uri, built.upload)) != 1:
         raise ProtocolError("source: expected exactly one of data, uri, upload")
     if isinstance(built, Geometry):

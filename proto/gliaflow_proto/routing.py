@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 from gliaflow_proto.errors import ProtocolError
 from gliaflow_proto.messages import (
+    MAX_SHARDS,
     FailureMessage,
     FeaturesMessage,
     GenerateMessage,
     GradedMessage,
     Message,
     PredictionMessage,
+    Scan,
     ScanMessage,
     SlicesMessage,
     SyntheticMessage,
+    message_id,
 )
 
 EXCHANGE = "gliaflow"
@@ -50,10 +53,13 @@ class Queue:
 PREPROCESSOR = Queue("gliaflow.preprocessor", ("scan", "scan.labelled"))
 EXTRACTOR = Queue("gliaflow.extractor", ("slices",))
 CLASSIFIER = Queue("gliaflow.classifier", ("features.*",))
-ASSEMBLER = Queue("gliaflow.assembler", ("graded", "failure.*", "prediction.*"), single_active=True)
+ASSEMBLERS = tuple(  # of each shard, and each hears of all ended scans (ADR 24)
+    Queue(f"gliaflow.assembler{end}", (f"graded{end}", "failure.*", "prediction.*"), single_active=True)
+    for end in ("", *(f".{shard}" for shard in range(1, MAX_SHARDS)))
+)
 GENERATOR = Queue("gliaflow.generator", ("generate",))
 BALANCER = Queue("gliaflow.balancer", ("features.labelled",))
-STAGE_QUEUES = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, ASSEMBLER, GENERATOR, BALANCER)  # of the services
+STAGE_QUEUES = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, *ASSEMBLERS, GENERATOR, BALANCER)  # of the services
 
 # Declared only by a recorder: without a consumer it would fill up and block the extractor.
 RECORDER = Queue("gliaflow.recorder", ("features.labelled",))
@@ -69,6 +75,11 @@ def submission_queue(submission: str, expires_s: int = 3600) -> Queue:
 def upload_queue(upload: str, expires_s: int = 24 * 3600) -> Queue:
     """The queue for the bytes of one scan that is too large for a message."""
     return Queue(f"gliaflow.upload.{upload}", (f"upload.{upload}",), expires_s=expires_s)
+
+
+def shard_of(scan: Scan, shards: int) -> int:
+    """The shard that assembles a scan, of so many: by its submission and id, so that they are spread evenly."""
+    return int(message_id(scan.submission, scan.id), 16) % shards
 
 
 def exchange_of(key: str) -> str:
@@ -113,7 +124,7 @@ def routing_key(message: Message) -> str:
         case FeaturesMessage():
             return "features.labelled" if message.scan.label else "features.unlabelled"
         case GradedMessage():
-            return "graded"
+            return ASSEMBLERS[message.scan.shard].keys[0]
         case GenerateMessage():
             return "generate"
         case SyntheticMessage():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import ASSEMBLER, CLASSIFIER, EXTRACTOR, GENERATOR, PREPROCESSOR
+from gliaflow_proto.routing import ASSEMBLERS, CLASSIFIER, EXTRACTOR, GENERATOR, PREPROCESSOR
 from gliaflow_runtime.broker.interface import Broker, BrokerError
 
 CHECK_S = 5.0  # of waiting until the queues are checked for the first time, and between two checks
@@ -18,10 +19,10 @@ SERVICES = {  # that read each queue
     PREPROCESSOR: "preprocessor",
     EXTRACTOR: "extractor",
     CLASSIFIER: "classifier",
-    ASSEMBLER: "classifier",
+    **dict.fromkeys(ASSEMBLERS, "classifier"),
     GENERATOR: "generator",
 }
-FOR_SCANS = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, ASSEMBLER)
+FOR_SCANS = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, *ASSEMBLERS)
 FOR_FEATURES = (GENERATOR,)
 
 
@@ -81,10 +82,14 @@ def cause(broker: Broker, queues: Sequence[Queue], waited_s: float = math.inf) -
         states = {queue: broker.queue_state(queue.name) for queue in queues}
     except BrokerError as error:
         return str(error), ""
+    for shard in ASSEMBLERS[1:]:
+        if states.get(shard) is None:  # as on a broker of an earlier version, or inside one process: it is not used
+            states.pop(shard, None)
     missing = dict.fromkeys(SERVICES[queue] for queue, state in states.items() if not (state and state.consumers))
-    counts = [
-        f"{state.waiting} for the {SERVICES[queue]}" for queue, state in states.items() if state and state.waiting
-    ]
+    waiting: Counter[str] = Counter()
+    for queue, state in states.items():
+        waiting[SERVICES[queue]] += state.waiting if state else 0
+    counts = [f"{count} for the {service}" for service, count in waiting.items() if count]
     if missing:
         return (
             f"no {' and no '.join(missing)} runs: wait for a replacement, or start one (docker compose up -d "

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, CLASSIFIER, EXTRACTOR, PREPROCESSOR
+from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLERS, CLASSIFIER, EXTRACTOR, PREPROCESSOR
 from gliaflow_runtime.broker.interface import Broker
 
 from gliaflow_client.management import CLIENT_SERVICES, WINDOW_S, Client, Management, ManagementError
 
-SCAN_PATH = (PREPROCESSOR.name, EXTRACTOR.name, CLASSIFIER.name, ASSEMBLER.name)
+SCAN_PATH = (PREPROCESSOR.name, EXTRACTOR.name, CLASSIFIER.name, *(queue.name for queue in ASSEMBLERS))
 EMBEDDED = (
     "a broker inside each gliaflow command, with stages that run as long as the command does: it cannot be seen from "
     "outside; for a RabbitMQ, gliaflow status --broker amqp://user:password@host/"
 )
-KEPT = "kept: ended scans that the assembler remembers, and parts of incomplete scans"
+KEPT = "kept: ended scans that the assemblers remember, and parts of incomplete scans"
 INTERVAL_S = 3.0  # between two counts of the messages, where the management API gives no rates
 
 
@@ -119,7 +119,7 @@ def queue_lines(
         waiting: int = state.waiting
         in_work: int | None = detail.get("messages_unacknowledged", 0) if details else None
         kept: int | None = 0
-        if queue == ASSEMBLER:
+        if queue in ASSEMBLERS:
             returned = 0 if state.consumers else waiting  # what an assembler kept that has ended
             kept = None if in_work is None else in_work + returned
             waiting, in_work = waiting - returned, 0
@@ -141,15 +141,17 @@ def queue_lines(
 def time_left(lines: list[QueueLine]) -> float | None:
     """Seconds until the scans that are under way are answered; None if a queue holds some and none leaves it.
 
-    The last scan waits in each queue for the messages before it, which leave at the queue's rate.
+    The last scan waits in each queue for the messages before it, which leave at the queue's rate. Of the assemblers'
+    queues, it passes through one.
     """
-    left = 0.0
+    left: dict[str, float] = {}
     for line in lines:
         if line.on_scan_path and line.held:
             if not line.rate_out:
                 return None
-            left += line.held / line.rate_out
-    return left
+            stage = line.queue.partition(".")[0]
+            left[stage] = max(left.get(stage, 0.0), line.held / line.rate_out)
+    return sum(left.values())
 
 
 def as_lines(status: Status) -> list[str]:

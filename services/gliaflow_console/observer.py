@@ -8,14 +8,14 @@ from contextlib import ExitStack
 
 import structlog
 from gliaflow_proto import FailureMessage, GradedMessage, PredictionMessage, ProtocolError, decode
-from gliaflow_proto.routing import GENERATOR, check_route
+from gliaflow_proto.routing import ASSEMBLERS, GENERATOR, check_route
 from gliaflow_runtime.broker.interface import AccessDenied, Broker, BrokerError, Consumer, Delivery
 from gliaflow_runtime.logs import where
 
 from gliaflow_console.store import ScanStore
 
 ANSWERS = ("prediction.*", "failure.*")
-PROGRESS = ("graded",)
+PROGRESS = tuple(queue.keys[0] for queue in ASSEMBLERS)  # parts of all shards
 LENGTH, SIZE = 256, 64 * 2**20  # of the messages that wait at the broker for this process
 POLL_S = 0.2
 LINGER_S = 5.0  # how long progress is still received when no own scan is in work: another one may follow

@@ -14,7 +14,7 @@ from gliaflow.flow import Flow
 from gliaflow.waiting import SERVICES
 from gliaflow_client.management import WINDOW_S, Management, ManagementError
 from gliaflow_client.queues import QueueLine, queue_lines, time_left
-from gliaflow_proto.routing import BALANCER, RECORDER, STAGE_QUEUES
+from gliaflow_proto.routing import ASSEMBLERS, BALANCER, RECORDER, STAGE_QUEUES
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.logs import where
@@ -153,7 +153,8 @@ class StageStrip:
         if self._api:
             self.bundles = self._api.bundles
             there = {line.queue for line in lines}
-            names = [queue.name.removeprefix("gliaflow.") for queue in STAGE_QUEUES]
+            needed = [queue for queue in STAGE_QUEUES if queue not in ASSEMBLERS[1:]]  # with one shard, nobody waits
+            names = [queue.name.removeprefix("gliaflow.") for queue in needed]
             never = [QueueLine(name, 0, None, None, 0, 0, 0.0, 0.0) for name in names if name not in there]
             lines = sorted([*lines, *never], key=lambda line: list(SERVICE).index(line.queue))
         if self._embedded:

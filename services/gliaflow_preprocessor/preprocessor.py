@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 from gliaflow_proto import MAX_MESSAGE_BYTES, Message, ScanMessage, SlicesMessage, expect, message_id
 from gliaflow_proto.messages import MAX_WARNINGS
-from gliaflow_proto.routing import PREPROCESSOR
+from gliaflow_proto.routing import PREPROCESSOR, shard_of
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Broker, Delivery
 from gliaflow_runtime.bundle.load import Bundle
@@ -34,6 +34,7 @@ class Preprocessor(Stage):
     bundle: has the input size, spacing and statistics.
     broker: has the uploads.
     roots: allowed roots of a scan's URI.
+    shards: how many assemblers the scans are spread over.
 
     Raises
     ------
@@ -43,8 +44,8 @@ class Preprocessor(Stage):
     name = "preprocessor"
     queue = PREPROCESSOR
 
-    def __init__(self, bundle: Bundle, broker: Broker, roots: Sequence[str]) -> None:
-        self._bundle, self._broker, self._roots = bundle, broker, roots
+    def __init__(self, bundle: Bundle, broker: Broker, roots: Sequence[str], *, shards: int = 1) -> None:
+        self._bundle, self._broker, self._roots, self._shards = bundle, broker, roots, shards
         self._steps = Steps(bundle.manifest.input.steps)
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
@@ -80,11 +81,13 @@ class Preprocessor(Stage):
     def _parts(self, scan: ScanMessage, prepared: Prepared, warnings: list[str]) -> Iterator[SlicesMessage]:
         size = self._bundle.slices_per_part(MAX_MESSAGE_BYTES)
         count = ceil(len(prepared.image) / size)
+        # chosen here alone, so that all parts go to one assembler, whatever number of shards other processes have
+        about = replace(scan.scan, shard=shard_of(scan.scan, self._shards))
         for index in range(count):
             some = prepared.part(index * size, (index + 1) * size)
             yield SlicesMessage(
                 id=message_id(scan.scan.submission, scan.scan.id, index, self.name, self._bundle.id),
-                scan=scan.scan,
+                scan=about,
                 part=[index, count],
                 trace=scan.trace,
                 warnings=warnings,

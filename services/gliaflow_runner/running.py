@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
+import structlog
 from gliaflow_runtime import metrics
-from gliaflow_runtime.broker.interface import Broker
+from gliaflow_runtime.broker.interface import AccessDenied, Broker
 from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.stage import Worker
@@ -17,6 +18,8 @@ from gliaflow_runner.broker import open_broker
 from gliaflow_runner.services import SERVICES
 
 LEAVE_S = 1.0
+
+log = structlog.get_logger()
 
 
 class RunningStages:
@@ -49,6 +52,7 @@ class RunningStages:
         self._deadline_s = settings.deadline_s if deadline else None
         self._killed = killed
         self._makers = [make for service in services for make in SERVICES[service](self.bundle, settings)]
+        self._left_out = 0  # optional stages whose queues the broker does not have
         self._brokers: list[Broker] = []
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
@@ -63,7 +67,7 @@ class RunningStages:
         state = {worker.stage.name: worker.ready() for worker in list(self._workers)}
         for name, ready in state.items():
             metrics.READY.labels(name).set(ready)
-        return state if len(state) == len(self._makers) else {**state, "started": False}
+        return state if len(state) + self._left_out == len(self._makers) else {**state, "started": False}
 
     def busy(self) -> bool:
         """Whether a stage computes now."""
@@ -93,7 +97,14 @@ class RunningStages:
                 max_attempts=self._settings.max_attempts,
                 deadline_s=self._deadline_s,
             )
-            broker.declare(worker.stage.queue)  # all queues must exist before the first message needs one
+            try:
+                broker.declare(worker.stage.queue)  # all queues must exist before the first message needs one
+            except AccessDenied as error:
+                if not worker.stage.optional:
+                    raise
+                log.warning("stage left out", stage=worker.stage.name, reason=str(error))
+                self._left_out += 1
+                continue
             self._workers.append(worker)
         for worker in self._workers:
             thread = threading.Thread(target=self._run, args=[worker], name=worker.stage.name, daemon=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gliaflow_proto.messages import MAX_SHARDS
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.settings import Settings
@@ -18,7 +19,7 @@ MakeStage = Callable[[Broker], Stage]  # the preprocessor reads uploads, so a st
 def _preprocessor(bundle: Bundle, settings: Settings) -> list[MakeStage]:
     from gliaflow_preprocessor.preprocessor import Preprocessor
 
-    return [lambda broker: Preprocessor(bundle, broker, settings.roots)]
+    return [lambda broker: Preprocessor(bundle, broker, settings.roots, shards=settings.assembler_shards)]
 
 
 def _extractor(bundle: Bundle, settings: Settings) -> list[MakeStage]:
@@ -42,9 +43,17 @@ def _generator(bundle: Bundle, settings: Settings) -> list[MakeStage]:
 def _classifier(bundle: Bundle, settings: Settings) -> list[MakeStage]:
     from gliaflow_classifier.assembler import Assembler
     from gliaflow_classifier.grader import Grader
+    from gliaflow_classifier.shares import Shares
 
     grader = Grader(bundle, device=settings.device, threads=settings.threads)
-    return [lambda _: grader, lambda _: Assembler(bundle, timeout_s=settings.assembly_timeout_s)]
+    shares = Shares(settings.assembler_shards)
+    # on a broker of their own, classifiers read all shards: scans of an earlier number may still be on their way
+    shards = settings.assembler_shards if settings.broker.startswith("memory:") else MAX_SHARDS
+
+    def assembler(shard: int) -> MakeStage:
+        return lambda _: Assembler(bundle, timeout_s=settings.assembly_timeout_s, shard=shard, shares=shares)
+
+    return [lambda _: grader, *map(assembler, range(shards))]
 
 
 def _trainer(bundle: Bundle, settings: Settings) -> list[MakeStage]:

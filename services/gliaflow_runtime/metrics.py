@@ -27,7 +27,11 @@ SCAN_SECONDS = Histogram(
     buckets=(*BUCKETS_S[5:], 1800, 3600),
 )
 ANSWERS = Counter("gliaflow_answers", "Scans answered, by answer: a class, or no tumour", ["answer"])
-OPEN_SCANS = Gauge("gliaflow_open_scans", "Scans of which the assembler has some parts and waits for the others")
-OPEN_SCAN_WAIT = Gauge("gliaflow_open_scan_wait_seconds", "Longest wait of an open scan for its next part, in seconds")
+OPEN_SCANS = Gauge(
+    "gliaflow_open_scans", "Scans of which the assembler has some parts and waits for the others", ["stage"]
+)
+OPEN_SCAN_WAIT = Gauge(
+    "gliaflow_open_scan_wait_seconds", "Longest wait of an open scan for its next part, in seconds", ["stage"]
+)
 OTHER_BUNDLE = Counter("gliaflow_other_bundle", "Messages of another bundle than the stage's", ["stage"])
 SYNTHETIC = Counter("gliaflow_synthetic", "Synthetic features: accepted or refused by the critic", ["label", "verdict"])

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from gliaflow_proto.messages import MAX_SHARDS
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -102,6 +103,9 @@ class Settings(BaseSettings):
         False, description="serve starts a stage that was killed again, and `gliaflow doctor` reports it"
     )
     assembly_timeout_s: float = Field(1200, gt=0, le=1500, description="a scan fails if its next part takes longer")
+    assembler_shards: int = Field(
+        1, ge=1, le=MAX_SHARDS, description="how many assemblers the scans are spread over; change it at any time"
+    )
     generator: str = Field("", description="which of the bundle's generators is served; empty: its default")
     balance_share: float = Field(0.5, ge=0, lt=1, description="the largest synthetic share of a class; 0: no balancing")
     seed: int = Field(0, ge=0, description="seed of the balancer's synthetic features and of the trainer")

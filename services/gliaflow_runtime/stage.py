@@ -8,20 +8,18 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 from gliaflow_proto import (
-    MAX_MESSAGE_BYTES,
     FailureMessage,
     Message,
     ProtocolError,
     Queue,
     Scan,
     decode,
-    encode,
     is_announcement,
     message_id,
     read_origin,
@@ -31,6 +29,7 @@ from gliaflow_proto.routing import check_route
 
 from gliaflow_runtime import metrics, tracing
 from gliaflow_runtime.broker.interface import Broker, BrokerError, Consumer, Delivery, Refused, Unroutable
+from gliaflow_runtime.encoded_outcome import EncodedOutcome, encode_outcome, encode_within_limit
 from gliaflow_runtime.logs import where
 
 UNAVAILABLE_PAUSE_S = 2.0  # the first pause after TemporarilyUnavailable; each further pause is twice as long
@@ -72,11 +71,15 @@ class Outcome:
 
     ``done`` is None in the usual case, and means the delivery that was handled. A stage that collects deliveries (the
     assembler) returns an empty list to keep one open, and later lists all that it kept.
+
+    ``too_large`` gives the outcome instead of this one, if a message to publish is over the limit on a message. None:
+    the delivery that was handled fails.
     """
 
     publish: Iterable[Message] = ()
     done: list[Delivery] | None = None
     dead: list[tuple[Delivery, str]] = field(default_factory=list)
+    too_large: Callable[[], Outcome] | None = None
 
 
 class Stage(ABC):
@@ -87,6 +90,8 @@ class Stage(ABC):
     prefetch: int | None = None  # None: from the settings
     max_attempts: int | None = None  # None: from the settings
     announces_failures: bool = True  # False if scans are answered also without this stage
+    contents: bool | Collection[str] = True  # of which kinds of messages it reads the tensors (``decode``)
+    optional: bool = False  # its service also runs on a broker that lacks its queue
     fetching: bool = False  # ``handle`` waits for a store or an upload; a process that ends does not wait for that
 
     @abstractmethod
@@ -108,6 +113,13 @@ class Stage(ABC):
     def lost(self) -> None:
         """Called after a lost connection: all open deliveries are delivered again, possibly to another consumer."""
         return None
+
+    def leaves(self, broker: Broker) -> bool:
+        """Whether the stage leaves its queue to another consumer, and then joins again behind the others.
+
+        Called about once a second. If so, all open deliveries are delivered again, and ``lost`` is called.
+        """
+        return False
 
 
 class Worker:
@@ -177,27 +189,37 @@ class Worker:
 
     def _run(self) -> None:
         self.broker.declare(self.stage.queue)
-        with self.broker.consume(self.stage.queue, self.prefetch) as consumer:
-            self.consuming = True
-            self._log.info("consuming", queue=self.stage.queue.name)
-            last_idle = time.monotonic()
-            lost = 0
-            while not self._stop.is_set():
-                started = time.monotonic()
-                delivery = consumer.next(timeout=0.5)
-                self._spent("wait", started)
-                if consumer.lost != lost:
-                    lost = consumer.lost
-                    self.stage.lost()
-                if delivery is not None and delivery.tag > lost:
-                    self._taken = time.monotonic()
-                    self._carry_out(self._work_on(delivery, consumer), consumer)
-                    self._taken = None
-                if time.monotonic() - last_idle > 1:
-                    last_idle = time.monotonic()
-                    self._carry_out(_plan(self.stage.idle()), consumer)
+        while not self._stop.is_set():
+            with self.broker.consume(self.stage.queue, self.prefetch) as consumer:
+                self.consuming = True
+                self._log.info("consuming", queue=self.stage.queue.name)
+                self._consume(consumer)
+            if not self._stop.is_set():
+                self._log.info("left to another", queue=self.stage.queue.name)
+                self.stage.lost()
 
-    def _work_on(self, delivery: Delivery, consumer: Consumer) -> _Plan:
+    def _consume(self, consumer: Consumer) -> None:
+        """Take deliveries until ``stop`` is called, or until the stage leaves its queue to another consumer."""
+        last_idle = time.monotonic()
+        lost = 0
+        while not self._stop.is_set():
+            started = time.monotonic()
+            delivery = consumer.next(timeout=0.5)
+            self._spent("wait", started)
+            if consumer.lost != lost:
+                lost = consumer.lost
+                self.stage.lost()
+            if delivery is not None and delivery.tag > lost:
+                self._taken = time.monotonic()
+                self._carry_out(self._work_on(delivery, consumer), consumer)
+                self._taken = None
+            if time.monotonic() - last_idle > 1:
+                last_idle = time.monotonic()
+                self._carry_out(encode_outcome(self.stage.idle()), consumer)
+                if self.stage.leaves(self.broker):
+                    return
+
+    def _work_on(self, delivery: Delivery, consumer: Consumer) -> EncodedOutcome:
         """Decode, compute and encode; an error leads to a dead letter or another attempt."""
         started = time.monotonic()
         self._computing = True
@@ -205,14 +227,14 @@ class Worker:
         metrics.REDELIVERED.labels(self.stage.name).inc(delivery.attempts > 0)
         try:
             with _deadline(self.deadline_s, self.stage.name, delivery):
-                message = decode(delivery.body)
+                message = decode(delivery.body, contents=self.stage.contents)
                 check_route(message, *delivery.route)
                 with tracing.span(self.stage.name, message, attempt=delivery.attempts) as trace:
                     if delivery.attempts >= self.max_attempts:
                         raise InvalidInput(
                             f"gave up after {delivery.attempts} attempts: this message may be what ends the process"
                         )
-                    return _plan(self.stage.handle(message, delivery), delivery, (message.trace, trace))
+                    return encode_outcome(self.stage.handle(message, delivery), delivery, (message.trace, trace))
         except (InvalidInput, ProtocolError) as error:
             return self._failed(delivery, message, str(error), consumer)
         except OtherBundle as error:
@@ -224,7 +246,7 @@ class Worker:
             if delivery.attempts + 1 >= self.max_attempts:
                 return self._failed(delivery, message, str(error), consumer)
             self._stop.wait(min(30, UNAVAILABLE_PAUSE_S * 2**delivery.attempts))
-            return _Plan(requeue=[delivery])
+            return EncodedOutcome(requeue=[delivery])
         except Exception as error:
             self._log.exception("fault", scan=message.scan.id if message else None, attempt=delivery.attempts + 1)
             if delivery.attempts + 1 >= self.max_attempts:
@@ -232,7 +254,7 @@ class Worker:
                     delivery, message, f"unexpected {where(error)}; the log of the stage has more", consumer
                 )
             self._stop.wait(min(2.0, 0.2 * 2**delivery.attempts))
-            return _Plan(requeue=[delivery])
+            return EncodedOutcome(requeue=[delivery])
         finally:
             self._computing = False
             self._spent("compute", started)
@@ -240,7 +262,7 @@ class Worker:
 
     def _failed(
         self, delivery: Delivery, message: Message | None, reason: str, consumer: Consumer, retry: bool = False
-    ) -> _Plan:
+    ) -> EncodedOutcome:
         """Dead-letter a delivery, and announce the failure to the client that waits for the scan.
 
         Neither is done if the connection was lost meanwhile: the message is delivered again, and perhaps another
@@ -251,33 +273,35 @@ class Worker:
         scan, trace = (message.scan.id, message.trace[3:35]) if message else (None, None)
         if delivery.tag <= consumer.lost:
             self._log.warning("given to another", scan=scan, trace=trace, reason=reason)
-            return _Plan()
+            return EncodedOutcome()
         if retry and message is not None and message.scan.submission and not message.scan.replayed:
             metrics.OTHER_BUNDLE.labels(self.stage.name).inc()
             event = "scan to be sent again" if self.stage.announces_failures else "passed over"
             self._log.warning(event, scan=scan, trace=trace, reason=reason)
             news = [failure(message, self.stage.name, reason, retry=True)] if self.stage.announces_failures else []
-            return _Plan([_encoded(each) for each in news], done=[delivery])
+            return EncodedOutcome([encode_within_limit(each) for each in news], done=[delivery])
         self._log.warning("dead letter", scan=scan, trace=trace, reason=reason)
         if message is None or is_announcement(message) or not self.stage.announces_failures:
-            return _Plan(dead=[(delivery, reason)])
-        return _Plan([_encoded(failure(message, self.stage.name, reason))], dead=[(delivery, reason)])
+            return EncodedOutcome(dead=[(delivery, reason)])
+        return EncodedOutcome(
+            [encode_within_limit(failure(message, self.stage.name, reason))], dead=[(delivery, reason)]
+        )
 
-    def _carry_out(self, plan: _Plan, consumer: Consumer) -> None:
+    def _carry_out(self, result: EncodedOutcome, consumer: Consumer) -> None:
         """Publish all messages, wait for the confirms, and only then settle the deliveries."""
         started = time.monotonic()
-        for letter, reason in plan.dead:  # before the announcement, so that its reader finds the dead letter
+        for letter, reason in result.dead:  # before the announcement, so that its reader finds the dead letter
             self.broker.dead_letter(letter, reason)
         patience_s = ANNOUNCE_S
-        for message, body in plan.publish:
+        for message, body in result.publish:
             patience_s -= self._publish(message, body, patience_s)
-        for letter in [*plan.done, *(letter for letter, _ in plan.dead)]:
+        for letter in [*result.done, *(letter for letter, _ in result.dead)]:
             consumer.ack(letter)
-        for letter in plan.requeue:
+        for letter in result.requeue:
             consumer.requeue(letter)
-        for outcome, count in (("done", plan.done), ("dead", plan.dead), ("requeued", plan.requeue)):
+        for outcome, count in (("done", result.done), ("dead", result.dead), ("requeued", result.requeue)):
             metrics.MESSAGES.labels(self.stage.name, outcome).inc(len(count))
-        if plan.done:
+        if result.done:
             metrics.LAST_SUCCESS.labels(self.stage.name).set_to_current_time()
         self._spent("publish", started)
 
@@ -347,33 +371,6 @@ def _readable_part(delivery: Delivery) -> Message | None:
         return None
     scan = Scan(id=origin.scan, submission=origin.submission, attempt=origin.attempt)
     return Message(id=hashlib.sha256(delivery.body).hexdigest(), scan=scan)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """An outcome that is ready to be carried out: all is computed and encoded, nothing is published yet."""
-
-    publish: list[tuple[Message, bytes]] = field(default_factory=list)
-    done: list[Delivery] = field(default_factory=list)
-    dead: list[tuple[Delivery, str]] = field(default_factory=list)
-    requeue: list[Delivery] = field(default_factory=list)
-
-
-def _plan(outcome: Outcome | None, delivery: Delivery | None = None, traces: tuple[str, str] = ("", "")) -> _Plan:
-    """``traces``: the trace of the message in work, and the one for the messages that result from it."""
-    if outcome is None:
-        return _Plan()
-    done = outcome.done if outcome.done is not None else [delivery] if delivery else []
-    own, next_trace = traces
-    publish = (replace(m, trace=next_trace) if m.trace in ("", own) else m for m in outcome.publish)
-    return _Plan([_encoded(message) for message in publish], done, outcome.dead)
-
-
-def _encoded(message: Message) -> tuple[Message, bytes]:
-    body = encode(message, "lz4")
-    if len(body) > MAX_MESSAGE_BYTES:
-        raise ProtocolError(f"{message.kind} message of {len(body)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
-    return message, body
 
 
 @contextmanager

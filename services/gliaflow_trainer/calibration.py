@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from gliaflow_classifier.assembler import without_spots
+from gliaflow_classifier.spots import without_spots
 from gliaflow_preprocessor.typical import statistics
 from gliaflow_runtime.bundle.manifest import InputSpec
 from numpy.typing import NDArray

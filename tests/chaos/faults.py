@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clients import Clients
 from fleet import FAKETIME, SERVICES, Fleet, Replica
-from gliaflow_proto.routing import ASSEMBLER, STAGE_QUEUES
+from gliaflow_proto.routing import ASSEMBLERS, STAGE_QUEUES
 from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 from ledger import Ledger
@@ -343,7 +343,7 @@ def poison(world: World, rng: random.Random) -> str:
         try:
             if target is not None:
                 broker.declare(target)
-            world.ledger.poison[message_id] = (target or ASSEMBLER).name  # the assembler receives it too
+            world.ledger.poison[message_id] = (target or ASSEMBLERS[0]).name  # the assembler receives it too
             broker.publish(key, body, message_id=message_id, mandatory=target is not None)
         except BrokerError:
             world.ledger.poison.pop(message_id, None)

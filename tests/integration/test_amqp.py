@@ -15,7 +15,7 @@ import pika
 import pytest
 from gliaflow_preprocessor.sources import SourceError, read_source
 from gliaflow_proto import Queue, Source
-from gliaflow_proto.routing import ASSEMBLER, BALANCER, EXTRACTOR, PREPROCESSOR, exchange_of
+from gliaflow_proto.routing import ASSEMBLERS, BALANCER, EXTRACTOR, PREPROCESSOR, exchange_of
 from gliaflow_runtime.broker.interface import (
     DIED_IN,
     REASON,
@@ -291,13 +291,13 @@ class TestPolicies:
     def test_queue_of_the_assembler_never_refuses_and_that_of_the_balancer_drops_the_oldest(
         self, broker: AmqpBroker
     ) -> None:
-        broker.declare(ASSEMBLER)
+        broker.declare(ASSEMBLERS[0])
         broker.declare(BALANCER)
         for _ in range(300):
             broker.publish("graded", b"")
         for _ in range(100):  # the classifier's queue gets them too, and takes 128
             broker.publish("features.labelled", b"")
-        assert broker.depth(ASSEMBLER.name) == 300
+        assert broker.depth(ASSEMBLERS[0].name) == 300
         assert broker.depth(BALANCER.name) == 64
 
     def test_message_that_was_requeued_too_often_becomes_a_dead_letter(self, broker: AmqpBroker) -> None:

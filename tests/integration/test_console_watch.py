@@ -18,7 +18,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from gliaflow_proto import GradedMessage, PredictionMessage, Scan, encode, routing_key
-from gliaflow_proto.routing import CLIENT_EXCHANGE, EXTRACTOR, PREPROCESSOR
+from gliaflow_proto.routing import CLIENT_EXCHANGE, EXTRACTOR, PREPROCESSOR, STAGE_QUEUES
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.rabbitmq import AmqpBroker
 from processes import GLIAFLOW, Stage, as_user, environment, renew_stage_queues
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.rabbitmq
 [PREDICTION] = [message for message in ONE_OF_EACH if isinstance(message, PredictionMessage)]
 [GRADED] = [message for message in ONE_OF_EACH if isinstance(message, GradedMessage)]
 TOKEN = "the-token-of-this-test"
-NAMES = ["preprocessor", "extractor", "classifier", "assembler", "generator", "balancer"]
+NAMES = [queue.name.removeprefix("gliaflow.") for queue in STAGE_QUEUES]
 
 
 class ConsoleProcess:
@@ -138,6 +138,20 @@ def test_dead_letters_are_sent_back_and_deleted(console: ConsoleProcess, broker:
     for wrong in ({}, {"ids": "all"}, {"ids": []}, ["ids"]):
         with pytest.raises(urllib.error.HTTPError, match="422"):
             console("dead/delete", wrong)
+
+
+def test_each_call_finds_all_letters_that_the_call_before_it_gave_back(
+    console: ConsoleProcess, broker: AmqpBroker
+) -> None:
+    """RabbitMQ returns them a moment after the consumer has ended."""
+    for number in range(5):
+        queue = PREPROCESSOR
+        broker.dead_letter(Delivery(queue.name, queue.keys[0], b"%d" % number, exchange=CLIENT_EXCHANGE), "no reason")
+    for _ in range(8):
+        listed = console("dead")
+        assert (len(listed["letters"]), listed["more"]) == (5, 0)
+        assert console(f"dead/{listed['letters'][-1]['id']}")["lines"]
+    assert console("dead/delete", {"all": True}) == {"deleted": 5}
 
 
 def test_a_stopped_console_holds_up_no_publisher_and_then_shows_the_newest(

@@ -8,7 +8,7 @@ from typing import Any
 
 from gliaflow_client.management import Management, ManagementError
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLER, BALANCER, RECORDER, STAGE_QUEUES, exchange_of
+from gliaflow_proto.routing import ALL_QUEUES, ASSEMBLERS, BALANCER, RECORDER, STAGE_QUEUES, exchange_of
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.version import VERSION
 
@@ -16,14 +16,17 @@ from gliaflow_cli.checks.outcome import Unseen, Wrong
 
 CLOCKS_S = 5.0  # two clocks may differ by so much
 IMPORT = "rabbitmqctl import_definitions secrets/rabbitmq/definitions.json"
-SERVICE = {ASSEMBLER: "classifier", BALANCER: "generator", RECORDER: "trainer"}  # that run another service's stage
+SERVICE = dict.fromkeys(ASSEMBLERS, "classifier") | {
+    BALANCER: "generator",
+    RECORDER: "trainer",
+}  # that run another service's stage
 
 # The limits of deploy/rabbitmq/definitions.json: how many messages and MiB a queue holds. A test compares both.
 LIMITS = {
     "preprocessor": (256, 1024),
     "extractor": (128, 1024),
     "classifier": (128, 1024),
-    "assembler": (None, 1024),
+    **{queue.name.removeprefix("gliaflow."): (None, 1024) for queue in ASSEMBLERS},
     "generator": (1024, 64),
     "balancer": (64, 512),
     "recorder": (128, 1024),

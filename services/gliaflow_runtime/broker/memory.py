@@ -14,7 +14,7 @@ from typing import Literal
 
 import structlog
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import ASSEMBLER, BALANCER, STAGE_QUEUES, exchange_of
+from gliaflow_proto.routing import ASSEMBLERS, BALANCER, STAGE_QUEUES, exchange_of
 
 from gliaflow_runtime.broker.interface import (
     DIED_AT,
@@ -56,10 +56,10 @@ class Limit:
 
 
 # A message may have 8 MiB, and here all are in memory. The balancer only needs a sample of the features, so its queue
-# may drop some. The assembler publishes to its own queue: a limit there would refuse its answers, since here a message
+# may drop some. An assembler publishes to its own queue: a limit there would refuse its answers, since here a message
 # goes to all of its queues or to none.
 STAGE_LIMITS: dict[str, Limit] = {
-    **{queue.name: Limit(16) for queue in STAGE_QUEUES if queue not in (ASSEMBLER, BALANCER)},
+    **{queue.name: Limit(16) for queue in STAGE_QUEUES if queue not in (*ASSEMBLERS, BALANCER)},
     BALANCER.name: Limit(16, "drop-oldest"),
 }
 OBSERVED_AT_ONCE = 4  # deliveries that an observer may hold

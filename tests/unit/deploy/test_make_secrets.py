@@ -17,7 +17,7 @@ import pytest
 from gliaflow_proto import Message, routing_key, submission_queue, upload_queue
 from gliaflow_proto.routing import (
     ALL_QUEUES,
-    ASSEMBLER,
+    ASSEMBLERS,
     BALANCER,
     CLASSIFIER,
     CLIENT_EXCHANGE,
@@ -37,7 +37,7 @@ from sample_messages import ONE_OF_EACH
 OWN = {
     "preprocessor": [PREPROCESSOR],
     "extractor": [EXTRACTOR],
-    "classifier": [CLASSIFIER, ASSEMBLER],
+    "classifier": [CLASSIFIER, *ASSEMBLERS],
     "generator": [GENERATOR, BALANCER],
     "trainer": [RECORDER],
 }

@@ -7,7 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from gliaflow_classifier.assembler import ENDING_ATTEMPTS, Assembler, without_spots
+from gliaflow_classifier.assembler import Assembler
+from gliaflow_classifier.ended import ENDING_ATTEMPTS
+from gliaflow_classifier.spots import without_spots
 from gliaflow_proto import (
     FailureMessage,
     Geometry,
@@ -18,9 +20,10 @@ from gliaflow_proto import (
     Scan,
     encode,
 )
-from gliaflow_proto.routing import ASSEMBLER
+from gliaflow_proto.routing import ASSEMBLERS
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
+from gliaflow_runtime.encoded_outcome import encode_outcome
 from gliaflow_runtime.stage import OtherBundle, Outcome, Worker
 from hypothesis import given
 from hypothesis import strategies as st
@@ -253,7 +256,7 @@ def test_logits_that_do_not_match_the_slices_are_refused():
 
 def test_metrics_count_open_scans_their_wait_and_the_time_of_a_scan():
     def sample(name):
-        return REGISTRY.get_sample_value(name)
+        return REGISTRY.get_sample_value(name, {"stage": "assembler"} if "open" in name else {})
 
     stage = assembler()
     before = sample("gliaflow_scan_seconds_count")
@@ -300,7 +303,7 @@ def test_open_parts_are_acknowledged_when_another_assembler_has_answered():
 
 
 def test_only_the_latest_announcements_are_kept(monkeypatch):
-    monkeypatch.setattr("gliaflow_classifier.assembler.KEPT_ENDINGS", 2)
+    monkeypatch.setattr("gliaflow_classifier.ended.KEPT_ENDINGS", 2)
     stage = assembler()
     outcomes = [deliver(stage, prediction_of(assembler(), scan=f"s{n}"), n)[1] for n in range(4)]
     assert [[d.tag for d in outcome.done] for outcome in outcomes] == [[], [], [0], [1]]
@@ -362,7 +365,7 @@ def test_after_a_takeover_on_a_broker_a_late_copy_of_a_part_is_ignored():
     """Two assemblers: the first answers and stops; then a part of that scan comes again."""
     answers = Queue("answers", ("prediction.*", "failure.*"))
     with MemoryBroker() as broker:
-        broker.declare(ASSEMBLER)
+        broker.declare(ASSEMBLERS[0])
         broker.declare(answers)
         workers = [Worker(assembler(timeout_s=5.0), broker.attach()) for _ in range(2)]
         threads = [threading.Thread(target=worker.run) for worker in workers]
@@ -377,16 +380,16 @@ def test_after_a_takeover_on_a_broker_a_late_copy_of_a_part_is_ignored():
             assert consumer.next(10) is not None
             workers[0].stop()
             threads[0].join()
-            assert broker.depth(ASSEMBLER.name) == 1, "the announcement of the answer"
+            assert broker.depth(ASSEMBLERS[0].name) == 1, "the announcement of the answer"
             threads[1].start()
             send(1)
-            while broker.depth(ASSEMBLER.name):
+            while broker.depth(ASSEMBLERS[0].name):
                 time.sleep(0.01)
             workers[1].stop()
             threads[1].join()
             assert consumer.next(0.1) is None, "no second announcement"
-        assert broker.depth(ASSEMBLER.name) == 1, "only the announcement is left"
-        assert broker.depth(ASSEMBLER.dead) == 0
+        assert broker.depth(ASSEMBLERS[0].name) == 1, "only the announcement is left"
+        assert broker.depth(ASSEMBLERS[0].dead) == 0
 
 
 class TestTwoBundles:
@@ -434,6 +437,18 @@ class TestTwoBundles:
         assert deliver(stage, changed(part(1), bundle="another@0"))[1] == Outcome()
 
 
+def test_a_scan_whose_answer_is_over_the_limit_on_a_message_fails_with_all_its_parts(monkeypatch):
+    monkeypatch.setattr("gliaflow_runtime.encoded_outcome.MAX_MESSAGE_BYTES", 400)
+    stage = assembler()
+    outcomes = run(stage, [0, 1, 2])
+    result = encode_outcome(outcomes[-1])
+    assert [(message.kind, message.reason) for message, _ in result.publish] == [
+        ("failure", "its mask is over the limit on a message")
+    ]
+    assert len(result.dead) == 3
+    assert run(stage, [1])[0].dead, "it is known to have failed"
+
+
 class TestMemory:
     """Parts wait in the assembler's memory, so their size, their number and their sum are limited."""
 
@@ -474,7 +489,7 @@ class TestMemory:
             assembler().handle(graded, Delivery("q", "graded", encode(graded) + bytes(2 * 2**20)))
 
     def test_a_scan_with_too_many_pixels_is_refused(self, monkeypatch):
-        monkeypatch.setattr("gliaflow_classifier.assembler.MAX_MASKS", 4 * 64)
+        monkeypatch.setattr("gliaflow_classifier.gathering.MAX_MASKS", 4 * 64)
         outcomes = run(stage := assembler(), [0, 1])
         assert predictions(outcomes) == []
         with pytest.raises(ProtocolError, match="the masks of this scan have over 256 pixels"):

@@ -9,7 +9,7 @@ from typing import Any
 from gliaflow_client.management import Client
 from gliaflow_client.queues import as_lines, read_status
 from gliaflow_proto import Queue
-from gliaflow_proto.routing import ASSEMBLER, CLASSIFIER, EXTRACTOR, STAGE_QUEUES
+from gliaflow_proto.routing import ASSEMBLERS, CLASSIFIER, EXTRACTOR, STAGE_QUEUES
 from gliaflow_runtime.broker.memory import MemoryBroker
 
 
@@ -57,10 +57,10 @@ def shown(
 
 
 def test_an_idle_pipeline_is_idle_though_the_assembler_remembers_ended_scans() -> None:
-    text, cells = shown(in_work={ASSEMBLER: 45})
+    text, cells = shown(in_work={ASSEMBLERS[0]: 45})
     assert cells["queue"][:4] == ["waiting", "in", "work", "kept"]
     assert cells["assembler"][:3] == ["0", "0", "45"]
-    assert "kept: ended scans that the assembler remembers" in text
+    assert "kept: ended scans that the assemblers remember" in text
     assert "idle: no message waits or is in work\n" in text + "\n"
     assert "dicom node   1 connected, gliaflow 0.1.0" in text
     assert "console      1 connected, gliaflow 0.1.0" in text
@@ -68,13 +68,13 @@ def test_an_idle_pipeline_is_idle_though_the_assembler_remembers_ended_scans() -
 
 
 def test_while_the_classifier_is_stopped_its_ended_scans_wait_for_no_work() -> None:
-    text, cells = shown(waiting={ASSEMBLER: 45}, stopped=(CLASSIFIER, ASSEMBLER))
+    text, cells = shown(waiting={ASSEMBLERS[0]: 45}, stopped=(CLASSIFIER, ASSEMBLERS[0]))
     assert cells["assembler"][:4] == ["0", "0", "45", "0"]
     assert "idle: no message waits or is in work; no consumer: classifier, assembler" in text
 
 
 def test_messages_without_a_consumer_are_the_cause_of_an_unknown_time() -> None:
-    text, cells = shown(waiting={EXTRACTOR: 16}, in_work={ASSEMBLER: 6}, stopped=(EXTRACTOR,))
+    text, cells = shown(waiting={EXTRACTOR: 16}, in_work={ASSEMBLERS[0]: 6}, stopped=(EXTRACTOR,))
     assert cells["extractor"][:4] == ["16", "0", "0", "0"]
     assert "time left: not known, as messages wait, and no consumer reads them: extractor (gliaflow doctor" in text
 
@@ -87,12 +87,12 @@ def test_a_queue_from_which_nothing_leaves_is_named() -> None:
 def test_the_time_left_counts_waiting_messages_and_those_in_work() -> None:
     text, _ = shown(
         waiting={EXTRACTOR: 19},
-        in_work={EXTRACTOR: 1, CLASSIFIER: 1, ASSEMBLER: 400},
+        in_work={EXTRACTOR: 1, CLASSIFIER: 1, ASSEMBLERS[0]: 400},
         leave={EXTRACTOR: 2, CLASSIFIER: 1},
     )
     assert "time left: about 11 s" in text
 
 
 def test_every_line_fits_into_80_columns() -> None:
-    text, _ = shown(in_work={ASSEMBLER: 45})
+    text, _ = shown(in_work={ASSEMBLERS[0]: 45})
     assert max(map(len, text.splitlines()[:8])) <= 80

@@ -12,7 +12,7 @@ import pytest
 from gliaflow_console import observer as module
 from gliaflow_console.observer import Observer
 from gliaflow_proto import FailureMessage, GradedMessage, Message, PredictionMessage, encode, routing_key
-from gliaflow_proto.routing import ASSEMBLER
+from gliaflow_proto.routing import ASSEMBLERS
 from gliaflow_runtime.broker.interface import AccessDenied
 from gliaflow_runtime.broker.memory import MemoryBroker
 from sample_messages import COMMON, ONE_OF_EACH
@@ -45,7 +45,7 @@ class FakeStore:
 @pytest.fixture
 def broker() -> Iterator[MemoryBroker]:
     with MemoryBroker() as broker:
-        broker.declare(ASSEMBLER)
+        broker.declare(ASSEMBLERS[0])
         yield broker
 
 

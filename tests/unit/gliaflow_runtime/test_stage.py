@@ -12,6 +12,7 @@ import pytest
 from gliaflow_proto import FailureMessage, GenerateMessage, Queue, Scan, SyntheticMessage, decode, encode
 from gliaflow_runtime.broker.interface import REASON
 from gliaflow_runtime.broker.memory import Limit, MemoryBroker
+from gliaflow_runtime.encoded_outcome import EncodedOutcome
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.stage import (
     ANNOUNCE_S,
@@ -22,7 +23,6 @@ from gliaflow_runtime.stage import (
     Stage,
     TemporarilyUnavailable,
     Worker,
-    _Plan,
 )
 from prometheus_client import REGISTRY
 
@@ -412,7 +412,7 @@ def test_all_answers_of_one_message_wait_for_a_full_queue_only_once(monkeypatch)
     worker = Worker(Echo(), MemoryBroker(limits={OUT.name: Limit(0)}))
     worker.broker.declare(OUT)
     news = FailureMessage(id="n", scan=message().scan, stage="echo", reason="an answer")
-    worker._carry_out(_Plan(publish=[(news, encode(news))] * 1000), consumer=None)
+    worker._carry_out(EncodedOutcome(publish=[(news, encode(news))] * 1000), consumer=None)
     assert 0 < len(waits) <= ANNOUNCE_S / 0.1 + 1
 
 

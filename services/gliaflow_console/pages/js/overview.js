@@ -111,7 +111,7 @@ function stageCard(name) {
   const term = (key, text) => [el("dt", {}, text), values[key]];
   const element = el(
     "li",
-    { class: "stage", title: TASKS[name], data: { stage: name } },
+    { class: "stage", title: TASKS[name.split(".")[0]], data: { stage: name } },
     el("h3", {}, el("span", {}, name), state),
     el(
       "dl",

@@ -1,0 +1,59 @@
+"""The shards that this process assembles, and which of them it leaves to other processes.
+
+RabbitMQ makes the consumer that came first the active one of a queue. So the classifier that starts first would
+assemble all shards, however many others run. A classifier that has more than its share therefore leaves one: it closes
+its consumer and joins again, behind the others. The next one in line takes over, as if this process had ended.
+
+The highest shards are left first. So shard 0 stays where it is, shard 1 moves on until it is with a process that has
+room beside shard 0, and so on: the moves end.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from gliaflow_proto.routing import ASSEMBLERS
+from gliaflow_runtime.broker.interface import Broker
+
+CHECK_S = 5.0  # between two checks of a shard: a shard that moves is assembled for so long at least
+BUSY_S = 30.0  # a shard whose last part came longer ago is no work
+
+
+class Shares:
+    """The shards of this process. The threads of its assemblers share it.
+
+    Parameters
+    ----------
+    shards: the number of shards that new scans are spread over.
+    """
+
+    def __init__(self, shards: int) -> None:
+        self.in_use = shards
+        self._last_part = [-math.inf] * len(ASSEMBLERS)  # of each shard, by time.monotonic
+        self._checked = [-math.inf] * len(ASSEMBLERS)
+
+    def note(self, shard: int) -> None:
+        """A part of this shard came: this process is its active consumer."""
+        now = time.monotonic()
+        if now - self._last_part[shard] > BUSY_S:
+            self._checked[shard] = now
+        self._last_part[shard] = now
+
+    def busy(self) -> list[int]:
+        """The shards of which this process got parts lately."""
+        now = time.monotonic()
+        return [shard for shard, last in enumerate(self._last_part) if now - last < BUSY_S]
+
+    def leaves(self, shard: int, broker: Broker) -> bool:
+        """Whether this process should leave the shard to the next one in line. Raises BrokerError."""
+        now, busy = time.monotonic(), self.busy()
+        if shard not in busy[1:] or now - self._checked[shard] < CHECK_S:
+            return False
+        self._checked[shard] = now
+        state = broker.queue_state(ASSEMBLERS[shard].name)
+        share = math.ceil(self.in_use / max(1, state.consumers if state else 1))
+        if shard not in busy[share:]:
+            return False
+        self._last_part[shard] = -math.inf
+        return True

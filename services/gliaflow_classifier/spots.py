@@ -1,0 +1,24 @@
+"""Spots in a mask that are too small to be a tumour."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+
+def without_spots(masks: NDArray[np.uint8], pixels: float) -> NDArray[np.uint8]:
+    """The masks [n, rows, columns] of a scan's slices without the connected parts that have fewer than ``pixels``.
+
+    Pixels that touch at a side, an edge or a corner are connected, also those of neighbouring slices.
+    """
+    if pixels <= 1 or not masks.any():
+        return masks
+    inside = [np.flatnonzero(masks.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    box = tuple(slice(each[0], each[-1] + 1) for each in inside)  # far smaller than all slices
+    label, count = ndimage.label(masks[box], structure=np.ones((3, 3, 3)))
+    large = np.bincount(label.ravel(), minlength=count + 1) >= pixels
+    large[0] = False
+    kept = np.zeros_like(masks)
+    kept[box] = large[label]
+    return kept
