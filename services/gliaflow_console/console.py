@@ -149,4 +149,4 @@ def address(settings: Settings, listener: socket.socket, token: str) -> str:
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1" if listener.family == socket.AF_INET else "::1"
     host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{listener.getsockname()[1]}/?token={quote(token, safe='') if token else '…'}"
+    return f"http://{host}:{listener.getsockname()[1]}/?token={quote(token, safe='') if token else '(your token)'}"

@@ -140,7 +140,7 @@ class Guard:
             if "token" in query and self._access.admits(headers):  # an old token, and the cookie of the right one
                 return RedirectResponse("/", 303)
         if not self._access.admits(headers):
-            return _token_page() if scope["path"] == "/" else error_response(401, MISSING)
+            return _token_page(scope) if scope["path"] == "/" else error_response(401, MISSING)
         if exchange.length > exchange.limit:
             return error_response(413, too_large(exchange.limit))
         return None
@@ -166,6 +166,7 @@ MISSING = (
 
 
 FAULT = "the console could not answer: its log names the place of the fault"
+ENDING = "the console is ending: look for the scan in the list after it has started again"
 
 
 def error_response(status: int, text: str) -> JSONResponse:
@@ -182,9 +183,13 @@ def too_large(limit: int) -> str:
     )
 
 
-def _token_page() -> Response:
+def _token_page(scope: Scope) -> Response:
+    """What a browser without the token gets. If the address has a wrong one, the page says so."""
     headers = {"WWW-Authenticate": "Bearer", "Content-Security-Policy": TOKEN_PAGE_POLICY}
-    return HTMLResponse(TOKEN_PAGE.read_bytes(), 401, headers)
+    page = TOKEN_PAGE.read_bytes()
+    if b"token=" in scope["query_string"]:
+        page = page.replace(b'id="wrong" hidden', b'id="wrong"')
+    return HTMLResponse(page, 401, headers)
 
 
 def _equal(given: str, right: str) -> bool:
@@ -205,11 +210,18 @@ class _Exchange:
         self._started = False
 
     async def answer(self, app: ASGIApp) -> None:
-        """Let ``app`` answer. An error that it does not handle is logged by its type and place, without its text."""
+        """Let ``app`` answer. An error that it does not handle is logged by its type and place, without its text.
+
+        The server cancels requests when it ends. Work of theirs in a thread may still be done.
+        """
         try:
             await app(self._scope, self.receive, self.send)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:
+            if not self._started:
+                self._more = False  # there is no time to read the rest
+                await error_response(503, ENDING)(self._scope, self.receive, self.send)
         except Exception as error:
             log.error("a request failed", method=self._scope["method"], error=where(error))
             if not self._started:

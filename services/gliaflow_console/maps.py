@@ -88,6 +88,9 @@ def scan_maps(networks: Networks, store: ScanStore, scan: StoredScan, request: M
     prepared = networks.prepared(store, scan)
     numbers = prepared.geometry.slices
     number = request.slice if request.slice is not None else _telling(scan, numbers)
+    last = prepared.geometry.shape[prepared.geometry.orientation[::2].index(2)] - 1  # of canonical z
+    if not 0 <= number <= last:
+        raise UsageError(f"slice: {number} is not one of this scan's, 0 to {last}")
     if number not in numbers:
         raise UsageError(
             f"slice: {number} shows no head, so the networks do not see it; they see {numbers[0]} to {numbers[-1]}"

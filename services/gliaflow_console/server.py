@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from types import FrameType
 
 import h11
@@ -17,27 +18,46 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 10.0  # the longest wait for the whole head of a request
-CONNECTIONS = 400  # at a time; more get 503. A process may usually have 1024 open files
+CONNECTIONS = 400  # at a time; for another one, the oldest without a request ends. A process may have 1024 open files
+NEW_S = 0.2  # a connection that is younger may have sent a request that is not read yet
 OPEN_S = 2  # after a signal: how long answers may still be sent
 END_S = 8.0  # after a signal: the longest orderly end
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which also ends a connection without a request: one that sends nothing, or sends it very slowly."""
+    """uvicorn's, which also ends a connection without a request: one that sends nothing, or sends it very slowly.
+
+    If there are CONNECTIONS, it ends the oldest of these at once. So those who have no token cannot keep others out.
+    """
 
     _impatience: asyncio.TimerHandle | None = None
+    _made = 0.0  # when the connection was made
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._made = time.monotonic()
         self._wait_for_head()
+        self._make_room(NEW_S)
 
     def data_received(self, data: bytes) -> None:
+        self._make_room()  # or else uvicorn answers 503
         super().data_received(data)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_waiting()
+
+    def _make_room(self, age_s: float = 0.0) -> None:
+        """End the oldest connections of this age that are in no request, until there are less than CONNECTIONS."""
+        if (excess := len(self.connections) + 1 - CONNECTIONS) <= 0:
+            return
+        until = time.monotonic() - age_s
+        others = [each for each in self.connections if isinstance(each, _Protocol) and each is not self]
+        idle = [each for each in others if each.conn.their_state is h11.IDLE and each._made <= until]
+        for each in sorted(idle, key=lambda each: each._made)[:excess]:
+            self.connections.discard(each)  # now: uvicorn counts them
+            each.transport.abort()
 
     def _wait_for_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:

@@ -13,6 +13,7 @@ from gliaflow.scans import Input
 from gliaflow_client.table import ScanRow
 from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_proto import NO_TUMOUR, FailureMessage, PredictionMessage
+from gliaflow_runtime.visible import visible
 from numpy.typing import NDArray
 
 Status = Literal["queued", "working", "ok", "no tumour", "failed"]
@@ -120,14 +121,14 @@ class StoredScan:
         return replace(
             scan,
             status="ok" if graded else NO_TUMOUR,
-            grade=message.grade if graded else None,
+            grade=_short(message.grade) if graded else None,
             p_hgg=round(message.p_hgg, 6) if graded else None,
             tumour_ml=round(message.tumour_ml, 3),
             slices=message.slices,
             tumour_slices=message.tumour_slices,
             slice_p_hgg=tuple(zip(message.slice_numbers, message.slice_p_hgg, strict=True)),
             bundle=_short(message.bundle),
-            trained_on=message.trained_on,
+            trained_on=_short(message.trained_on),
             grid=ScanGrid.outline(message.mask.shape, message.affine),
         )
 
@@ -204,7 +205,7 @@ class StoredScan:
             return self.answered(answer, ScanRow.of(answer))
         why = f"({type(error).__name__}): send the scan again"
         if isinstance(error, OSError):
-            why = f"({error.strerror or type(error).__name__}): make room on the disk of the console's folder"
+            why = f"({error.strerror or type(error).__name__}): make room on the disk of the console's folder, and send it again"
         answer = Answer.failed(self.without_file(), f"the answer cannot be stored {why}")
         return self.answered(answer, ScanRow.of(answer))
 
@@ -259,4 +260,6 @@ def _pairs(values: Any) -> tuple[tuple[int, float], ...]:
 
 
 def _short(text: str) -> str:
+    """Another client's text: MAX_TEXT characters of it, of which none hides or reverses others."""
+    text = visible(text[: MAX_TEXT + 1])
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"

@@ -13,6 +13,7 @@ from gliaflow_generator.synthesis import request_rng, too_few
 from gliaflow_runtime.acceptance import Acceptance
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.errors import UsageError
+from starlette.exceptions import HTTPException
 
 from gliaflow_console.maps import COUNT, Scale
 from gliaflow_console.networks import Networks
@@ -37,16 +38,22 @@ class GenerateRequest:
 
     @classmethod
     def of(cls, body: Any, networks: Networks) -> GenerateRequest:
-        """The request in a body of JSON. Raises UsageError: a field is missing or has a wrong value."""
+        """The request in a body of JSON.
+
+        Raises
+        ------
+        HTTPException: 400: it is not an object of these fields with values of their types and ranges.
+        UsageError: the bundle has no such grade or generator.
+        """
         if not isinstance(body, dict):
-            raise UsageError('the body is not an object: send {"grade": "HGG", "count": 16}')
+            raise HTTPException(400, 'the body is not an object: send {"grade": "HGG", "count": 16}')
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in body if name not in known]:
-            raise UsageError(f"{unknown[0][:40]!r}: no such field; there are {', '.join(known)}")
+            raise HTTPException(400, f"{unknown[0][:40]!r}: no such field; there are {', '.join(known)}")
         bundle = networks.bundle
         for name, default, kind in (("grade", None, str), ("generator", "", str), ("distances", True, bool)):
             if not isinstance(body.get(name, default), kind):
-                raise UsageError(f"{name}: expected {'true or false' if kind is bool else 'a text'}")
+                raise HTTPException(400, f"{name}: expected {'true or false' if kind is bool else 'a text'}")
         return cls(
             grade=check_grade(body["grade"]),
             count=_number(body, "count", 16, 1, most(bundle)),
@@ -176,7 +183,7 @@ def _number(body: dict[str, Any], name: str, default: int, least: int, largest: 
     value = body.get(name, default)
     if type(value) is not int or not least <= value <= largest:
         remedy = "; gliaflow generate writes more" if name == "count" else ""
-        raise UsageError(f"{name}: expected a whole number from {least} to {largest}{remedy}")
+        raise HTTPException(400, f"{name}: expected a whole number from {least} to {largest}{remedy}")
     return value
 
 

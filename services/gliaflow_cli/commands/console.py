@@ -87,4 +87,9 @@ def console(
         become_owner(settings.console_folder)
     from gliaflow_console.console import run_console
 
-    run_console(settings, lambda address: terminal.print(f"console: {address}", soft_wrap=True))
+    def announce(address: str) -> None:
+        terminal.print(f"console: {address}", soft_wrap=True)
+        if settings.console_folder is None:
+            terminal.print("Scans and answers live as long as this process. --out DIR keeps them.", soft_wrap=True)
+
+    run_console(settings, announce)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from gliaflow_runtime.errors import UsageError
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -29,7 +29,7 @@ def routes(console: Console) -> list[Route]:
         try:
             body = json.loads(await request.body())
         except (ValueError, RecursionError):
-            raise UsageError('the body is not JSON: send {"grade": "HGG", "count": 16}') from None
+            raise HTTPException(400, 'the body is not JSON: send {"grade": "HGG", "count": 16}') from None
         wanted = await run_in_threadpool(GenerateRequest.of, body, networks)
         if FILE not in request.headers.get("accept", ""):
             return JSONResponse(await networks.turn.run(generate, networks, real, wanted))

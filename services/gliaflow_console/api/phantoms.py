@@ -7,6 +7,8 @@ import secrets
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 from gliaflow.scans import check_grade
@@ -23,6 +25,7 @@ from gliaflow_console.turn import Turn
 NAME = "phantom_{grade}_{seed}"
 SIZE = 2**24  # bytes, more than any phantom has
 TIMEOUT_S = 120.0
+POLL_S = 0.1
 
 
 def routes(console: Console) -> list[Route]:
@@ -36,20 +39,20 @@ def routes(console: Console) -> list[Route]:
         except UsageError:
             raise
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            raise UsageError('the body is not a request: send {"grade": "HGG"} or {"grade": "LGG"}') from None
-        return JSONResponse({"id": await drawing.run(_send, console.store, grade)}, 202)
+            raise HTTPException(400, 'the body is not a request: send {"grade": "HGG"} or {"grade": "LGG"}') from None
+        return JSONResponse({"id": await drawing.run(_send, console.store, grade, console.stopping)}, 202)
 
     return [Route("/api/phantoms", phantom, methods=["POST"])]
 
 
-def _send(store: ScanStore, grade: str) -> str:
+def _send(store: ScanStore, grade: str, stopping: threading.Event) -> str:
     """Draw a phantom and queue it for the pipeline; returns its id."""
     store.make_room(SIZE)
     name = NAME.format(grade=grade, seed=(seed := secrets.randbelow(10**6)))
     upload = store.new_upload()
     try:
         folder = upload.part()
-        _draw(folder, grade, seed)
+        _draw(folder, grade, seed, stopping)
         (drawn,) = folder.glob(f"{grade}/*/*_flair.nii.gz")
         upload.add(drawn, f"{name}.nii.gz")
         shutil.rmtree(folder)
@@ -60,17 +63,28 @@ def _send(store: ScanStore, grade: str) -> str:
         raise
 
 
-def _draw(folder: Path, grade: str, seed: int) -> None:
-    """In a process of its own: it takes 300 MB, and the console is to stay small."""
+def _draw(folder: Path, grade: str, seed: int, stopping: threading.Event) -> None:
+    """In a process of its own: it takes 300 MB, and the console is to stay small.
+
+    Raises
+    ------
+    HTTPException: 503: it was not drawn, or the console ends, and the process with it: it must write nothing more.
+    """
     share = "1" if grade == "HGG" else "0"
     command = [sys.executable, "-P", "-m", "gliaflow_cli", "phantom", str(folder), "--patients", "1"]
+    command += ["--seed", str(seed), "--hgg-share", share]
+    quiet = subprocess.DEVNULL
+    failed = HTTPException(503, "the phantom was not drawn: free some memory and disk, and try again")
     try:
-        subprocess.run(
-            [*command, "--seed", str(seed), "--hgg-share", share],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        raise HTTPException(503, "the phantom was not drawn: free some memory and disk, and try again") from None
+        with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet) as process:
+            until = time.monotonic() + TIMEOUT_S
+            while process.poll() is None:
+                if stopping.wait(POLL_S) or time.monotonic() > until:
+                    process.kill()
+                    process.wait()
+    except OSError:
+        raise failed from None
+    if stopping.is_set():
+        raise HTTPException(503, "the console is ending, and has not sent the phantom: send one after it has started")
+    if process.returncode != 0:
+        raise failed

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gliaflow_console.api.scan_files import read, scan_of
+from gliaflow_console.api.scan_files import check_size, read, scan_of
 from gliaflow_console.context import Console
 from gliaflow_console.maps import COUNT, MapsRequest, scan_maps
 from gliaflow_console.stored_scan import StoredScan
@@ -25,7 +25,9 @@ def routes(console: Console) -> list[Route]:
         return await read(console, _image, console, scan_of(console, request))
 
     async def mask(request: Request) -> Response:
-        return await read(console, _mask, console, scan_of(console, request))
+        scan = scan_of(console, request)
+        check_size(console, scan)
+        return await read(console, _mask, console, scan)
 
     async def maps(request: Request) -> Response:
         scan, query = scan_of(console, request), request.query_params
@@ -71,5 +73,5 @@ def _whole(query: Any, name: str, default: int | None) -> int | None:
     if text is None:
         return default
     if not (text.isascii() and text.isdecimal() and len(text) < 7):
-        raise UsageError(f"{name}: expected a whole number")
+        raise HTTPException(400, f"{name}: expected a whole number")
     return int(text)

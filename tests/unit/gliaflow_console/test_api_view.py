@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +22,11 @@ from gliaflow_console.networks import Networks
 from gliaflow_console.store import ScanStore
 from gliaflow_console.stored_scan import StoredScan
 from gliaflow_console.turn import Turn
+from gliaflow_console.view import ALONE
 from gliaflow_runtime.settings import Settings
 from sample_console import answer, send, stored
 from sample_scans import GOOD_SHAPE, good_scan
+from sample_store import of_others
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
@@ -31,7 +36,8 @@ class App:
 
     def __init__(self, store: ScanStore) -> None:
         self.store, self.networks = store, Networks(Settings())
-        console: Any = SimpleNamespace(store=store, networks=self.networks, reading=Turn())
+        self.stopping = threading.Event()
+        console: Any = SimpleNamespace(store=store, networks=self.networks, reading=Turn(), stopping=self.stopping)
         routes = [route for module in (view, generate, phantoms) for route in module.routes(console)]
         handlers = dict.fromkeys((HTTPException, *STATUS), refused)
         self._app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
@@ -112,10 +118,16 @@ def test_feature_maps_of_a_slice(app: App, scan: StoredScan) -> None:
     assert (status, maps["tap"], maps["slice"]) == (200, "enc4", 6)
 
 
-@pytest.mark.parametrize("query", ["slice=-1", "slice=1e3", "slice=٣", "slice=", "count=x", "count=0", "tap=%3Cimg%3E"])
-def test_a_wrong_parameter_is_refused(query: str, app: App, scan: StoredScan) -> None:
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        *((query, 400) for query in ("slice=-1", "slice=1e3", "slice=٣", "slice=", "count=x")),
+        *((query, 422) for query in ("count=0", "tap=%3Cimg%3E")),
+    ],
+)
+def test_a_wrong_parameter_is_refused(query: str, code: int, app: App, scan: StoredScan) -> None:
     status, _, body = app.get(f"/api/scans/{scan.id}/maps?{query}")
-    assert status == 422
+    assert status == code
     assert query.partition("=")[0] in json.loads(body)["error"]
 
 
@@ -137,18 +149,21 @@ def test_synthetic_features_beside_those_of_a_scan(app: App, scan: StoredScan) -
     assert json.loads(app.get("/api/generators")[2])["served"] == "infogan"
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[", b"\xff", b"[" * 100_000, b"null", b'{"grade": ["HGG"]}', b'{"grade": "X"}']
-)
+@pytest.mark.parametrize("body", [b"", b"[", b"\xff", b"[" * 100_000, b"null", b'{"grade": ["HGG"]}', b"{}"])
 def test_a_body_that_is_no_request_is_refused(body: bytes, app: App) -> None:
     for path in ("/api/generate", "/api/phantoms"):
         status, _, answered = app.post(path, body)
-        assert status == 422
+        assert status == 400
         assert json.loads(answered)["error"]
 
 
+def test_a_grade_that_does_not_exist_is_refused(app: App) -> None:
+    for path in ("/api/generate", "/api/phantoms"):
+        assert app.post(path, b'{"grade": "X"}')[0] == 422
+
+
 def test_a_phantom_is_queued_like_an_upload(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(folder: Path, grade: str, seed: int) -> None:
+    def draw(folder: Path, grade: str, seed: int, stopping: threading.Event) -> None:
         (folder / grade / "p").mkdir(parents=True)
         good_scan(folder / grade / "p" / "p_flair.nii.gz", seed)
 
@@ -167,8 +182,30 @@ def test_a_phantom_that_is_not_drawn_leaves_nothing(app: App, monkeypatch: pytes
     assert (len(app.store), app.store.size) == (0, 0)
 
 
+def test_a_phantom_that_is_being_drawn_at_the_end_leaves_nothing(app: App) -> None:
+    """The process that draws ends before the console deletes its folder."""
+    threading.Timer(0.3, app.stopping.set).start()
+    before = time.monotonic()
+    status, _, body = app.post("/api/phantoms", {"grade": "HGG"})
+    assert (status, "the console is ending" in json.loads(body)["error"]) == (503, True)
+    assert time.monotonic() - before < 5
+    assert (len(app.store), app.store.size) == (0, 0)
+    assert list(app.store.uploads.glob("*/*")) == []
+
+
+def test_a_huge_mask_of_another_client_is_not_unpacked_beside_a_broker(app: App) -> None:
+    message, body = of_others(1)
+    app.store.observed(message, body)
+    (scan,) = app.store.newest(1)
+    path = f"/api/scans/{scan.id}/view/mask.nii.gz"
+    assert app.get(path)[0] == 200
+    app.networks.bounds = replace(ALONE, voxels=message.mask.size - 1)
+    status, _, answered = app.get(path)
+    assert (status, "send the scan with gliaflow submit" in json.loads(answered)["error"]) == (413, True)
+
+
 @pytest.mark.slow
 def test_a_phantom_is_drawn_with_the_grade(tmp_path: Path) -> None:
-    phantoms._draw(tmp_path, "LGG", 7)
+    phantoms._draw(tmp_path, "LGG", 7, threading.Event())
     (file,) = tmp_path.glob("LGG/*/*_flair.nii.gz")
     assert nib.load(file).ndim == 3

@@ -60,7 +60,7 @@ def test_the_printed_address_can_be_opened_on_this_machine() -> None:
 def test_the_operators_own_token_is_not_printed() -> None:
     with listen("localhost", 0) as listener:
         assert is_loopback(listener)
-        assert address(Settings(), listener, "").endswith("/?token=…")
+        assert address(Settings(), listener, "").endswith("/?token=(your token)")
 
 
 def test_a_part_that_fails_starts_again(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from gliaflow_console import guard
@@ -38,11 +40,23 @@ async def fails(_: Request) -> Response:
     raise RuntimeError("no file /uploads/Jane Doe.nii.gz")
 
 
+async def waits(_: Request) -> Response:
+    seen.append("/waits")
+    await asyncio.sleep(60)
+    raise AssertionError
+
+
 @pytest.fixture(scope="module")
 def client() -> Iterator[RawClient]:
-    """A small application behind the guard, served as the console is."""
+    with served() as client:
+        yield client
+
+
+@contextmanager
+def served() -> Iterator[RawClient]:
+    """A small application behind the guard, served as the console is, and a client of it."""
     everything = ["GET", "POST", "PUT", "DELETE", "OPTIONS"]
-    routes = [Route("/fails", fails), Route("/{path:path}", take, methods=everything)]
+    routes = [Route("/fails", fails), Route("/waits", waits), Route("/{path:path}", take, methods=everything)]
     app = Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: refused})
     with listen("127.0.0.1", 0) as listener:
         access = Access(TOKEN, ("console.example", "proxy.example:8443"), UPLOAD)
@@ -105,6 +119,11 @@ class TestToken:
         assert b"gliaflow console" in reply.body
         assert "form-action 'self'" in reply.headers["content-security-policy"]
         assert "set-cookie" not in reply.headers
+
+    def test_a_wrong_one_in_the_address_is_named(self, client: RawClient) -> None:
+        assert b'id="wrong" hidden' in client.ask("GET /").body
+        page = client.ask("GET /?token=0123456789abcdef").body
+        assert b'<p id="wrong" role="alert"><strong>This token is not the console\'s' in page
 
     def test_an_old_address_is_cleaned_if_the_browser_has_the_cookie(self, client: RawClient) -> None:
         name, value = Access(TOKEN, (), 1).cookie
@@ -226,6 +245,46 @@ class TestBody:
         with client.connect("GET / HTTP/1.1\nHost: loc") as slow, client.connect() as silent:
             slow.sendall(b"alh")
             assert (slow.recv(1), silent.recv(1)) == (b"", b"")
+
+
+class TestCrowd:
+    @pytest.fixture
+    def crowded(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawClient]:
+        """A server that takes 8 connections at a time."""
+        monkeypatch.setattr("gliaflow_console.server.CONNECTIONS", 8)
+        with served() as client:
+            yield client
+
+    def test_connections_without_a_request_keep_nobody_out(self, crowded: RawClient) -> None:
+        heads = ["", "GET / HT", "GET / HTTP/1.1\nHost: localhost\n"]  # none is complete
+        with ExitStack() as stack:
+            idle = [stack.enter_context(crowded.connect(heads[n % 3])) for n in range(20)]
+            for _ in range(3):
+                assert crowded.ask("GET /x", BEARER).status == 200
+            assert idle[0].recv(1) == b"", "the oldest has ended"
+
+    def test_one_that_sends_its_body_is_not_ended_for_others(self, crowded: RawClient) -> None:
+        head = f"POST /api/scans HTTP/1.1\nHost: localhost\nAuthorization: Bearer {TOKEN}\nContent-Length: 2\n\n"
+        with ExitStack() as stack:
+            upload = stack.enter_context(crowded.connect(head, b"a"))
+            for _ in range(20):
+                stack.enter_context(crowded.connect())
+            assert crowded.ask("GET /x", BEARER).status == 200
+            upload.sendall(b"b")
+            assert read_reply(upload).status == 200
+
+
+class TestEnd:
+    def test_a_request_that_is_not_done_says_that_the_console_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gliaflow_console.server.OPEN_S", 0.1)
+        with served() as client:
+            waiting = client.connect(f"GET /waits HTTP/1.1\nHost: localhost\nAuthorization: Bearer {TOKEN}\n\n")
+            while "/waits" not in seen:
+                time.sleep(0.01)
+        with waiting:
+            reply = read_reply(waiting)
+        assert reply.status == 503
+        assert error(reply) == "the console is ending: look for the scan in the list after it has started again"
 
 
 class TestAnswer:

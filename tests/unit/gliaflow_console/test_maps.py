@@ -86,7 +86,7 @@ def test_features_are_those_of_the_extractor(
     [
         ({"tap": "<img>"}, "tap: '<img>' is not one of enc5, enc4, dec1, dec2, dec3"),
         ({"slice": 0}, "slice: 0 shows no head"),
-        ({"slice": 999}, "slice: 999 shows no head"),
+        ({"slice": 999}, "slice: 999 is not one of this scan's, 0 to "),
         ({"count": 0}, "count: 0 is not from 1 to 64"),
     ],
 )

@@ -117,5 +117,12 @@ def test_while_the_broker_is_away_its_trouble_is_the_only_problem() -> None:
     assert away["problem"] == "no connection"
 
 
+def test_it_says_whether_answers_outlive_the_process() -> None:
+    console = a_console()
+    assert read_status(console)["kept"] is False
+    console.settings = Settings(console_folder="answers")
+    assert read_status(console)["kept"] is True
+
+
 def test_the_limits_are_in_bytes() -> None:
     assert status()["limits"] == {"upload_bytes": 2**21, "scans": 500, "bytes": 2**29, "hours": 72.0}

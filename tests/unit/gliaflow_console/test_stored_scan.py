@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from gliaflow_console.stored_scan import ScanGrid, StoredScan
+from gliaflow_console.stored_scan import MAX_TEXT, ScanGrid, StoredScan
+from sample_store import of_others
 
 SCAN = StoredScan(
     "0" * 32,
@@ -38,6 +40,17 @@ def test_slices_count_from_the_feet_whatever_the_order_of_the_stored_axes() -> N
 
 def test_a_scan_is_the_same_after_it_was_written_and_read() -> None:
     assert StoredScan.read(json.loads(json.dumps(SCAN.written()))) == SCAN
+
+
+def test_no_text_of_another_client_hides_or_reverses_others() -> None:
+    message, _ = of_others(1)
+    hostile = "a\u202eb\x1b"
+    source = replace(message.scan, name=hostile, patient=hostile)
+    texts = {"grade": hostile, "bundle": hostile, "trained_on": hostile, "warnings": [hostile, hostile * 1000]}
+    scan = StoredScan.observed("0" * 32, replace(message, scan=source, **texts), 0.0)
+    shown = [scan.name, scan.patient, scan.grade or "", scan.bundle or "", scan.trained_on, *scan.warnings]
+    assert all(text.isprintable() and len(text) <= MAX_TEXT for text in shown)
+    assert scan.name == r"a\u202eb\x1b"
 
 
 @pytest.mark.parametrize("status", ["queued", "done", None])

@@ -20,6 +20,7 @@ from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.settings import Settings
 from sample_console import answer, send
 from sample_scans import good_scan
+from starlette.exceptions import HTTPException
 
 
 @pytest.fixture
@@ -97,24 +98,35 @@ def test_a_generator_of_which_the_critic_accepts_nothing_is_refused_with_the_cou
 @pytest.mark.parametrize(
     ("body", "why"),
     [
+        ({"grade": "IV"}, "grade: 'IV' is not one of HGG, LGG"),
+        ({"grade": "HGG", "generator": "wgan"}, "has no 'wgan'; there is: infogan, reacgan"),
+    ],
+)
+def test_a_grade_or_generator_that_the_bundle_lacks_is_refused(body: Any, why: str, networks: Networks) -> None:
+    with pytest.raises(UsageError, match=why):
+        GenerateRequest.of(body, networks)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
         ([], "the body is not an object"),
         ({}, "grade: expected a text"),
-        ({"grade": "IV"}, "grade: 'IV' is not one of HGG, LGG"),
         ({"grade": "HGG", "count": 0}, "count: expected a whole number from 1 to"),
         ({"grade": "HGG", "count": 10**9}, "gliaflow generate writes more"),
         ({"grade": "HGG", "count": 2.5}, "count: expected a whole number"),
         ({"grade": "HGG", "count": True}, "count: expected a whole number"),
         ({"grade": "HGG", "seed": -1}, "seed: expected a whole number from 0 to"),
         ({"grade": "HGG", "seed": 2**53}, "seed: expected a whole number from 0 to"),
-        ({"grade": "HGG", "generator": "wgan"}, "has no 'wgan'; there is: infogan, reacgan"),
         ({"grade": "HGG", "generator": 1}, "generator: expected a text"),
         ({"grade": "HGG", "distances": 1}, "distances: expected true or false"),
         ({"grade": "HGG", "number": 1}, "'number': no such field; there are grade, count"),
     ],
 )
-def test_a_wrong_request_is_refused_with_the_field(body: Any, why: str, networks: Networks) -> None:
-    with pytest.raises(UsageError, match=why):
+def test_a_malformed_request_is_refused_with_the_field(body: Any, why: str, networks: Networks) -> None:
+    with pytest.raises(HTTPException, match=why) as refused:
         GenerateRequest.of(body, networks)
+    assert refused.value.status_code == 400
 
 
 def test_the_list_of_generators_has_what_training_measured(networks: Networks) -> None:
