@@ -31,6 +31,7 @@ class Gathering:
     since: float  # when the last part came, by the assembler's clock
     parts: dict[int, Delivery] = field(default_factory=dict)
     slices: dict[int, int] = field(default_factory=dict)  # the part of each slice
+    tumour: dict[int, list[int]] = field(default_factory=dict)  # the slices of each part that have some, from 0
     bytes: int = 0  # of the deliveries
 
     @classmethod
@@ -54,6 +55,7 @@ class Gathering:
         self.parts[part.part[0]] = delivery
         self.bytes += len(delivery.body) - (len(copy.body) if copy else 0)
         self.slices |= dict.fromkeys(part.geometry.slices, part.part[0])
+        self.tumour[part.part[0]] = np.flatnonzero(part.mask.any(axis=(1, 2))).tolist()
         self.since = now
         return [copy] if copy else []
 
@@ -65,9 +67,11 @@ class Gathering:
     def missing(self) -> list[int]:
         return [index for index in range(self.count) if index not in self.parts]
 
-    def graded(self) -> Iterator[GradedMessage]:
-        """The parts in order, decoded one by one."""
-        return (expect(decode(self.parts[index].body), GradedMessage) for index in sorted(self.parts))
+    def graded(self) -> Iterator[tuple[GradedMessage, list[int]]]:
+        """The parts in order, decoded one by one, and their slices with tumour. Without any, they have no tensors."""
+        for index in sorted(self.parts):
+            part = decode(self.parts[index].body, contents=bool(self.tumour[index]))
+            yield expect(part, GradedMessage), self.tumour[index]
 
 
 class PartOfBundle:
