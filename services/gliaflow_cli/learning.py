@@ -27,25 +27,29 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "onnxscript", "sklearn", "threadpoolctl", "matplotlib")
 
 
-def prepare() -> None:
+def prepare(*more: tuple[str, str]) -> None:
     """Set up the process before torch is imported.
 
     Threads that spin while they wait take the cores from each other on a busy machine: four times slower here.
 
+    Parameters
+    ----------
+    more: modules that are needed beside torch, each with its extra.
+
     Raises
     ------
-    UsageError: a library of the extra "train" is missing.
+    UsageError: a library of the extra "train" is missing, or one of these modules.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     configure_logging("error", "auto")  # problems of scans are printed beside the progress
-    for module in NEEDED:
+    for module, extra in (*((each, "train") for each in NEEDED), *more):
         try:
             __import__(module)
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise
-            raise UsageError(f"this needs {module}: pip install 'gliaflow[train]'") from None
+            raise UsageError(f"this needs {module}: pip install 'gliaflow[{extra}]'") from None
 
 
 def read_cohort(request: CohortRequest, registry: Registry) -> Cohort:

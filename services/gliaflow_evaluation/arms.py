@@ -40,7 +40,7 @@ class FitSetting:
     seed: int
     bundle: Bundle | None = None  # whose U-Net the features come from
     slices: Mapping[str, int] = field(default_factory=dict)  # the number of each patient's slices
-    row: str = ""  # the name of this fold and seed in the progress
+    row: str = ""  # the name of these fits in the progress
 
     @property
     def context(self) -> FitContext:
@@ -148,8 +148,8 @@ class Arms:
         plan = self.setting.plan
         if self.setting.bundle is not None:  # the slices of the samples are known
             source = FeaturesWithSlices(self.train, plan.slices, self.setting.bundle, plan.profile.cropped)
-        row, step = self.setting.row, f"{planned.name}, epochs"
-        context = replace(self.setting.context, progress=lambda epoch, epochs, _: report(row, step, epoch, epochs))
+        row = self.setting.row
+        context = replace(self.setting.context, progress=lambda epoch, epochs, _: report(row, "epochs", epoch, epochs))
         return fit_generator(variant, source, parse_options(variant, planned.options), context)
 
     def draw(self, fitted: Fitted, counts: Mapping[int, int], judged: bool = True) -> FeatureSource:

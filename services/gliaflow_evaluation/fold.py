@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gliaflow_plugins.contracts import PluginError
 from gliaflow_plugins.registry import load_registry
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_store.feature_store import FeatureStore
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from gliaflow_evaluation.answers import answers_file, failed_file, load_answers, save_answers
 from gliaflow_evaluation.arms import Arms, FitSetting
@@ -28,7 +26,9 @@ from gliaflow_evaluation.generator_arms import GeneratorSamples, augmented, with
 from gliaflow_evaluation.own_process import Limits, ProcessEnded, call_in_own_process
 from gliaflow_evaluation.progress import report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
+from gliaflow_evaluation.runners import Task
 from gliaflow_evaluation.samples import Indices, parts_of, samples_of, shuffled_labels, thinned
+from gliaflow_evaluation.threads import use_threads
 
 Answers = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """Arrays and ``about``; see ``answers``."""
@@ -59,7 +59,7 @@ class FoldArms:
         bundle = Bundle(fold.unet(plan), plan.profile.tap) if fold.unet(plan).exists() else None
         names, counts = np.unique(store.patients, return_counts=True)
         slices = dict(zip(map(str, names), map(int, counts), strict=True))
-        setting = FitSetting(plan, load_registry(), seed, bundle, slices, row_of(fold, seed))
+        setting = FitSetting(plan, load_registry(), seed, bundle, slices, row_of(plan, fold, seed))
         fewer = {few: thinned(samples, parts, plan.rare, few, seed) for few in plan.design.scarce}
         shuffled = None
         if plan.design.shuffle:
@@ -73,9 +73,22 @@ class FoldArms:
         )
 
 
-def row_of(fold: Fold, seed: int) -> str:
-    """The name of a fold and seed in the progress."""
-    return f"fold {fold.number}, seed {seed}"
+def grading_tasks(plan: Plan, fold: Fold, seed: int) -> list[Task]:
+    """What is fitted with one seed once the fold's features are there: all comparators, and each generator.
+
+    The result of each is the files of its answers. No task needs another.
+    """
+    comparators = replace(plan, generators=())
+    tasks = [Task(row_of(comparators, fold, seed), grade_fold, (comparators, fold, seed))]
+    for generator in plan.generators:
+        one = replace(plan, generators=(generator,))
+        tasks.append(Task(row_of(one, fold, seed), grade_fold, (one, fold, seed, True)))
+    return tasks
+
+
+def row_of(plan: Plan, fold: Fold, seed: int) -> str:
+    """The name of a fold, seed and generator in the progress."""
+    return ", ".join([f"fold {fold.number}, seed {seed}", *(generator.name for generator in plan.generators)])
 
 
 def grade_fold(plan: Plan, fold: Fold, seed: int, alone: bool = False) -> list[Path]:
@@ -83,8 +96,8 @@ def grade_fold(plan: Plan, fold: Fold, seed: int, alone: bool = False) -> list[P
 
     A generator that fails is noted in its file, and the others continue. ``alone``: fit the plan's generators only.
     """
-    torch.set_num_threads(plan.threads)
-    threadpool_limits(plan.threads)  # BLAS threads that spin while they wait take the other folds' cores
+    use_threads(plan.threads)
+    row = row_of(plan, fold, seed)
     entrants: list[Comparator | PlannedVariant] = [*plan.generators]
     if not alone:
         entrants[:0] = (e for e in COMPARATORS.values() if e.kind != "shortcut" or plan.design.task == "grade")
@@ -95,8 +108,7 @@ def grade_fold(plan: Plan, fold: Fold, seed: int, alone: bool = False) -> list[P
     for number, (entrant, file) in enumerate(zip(entrants, files, strict=True)):
         if file.exists():
             continue
-        if not alone:
-            report(row_of(fold, seed), f"{entrant.name}, arms", number, len(entrants))
+        report(row, "arms" if alone else f"{entrant.name}, arms", number, len(entrants))
         if isinstance(entrant, Comparator):
             arrays, about = compare(entrant, arms)
         else:
@@ -112,8 +124,7 @@ def grade_fold(plan: Plan, fold: Fold, seed: int, alone: bool = False) -> list[P
                 arrays, about = {}, {entrant.name: {"failed": " ".join(reason.split())}}
                 files[number] = file = failed_file(file)
         save_answers(file, {"index": arms.tested, **arrays}, about)
-    if not alone:
-        report(row_of(fold, seed), "", len(entrants), len(entrants))
+    report(row, "", len(entrants), len(entrants))
     return files
 
 

@@ -53,16 +53,19 @@ def call_in_own_process(call: Callable[..., Any], arguments: tuple[Any, ...], li
     end.close()
     deadline = time.monotonic() + limits.seconds
     reason = ""
-    while process.exitcode is None and not reason:
-        _forward(reports, process.sentinel)
-        used = _memory(process.pid) if limits.memory_gib is not None and process.pid else 0
-        if time.monotonic() > deadline:
-            reason = f"took longer than {limits.seconds:g} s"
-        elif limits.memory_gib is not None and used > limits.memory_gib * GIB:
-            reason = f"took {used / GIB:.2g} GiB of memory, more than the limit of {limits.memory_gib:g} GiB"
+    try:
+        while process.exitcode is None and not reason:
+            _forward(reports, process.sentinel)
+            used = _memory(process.pid) if limits.memory_gib is not None and process.pid else 0
+            if time.monotonic() > deadline:
+                reason = f"took longer than {limits.seconds:g} s"
+            elif limits.memory_gib is not None and used > limits.memory_gib * GIB:
+                reason = f"took {used / GIB:.2g} GiB of memory, more than the limit of {limits.memory_gib:g} GiB"
+    finally:  # also when the caller's task is cancelled, which a report finds out
+        if process.exitcode is None:
+            process.kill()
+            process.join()
     if reason:
-        process.kill()
-        process.join()
         raise ProcessEnded(f"its fit {reason}, and was ended")
     if process.exitcode:
         how = f"killed by {signal.Signals(-process.exitcode).name}" if process.exitcode < 0 else "ended"

@@ -74,6 +74,10 @@ class Rows:
     def __init__(self, bar: Progress) -> None:
         self._bar, self._rows, self._printed = bar, dict[str, TaskID](), time.monotonic()
 
+    def __len__(self) -> int:
+        """How many rows are shown."""
+        return len(self._rows)
+
     def __call__(self, report: Report) -> None:
         bar, text = self._bar, f"{report.row}: {report.step}"
         if not report.step:
@@ -87,6 +91,23 @@ class Rows:
         if report.step and not (bar.disable or bar.console.is_terminal) and now - self._printed > EVERY_S:
             self._printed = now
             bar.console.print(f"{text} {report.done}/{'?' if report.total is None else report.total}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The bar's first row, which counts tasks, and the rows below it, one for each task in work."""
+
+    bar: Progress
+    row: TaskID
+    rows: Rows
+
+    def workers(self, count: int, otherwise: str) -> None:
+        """Show how many workers there are. ``otherwise``: what to do if there are none, printed once."""
+        text = f"folds and seeds, {len(self.rows)} running on {count} workers" if count else "waiting for workers"
+        task = next(task for task in self.bar.tasks if task.id == self.row)
+        if not count and task.description != text:
+            self.bar.console.print(otherwise, style="yellow", soft_wrap=True)
+        self.bar.update(self.row, description=text)
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class EvaluateRequest:
     high: Sequence[str] = ()  # the grades that count as HGG; they are noted in the report
     allow: bool = False  # evaluate in spite of leaks, and note them in the report
     device: str = "cpu"
-    jobs: int = 0  # processes; 0: one a core
+    jobs: int = 0  # processes; 0: as many as the cores allow
+    threads: int = 0  # of each fit: another number gives other last digits; 0: one, on a GPU one a core
+    scheduler: str = ""  # address of a Dask scheduler, tcp://… or tls://…; its workers take the place of processes
     deadline_s: float = 86400  # a longer fit of a third-party generator is ended, and the others continue
     memory_gib: float | None = None  # so is one whose process takes more memory

@@ -7,41 +7,41 @@ generators with each seed (``fold``). Their answers (``summary``) become ``metri
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gliaflow_phantoms.phantom import made_by
 from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import whole_file
-from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import available_cores
 from gliaflow_trainer.leaks import refuse_copies, refuse_leaks
-from gliaflow_trainer.processes import end_with_parent
 from gliaflow_trainer.run_folder import same_run, settings_of, versions
 from gliaflow_trainer.slices import CutScan, cut_cohort
 from gliaflow_trainer.unet_bundle import unet_to_fine_tune
 from rich.progress import Progress
 
 from gliaflow_evaluation.comparators import COMPARATORS
-from gliaflow_evaluation.fold import grade_fold
-from gliaflow_evaluation.progress import Report, Rows, received, send_to
+from gliaflow_evaluation.conditions import conditions_of
+from gliaflow_evaluation.fold import grading_tasks
+from gliaflow_evaluation.progress import Rows, Shown
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant, rare_class, split_into_folds
 from gliaflow_evaluation.report.page import FIGURES_FILE, METRICS_FILE, REPORT_FILE, write_report
 from gliaflow_evaluation.report.schema import SCHEMA, Metrics, write_metrics
 from gliaflow_evaluation.request import EvaluateRequest
+from gliaflow_evaluation.runners import Runner, Task, ThisProcess, processes, run_all
 from gliaflow_evaluation.segmentation import fit_segmentation
 from gliaflow_evaluation.summary import summarise
+
+if TYPE_CHECKING:
+    from gliaflow_evaluation.cluster import Cluster
 
 AFTER_THE_UNET = ("tap", "cropped", "classifier", "generators", "classifiers")  # of a profile
 
@@ -57,9 +57,26 @@ def evaluate(request: EvaluateRequest, bar: Progress) -> Metrics:
     PluginError: too few patients of a class, a generator with an arm's name, the cohort leaks, or ``out/work`` is of
         another run.
     BundleError: ``init`` or ``unet`` cannot be used.
+    UsageError: no scheduler answers at ``scheduler``.
     """
     began = time.monotonic()
     refuse_leaks(request.cohort.leaks, request.allow, bar)
+    with _connected(request.scheduler) as cluster:  # first: a wrong address shows before any work
+        return _evaluate(request, cluster, bar, began)
+
+
+@contextmanager
+def _connected(scheduler: str) -> Iterator[Cluster | None]:
+    if not scheduler:
+        yield None
+        return
+    from gliaflow_evaluation.cluster import connected  # here: one machine needs no Dask
+
+    with connected(scheduler) as cluster:
+        yield cluster
+
+
+def _evaluate(request: EvaluateRequest, cluster: Cluster | None, bar: Progress, began: float) -> Metrics:
     if request.unet is not None:
         request = replace(request, profile=replace(request.profile, input=Bundle(request.unet).manifest.input))
     cases = check(request)
@@ -69,12 +86,12 @@ def evaluate(request: EvaluateRequest, bar: Progress) -> Metrics:
     leaks = [*request.cohort.leaks, *refuse_copies(scans, request.allow, bar)]
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
     folds = split_into_folds(label_of, request.design)
-    jobs = 1 if request.device != "cpu" else request.jobs or min(available_cores(), len(folds))
-    plan = _plan(request, rare_class(label_of, request.design.task), jobs)
-    _announce(plan, folds, label_of, jobs, bar)
-    files = _run_folds(plan, folds, cases, jobs, bar)
+    plan = _plan(request, rare_class(label_of, request.design.task))
+    jobs = 1 if request.device != "cpu" else request.jobs or max(1, available_cores() // plan.threads)
+    _announce(plan, folds, label_of, jobs if cluster is None else cluster.address, bar)
+    files = _run_folds(plan, folds, cases, cluster or jobs, bar)
     figures, pictures = summarise(plan, folds, files, scans)
-    made = _made(request, len(folds), label_of, scans) | figures["made"]
+    made = _made(request, len(folds), label_of, scans) | figures["made"] | {"threads": plan.threads}
     made["cohort"]["leaks"] = leaks
     made["seconds"] = round(time.monotonic() - began, 1)
     metrics = write_metrics(
@@ -112,6 +129,7 @@ def _identity(request: EvaluateRequest, cases: Iterable[Case]) -> dict[str, Any]
     """What the U-Nets depend on: a work folder belongs to one such run."""
     design = request.design
     return {
+        **({"threads": request.threads} if request.threads > 1 else {}),
         "scan": settings_of(cases),
         "profile": {key: value for key, value in asdict(request.profile).items() if key not in AFTER_THE_UNET},
         "protocol": [design.protocol, design.task, design.folds, design.seed],
@@ -121,10 +139,11 @@ def _identity(request: EvaluateRequest, cases: Iterable[Case]) -> dict[str, Any]
     }
 
 
-def _plan(request: EvaluateRequest, rare: int, jobs: int) -> Plan:
+def _plan(request: EvaluateRequest, rare: int) -> Plan:
     variants, registry = request.variants, request.variants.registry
+    threads = request.threads or (1 if request.device == "cpu" or request.scheduler else available_cores())
     return Plan(
-        work=request.out / "work",
+        work=(request.out / "work").resolve(),
         profile=request.profile,
         design=request.design,
         rare=rare,
@@ -145,85 +164,74 @@ def _plan(request: EvaluateRequest, rare: int, jobs: int) -> Plan:
         comparator_code={
             name: registry.code_of("generator", name) for name, each in COMPARATORS.items() if each.plain_generator
         },
-        init=request.init,
-        unet=request.unet,
+        init=request.init and request.init.resolve(),
+        unet=request.unet and request.unet.resolve(),
         device=request.device,
-        threads=max(1, available_cores() // jobs),
+        threads=threads,
         deadline_s=request.deadline_s,
         memory_gib=request.memory_gib,
     )
 
 
-def _announce(plan: Plan, folds: Sequence[Fold], label_of: Mapping[str, str], jobs: int, bar: Progress) -> None:
+def _announce(plan: Plan, folds: Sequence[Fold], label_of: Mapping[str, str], where: int | str, bar: Progress) -> None:
     """Print what will be done."""
     if bar.disable:
         return
     names = [generator.name for generator in plan.generators]
     bar.console.print(
-        f"{len(label_of)} patients, {len(folds)} folds, {plan.design.seeds} seeds, {jobs} at a time: a U-Net for each "
-        f"fold; then, for each fold and seed, {len(COMPARATORS)} comparators"
-        + (f" and {', '.join(names)}" if names else ""),
+        f"{len(label_of)} patients, {len(folds)} folds, {plan.design.seeds} seeds, "
+        f"{f'{where} at a time' if isinstance(where, int) else f'on {where}'}: a U-Net for each fold; then, for each "
+        f"fold and seed, {len(COMPARATORS)} comparators" + (f" and {', '.join(names)}" if names else ""),
         soft_wrap=True,
     )
 
 
 def _run_folds(
-    plan: Plan, folds: Sequence[Fold], cases: Mapping[str, Case], jobs: int, bar: Progress
+    plan: Plan, folds: Sequence[Fold], cases: Mapping[str, Case], where: int | Cluster, bar: Progress
 ) -> dict[tuple[int, int], list[Path]]:
-    """Every fold's U-Net, then every fold with every seed; in processes. The files of answers by fold and seed."""
-    seeds = plan.design.all_seeds
-    row = bar.add_task("folds and seeds", total=len(folds) * (1 + len(seeds)))
-    files: dict[tuple[int, int], list[Path]] = {}
-    rows = Rows(bar)
-    if jobs == 1:
-        send_to(rows)
-        for fold in folds:
-            fit_segmentation(plan, fold, cases, seeds[0])
-            bar.advance(row)
-            for seed in seeds:
-                files[fold.number, seed] = grade_fold(plan, fold, seed)
-                bar.advance(row)
-        return files
-    others, context = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
-    reports: SimpleQueue[Report | None] = context.SimpleQueue()
-    with (
-        received(reports, rows),
-        ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(reports,)) as pool,
-    ):
+    """Every fold's U-Net, then every fold with every seed. The files of answers by fold and seed.
 
-        def segment(some: Sequence[Fold]) -> dict[Future[Any], tuple[Fold, int | None]]:
-            return {pool.submit(fit_segmentation, plan, fold, cases, seeds[0]): (fold, None) for fold in some}
+    Parameters
+    ----------
+    where: a number of processes, or a cluster.
+    """
+    seeds, rows = plan.design.all_seeds, Rows(bar)
+    gradings = {(fold.number, seed): grading_tasks(plan, fold, seed) for fold in folds for seed in seeds}
+    row = bar.add_task("folds and seeds", total=len(folds) + sum(map(len, gradings.values())))
+    files: dict[str, list[Path]] = {}
+    segmentations = {}
+    for fold in folds:
+        tested = {case.id: case for case in cases.values() if fold.split.get(case.patient) == "test"}
+        task = Task(f"fold {fold.number}", fit_segmentation, (plan, fold, tested, seeds[0]))
+        segmentations[task.name] = task, fold.number
+    first, *others = (task for task, _ in segmentations.values())
+    # a U-Net of another run: one extraction serves all folds, so the first fold comes first
+    later = others if plan.unet is not None else []
 
-        # a U-Net of another run: one extraction serves all folds, so the first fold comes first
-        later = list(folds[1:]) if plan.unet is not None else []
-        pending = segment(folds[: len(folds) - len(later)])
-        try:
-            while pending:
-                for done in wait(pending, return_when=FIRST_COMPLETED).done:
-                    fold, graded_with = pending.pop(done)
-                    result = done.result()
-                    bar.advance(row)
-                    if graded_with is not None:
-                        files[fold.number, graded_with] = result
-                        continue
-                    pending |= {pool.submit(grade_fold, plan, fold, seed): (fold, seed) for seed in seeds}
-                    pending |= segment(later)
-                    later = []
-        except BaseException as error:  # do not wait for running fits: their epochs are kept
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                reason = "a process was killed, most likely for lack of memory; run the same command with --jobs 1"
-                raise PluginError(reason) from None
-            raise
-    return files
+    def then(task: Task, result: Any) -> Iterator[Task]:
+        bar.advance(row)
+        if task.name not in segmentations:
+            files[task.name] = result
+            return
+        _, number = segmentations[task.name]
+        for seed in seeds:
+            yield from gradings[number, seed]
+        yield from later
+        later.clear()
+
+    with _runner(plan, cases, where, Shown(bar, row, rows)) as runner:
+        run_all(runner, [first] if later else [first, *others], then)
+    return {key: [file for task in tasks for file in files[task.name]] for key, tasks in gradings.items()}
 
 
-def _start_worker(reports: SimpleQueue[Report | None]) -> None:
-    configure_logging("error", "auto")
-    end_with_parent()
-    send_to(reports.put)
+def _runner(
+    plan: Plan, cases: Mapping[str, Case], where: int | Cluster, shown: Shown
+) -> AbstractContextManager[Runner]:
+    if not isinstance(where, int):
+        mask = next(iter(cases.values())).mask
+        assert mask is not None
+        return where.runner(conditions_of(plan, mask), shown)
+    return nullcontext(ThisProcess(shown.rows)) if where == 1 else processes(where, shown.rows)
 
 
 def _made(

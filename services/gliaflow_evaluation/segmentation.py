@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
-from gliaflow_plugins.contracts import Case
+from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_plugins.registry import load_registry
 from gliaflow_preprocessor.masks import read_mask
 from gliaflow_proto import restore
@@ -28,6 +28,7 @@ from gliaflow_evaluation.progress import ReportingBar, report
 from gliaflow_evaluation.protocol import Fold, Plan
 from gliaflow_evaluation.report import schema
 from gliaflow_evaluation.score import NOT_MEASURED, Score
+from gliaflow_evaluation.threads import use_threads
 
 DICE_FILE = "dice.json"  # of each test patient, in the fold's folder
 CURVES = ("loss", "val_dice", "val_iou")
@@ -35,8 +36,13 @@ OVERLAYS = 6
 
 
 def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: int) -> None:
-    """Fit the fold's U-Net, record the features of all slices, and measure the masks of the test patients."""
-    torch.set_num_threads(plan.threads)
+    """Fit the fold's U-Net, record the features of all slices, and measure the masks of the test patients.
+
+    Parameters
+    ----------
+    cases: those of the test patients, by id.
+    """
+    use_threads(plan.threads)
     folder = fold.folder(plan)
     folder.mkdir(parents=True, exist_ok=True)
     scans = kept_scans(plan.slices)
@@ -64,13 +70,21 @@ def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: in
 def _masks(
     scans: Sequence[CutScan], store: FeatureStore, cases: Mapping[str, Case]
 ) -> Iterator[tuple[str, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Each scan's patient, true mask and found mask, on the scan's own grid."""
+    """Each scan's patient, true mask and found mask, on the scan's own grid.
+
+    Raises
+    ------
+    PluginError: a mask's file is not the one that was cut.
+    """
     for scan in scans:
         mask = cases[scan.case].mask
         assert mask is not None
+        data = mask.read()
+        if hashlib.sha256(data).hexdigest() != scan.mask_file:
+            raise PluginError(f"{mask}: not the file that was cut into slices. Is this another copy of the cohort?")
         index = np.flatnonzero(store.scans == scan.id)
         geometry = replace(scan.geometry, slices=[int(z) for z in store.slices[index]])
-        yield scan.patient, read_mask(mask.read())[0] > 0, restore(store.masks(index), geometry) > 0
+        yield scan.patient, read_mask(data)[0] > 0, restore(store.masks(index), geometry) > 0
 
 
 def table2(plan: Plan, folds: Sequence[Fold], scans: Sequence[CutScan]) -> schema.Table2:

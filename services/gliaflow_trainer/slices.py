@@ -46,6 +46,7 @@ class CutScan:
 
     ``voxels`` is the digest of ``image``: two scans with the same voxels have the same digest. ``tumour`` is that of
     the tumour's labels in the mask's file; "" if there are few, which two patients may share (``COMPARED_VOXELS``).
+    ``mask_file`` is that of the mask's whole file.
     """
 
     id: str
@@ -57,6 +58,7 @@ class CutScan:
     mask: NDArray[np.uint8]
     voxels: str
     tumour: str = ""
+    mask_file: str = ""
 
     def messages(self, per_part: int) -> Iterator[SlicesMessage]:
         """The messages that the preprocessor sent for this scan."""
@@ -212,7 +214,8 @@ def _cut(case: Case, stage: Preprocessor) -> CutResult:
         except ValueError as error:
             return CutResult(case, files, reason=f"mask {case.mask}: {error}")
     voxels = hashlib.sha256(image.tobytes()).hexdigest()
-    scan = CutScan(about.id, case.id, case.patient, case.label, geometry, image, mask, voxels, tumour)
+    digests = voxels, tumour, files["mask"]
+    scan = CutScan(about.id, case.id, case.patient, case.label, geometry, image, mask, *digests)
     return CutResult(case, files, scan, doubts=doubts)
 
 
@@ -292,5 +295,6 @@ def _load(folder: Path, scan_id: str) -> CutScan:
     image = np.load(folder / f"{scan_id}.image.npy", mmap_mode="r")
     mask = np.load(folder / f"{scan_id}.mask.npy", mmap_mode="r")
     geometry = Geometry(**about["geometry"])
-    digests = about["voxels"], about.get("tumour", "")  # slices of an older version have no digest of the tumour
+    # slices of an older version have no digest of the tumour
+    digests = about["voxels"], about.get("tumour", ""), about["files"]["mask"]
     return CutScan(scan_id, about["case"], about["patient"], about["label"], geometry, image, mask, *digests)

@@ -69,7 +69,26 @@ def evaluate(
     ] = True,
     seed: flags.Seed = 0,
     device: flags.TorchDevice = "cpu",
-    jobs: Annotated[int, flags.fitting("--jobs", metavar="<int>", help="Processes; 0: one per core.", min=0)] = 0,
+    jobs: Annotated[
+        int, flags.runtime("--jobs", metavar="<int>", help="Processes of this machine; 0: cores / threads.", min=0)
+    ] = 0,
+    threads: Annotated[
+        int,
+        flags.runtime(
+            "--threads",
+            metavar="<int>",
+            help="Threads of each fit; another number gives other last digits. 0: 1, on a GPU one per core.",
+            min=0,
+        ),
+    ] = 0,
+    scheduler: Annotated[
+        str,
+        flags.runtime(
+            "--scheduler",
+            help="A Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT, whose workers fit instead of this machine; "
+            "COHORT and OUT must be on storage that all share. Needs the extra dask.",
+        ),
+    ] = "",
     deadline: Annotated[
         float,
         flags.fitting(
@@ -102,7 +121,7 @@ def evaluate(
     """
     from gliaflow_cli.learning import find_unet, prepare, read_cohort, read_options, read_profile
 
-    prepare()
+    prepare(*([("distributed", "dask")] if scheduler else []))
     from gliaflow.flair_rules import flair_rules
     from gliaflow_evaluation.own_process import can_measure_memory
     from gliaflow_evaluation.protocol import Design
@@ -119,6 +138,10 @@ def evaluate(
             raise UsageError(f"--{flag}: {value!r} is not one of {', '.join(known)}")
     if memory is not None and not can_measure_memory():
         raise UsageError("--memory: this system does not report the memory of a process (/proc); leave it out")
+    if scheduler and jobs:
+        raise UsageError("--jobs counts processes of this machine: leave it out, or leave out --scheduler")
+    if scheduler:  # the paths are read on other machines
+        cohort = cohort.resolve()
     design = Design(
         protocol=protocol,  # type: ignore[arg-type]  # checked above
         task=task,  # type: ignore[arg-type]
@@ -150,6 +173,8 @@ def evaluate(
             allow=allow,
             device=device,
             jobs=jobs,
+            threads=threads,
+            scheduler=scheduler,
             deadline_s=deadline,
             memory_gib=memory,
         )

@@ -76,6 +76,7 @@ class Made(Part):
     versions: dict[str, str] = Field(description="of python and of each library")
     profile: dict[str, Any] = Field(description="sizes and settings of the networks")
     device: str = Field(description="`cpu` or `cuda`, with the model's name")
+    threads: int | None = Field(default=None, description="of each fit; null: a former version, which did not say")
     cohort: CohortMade = Field(description="the patients")
     protocol: ProtocolMade = Field(description="how patients were split")
     task: Literal["grade", "tumour"] = Field(

@@ -282,10 +282,10 @@ def test_a_fold_reports_each_arm_and_each_epoch_of_a_generator(tmp_path: Path, m
     plan = plan_of(tmp_path, shuffle=False, scarce=())
     store_of(FOLD.features(plan))
     grade_fold(plan, FOLD, 0)
-    assert {each.row for each in reports} == {"fold 0, seed 0"}
+    assert {each.row for each in reports} == {"fold 0, seed 0, levels"}
     arms = [each.step for each in reports if each.step.endswith(", arms")]
     assert arms == [f"{name}, arms" for name in (*COMPARATORS, "levels")]
-    epochs = [(each.done, each.total) for each in reports if each.step == "levels, epochs"]
+    epochs = [(each.done, each.total) for each in reports if each.step == "epochs"]
     assert epochs == [(1, 2), (2, 2)]
     assert reports[-1].step == "", "the row ends"
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("distributed")
 
 import small
+from dask_cluster import DaskCluster, dask_cluster, wait_for
+from gliaflow_evaluation import cluster as clusters
 from gliaflow_evaluation import fold as folds
 from gliaflow_evaluation import run as module
 from gliaflow_evaluation.comparators import COMPARATORS, comparators
+from gliaflow_evaluation.conditions import Conditions, conditions_of
 from gliaflow_evaluation.protocol import Design
 from gliaflow_evaluation.report.schema import Metrics, read_metrics
 from gliaflow_evaluation.request import EvaluateRequest
@@ -28,8 +36,10 @@ from gliaflow_evaluation.run import evaluate
 from gliaflow_plugins.contracts import Cohort, PluginError
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
+from gliaflow_runtime.errors import UsageError
 from gliaflow_trainer.slices import kept_scans
 from gliaflow_trainer.variants import choose
+from rich.console import Console
 from rich.progress import Progress
 
 pytestmark = pytest.mark.slow
@@ -58,6 +68,7 @@ def run(
     cohort: Cohort | None = None,
     generators: str = "levels",
     options: dict[str, Any] | None = None,
+    bar: Progress | None = None,
     **settings: Any,
 ) -> Metrics:
     """Evaluate; ``settings`` are of the request or of its design."""
@@ -72,8 +83,8 @@ def run(
         jobs=1,
         **settings,
     )
-    with Progress(disable=True) as bar:
-        return evaluate(request, bar)
+    with bar or Progress(disable=True) as shown:
+        return evaluate(request, shown)
 
 
 @pytest.fixture(scope="module")
@@ -268,13 +279,92 @@ def test_mistakes_in_a_request_are_found_before_any_work_is_done(
     assert not (folder / "wrong").exists()
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    with dask_cluster(tmp_path_factory.mktemp("dask"), count=2) as cluster:
+        yield cluster
+
+
+def test_a_worker_that_differs_is_named_with_the_remedies_before_anything_is_fitted(
+    folder: Path, cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    differences = {
+        "versions": {"torch": "1.0"},
+        "code": "other",
+        "plugins": {("generator", "mine"): "other"},
+        "work": Path("/elsewhere"),
+        "mask_digest": "other",
+        "bundles": {Path("/elsewhere"): "a@1"},
+    }
+
+    @contextmanager
+    def changed(*given: Any) -> Iterator[Conditions]:
+        with conditions_of(*given) as ours:
+            yield dataclasses.replace(ours, **differences)
+
+    monkeypatch.setattr(module, "conditions_of", changed)
+    with pytest.raises(PluginError) as raised:
+        run(folder, "refused", generators="", scheduler=cluster.address)
+    lines = str(raised.value).splitlines()
+    for worker in cluster.workers:
+        assert len([line for line in lines if line.startswith(f"worker {worker}: ")]) == len(differences)
+    for text in (
+        "there and 1.0 here: install the same there",
+        "has other code than this one",
+        "generator 'mine' is missing there, or has other code",
+        "/elsewhere is not the folder that it is here: --out must name storage that all share",
+        "_seg.nii.gz is another file there than here",
+        "put the bundle on storage that all share",
+    ):
+        assert text in str(raised.value)
+    assert not list((folder / "refused/work").glob("fold-*"))
+
+
+def test_a_cluster_resumes_and_gives_the_same_digits_also_when_a_worker_is_killed(
+    folder: Path, metrics: Metrics, cluster: DaskCluster
+) -> None:
+    """One fold is of the run on this machine. The other fold's U-Net is begun by a worker that is killed."""
+    shutil.copytree(folder / "report/work", folder / "cluster/work")
+    shutil.rmtree(folder / "cluster/work/fold-0")
+    unet = folder / "cluster/work/fold-0/unet"
+    killed: list[str] = []
+
+    def kill() -> None:
+        wait_for((unet / "unet.checkpoint").exists)
+        worker = cluster.worker_of("fold 0, ")
+        os.kill(cluster.workers[worker], signal.SIGKILL)
+        killed.append(worker if not (unet / "manifest.json").exists() else "too late")
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    text = io.StringIO()
+    bar = Progress(console=Console(file=text, width=200))
+    found = run(folder, "cluster", generators="", bar=bar, shuffle=False, scheduler=cluster.address)
+    killer.join()
+    assert killed[0] in cluster.workers
+    assert found.comparators == {name: metrics.comparators[name] for name in COMPARATORS}
+    assert (found.table2, found.learning) == (metrics.table2, metrics.learning)
+    assert (found.made.threads, metrics.made.threads) == (1, 1)
+    assert f"2 folds, 1 seeds, on {cluster.address}" in text.getvalue()
+    assert not list((folder / "cluster/work").glob(".run-*")), "the marker of the run is gone"
+
+
+def test_without_a_scheduler_its_address_is_named_within_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "CONNECT_S", 0.2)
+    for address, message in (("localhost:1", "has not the form"), ("tcp://127.0.0.1:1", "no Dask scheduler answers")):
+        with pytest.raises(UsageError, match=message):
+            run(folder, "nowhere", scheduler=address)
+    assert not (folder / "nowhere").exists()
+
+
 WITH_A_WORKER = """
 import multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
-from gliaflow_evaluation.run import _start_worker
+from gliaflow_evaluation.runners import start_process
 
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, context, start_process, (context.SimpleQueue(),))
     busy = pool.submit(time.sleep, 60)
     while not busy.running():
         time.sleep(0.01)

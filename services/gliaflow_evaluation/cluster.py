@@ -1,0 +1,217 @@
+"""A Dask cluster runs the tasks of an evaluation: the only module that imports Dask.
+
+Scheduler and workers are anybody's: ``dask scheduler`` and ``dask worker``, dask-jobqueue, dask-kubernetes. A task
+reads and writes files below ``out/work``, which all of them share, so what travels is names and numbers. If a worker
+ends, the scheduler gives its task to another, which resumes from the same files.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from queue import Empty, SimpleQueue
+from typing import Any
+from uuid import uuid4
+
+from distributed import Client, Future, KilledWorker, Worker, get_worker
+from gliaflow_plugins.contracts import PluginError
+from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.logs import configure_logging
+
+from gliaflow_evaluation.conditions import SAME, Conditions, problems, processor
+from gliaflow_evaluation.progress import Report, Shown, send_to
+from gliaflow_evaluation.runners import Runner, Task, TaskLost
+
+CONNECT_S = 10.0
+COUNT_S = 2.0  # between two counts of the workers
+REPORT_S = 0.5  # between two reports of a step
+
+
+class TaskCancelled(BaseException):
+    """Nobody waits for this task any more. Not an Exception: code that guards against plugins must not catch it."""
+
+
+class Cluster:
+    """The connection to a scheduler, for the block. See ``connected``."""
+
+    def __init__(self, address: str, client: Client) -> None:
+        self.address, self.client = address, client
+
+    @contextmanager
+    def runner(self, ours: AbstractContextManager[Conditions], shown: Shown) -> Iterator[Runner]:
+        """Runs tasks on the workers, for the block. After an error, running tasks end with their next report.
+
+        Workers are checked here, and those that come later by their first task.
+
+        Raises
+        ------
+        PluginError: workers differ from this process, each named with the remedy.
+        """
+        with ours as conditions:
+            self._check(conditions, shown)
+            topic = f"gliaflow-{conditions.run}"
+            self.client.subscribe_topic(topic, lambda event: shown.rows(Report(*event[1])))
+            tasks = _Tasks(self, conditions, topic, shown)
+            try:
+                yield tasks
+            finally:
+                self.client.unsubscribe_topic(topic)
+                tasks.cancel()
+
+    def show(self, shown: Shown) -> None:
+        """Show how many workers there are now."""
+        try:
+            count = self.client.scheduler_info(n_workers=1)["n_workers"]
+        except OSError:  # the connection is lost; the tasks' futures say so if it stays so
+            count = 0
+        shown.workers(
+            count, f"no worker at {self.address}; start some: dask worker {self.address} --nworkers N --nthreads 1"
+        )
+
+    def _check(self, conditions: Conditions, shown: Shown) -> None:
+        found: dict[str, Any] = self.client.run(_checked, conditions, on_error="return")
+        wrong = [
+            f"worker {worker}: {text}"
+            for worker, one in found.items()
+            for text in (one[1] if isinstance(one, tuple) else [_missing(one)])
+        ]
+        if wrong:
+            raise PluginError("\n".join(wrong))
+        ours = processor()
+        for worker, (theirs, _) in found.items():
+            if theirs != ours:
+                shown.bar.console.print(
+                    f"worker {worker} computes with {theirs}, this machine with {ours}: last digits differ",
+                    style="yellow",
+                    soft_wrap=True,
+                )
+        self.show(shown)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Cluster]:
+    """Connect to the scheduler at ``tcp://host:port`` or ``tls://host:port``, for the block.
+
+    The certificates of ``tls://`` are Dask's own settings: DASK_DISTRIBUTED__COMM__TLS__CA_FILE and so on.
+
+    Raises
+    ------
+    UsageError: the address has another form, or no scheduler answers there.
+    """
+    if not re.fullmatch(r"(tcp|tls)://.+:\d+", address):
+        raise UsageError(f"--scheduler: {address!r} has not the form tcp://HOST:PORT or tls://HOST:PORT")
+    try:
+        client = Client(address, timeout=CONNECT_S, set_as_default=False, name="gliaflow-evaluate")
+    except (OSError, ValueError, TypeError) as error:  # TypeError: tls:// without a certificate
+        reason = " ".join(str(error).split())
+        remedy = "start one (dask scheduler), or correct the address or the certificates"
+        raise UsageError(f"--scheduler: no Dask scheduler answers at {address}: {reason}; {remedy}") from None
+    with client:
+        yield Cluster(address, client)
+
+
+class _Tasks:
+    """The tasks of one run on a cluster."""
+
+    def __init__(self, cluster: Cluster, conditions: Conditions, topic: str, shown: Shown) -> None:
+        self._cluster, self._conditions, self._topic, self._shown = cluster, conditions, topic, shown
+        self._open: dict[str, tuple[Future, Task]] = {}
+        self._ended: SimpleQueue[str] = SimpleQueue()
+
+    def submit(self, task: Task) -> None:
+        key = f"{task.name}, {uuid4().hex[:8]}"
+        future = self._cluster.client.submit(
+            _run_there, self._conditions, self._topic, task.call, task.arguments, key=key, pure=False
+        )
+        self._open[key] = future, task
+        future.add_done_callback(lambda one: self._ended.put(one.key))
+
+    def next(self) -> tuple[Task, Any]:
+        while True:
+            try:
+                future, task = self._open.pop(self._ended.get(timeout=COUNT_S))
+                break
+            except Empty:
+                self._cluster.show(self._shown)
+        if future.status == "finished":
+            return task, future.result()
+        if future.status != "error":
+            raise PluginError(
+                f"{self._cluster.address}: the Dask scheduler ended, or somebody cancelled {task.name}; the same "
+                "command resumes"
+            )
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            times = error.allowed_failures + 1
+            raise TaskLost(
+                f"{task.name}: {times} workers ended while they ran it (the last: {error.last_worker.address}), most "
+                "likely for lack of memory"
+            )
+        if isinstance(error, ModuleNotFoundError):
+            raise PluginError(_missing(error))
+        raise error
+
+    def cancel(self) -> None:
+        """Nothing is left that still runs or waits."""
+        if self._open and self._cluster.client.status == "running":
+            self._cluster.client.cancel([future for future, _ in self._open.values()], force=True)
+
+
+def _missing(error: object) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{reason}; scheduler and workers need gliaflow[serve,train,dask] too: {SAME}"
+
+
+def _checked(conditions: Conditions, dask_worker: Worker) -> tuple[str, list[str]]:
+    """In a worker: its processor, and its problems."""
+    return processor(), list(_problems(conditions, dask_worker))
+
+
+def _problems(conditions: Conditions, worker: Worker) -> Iterator[str]:
+    if worker.state.nthreads != 1:
+        yield (
+            f"it runs {worker.state.nthreads} tasks in one process, which share a random generator: start it with "
+            "--nthreads 1 and a larger --nworkers"
+        )
+    if conditions.third_party and multiprocessing.current_process().daemon:
+        yield (
+            "it cannot start a process of its own for an installed generator: start it with "
+            "DASK_DISTRIBUTED__WORKER__DAEMON=False"
+        )
+    yield from problems(conditions)
+
+
+_good: set[str] = set()  # the runs whose conditions this process has
+
+
+def _run_there(conditions: Conditions, topic: str, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """In a worker: run a task."""
+    worker = get_worker()
+    if conditions.run not in _good:
+        configure_logging("error", "auto")
+        if wrong := list(_problems(conditions, worker)):
+            raise PluginError("\n".join(f"worker {worker.address}: {text}" for text in wrong))
+        _good.add(conditions.run)
+    send_to(_Reports(worker, topic))
+    return call(*arguments)
+
+
+class _Reports:
+    """In a worker: sends the reports of its task. Raises TaskCancelled once the task is cancelled."""
+
+    def __init__(self, worker: Worker, topic: str) -> None:
+        self._worker, self._topic, self._key = worker, topic, worker.get_current_task()
+        self._last, self._sent = ("", ""), 0.0
+
+    def __call__(self, report: Report) -> None:
+        task = self._worker.state.tasks.get(self._key)
+        if task is None or task.state != "executing":
+            raise TaskCancelled(self._key)
+        now, step = time.monotonic(), (report.row, report.step)
+        if step == self._last and now - self._sent < REPORT_S:
+            return
+        self._last, self._sent = step, now
+        self._worker.log_event(self._topic, [report.row, report.step, report.done, report.total])

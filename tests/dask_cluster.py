@@ -1,0 +1,71 @@
+"""A Dask scheduler and workers on this machine, as an operator starts them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from distributed import Client
+
+T = TypeVar("T")
+DASK = "import sys; from dask.__main__ import main; sys.argv[0] = 'dask'; main()"
+LOCAL = ("--host", "127.0.0.1", "--no-dashboard")
+
+
+@dataclass
+class DaskCluster:
+    """``workers``: their processes by address."""
+
+    address: str
+    workers: dict[str, int]
+
+    def worker_of(self, task: str) -> str:
+        """The worker that has a task whose key begins so; waits for one."""
+        with Client(self.address, set_as_default=False) as client:
+            return wait_for(
+                lambda: next(
+                    (w for w, keys in client.processing().items() if any(key.startswith(task) for key in keys)), ""
+                )
+            )
+
+
+@contextmanager
+def dask_cluster(folder: Path, count: int) -> Iterator[DaskCluster]:
+    """``count`` workers of one thread each. Their logs are in ``folder``."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> None:
+        with (folder / f"{len(processes)}.log").open("w") as log:
+            command = [sys.executable, "-W", "ignore", "-c", DASK, *arguments, *LOCAL]
+            processes.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
+
+    start("scheduler", "--port", "0")
+    try:
+        address = wait_for(lambda: re.findall(r"Scheduler at: +(tcp://\S+)", (folder / "0.log").read_text()))[0]
+        for _ in range(count):
+            start("worker", address, "--nthreads", "1", "--no-nanny")
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=60)
+            workers = client.run(os.getpid)
+        yield DaskCluster(address, workers)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def wait_for(found: Callable[[], T], seconds: float = 120) -> T:
+    """What ``found`` returns once it is true."""
+    until = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return result
