@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgpack
 
+from gliaflow_proto.classes import CLASSES
 from gliaflow_proto.errors import ProtocolError, shown, type_name
 from gliaflow_proto.fragments import Packed, entries
 from gliaflow_proto.geometry import MAX_SIDE, Forms, Geometry, check_affine, check_forms, check_geometry
@@ -38,6 +39,7 @@ from gliaflow_proto.tensors import outline_tensor, unpack_tensor
 MAX_LIST = 8192  # entries of a msgpack array or map
 MAX_CONTAINERS = 256  # arrays and maps in a message; together with MAX_LIST, this limits the memory for decoding
 MAX_TEXT_BYTES = 64 * 2**10
+MAX_ML = 1e6  # a cubic metre
 MAX_DEPTH = 3  # of a field that an error names, as in tensors.image.data
 
 BAD_KEY = "a map key is not text (msgpack str)"
@@ -254,6 +256,14 @@ def _check_prediction(prediction: PredictionMessage) -> None:
         raise ProtocolError(f"p_hgg: {prediction.p_hgg:g} is not a probability")
     if prediction.status not in ("ok", NO_TUMOUR):
         raise ProtocolError(f"status: {shown(prediction.status)} is not 'ok' or {NO_TUMOUR!r}")
+    if prediction.grade not in ("", *CLASSES):
+        raise ProtocolError(f"grade: {shown(prediction.grade)} is not one of {', '.join(CLASSES)}")
+    if not 0 <= prediction.tumour_ml <= MAX_ML:
+        raise ProtocolError(f"tumour_ml: {prediction.tumour_ml:g} is not from 0 to {MAX_ML:g}")
+    if not 0 <= prediction.tumour_slices <= prediction.slices <= MAX_SIDE:
+        raise ProtocolError(
+            f"slices, tumour_slices: {prediction.tumour_slices} of {prediction.slices} slices, expected 0 to {MAX_SIDE}"
+        )
     numbers, probabilities = prediction.slice_numbers, prediction.slice_p_hgg
     if len(numbers) != len(probabilities):
         raise ProtocolError(f"slice_p_hgg: {len(probabilities)} numbers for {len(numbers)} slice_numbers")

@@ -141,6 +141,10 @@ class OutFolder:
         """Whether a run was killed between the scan's answer and the writing of the table."""
         return scan in self._lost
 
+    def restore_row(self, row: ScanRow) -> None:
+        """Have the next ``write_rows`` write the row of an answer that was written before."""
+        self._new[row.scan] = row
+
     def is_unchanged(self, target: Target) -> bool:
         """Whether the scan has the sizes and times that it had when it was answered."""
         now, known = target.state, self._record.scans.get(target.scan)

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -89,9 +89,7 @@ def name_key(name: str) -> str:
 def free_name(name: str, taken: Collection[str]) -> str:
     """The name, with a number if its key is taken."""
     numbered = (f"{name}-{number}" for number in count(2))
-    while name_key(name) in taken:
-        name = next(numbered)
-    return name
+    return next(free for free in chain([name], numbered) if name_key(free) not in taken)
 
 
 def readable(text: str) -> str:

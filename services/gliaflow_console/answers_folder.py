@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import structlog
 from gliaflow.answer import Answer
@@ -23,6 +25,14 @@ class AnswersFolder:
     def __init__(self, out: OutFolder) -> None:
         self._out, self._lock = out, threading.Lock()
         self._new, self._written = False, 0.0
+
+    def restore(self, rows: Iterable[Mapping[str, Any] | None]) -> None:
+        """Write those rows into the table that a kill between an answer and the table has cost it."""
+        for values in rows:
+            if values is not None and self._out.has_lost_row(str(values["scan"])):
+                self._out.restore_row(ScanRow(**{**values, "warnings": tuple(values["warnings"])}))
+                self._new = True
+        self.write_table()
 
     def save(self, item: Input, answer: Answer) -> ScanRow:
         """Write the mask and the DICOM objects of an answer, and return its row. Raises OSError."""

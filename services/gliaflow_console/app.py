@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from gliaflow_console.api import dead, events, generate, phantoms, reports, scans, status, view
-from gliaflow_console.bounds import StoreFull
+from gliaflow_console.bounds import DISK_FULL, NO_SPACE, StoreFull
 from gliaflow_console.context import Console
 from gliaflow_console.guard import FAULT, Access, Guard, error_response
 from gliaflow_console.uploads import BadName
@@ -51,7 +51,7 @@ def build_app(console: Console, access: Access) -> ASGIApp:
             Route(f"/{NIIVUE}", niivue),
             Mount("/", StaticFiles(directory=PAGES)),
         ],
-        exception_handlers=dict.fromkeys((HTTPException, *STATUS, Exception), refused),
+        exception_handlers={**dict.fromkeys((HTTPException, *STATUS, Exception), refused), OSError: disk_full},
     )
     return Guard(app, access)
 
@@ -68,3 +68,10 @@ async def refused(_: Request, error: Exception) -> Response:
         return error_response(error.status_code, text)
     code = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     return error_response(code, FAULT if code == 500 else str(error))
+
+
+async def disk_full(_: Request, error: Exception) -> Response:
+    """A full disk is no fault of the console. Any other OSError is."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return error_response(507, DISK_FULL)
+    raise error

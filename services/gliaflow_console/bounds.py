@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gliaflow_console.stored_scan import StoredScan
 from gliaflow_console.uploads import Upload
+
+DISK_FULL = "the disk of the console's folder is full: make room on that disk, or delete scans here"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 
 
 class StoreFull(Exception):
@@ -100,5 +104,5 @@ def over_size(scans: Sequence[StoredScan], uploads: Mapping[str, Upload], room: 
             "or raise GLIAFLOW_CONSOLE_GIB"
         )
     if lacking > 0:
-        raise StoreFull("the disk of the console's folder is full: make room on that disk, or delete scans here")
+        raise StoreFull(DISK_FULL)
     return removed

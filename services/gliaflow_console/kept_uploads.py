@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -65,6 +66,7 @@ class KeptUploads:
             if not mark.exists() and any(self.folder.iterdir()):
                 raise UsageError(f"{self.folder}: has files that are not the console's: move them, or {remedy}")
             mark.touch(0o600)
+            self._removing = threading.Lock()  # one at a time changes ABOUT
             self._prefix = mark.read_text(encoding="utf-8", errors="replace")
             if not PREFIX.fullmatch(self._prefix):
                 self._prefix = uuid4().hex[:16]
@@ -124,6 +126,30 @@ class KeptUploads:
     def drop(self, upload: Upload) -> None:
         """Undo ``add``: the upload is not complete."""
         (upload.folder / ABOUT).unlink(missing_ok=True)
+
+    def remove(self, upload: Upload, scan: str, *, last: bool) -> None:
+        """Delete a scan's answer and what is written of it; with ``last``, all files of the upload.
+
+        A restart after a kill does not find the scan again. An OSError is logged: the scan may come back then.
+        """
+        with self._removing:
+            try:
+                if last:
+                    self.drop(upload)  # first: without it, an upload is not complete
+                    upload.discard()
+                    return
+                about = self.about(upload)
+                kept = [values for values in about.scans if values["id"] != scan]
+                write_whole(upload.folder / ABOUT, json.dumps(asdict(replace(about, scans=kept))))
+                mask, answer = (self._place(upload, scan, ending) for ending in (".nii.gz", ".json"))
+                size = _bytes(mask, answer)
+                answer.unlink(missing_ok=True)
+                mask.unlink(missing_ok=True)
+                upload.count(-size)
+            except FileNotFoundError:  # deleted meanwhile, with its last scan
+                return
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                log.error("a removed scan is not deleted", folder=upload.id, fault=where(error))
 
     def add_answer(self, upload: Upload, scan: StoredScan, answer: Answer, row: ScanRow) -> None:
         """Write the answer to a scan, and its mask. Raises OSError."""

@@ -6,23 +6,28 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 from gliaflow_client.dead_letters import DeadLetter, count_waiting, held_letters
-from gliaflow_proto import ProtocolError
+from gliaflow_proto import ProtocolError, Queue
 from gliaflow_proto.routing import ALL_QUEUES
 from gliaflow_runtime.broker.interface import DIED_AT, Broker, BrokerError, Refused
 
+from gliaflow_console.lost_scans import why_lost
+
 AT_ONCE = 25  # each may weigh 8 MiB
+MOST_HELD = 100  # with those that could not be sent back, which are held so that the ones behind them come
+RETURN_POLL_S = 0.02
 ROOM_S, POLL_S = 10.0, 0.1  # the longest wait for room in a full queue, which its stage empties
+RETURN_S = 2.0  # the longest wait until the broker counts the letters that were given back
 TURN_S = 15.0  # the longest wait for the calls before this one
 
 
 class Letters:
-    """The dead letters of a broker. Each call holds at most AT_ONCE of them, and gives the others back at its end.
+    """The dead letters of a broker. Each call holds AT_ONCE of them at a time (MOST_HELD with refused ones).
 
     All methods raise BrokerError if the broker is away or another call holds the letters, and AccessDenied if a right
     is missing.
@@ -30,10 +35,12 @@ class Letters:
     Parameters
     ----------
     lock: one call at a time has it, while it holds letters.
+    roots: as for ``why_lost``.
     """
 
-    def __init__(self, broker: Broker, lock: threading.Lock) -> None:
-        self._broker, self._lock = broker, lock
+    def __init__(self, broker: Broker, lock: threading.Lock, roots: Sequence[str] | None = None) -> None:
+        self._broker, self._lock, self._roots = broker, lock, roots
+        self._taken: Counter[str] = Counter()  # letters that the present call has sent back or deleted, by queue
 
     def listing(self) -> dict[str, Any]:
         """The body of ``GET /api/dead``."""
@@ -53,6 +60,7 @@ class Letters:
                     "submission": letter.origin.submission or "",
                     "bytes": len(letter.delivery.body),
                     "copies": copies[id],
+                    "lost": why_lost(letter, self._broker, self._roots),
                 }
             more = count_waiting(self._broker)
         return {"letters": list(letters.values()), "more": more, "problem": ""}
@@ -74,13 +82,14 @@ class Letters:
         sent: set[str] = set()
         refused: dict[str, str] = {}
         until = time.monotonic() + ROOM_S
-        with closing(self._chosen(ids)) as letters:
+        with closing(self._chosen(ids, refused)) as letters:
             for letter in letters:
                 id = _id(letter)
-                if id in refused:
-                    continue
                 if id in sent:
-                    letter.delete()
+                    self._delete(letter)
+                    continue
+                if lost := why_lost(letter, self._broker, self._roots):
+                    refused[id] = lost
                     continue
                 try:
                     self._send_back(letter, until)
@@ -96,7 +105,9 @@ class Letters:
         """Send a letter back as soon as its queue has room. Raises Refused: it has none until then."""
         while True:
             try:
-                return letter.replay(self._broker)
+                letter.replay(self._broker)
+                self._taken[letter.queue.name] += 1
+                return
             except Refused:
                 if time.monotonic() >= until or self._broker.hurried:
                     raise
@@ -107,21 +118,28 @@ class Letters:
         deleted: set[str] = set()
         with closing(self._chosen(ids)) as letters:
             for letter in letters:
-                letter.delete()
+                self._delete(letter)
                 deleted.add(_id(letter))
         return len(deleted)
 
-    def _chosen(self, ids: set[str] | None) -> Generator[DeadLetter, None, None]:
+    def _delete(self, letter: DeadLetter) -> None:
+        letter.delete()
+        self._taken[letter.queue.name] += 1
+
+    def _chosen(self, ids: set[str] | None, refused: Collection[str] = ()) -> Generator[DeadLetter, None, None]:
         """The letters with these ids, of the first AT_ONCE; None: all that are dead now, AT_ONCE after AT_ONCE.
 
-        A letter that dies again meanwhile is not among them.
+        A letter that dies again meanwhile is not among them. ``refused``: those that the caller could not send back;
+        they are not given again.
         """
         left = Counter({queue.name: self._broker.depth(queue.dead) for queue in ALL_QUEUES} if ids is None else {})
         while True:
             chosen = 0
-            with self._held() as held:
+            with self._held(len(refused)) as held:
                 for letter in held:
-                    if ids is not None and _id(letter) in ids:
+                    if (id := _id(letter)) in refused:
+                        continue
+                    if ids is not None and id in ids:
                         yield letter
                     if left[letter.queue.name] > 0:
                         left[letter.queue.name] -= 1
@@ -131,16 +149,33 @@ class Letters:
                 return
 
     @contextmanager
-    def _held(self) -> Iterator[Iterator[DeadLetter]]:
+    def _held(self, refused: int = 0) -> Iterator[Iterator[DeadLetter]]:
         if self._broker.trouble:
             raise BrokerError(self._broker.trouble)
         if not self._lock.acquire(timeout=TURN_S):
             raise BrokerError("another request reads the dead letters: try again in a moment")
         try:
-            with held_letters(self._broker, AT_ONCE) as letters:
-                yield letters
+            self._taken.clear()
+            before = {queue: depth for queue in ALL_QUEUES if (depth := self._broker.depth(queue.dead))}
+            try:
+                with held_letters(self._broker, min(AT_ONCE + refused, MOST_HELD)) as letters:
+                    yield letters
+            finally:
+                self._wait_for_return(before)
         finally:
             self._lock.release()
+
+    def _wait_for_return(self, before: Mapping[Queue, int]) -> None:
+        """Wait until the broker counts the letters that were given back: the next call would miss them.
+
+        RabbitMQ returns them a moment after their consumer has ended. Another client may have taken some.
+        """
+        until = time.monotonic() + RETURN_S
+        with suppress(BrokerError):  # the next call reports it
+            while any(self._broker.depth(q.dead) < depth - self._taken[q.name] for q, depth in before.items()):
+                if time.monotonic() > until or self._broker.hurried:
+                    return
+                time.sleep(RETURN_POLL_S)
 
 
 def _refusal(error: Exception) -> str:

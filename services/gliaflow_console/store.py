@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +34,7 @@ from gliaflow_console.temporary_folder import temporary_folder
 from gliaflow_console.uploads import Upload
 
 PACKED_BYTES = 64 * 2**20  # of other clients' answers, whose masks are perhaps never shown
-MOST_OPEN = 1000  # uploads that are not complete: each is a folder on the disk
-OPEN_S = 3600.0  # an upload that is not complete after so long is deleted
+MOST_OPEN, OPEN_S = 1000, 3600.0  # uploads that are not complete: how many, and how long they are kept
 TIDY_EVERY_S = 2.0
 SPARE = 2**20  # bytes of the disk: a part of an upload that is being received
 
@@ -76,6 +75,8 @@ class ScanStore:
                 self._out = AnswersFolder(resources.enter_context(OutFolder(self.folder)))
             self._kept = KeptUploads(self.folder)
             kept = list(self._kept.read())
+            if self._out is not None:
+                self._out.restore(self._kept.table_row(upload, scan.id) for upload, scans in kept for scan in scans)
             self._uploads = {scan.id: upload for upload, scans in kept for scan in scans}  # by scan
             self._list = ScanList(scan for _, scans in kept for scan in scans)
             self._lock = self._list.lock
@@ -206,11 +207,13 @@ class ScanStore:
         """The upload with this id, if it is not taken yet."""
         return self._open.get(id)
 
-    def discard(self, upload: Upload) -> None:
-        """Delete an upload that was not taken. Writes files."""
+    def discard(self, upload: Upload) -> bool:
+        """Delete an upload that was not taken. False: it was taken or discarded meanwhile. Writes files."""
         with self._lock:
-            self._open.pop(upload.id, None)
-        upload.discard()
+            known = self._open.pop(upload.id, None) is not None
+        if known:
+            upload.discard()
+        return known
 
     def make_room(self, size: int, upload: Upload | None = None) -> None:
         """Make room for so many bytes more, of this upload: the oldest ended scans are removed. Writes files.
@@ -224,7 +227,7 @@ class ScanStore:
         with self._lock:
             room = Room(self.size + size, total, self._settings.console_gib, free)
             dropped = self._remove(over_size(self._list.all(), self._uploads, room))
-        _delete(dropped)
+        self._delete(dropped)
 
     def take(self, upload: Upload, *, alone: bool, series: Sequence[str] = (), drawn: str = "") -> Taken:
         """Queue the scans of a complete upload for the pipeline. Reads and writes files.
@@ -258,19 +261,19 @@ class ScanStore:
                 self._open[upload.id] = upload
             upload.reopen()
             raise
-        _delete(dropped)
+        self._delete(dropped)
         return Taken([scan.id for scan in scans], found.left_out)
 
     def delete(self, id: str) -> bool:
-        """Remove a scan and its files. An answer that comes later is dropped. False: there is none. Writes files.
+        """Remove a scan, its answer, and, with the last scan of its upload, the upload. False: there is none.
 
-        The files of a folder are deleted with the last of its scans.
+        An answer that comes later is dropped. Writes files.
         """
         with self._lock:
             if self.get(id) is None:
                 return False
             dropped = self._remove([id])
-        _delete(dropped)
+        self._delete(dropped)
         return True
 
     def next_queued(self) -> StoredScan | None:
@@ -358,10 +361,10 @@ class ScanStore:
             self._list.put(StoredScan.observed(id, message, known.created if known else time.time()))
             if isinstance(message, PredictionMessage):
                 self._packed.put(id, body)
-        _delete(dropped)
+        self._delete(dropped)
 
     def keep_tidy(self, stopping: threading.Event) -> None:
-        """The loop of a thread: ``tidy`` every two seconds."""
+        """The loop of a thread."""
         while not stopping.wait(TIDY_EVERY_S):
             self.tidy()
 
@@ -372,26 +375,26 @@ class ScanStore:
         with self._lock:
             old = [scan.id for scan in self._list.all() if scan.ended and scan.created < too_old]
             dropped = self._remove(old)
-            dropped += self._remove(over_count(self._list.all(), self._settings.console_scans))
+            dropped |= self._remove(over_count(self._list.all(), self._settings.console_scans))
             unfinished = [upload for upload in self._open.values() if upload.created < now - OPEN_S]
-        _delete(dropped)
+        self._delete(dropped)
         for upload in unfinished:
             self.discard(upload)
         if self._out is not None:
             self._out.write_table()
 
-    def _remove(self, ids: Iterable[str]) -> list[Upload]:
-        """Forget scans; returns the uploads without a scan now, whose files are to be deleted without the lock."""
-        dropped = set()
+    def _remove(self, ids: Iterable[str]) -> dict[str, Upload]:
+        """Forget scans; returns the own ones with their uploads, for ``_delete`` without the lock."""
+        dropped = {}
         for id in ids:
             self._list.remove(id)
             self._items.pop(id, None)
             self._packed.drop(id)
             if upload := self._uploads.pop(id, None):
-                dropped.add(upload)
-        return list(dropped.difference(self._uploads.values()))
+                dropped[id] = upload
+        return dropped
 
-
-def _delete(uploads: Iterable[Upload]) -> None:
-    for upload in uploads:
-        upload.discard()
+    def _delete(self, dropped: Mapping[str, Upload]) -> None:
+        """Delete the files of scans that were removed, so that a restart does not find them. Writes files."""
+        for id, upload in dropped.items():
+            self._kept.remove(upload, id, last=upload not in self._uploads.values())

@@ -205,7 +205,7 @@ class StoredScan:
             return self.answered(answer, ScanRow.of(answer))
         why = f"({type(error).__name__}): send the scan again"
         if isinstance(error, OSError):
-            why = f"({error.strerror or type(error).__name__}): make room on the disk of the console's folder, and send it again"
+            why = f"({error.strerror or type(error).__name__}): make room on the console's disk, then send it again"
         answer = Answer.failed(self.without_file(), f"the answer cannot be stored {why}")
         return self.answered(answer, ScanRow.of(answer))
 

@@ -56,9 +56,11 @@ class Upload:
         Raises
         ------
         BadName: no file can be stored under this name.
+        FileNotFoundError: the upload is closed.
         """
         relative = clean_name(name)
         with self._lock:
+            self._check_open()
             if len(self._names) >= MAX_FILES and str(relative) not in self._names:
                 raise BadName(f"a folder of more than {MAX_FILES} files: upload fewer files")
             self._names.add(str(relative))
@@ -74,16 +76,17 @@ class Upload:
         return path
 
     def part(self) -> Path:
-        """A path for a file that is being received, outside ``files``."""
+        """A path for a file that is being received, outside ``files``. Raises FileNotFoundError: it was discarded."""
+        with self._lock:
+            self._check_open()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self.folder / f"part-{uuid4().hex}"
 
-    def add(self, part: Path, name: str) -> bool:
-        """Move a received file to its place. False: the upload is closed. Raises BadName as ``place``."""
+    def add(self, part: Path, name: str) -> None:
+        """Move a received file to its place. Raises as ``place`` does."""
         path = self.place(name)
         with self._lock:
-            if self._closed:
-                return False
+            self._check_open()
             replaced = path.stat().st_size if path.exists() else 0
             try:
                 part.replace(path)
@@ -92,7 +95,6 @@ class Upload:
                     raise
                 raise BadName("name: the disk of the console's folder does not take it: rename the file") from None
             self.size -= replaced
-            return True
 
     def count(self, size: int) -> None:
         """Add so many bytes to ``size``."""
@@ -104,6 +106,11 @@ class Upload:
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         with self._lock:
             self.size = size
+
+    def _check_open(self) -> None:
+        """Raise FileNotFoundError if no further files are added: a late one must not create folders again."""
+        if self._closed:
+            raise FileNotFoundError(errno.ENOENT, "the upload is complete or was discarded")
 
     def close(self) -> None:
         """Add no further files."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import io
 import json
@@ -23,14 +22,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gliaflow_console.api.scan_files import read, scan_of
-from gliaflow_console.bounds import StoreFull
+from gliaflow_console.bounds import DISK_FULL, NO_SPACE, StoreFull
 from gliaflow_console.context import Console
 from gliaflow_console.found_scans import NotTaken
 from gliaflow_console.store import ScanStore
 from gliaflow_console.stored_scan import ScanGrid, StoredScan
 from gliaflow_console.uploads import BadName, Upload, clean_name
 
-WRITE_BYTES = 2**18  # many slow uploads may hold so much each
+WRITE_BYTES = 2**16  # many slow uploads may hold so much each
 LISTED, MOST_LISTED = 50, 1000
 GONE = "there is no such upload: it was finished, or it was not finished within an hour; start a new one"
 
@@ -72,7 +71,8 @@ def routes(console: Console) -> list[Route]:
         return Response(status_code=204)
 
     async def cancelled(request: Request) -> Response:
-        await run_in_threadpool(store.discard, upload_of(request))
+        if not await run_in_threadpool(store.discard, upload_of(request)):
+            raise HTTPException(404, GONE)  # it was taken, or its time was over, just before
         return Response(status_code=204)
 
     async def complete(request: Request) -> Response:
@@ -141,14 +141,18 @@ def _write(file: RawIOBase, data: bytes) -> None:
         while left:
             left = left[file.write(left) or 0 :]
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_SPACE:
             raise
-        raise StoreFull("the disk of the console's folder is full: delete scans, or make room on that disk") from None
+        raise StoreFull(DISK_FULL) from None
 
 
 async def _receive(request: Request, store: ScanStore, upload: Upload, name: str) -> None:
     """Write the body into the file of this name, once it is complete."""
-    part, size = upload.part(), 0
+    size = 0
+    try:
+        part = await run_in_threadpool(upload.part)
+    except FileNotFoundError:
+        raise HTTPException(404, GONE) from None
     try:
         await _with_room(store.make_room, int(request.headers.get("content-length", "0")), upload)
         with part.open("xb", buffering=0) as file:
@@ -161,14 +165,13 @@ async def _receive(request: Request, store: ScanStore, upload: Upload, name: str
                     await _with_room(store.make_room, 0, upload)
                     await _with_room(_write, file, bytes(waiting))
                     waiting.clear()
-        if not upload.add(part, name):
-            raise HTTPException(404, GONE)
+        upload.add(part, name)
     except BaseException as error:
         upload.count(-size)
         await _clean_up(part.unlink, True)
         if isinstance(error, BadName):
             raise HTTPException(400, str(error)) from None
-        if isinstance(error, FileNotFoundError):  # discarded while the file was received
+        if isinstance(error, FileNotFoundError):  # complete or discarded while the file was received
             raise HTTPException(404, GONE) from None
         raise
 

@@ -15,7 +15,7 @@ import pytest
 from gliaflow.flow import Flow
 from gliaflow.scans import Input
 from gliaflow_client.out_folder import OutFolder, Target
-from gliaflow_client.record import RECORD
+from gliaflow_client.record import RECORD, free_name
 from gliaflow_client.table import TABLE, ScanRow, read_table, write_table
 from gliaflow_proto import NO_TUMOUR, PredictionMessage, ScanMessage, encode, routing_key
 from gliaflow_runtime.broker.interface import Broker
@@ -75,6 +75,13 @@ def masks(out: Path) -> dict[str, str]:
     """By scan, the content of the scan that its mask is of."""
     rows = read_table(out / TABLE).values()
     return {row.scan: chr(int(np.asarray(nib.load(out / row.mask).dataobj).flat[0])) for row in rows if row.mask}
+
+
+def test_the_names_of_many_scans_of_one_name_stay_short() -> None:
+    taken: set[str] = set()
+    for _ in range(100):
+        taken.add(free_name("flair", taken))
+    assert taken == {"flair", *(f"flair-{number}" for number in range(2, 101))}
 
 
 def test_a_row_has_source_mask_and_rounded_numbers(flow: Flow, tmp_path: Path) -> None:

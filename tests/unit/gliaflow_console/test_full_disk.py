@@ -31,5 +31,5 @@ def test_a_short_write_is_continued() -> None:
 
 
 def test_a_full_disk_is_named_with_the_remedy() -> None:
-    with pytest.raises(StoreFull, match="the disk of the console's folder is full: delete scans"):
+    with pytest.raises(StoreFull, match="the disk of the console's folder is full: make room"):
         _write(SmallDisk(5), b"0123456789")

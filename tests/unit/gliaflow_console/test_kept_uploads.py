@@ -46,6 +46,50 @@ class TestAFolderOfTheOperator:
             assert (item.id, item.name, item.path.read_bytes()) == (waiting, "P2_flair", b"scan")
             assert store.next_queued() is None
 
+    def test_has_no_scan_of_an_uploaded_folder_that_was_deleted_before_a_restart(self, tmp_path: Path) -> None:
+        with ScanStore(settings(tmp_path / "out")) as store:
+            upload = store.new_upload()
+            for name in ("P1", "P2"):
+                upload.place(f"{name}/{name}_flair.nii.gz").write_bytes(b"scan")
+            first, second = store.take(upload, alone=False).ids
+            for scan in (first, second):
+                answer(store, scan)
+            store.delete(first)
+            assert [file.stem.removesuffix(".nii") for file in upload.folder.glob("*.nii.gz")] == [second]
+        with ScanStore(settings(tmp_path / "out")) as store:
+            assert [scan.id for scan in store.newest(9)] == [second]
+            assert store.table_row(second) is not None
+            store.delete(second)
+        assert not upload.folder.exists()
+
+    def test_has_no_scan_whose_deletion_a_kill_has_cut_short(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with ScanStore(settings(tmp_path / "out")) as store:
+            scan = send(store)
+            with monkeypatch.context() as killed:
+                killed.setattr("gliaflow_console.uploads.shutil.rmtree", lambda *_, **__: None)
+                store.delete(scan)
+        with ScanStore(settings(tmp_path / "out")) as store:
+            assert len(store) == 0
+            assert not [*store.uploads.glob("*/")]
+
+    def test_has_a_row_of_each_answer_after_a_kill(self, tmp_path: Path) -> None:
+        """The table is written a moment after an answer."""
+        with ScanStore(settings(tmp_path / "out")) as store:
+            for name in ("P1_flair.nii.gz", "P2_flair.nii.gz"):
+                answer(store, send(store, name))
+            rows = [store.table_row(scan.id) for scan in store.newest(9)]
+            store._resources.pop_all()  # killed: nothing is closed
+            assert store._out is not None
+            store._out._out._record.close()
+            store._out = None
+        with (tmp_path / "out" / "predictions.csv").open() as file:
+            assert len(list(csv.DictReader(file))) == 1
+        with ScanStore(settings(tmp_path / "out")), (tmp_path / "out" / "predictions.csv").open() as file:
+            table = {row["scan"]: row for row in csv.DictReader(file)}
+        assert [table[row["scan"]]["mask"] for row in rows if row] == ["P2_flair_seg.nii.gz", "P1_flair_seg.nii.gz"]
+
     def test_has_the_files_that_submit_writes(self, tmp_path: Path) -> None:
         scan_file = good_scan(tmp_path / "P1_flair.nii.gz")
         with ScanStore(settings(tmp_path / "out")) as store:

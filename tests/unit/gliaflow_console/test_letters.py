@@ -134,6 +134,20 @@ def test_a_labelled_scan_of_a_client_without_the_right_is_refused(broker: Memory
     assert broker.depth(PREPROCESSOR.dead) == 1
 
 
+def test_letters_behind_many_that_are_refused_are_sent_back_too(
+    broker: MemoryBroker, letters: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 3)
+    monkeypatch.setattr(broker._state, "limits", {})
+    for number in range(5):
+        bury(broker, encode(replace(SCAN_MESSAGE, id=f"bad{number}")), number)
+    for number in range(4):
+        bury(broker, encode(replace(UNLABELLED, id=f"good{number}")), f"good {number}")
+    answer = letters.replay(None)
+    assert (answer["sent"], len(answer["refused"])) == (4, 5)
+    assert broker.depth(PREPROCESSOR.dead) == 5
+
+
 def test_letters_are_deleted_by_id(broker: MemoryBroker, letters: Letters) -> None:
     for number in range(3):
         bury(broker, b"%d" % number, number)

@@ -237,3 +237,14 @@ class TestChanges:
         assert [scan.id for scan in store.newest(2)] == ids[:2]
         assert [scan.id for scan in store.newest(2, before=ids[1])] == ids[2:4]
         assert store.newest(2, before="unknown") == []
+
+
+def test_an_upload_that_is_taken_is_no_longer_discarded(store: ScanStore) -> None:
+    """A client cancels it, or its time is over, at the same moment."""
+    upload = store.new_upload()
+    upload.place("P1_flair.nii.gz").write_bytes(b"scan")
+    [scan] = store.take(upload, alone=True).ids
+    assert not store.discard(upload)
+    item = store.item(scan)
+    assert item is not None
+    assert item.path.exists()

@@ -57,7 +57,7 @@ def test_a_name_under_which_no_file_can_be_stored_is_refused_without_quoting_it(
 def test_files_are_inside_the_upload(upload: Upload) -> None:
     part = upload.part()
     part.write_bytes(b"data")
-    assert upload.add(part, "/etc/passwd")
+    upload.add(part, "/etc/passwd")
     assert (upload.folder / "files" / "etc" / "passwd").read_bytes() == b"data"
     assert not part.exists()
 
@@ -67,7 +67,7 @@ def test_a_second_file_of_the_same_name_replaces_the_first(upload: Upload) -> No
         part = upload.part()
         part.write_bytes(data)
         upload.size += len(data)
-        assert upload.add(part, "a.nii")
+        upload.add(part, "a.nii")
     assert upload.place("a.nii").read_bytes() == b"second"
     assert upload.size == len(b"second")
 
@@ -96,9 +96,19 @@ def test_no_file_is_added_to_a_closed_upload(upload: Upload) -> None:
     part = upload.part()
     part.write_bytes(b"late")
     upload.close()
-    assert not upload.add(part, "late.nii")
+    with pytest.raises(FileNotFoundError):
+        upload.add(part, "late.nii")
     upload.reopen()
-    assert upload.add(part, "late.nii")
+    upload.add(part, "late.nii")
+    assert (upload.files / "late.nii").read_bytes() == b"late"
+
+
+def test_a_late_file_creates_no_folder_of_a_discarded_upload(upload: Upload) -> None:
+    upload.discard()
+    for late in (upload.part, lambda: upload.place("patient/scan.nii.gz")):
+        with pytest.raises(FileNotFoundError):
+            late()
+    assert not upload.folder.exists()
 
 
 def test_the_named_root_is_the_folder_that_was_uploaded(upload: Upload) -> None:
