@@ -55,7 +55,7 @@ $(DEMO)/.done: pyproject.toml constraints.txt
 
 $(DEV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,otel,docs,dicom,console,dev]'
+	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,dask,otel,docs,dicom,console,dev]'
 	@touch $@
 
 # uv writes the SHA-256 of every file of each package: all platforms and Python versions
