@@ -139,7 +139,7 @@ class Assembler(Stage):
         failures, dead = [], []
         for key, scan in scans.items():
             reason = f"incomplete: parts {scan.missing[:20]} of {scan.count} {why}" if scan.missing else why
-            failures.append(failure(next(scan.graded())[0], self.name, reason))
+            failures.append(failure(next(scan.graded()), self.name, reason))
             dead += [(held, reason) for held in scan.held]
             self._end(key, scan.attempt, reason)
         return Outcome(failures, done, dead)

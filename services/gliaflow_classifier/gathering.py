@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from gliaflow_proto import MAX_MESSAGE_BYTES, GradedMessage, ProtocolError, decode, expect
@@ -31,7 +31,7 @@ class Gathering:
     since: float  # when the last part came, by the assembler's clock
     parts: dict[int, Delivery] = field(default_factory=dict)
     slices: dict[int, int] = field(default_factory=dict)  # the part of each slice
-    tumour: dict[int, list[int]] = field(default_factory=dict)  # the slices of each part that have some, from 0
+    with_tumour: set[int] = field(default_factory=set)  # the parts that have some
     bytes: int = 0  # of the deliveries
 
     @classmethod
@@ -55,7 +55,7 @@ class Gathering:
         self.parts[part.part[0]] = delivery
         self.bytes += len(delivery.body) - (len(copy.body) if copy else 0)
         self.slices |= dict.fromkeys(part.geometry.slices, part.part[0])
-        self.tumour[part.part[0]] = np.flatnonzero(part.mask.any(axis=(1, 2))).tolist()
+        (self.with_tumour.add if part.mask.any() else self.with_tumour.discard)(part.part[0])
         self.since = now
         return [copy] if copy else []
 
@@ -67,11 +67,11 @@ class Gathering:
     def missing(self) -> list[int]:
         return [index for index in range(self.count) if index not in self.parts]
 
-    def graded(self) -> Iterator[tuple[GradedMessage, list[int]]]:
-        """The parts in order, decoded one by one, and their slices with tumour. Without any, they have no tensors."""
+    def graded(self) -> Iterator[GradedMessage]:
+        """The parts in order, decoded one by one. One without tumour has masks of one pixel, and no logits."""
         for index in sorted(self.parts):
-            part = decode(self.parts[index].body, contents=bool(self.tumour[index]))
-            yield expect(part, GradedMessage), self.tumour[index]
+            part = expect(decode(self.parts[index].body, contents=index in self.with_tumour), GradedMessage)
+            yield part if index in self.with_tumour else replace(part, mask=part.mask[:, :1, :1])
 
 
 class PartOfBundle:

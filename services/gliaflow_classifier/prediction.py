@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gliaflow_classifier.spots import without_spots
 
 
-def predict(parts: Iterable[tuple[GradedMessage, list[int]]], bundle: Bundle) -> PredictionMessage:
+def predict(parts: Iterable[GradedMessage], bundle: Bundle) -> PredictionMessage:
     """Mean logit, mask on the scan's own grid, tumour volume.
 
     Spots in the mask that are smaller than the bundle's ``min_tumour_ml`` are removed. The logit of a scan is the mean
@@ -25,16 +25,15 @@ def predict(parts: Iterable[tuple[GradedMessage, list[int]]], bundle: Bundle) ->
 
     Parameters
     ----------
-    parts: all parts of the scan, in order, and which of their slices have tumour, from 0. They are taken one by one.
-        A part without tumour needs no tensors, since nothing of these is used.
+    parts: all parts of the scan, in order. They are taken one by one, and only masks and logits with tumour matter.
     bundle: has the classes, the volume of the smallest tumour, and what it was trained on.
     """
     first, forms = None, None
     slices, logits, warnings = list[int](), list[NDArray[np.float64]](), list[str]()
     found: dict[int, NDArray[np.uint8]] = {}  # masks with tumour, by the number of the slice among those of the scan
-    for part, tumour in parts:
+    for part in parts:
         first, forms = first or part, forms or part.geometry.forms
-        found |= {len(slices) + n: part.mask[n].copy() for n in tumour}
+        found |= {len(slices) + n: part.mask[n].copy() for n in np.flatnonzero(part.mask.any(axis=(1, 2))).tolist()}
         slices += part.geometry.slices
         logits.append(part.logit)
         warnings += part.warnings
