@@ -2,13 +2,14 @@
 PYTHON ?= python3
 DEMO := .venv-demo
 DEV := .venv
+PEERS := .venv-peers
 # --no-compile: Python compiles the few modules that it imports, not all that pip installs
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # hundreds of processes in the tests import the same modules: Python must keep what it has compiled
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-compose check docs fuzz chaos bench bundle lock sbom clean
+.PHONY: help demo test test-compose check docs fuzz chaos bench bench-peers bundle lock sbom clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,6 +42,9 @@ bench: $(DEV)/.done ## speed relative to a bare onnxruntime loop, on both broker
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python bench/pipeline.py
 	$(DEV)/bin/python bench/codec.py
 
+bench-peers: $(DEV)/.done $(PEERS)/.done ## speed beside BentoML, LitServe and Ray Serve (Linux); BENCH='--widths 8 --rounds 3' sets options
+	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python bench/peers --programs $(PEERS)/bin $(BENCH)
+
 chaos: $(DEV)/.done ## 200 faults while 1,000 scans stream; CHAOS='--seed 7 --only kill-stage' sets other options
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python tests/chaos $(or $(CHAOS),--seed 1)
 
@@ -58,6 +62,11 @@ $(DEV)/.done: pyproject.toml constraints.txt
 	$(DEV)/bin/pip install $(PIP_FLAGS) -e '.[serve,report,train,dask,otel,docs,dicom,console,dev]'
 	@touch $@
 
+$(PEERS)/.done: bench/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-compile -r bench/peers/requirements.txt
+	@touch $@
+
 # uv writes the SHA-256 of every file of each package: all platforms and Python versions
 LOCK := $(DEV)/bin/uv pip compile --quiet --no-deps --generate-hashes --no-annotate --custom-compile-command 'make lock' \
 	--only-binary :all: --python-version 3.11.9 --python-platform x86_64-manylinux_2_28
@@ -72,4 +81,4 @@ sbom: ## bills of materials (CycloneDX) and licences of the images, in out/sbom;
 	$(SBOM) --build-arg EXTRA=otel,dicom,report --output out/sbom/dicom .
 
 clean: ## delete the environments and out/
-	rm -rf $(DEMO) $(DEV) out build *.egg-info
+	rm -rf $(DEMO) $(DEV) $(PEERS) out build *.egg-info

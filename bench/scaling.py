@@ -31,7 +31,7 @@ from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Delivery, Refused
 from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.bundle.load import load_bundle
-from pipeline import random_bundle
+from random_network import random_bundle
 
 
 def scan_of(slices: int) -> bytes:
