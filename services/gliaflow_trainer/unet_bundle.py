@@ -148,6 +148,11 @@ def _save_weights(unet: UNet, mirror: bool, path: Path) -> None:
 
 def _load_weights(bundle: Bundle) -> tuple[UNet, bool]:
     """The network, and whether it is served with the mirror image's mask."""
+    if (made := bundle.manifest.quantization) is not None:
+        raise BundleError(
+            f"{bundle.folder}: its U-Net is int8, and only {made.source}, from which it was made, has weights in "
+            "torch: name that bundle"
+        )
     state = load(bundle.read(WEIGHTS))
     mirror = bool(state.pop("mirror", False))
     net = UNet(int(state.pop("width")), bool(state.pop("norm")))

@@ -21,8 +21,8 @@ NEEDS_BYTES = 2**30  # with less free disk, something is about to fail
 
 def check_onnxruntime() -> str:
     """Whether exactly one onnxruntime is installed."""
-    found = installed("onnxruntime", "onnxruntime-gpu")
-    if len(found) == 2:
+    found = installed("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+    if len(found) > 1:
         raise Wrong(f"{' and '.join(found)} break each other in one environment: uninstall both, install one")
     if not found:
         raise Wrong("not installed: pip install 'gliaflow[serve]' or 'gliaflow[serve-gpu]'")
@@ -31,16 +31,17 @@ def check_onnxruntime() -> str:
 
 def check_device(device: str) -> str:
     """Whether the device is available. The check of the bundle then runs its networks on it."""
-    if device != "cuda":
-        return device
-    import onnxruntime
+    from gliaflow_runtime.inference import DeviceError, require_device
 
     mistakes = []
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        mistakes.append(
-            "this onnxruntime has no CUDA: pip uninstall -y onnxruntime onnxruntime-gpu, then "
-            "pip install 'gliaflow[serve-gpu]'; or use --device cpu"
-        )
+    try:
+        provider = require_device(device)
+    except DeviceError as error:
+        mistakes.append(str(error))
+    if device not in ("cuda", "tensorrt"):
+        if mistakes:
+            raise Wrong(*mistakes)
+        return f"{device}, {provider}"
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
         output = (done.stdout + done.stderr).strip()
@@ -58,7 +59,7 @@ def check_device(device: str) -> str:
             )
     if mistakes:
         raise Wrong(*mistakes)
-    return f"cuda, {output.splitlines()[0]}"
+    return f"{device}, {output.splitlines()[0]}"
 
 
 def check_bundle(settings: Settings) -> str:
@@ -68,7 +69,8 @@ def check_bundle(settings: Settings) -> str:
         bundle.read(name)
     for service in PIPELINE:
         SERVICES[service](bundle, settings)  # loads and warms its networks on the device
-    return f"{bundle.id} on {settings.device}, all digests match and all networks run"
+    precision = "" if bundle.manifest.quantization is None else ", U-Net in int8"
+    return f"{bundle.id} on {settings.device}{precision}, all digests match and all networks run"
 
 
 def check_plugins() -> str:

@@ -45,6 +45,7 @@ class Bundle:
                 f"{folder / MANIFEST}: its sha256 is {digest}, but bundle_sha256 pins {sha256}: this is not the "
                 "approved bundle; restore that one, or pin this one"
             )
+        self.sha256 = digest
         self.manifest = parse_manifest(raw, str(folder / MANIFEST))
         self.tap = tap or self.manifest.tap
         for name in (self.manifest.tap, self.tap):
@@ -163,7 +164,9 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> Bundle:
     networks = sorted(path for path in folder.iterdir() if path.suffix in (".onnx", ".safetensors"))
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in networks}
     checked = Manifest.model_validate({**manifest, "schema": MANIFEST_SCHEMA, "files": digests})
-    text = json.dumps(checked.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+    fp32 = checked.quantization is None  # then without the field, which earlier versions do not know
+    dumped = checked.model_dump(mode="json", by_alias=True, exclude={"quantization"} if fp32 else None)
+    text = json.dumps(dumped, indent=2) + "\n"
     write_whole(folder / MANIFEST, text)
     return Bundle(folder)
 

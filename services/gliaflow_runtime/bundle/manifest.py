@@ -61,6 +61,18 @@ class GeneratorSpec(Strict):
     noise: int = Field(gt=0, le=65536, description="length of the noise vector z")
 
 
+class Quantization(Strict):
+    """How ``gliaflow quantize`` made the U-Net int8, and what that changed in the answers."""
+
+    source: str = Field(description="id of the bundle in fp32")
+    source_sha256: Digest = Field(description="digest of its manifest")
+    method: dict[str, str]
+    calibration: dict[str, Any]
+    changes: dict[str, dict[str, Any]] = Field(default={}, description="by what it was checked on")
+    objections: tuple[str, ...] = Field(default=(), description="of the check, which --allow accepted")
+    versions: dict[str, str]
+
+
 class Manifest(Strict):
     """``manifest.json``. ``files`` gives the SHA-256 of each file; ``taps`` the shape [C, H, W] of each tap."""
 
@@ -78,6 +90,7 @@ class Manifest(Strict):
     typical: dict[Statistic, float] = Field(default={}, description="limits; a scan beyond one gets a warning")
     generator: str = Field(description="the generator that is served by default; empty: there is none")
     generators: dict[Name, GeneratorSpec] = Field(max_length=64)
+    quantization: Quantization | None = Field(default=None, description="None: the U-Net is fp32")
     training: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, str]

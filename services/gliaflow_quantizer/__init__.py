@@ -1,0 +1,1 @@
+"""``gliaflow quantize``: a bundle whose U-Net computes with 8-bit integers, and how much that changes its answers."""

@@ -1,0 +1,166 @@
+"""``gliaflow quantize``: what it writes, what it refuses, and that an int8 bundle is a bundle like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import small
+from gliaflow_cli.main import app
+from gliaflow_quantizer.upsampling import without_transposed
+from gliaflow_runtime.bundle.load import Bundle, demo_bundle, write_manifest
+from gliaflow_runtime.bundle.manifest import BundleError
+from typer.testing import CliRunner, Result
+
+
+def quantize(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["quantize", *map(str, arguments), "--scans", "1"])
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four patients: two to calibrate on, two for the check."""
+    return small.write_cohort(tmp_path_factory.mktemp("scans") / "cohort", 2, 2)
+
+
+@pytest.fixture(scope="module")
+def int8(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("int8") / "bundle"
+    result = quantize("demo", "--out", out, "--calibrate", cohort)
+    assert result.exit_code == 0, result.output or result.exception
+    return Bundle(out)
+
+
+def changed(folder: Path, change: object) -> Path:
+    """A copy of the shipped bundle with another U-Net; None: without any."""
+    demo = Bundle(demo_bundle())
+    folder.mkdir()
+    for name in demo.manifest.files:
+        (folder / name).write_bytes(demo.read(name))
+    (folder / "unet.onnx").unlink()
+    if callable(change):
+        model = onnx.load_model_from_string(demo.model("unet"))
+        change({each.name: each for each in model.graph.initializer})
+        onnx.save(model, folder / "unet.onnx")
+    write_manifest(folder, demo.manifest.model_dump(mode="json", exclude={"schema_", "files"}))
+    return folder
+
+
+def test_the_new_bundle_has_an_int8_unet_and_says_how_it_came_about(int8: Bundle) -> None:
+    demo, made = Bundle(demo_bundle()), int8.manifest.quantization
+    assert int8.id.startswith("gliaflow-demo-int8@"), "the name tells it in every table and on every page"
+    assert made is not None
+    assert (made.source, made.source_sha256) == (demo.id, demo.sha256)
+    assert made.calibration == {"from": "BraTS 2018", "scans": 2, "slices": 16, "seed": 0} | made.calibration
+    assert set(made.versions) == {"gliaflow", "onnx", "onnxruntime", "numpy"}
+    assert len(int8.model("unet")) < 0.4 * len(demo.model("unet"))
+    kept = {name: digest for name, digest in demo.manifest.files.items() if not name.startswith("unet.")}
+    assert kept.items() <= int8.manifest.files.items()
+    assert set(int8.manifest.files) == {*kept, "unet.onnx"}, "no weights to fine-tune: they are those of fp32"
+    assert "quantization" not in json.loads((demo.folder / "manifest.json").read_text())
+
+
+def test_the_changes_are_measured_on_phantoms_and_on_patients_that_did_not_calibrate(int8: Bundle) -> None:
+    made = int8.manifest.quantization
+    assert made is not None
+    assert list(made.changes) == ["phantoms", "the cohort"]
+    phantoms = made.changes["phantoms"]
+    assert phantoms["scans"] == 1
+    assert phantoms["dice"]["before"] > 0.5
+    assert abs(phantoms["dice"]["after"] - phantoms["dice"]["before"]) < 0.01
+    assert phantoms["agreement"] > 0.95
+    assert 0 < phantoms["features_error"] < 0.2
+    assert abs(phantoms["p_hgg"]["largest_change"]) < 0.1
+    assert set(phantoms["critics_accuracy"]) == {"infogan", "reacgan"}
+    assert made.objections == ()
+
+
+def test_phantoms_calibrate_unless_a_cohort_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gliaflow_quantizer.quantize.CALIBRATION_SCANS", 1)
+    result = quantize("demo", "--out", tmp_path / "new" / "bundle", "--seed", 7, "--json")
+    printed = json.loads(result.stdout[result.stdout.index("{") :])
+    bundle = Bundle(tmp_path / "new" / "bundle")
+    assert printed["bundle"] == bundle.id
+    assert printed["calibration"] == {"from": "phantoms", "scans": 1, "slices": 8, "seed": 7}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"], "nothing is left beside it"
+
+
+def test_a_bundle_whose_masks_get_worse_is_written_only_if_it_is_allowed(cohort: Path, tmp_path: Path) -> None:
+    """One channel is so large that the others vanish in its 8 bits; the next weights undo it in fp32."""
+
+    def unbalance(weights: dict[str, onnx.TensorProto]) -> None:
+        for name, where, factor in (
+            ("encoder.0.0.weight", np.s_[0], 1e4),
+            ("encoder.0.0.weight_bias", np.s_[0], 1e4),
+            ("encoder.0.3.weight", np.s_[:, 0], 1e-4),
+        ):
+            array = onnx.numpy_helper.to_array(weights[name]).copy()
+            array[where] *= factor
+            weights[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+
+    bundle, out = changed(tmp_path / "unbalanced", unbalance), tmp_path / "out"
+    arguments = (bundle, "--out", out, "--calibrate", cohort)
+    refused = quantize(*arguments)
+    assert isinstance(refused.exception, BundleError)
+    assert "on phantoms the mean Dice falls from" in str(refused.exception)
+    assert "--allow" in str(refused.exception)
+    assert not out.exists()
+    allowed = quantize(*arguments, "--allow")
+    assert allowed.exit_code == 0
+    assert "allowed: on phantoms the mean Dice falls from" in allowed.output
+    made = Bundle(out).manifest.quantization
+    assert made is not None
+    assert made.objections
+
+
+def test_what_cannot_be_quantised_is_refused_with_the_remedy(int8: Bundle, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "flair.nii.gz").write_bytes(b"no scan")
+    (empty / "table.csv").write_text("scan,patient,grade\nflair.nii.gz,P1,HGG\n")
+    new = tmp_path / "new"
+    for arguments, reason in (
+        ((int8.folder, "--out", new), "its U-Net is int8 already (from gliaflow-demo@"),
+        (("demo", "--out", tmp_path), "exists already: name another folder"),
+        ((changed(tmp_path / "without", None), "--out", new), "has no U-Net (unet.onnx)"),
+        (("demo", "--out", new, "--calibrate", empty / "table.csv"), "no scan of the cohort can be used"),
+        (("demo", "--out", new, "--calibrate", tmp_path / "missing"), "no such folder or table"),
+    ):
+        result = quantize(*arguments)
+        assert reason in str(result.exception), result.output
+        assert not new.exists()
+
+
+def test_an_int8_unet_is_not_fine_tuned(int8: Bundle) -> None:
+    pytest.importorskip("torch")
+    from gliaflow_trainer.profiles import PROFILES
+    from gliaflow_trainer.unet_bundle import unet_to_fine_tune
+
+    with pytest.raises(BundleError, match=r"its U-Net is int8, and only gliaflow-demo@.* has weights in torch"):
+        unet_to_fine_tune(int8.folder, PROFILES["demo"])
+
+
+def test_transposed_convolutions_become_convolutions_with_the_same_results() -> None:
+    model = onnx.load_model_from_string(Bundle(demo_bundle()).model("unet"))
+    image = np.random.default_rng(0).random((2, 1, 128, 128), dtype=np.float32)
+    written = without_transposed(model)
+    before, after = (
+        onnxruntime.InferenceSession(each.SerializeToString()).run(None, {"image": image}) for each in (model, written)
+    )
+    kinds = {node.op_type for node in written.graph.node}
+    assert "ConvTranspose" not in kinds
+    assert "DepthToSpace" in kinds
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
+
+
+def test_another_transposed_convolution_stays() -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((1, 1, 2, 2), np.float32), "w")
+    node = onnx.helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy")
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y], [weight]))
+    assert [each.op_type for each in without_transposed(model).graph.node] == ["ConvTranspose"]
