@@ -6,6 +6,10 @@ its consumer and joins again, behind the others. The next one in line takes over
 
 The highest shards are left first. So shard 0 stays where it is, shard 1 moves on until it is with a process that has
 room beside shard 0, and so on: the moves end.
+
+RabbitMQ does not say how many wait to be the active consumer of a queue. So the consumers of the classifier's queue are
+counted: each classifier has one there. If some of them cannot take over a shard, as those of an earlier version, it
+comes back. Then it is left again only after twice the time, since each move delivers its open messages once more.
 """
 
 from __future__ import annotations
@@ -13,10 +17,10 @@ from __future__ import annotations
 import math
 import time
 
-from gliaflow_proto.routing import ASSEMBLERS
+from gliaflow_proto.routing import ASSEMBLERS, CLASSIFIER
 from gliaflow_runtime.broker.interface import Broker
 
-CHECK_S = 5.0  # between two checks of a shard: a shard that moves is assembled for so long at least
+STAY_S = 5.0  # a shard stays so long at least, and twice as long each time that it has come back
 BUSY_S = 30.0  # a shard whose last part came longer ago is no work
 
 
@@ -31,13 +35,14 @@ class Shares:
     def __init__(self, shards: int) -> None:
         self.in_use = shards
         self._last_part = [-math.inf] * len(ASSEMBLERS)  # of each shard, by time.monotonic
-        self._checked = [-math.inf] * len(ASSEMBLERS)
+        self._came = [-math.inf] * len(ASSEMBLERS)
+        self._stay_s = [STAY_S] * len(ASSEMBLERS)
 
     def note(self, shard: int) -> None:
         """A part of this shard came: this process is its active consumer."""
         now = time.monotonic()
         if now - self._last_part[shard] > BUSY_S:
-            self._checked[shard] = now
+            self._came[shard] = now
         self._last_part[shard] = now
 
     def busy(self) -> list[int]:
@@ -48,12 +53,13 @@ class Shares:
     def leaves(self, shard: int, broker: Broker) -> bool:
         """Whether this process should leave the shard to the next one in line. Raises BrokerError."""
         now, busy = time.monotonic(), self.busy()
-        if shard not in busy[1:] or now - self._checked[shard] < CHECK_S:
+        if shard not in busy[1:] or now - self._came[shard] < self._stay_s[shard]:
             return False
-        self._checked[shard] = now
-        state = broker.queue_state(ASSEMBLERS[shard].name)
-        share = math.ceil(self.in_use / max(1, state.consumers if state else 1))
+        classifiers = broker.queue_state(CLASSIFIER.name)
+        share = math.ceil(self.in_use / max(1, classifiers.consumers if classifiers else 1))
         if shard not in busy[share:]:
+            self._came[shard] = now
             return False
         self._last_part[shard] = -math.inf
+        self._stay_s[shard] *= 2
         return True

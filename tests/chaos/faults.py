@@ -351,6 +351,17 @@ def poison(world: World, rng: random.Random) -> str:
     return f"{kind} for {key}"
 
 
+@fault(3)
+def change_shards(world: World, rng: random.Random) -> str:
+    """Another number of assemblers. The preprocessors change to it one by one; the classifiers learn of it later."""
+    number = rng.randint(1, len(ASSEMBLERS))
+    for replica in [*world.fleet.of("classifier"), *world.fleet.of("preprocessor")]:
+        replica.settings["GLIAFLOW_ASSEMBLER_SHARDS"] = str(number)
+    for replica in world.fleet.of("preprocessor"):
+        _stop(replica)
+    return str(number)
+
+
 @fault(2, quick=False)
 def swap_bundle(world: World, rng: random.Random) -> str:
     """The stages change to another bundle one by one, in random order, while scans stream."""

@@ -23,14 +23,14 @@ def clean(**settings: object) -> dict[str, str]:
 
 
 class Replica:
-    """One ``gliaflow serve`` process. It uses ``bundle`` from its next start on."""
+    """One ``gliaflow serve`` process. It uses ``bundle`` and ``settings`` from its next start on."""
 
     def __init__(self, service: str, number: int, logs: Path, environment: dict[str, str]) -> None:
         self.service, self.name = service, f"{service}-{number}"
         self.bundle: Path | None = None
         self.log, self.clock = logs / f"{self.name}.log", logs / f"{self.name}.clock"
         self.starts = 0
-        self._environment = environment
+        self.settings = dict(environment)
         self.set_clock("+0")
         self.start()
 
@@ -39,7 +39,7 @@ class Replica:
         self.clock.write_text(offset + "\n")
 
     def start(self) -> None:
-        environment = dict(self._environment)
+        environment = dict(self.settings)
         if self.bundle:
             environment["GLIAFLOW_BUNDLE"] = str(self.bundle)
         if FAKETIME:

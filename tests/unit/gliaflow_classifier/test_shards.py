@@ -2,84 +2,32 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from gliaflow_classifier import shares
 from gliaflow_classifier.assembler import Assembler
 from gliaflow_classifier.shares import Shares
-from gliaflow_proto import Geometry, GradedMessage, ProtocolError, Queue, Scan, decode, encode, routing_key
+from gliaflow_proto import ProtocolError, Scan, decode, encode, routing_key
 from gliaflow_proto.messages import MAX_SHARDS
-from gliaflow_proto.routing import ASSEMBLERS, shard_of
+from gliaflow_proto.routing import ASSEMBLERS, CLASSIFIER, shard_of
 from gliaflow_runner.services import SERVICES
-from gliaflow_runtime.broker.interface import Broker, Consumer
 from gliaflow_runtime.broker.memory import MemoryBroker
-from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.settings import Settings
-from gliaflow_runtime.stage import Worker
 from hypothesis import given
 from hypothesis import strategies as st
-
-BUNDLE = load_bundle(None)
-ANSWERS = Queue("answers", ("prediction.*", "failure.*"))
-PARTS = 3
-
-
-def part(index: int, scan: str = "s", shard: int = 0, attempt: int = 0) -> GradedMessage:
-    size = list(BUNDLE.manifest.input.size)
-    geometry = Geometry(
-        affine=[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
-        shape=[8, 8, PARTS],
-        orientation=[0, 1, 1, 1, 2, 1],
-        origin=[0.0, 0.0],
-        step=[1.0, 1.0],
-        size=size,
-        slices=[index],
-    )
-    return GradedMessage(
-        id=f"{scan}{index}",
-        scan=Scan(id=scan, submission="sub", attempt=attempt, shard=shard),
-        part=[index, PARTS],
-        bundle=BUNDLE.id,
-        geometry=geometry,
-        logit=np.ones(1),
-        mask=np.ones((1, *size), np.uint8),
-    )
-
-
-def send(broker: Broker, message: GradedMessage) -> None:
-    broker.publish(routing_key(message), encode(message, "lz4"))
-
-
-@contextmanager
-def running(broker: MemoryBroker, *assemblers: Assembler) -> Iterator[None]:
-    """The assemblers, each in a thread of its own."""
-    workers = [Worker(each, broker.attach()) for each in assemblers]
-    threads = [threading.Thread(target=worker.run) for worker in workers]
-    try:
-        for worker, thread in zip(workers, threads, strict=True):
-            thread.start()
-            while not worker.ready():
-                time.sleep(0.001)
-        yield
-    finally:
-        for worker in workers:
-            worker.stop()
-        for thread in threads:
-            thread.join()
+from sample_parts import ANSWERS, BUNDLE, PARTS, bodies, part, running, send
 
 
 @pytest.fixture
 def broker() -> Iterator[MemoryBroker]:
     with MemoryBroker() as broker:
-        for queue in (*ASSEMBLERS, ANSWERS):
+        for queue in (CLASSIFIER, *ASSEMBLERS, ANSWERS):
             broker.declare(queue)
         yield broker
 
@@ -109,7 +57,7 @@ def test_the_remains_of_a_scan_in_another_shard_are_no_failure(broker: MemoryBro
     """A preprocessor died after some parts. The next one, with another number of shards, sent all parts elsewhere."""
     timeout_s = 0.2
     assemblers = [Assembler(BUNDLE, timeout_s=timeout_s, shard=shard) for shard in (0, 1)]
-    with running(broker, *assemblers), broker.consume(ANSWERS, 10) as answers:
+    with running(assemblers, broker.attach), broker.consume(ANSWERS, 10) as answers:
         send(broker, part(0))
         for index in range(PARTS):
             send(broker, part(index, shard=1))
@@ -122,10 +70,8 @@ def test_the_remains_of_a_scan_in_another_shard_are_no_failure(broker: MemoryBro
 
 def test_a_failure_of_an_earlier_attempt_in_another_shard_does_not_end_the_next_attempt(broker: MemoryBroker) -> None:
     """Its parts were lost in part; meanwhile the client has sent the scan again, and the number has changed."""
-    with (
-        running(broker, Assembler(BUNDLE, timeout_s=0.1, shard=0), Assembler(BUNDLE, timeout_s=60, shard=1)),
-        broker.consume(ANSWERS, 10) as answers,
-    ):
+    assemblers = [Assembler(BUNDLE, timeout_s=0.1, shard=0), Assembler(BUNDLE, timeout_s=60, shard=1)]
+    with running(assemblers, broker.attach), broker.consume(ANSWERS, 10) as answers:
         send(broker, part(0))
         send(broker, part(0, shard=1, attempt=1))
         assert (failure := answers.next(10)) is not None
@@ -156,7 +102,7 @@ class TestSpread:
 
     @pytest.fixture(autouse=True)
     def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shares, "CHECK_S", 0.0)
+        monkeypatch.setattr(shares, "STAY_S", 0.0)
 
     @staticmethod
     def busy(*shards: int, of: int = 4) -> Shares:
@@ -180,15 +126,31 @@ class TestSpread:
         self, broker: MemoryBroker, mine: list[int], of: int, consumers: int, left: list[int]
     ) -> None:
         with ExitStack() as stack:
-            for queue in ASSEMBLERS:
-                for _ in range(consumers):
-                    stack.enter_context(broker.consume(queue, 1))
+            for _ in range(consumers):
+                stack.enter_context(broker.consume(CLASSIFIER, 1))
             assert [shard for shard in range(4) if self.busy(*mine, of=of).leaves(shard, broker)] == left
 
     def test_a_shard_without_parts_is_no_work(self, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shares, "BUSY_S", 0.0)
-        with broker.consume(ASSEMBLERS[1], 1), broker.consume(ASSEMBLERS[1], 1):
+        with broker.consume(CLASSIFIER, 1), broker.consume(CLASSIFIER, 1):
             assert not self.busy(0, 1, of=2).leaves(1, broker)
+
+    def test_a_shard_that_comes_back_stays_twice_as_long(
+        self, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other classifier may be of an earlier version, which reads no shard but the first."""
+        monkeypatch.setattr(shares, "STAY_S", 10.0)
+        now = 1000.0
+        monkeypatch.setattr(shares.time, "monotonic", lambda: now)
+        mine, left = Shares(2), []
+        with broker.consume(CLASSIFIER, 1), broker.consume(CLASSIFIER, 1):
+            for _ in range(100):
+                now += 1
+                mine.note(0)
+                mine.note(1)
+                if mine.leaves(1, broker):
+                    left.append(now - 1001)
+        assert left == [10, 31, 72]
 
     def test_a_second_process_takes_over_a_shard_with_its_open_scans(self, broker: MemoryBroker) -> None:
         """All answers come, each once, though the shard moves while its scans are incomplete."""
@@ -196,10 +158,10 @@ class TestSpread:
         first, second = (
             [Assembler(BUNDLE, timeout_s=60, shard=shard, shares=each) for shard in (0, 1)] for each in processes
         )
-        with running(broker, *first), broker.consume(ANSWERS, 10) as answers:
+        with running(first, broker.attach), broker.consume(ANSWERS, 10) as answers:
             for shard in (0, 1):
                 send(broker, part(0, scan=f"scan{shard}", shard=shard))
-            with running(broker, *second):
+            with broker.consume(CLASSIFIER, 1), broker.consume(CLASSIFIER, 1), running(second, broker.attach):
                 while processes[1].busy() != [1]:
                     time.sleep(0.01)
                 assert processes[0].busy() == [0]
@@ -208,11 +170,3 @@ class TestSpread:
                         send(broker, part(index, scan=f"scan{shard}", shard=shard))
                 assert sorted(decode(body).scan.id for body in bodies(answers, 2)) == ["scan0", "scan1"]
         assert [broker.depth(queue.dead) for queue in ASSEMBLERS] == [0] * MAX_SHARDS
-
-
-def bodies(consumer: Consumer, count: int) -> list[bytes]:
-    """The bodies of all messages, which are so many."""
-    found = []
-    while delivery := consumer.next(10 if len(found) < count else 0.2):
-        found.append(delivery.body)
-    return found
