@@ -32,10 +32,10 @@ class Stack:
             **settings,
         }
 
-    def compose(self, *arguments: str, check: bool = True, **settings: str) -> str:
+    def compose(self, *arguments: str, check: bool = True, seconds: float = 600, **settings: str) -> str:
         command = ["docker", "compose", *self.files, *arguments]
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment | settings, capture_output=True, text=True, timeout=600
+            command, cwd=self.folder, env=self.environment | settings, capture_output=True, text=True, timeout=seconds
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -30,6 +30,7 @@ BROKER = f"amqp://gliaflow:gliaflow@localhost:{PORT}/"
 STAGES = ("preprocessor", "extractor", "classifier", "generator")
 SERVICES = ("rabbitmq", *STAGES, "inbox", "console")
 OBSERVERS = ("prometheus", "grafana")  # third-party images, which see only counts
+DASK = ("dask-scheduler", "dask-worker", "evaluate")  # of evaluations: they need no broker and no secret
 TLS = ("-f", "deploy/compose.tls.yml")
 
 
@@ -79,7 +80,7 @@ def test_image_is_small_and_has_no_torch(stack: Stack) -> None:
 
 
 def test_only_the_trainer_has_torch_and_it_starts_only_with_its_profile(stack: Stack) -> None:
-    """The configuration is checked only: the trainer's image would take gigabytes."""
+    """The configuration is checked only: test_trainer.py builds the image."""
     plain, train = (
         json.loads(stack.compose(*profile, "config", "--format", "json"))["services"]
         for profile in ((), ("--profile", "train"))
@@ -107,7 +108,10 @@ def test_no_container_has_more_than_it_needs(stack: Stack) -> None:
         if name == "secrets":
             continue
         assert int(service["pids_limit"]) > 0, name
-        if name not in OBSERVERS:
+        if name in DASK:
+            assert set(service["networks"]) == {"dask"}, name
+            assert [v["target"] for v in service["volumes"] if not v.get("read_only")] == ["/reports"], name
+        elif name not in OBSERVERS:
             assert "stages" in service["networks"], name
             folder = "rabbitmq" if name == "rabbitmq" else name
             (mounted,) = [v["source"] for v in service["volumes"] if v["target"] == "/run/secrets"]

@@ -66,7 +66,24 @@ def test_the_console_is_on_this_machine_only_and_has_one_writable_folder() -> No
     }
 
 
+def test_a_dask_cluster_reaches_nobody_and_writes_only_reports() -> None:
+    """Whoever reaches a scheduler can run code on it: its network has no way in or out, and no port is published."""
+    compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    assert compose["networks"]["dask"] == {"internal": True}
+    for name in ("dask-scheduler", "dask-worker", "evaluate"):
+        service = compose["services"][name]
+        assert service["networks"] == ["dask"], name
+        assert "ports" not in service, name
+        writable = [volume for volume in service["volumes"] if not volume.endswith(":ro")]
+        assert writable == ["${GLIAFLOW_REPORTS:-./reports}:/reports"], name
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    trainer, scheduler = (compose["services"][name]["build"] for name in ("trainer", "dask-scheduler"))
+    assert trainer == scheduler, "one image"
+    assert "dask" in trainer["args"]["EXTRA"].split(",")
+
+
 def test_no_container_that_holds_scans_writes_a_core_dump() -> None:
     services = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
-    for name in ("preprocessor", "extractor", "classifier", "generator", "trainer", "inbox", "console", "dicom"):
+    with_scans = ("preprocessor", "extractor", "classifier", "generator", "trainer", "inbox", "console", "dicom")
+    for name in (*with_scans, "dask-worker", "evaluate"):
         assert services[name]["ulimits"] == {"core": 0}, name

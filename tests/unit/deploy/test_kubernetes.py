@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import tomllib
@@ -315,8 +316,43 @@ def test_one_console_keeps_its_scans_on_a_volume_and_is_open_to_no_other_pod():
     assert rule["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "console"}}}]
 
 
+def test_a_dask_cluster_has_a_namespace_of_its_own_and_reaches_nobody_else():
+    """Whoever reaches a scheduler or a worker can run code on it."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    manifests = rendered("dask")
+    for one in manifests:
+        kubernetes_validate.validate(one, VERSION, strict=True)
+        assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "gliaflow-dask"
+    assert set(pods(manifests)) == {"scheduler", "worker", "evaluate"}
+    (scheduler,) = of_kind(manifests, "Service")["scheduler"]["spec"]["ports"]
+    address = f"tcp://scheduler:{scheduler['port']}"
+    for name, pod in pods(manifests).items():
+        spec = pod["spec"]
+        assert (spec["securityContext"]["runAsUser"], spec["automountServiceAccountToken"]) == (10001, False)
+        (container,) = spec["containers"]
+        assert container["image"] == f"gliaflow:{project_version()}-train", name
+        assert container["securityContext"]["readOnlyRootFilesystem"], name
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
+        assert {"cpu", "memory"} == set(container["resources"]["limits"]), name
+        assert named_secrets(spec) == set()
+        if name != "scheduler":
+            assert address in [*container.get("command", []), *container.get("args", [])]
+            data = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
+            assert data == {"/cohorts": True, "/reports": False, "/tmp": False}, "the same paths in all pods"
+    policies = {name: one["spec"] for name, one in of_kind(manifests, "NetworkPolicy").items()}
+    assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    (rule_in,), (rule_out,) = policies["dask"]["ingress"], policies["dask"]["egress"]
+    assert rule_in["from"] == rule_out["to"] == [{"podSelector": {}}], "pods of this namespace"
+    listening = {8786, int(re.search(r"--worker-port=(\d+)", str(pods(manifests)["worker"])).group(1))}
+    assert {port["port"] for port in rule_in["ports"]} == {port["port"] for port in rule_out["ports"]} == listening
+
+
+def project_version() -> str:
+    return tomllib.loads((MANIFESTS.parents[1] / "pyproject.toml").read_text())["project"]["version"]
+
+
 def test_each_image_is_of_this_version(manifests):
-    version = tomllib.loads((MANIFESTS.parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    version = project_version()
     for name, pod in pods(manifests).items():
         (container,) = pod["spec"]["containers"]
         assert container["image"].rpartition(":")[2] in (
