@@ -17,11 +17,10 @@ from pathlib import Path, PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from gliaflow.answer import Answer
+from gliaflow.answer import Answer, as_gzip
 from gliaflow.flow import Flow
 from gliaflow.scans import Input, find_series
 from gliaflow_plugins.cohorts.dicom_scans import as_series
-from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.files import whole_file
 
@@ -257,7 +256,7 @@ class OutFolder:
         written: list[str] = []
         if (mask := answer.mask) is not None:
             try:
-                row, file = self._saved(row, MASK, lambda part: nib.save(mask, part))
+                row, file = self._saved(row, MASK, lambda part: part.write_bytes(as_gzip(mask)))
                 row = replace(row, mask=file)
                 written.append(file)
             except OSError as error:

@@ -13,7 +13,8 @@ from gliaflow_proto import Geometry
 from numpy.typing import NDArray
 
 from gliaflow_preprocessor.nifti import SeveralVolumes, read_nifti
-from gliaflow_preprocessor.slices import HEAD, prepare_mask
+from gliaflow_preprocessor.scaling import HEAD
+from gliaflow_preprocessor.slices import prepare_mask
 
 WHOLE = 0.01  # a value this close to a whole number is that number: files that scale integers round them
 MAX_LABELS = 32  # more different values are an image

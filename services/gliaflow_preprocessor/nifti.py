@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +10,14 @@ import numpy as np
 from gliaflow_plugins.nibabel_alone import HeaderDataError, nib
 from gliaflow_plugins.nifti_bytes import MAX_SIDE
 from gliaflow_proto.geometry import MAX_VOXELS, Forms
+from isal import isal_zlib  # unpacks 1.7 times as fast as zlib
 from numpy.typing import NDArray
 
 from gliaflow_preprocessor.file_kinds import name_kind
 from gliaflow_preprocessor.placement import place
 
 GZIP = b"\x1f\x8b"
+GZIP_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub makes it an instance
 MAX_VOLUME_BYTES = 2**30
 MAX_MEMBERS = 2**15  # of a gzip file: bgzip makes so many from 2 GiB
 MAX_HEADER_BYTES = 2**20  # extensions included
@@ -177,11 +178,11 @@ def _inflate(data: bytes, start: int, stop: int) -> bytes | bytearray:
             members += 1
             if members > MAX_MEMBERS:
                 raise NiftiError(f"a gzip file of over {MAX_MEMBERS} members")
-            member = zlib.decompressobj(wbits=31)
+            member = isal_zlib.decompressobj(wbits=31)
         block = memoryview(data)[at : at + 2**14]
         try:
             chunk = member.decompress(block, 2**20)
-        except zlib.error as error:
+        except GZIP_ERROR as error:
             raise NiftiError(f"not a valid gzip file: {error}") from None
         at += len(block) - len(member.unconsumed_tail) - len(member.unused_data)
         result += chunk[max(0, start - place) : max(0, stop - place)]

@@ -15,19 +15,15 @@ from gliaflow_proto import Geometry
 from gliaflow_proto.geometry import MAX_VOXELS
 from gliaflow_runtime.bundle.manifest import InputSpec
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from gliaflow_preprocessor.intensities import fit_float32
+from gliaflow_preprocessor.resampling import resampling
+from gliaflow_preprocessor.scaling import Scale, UnusableScan, fill_not_finite
 
-CLIP = 4.0  # in units of the head's median: far above any FLAIR lesion, far below a metal artefact
-HEAD = 0.2  # a voxel above this share of the 99.5th percentile is head, not air
-FILLED = 0.1  # if this share of voxels has the corners' value, the background was filled in
-FILLED_TOLERANCE = 1e-3  # as a share of the range: interpolation changes the value a little
+__all__ = ["Prepared", "UnusableScan", "prepare", "prepare_mask"]
+
 EMPTY = 0.005  # a slice with less head than this share of its pixels is dropped
-
-
-class UnusableScan(ValueError):
-    """The volume shows no head: it is constant, empty or not finite."""
+TOGETHER = 4  # slices that are resampled at a time: larger arrays than these cost a page fault for each 4 KiB
 
 
 @dataclass(frozen=True)
@@ -63,16 +59,16 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     orientation = nib.io_orientation(affine)
     if np.isnan(orientation).any():
         raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions")
-    volume = fit_float32(volume)
-    with np.errstate(over="ignore", invalid="ignore"):  # _scale treats values that are not finite
-        canonical = np.array(nib.apply_orientation(volume, orientation), dtype=np.float32, order="C")
-        head = _scale(canonical)
+    volume = _native(fit_float32(volume))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = Scale.of(volume)
+    mass = _mass(nib.apply_orientation(scale.find_head(volume), orientation))
     spacing = voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
 
     step = [spec.spacing[axis] / float(spacing[axis]) for axis in (0, 1)]
     step = [round(s) if abs(s - round(s)) < 1e-3 * s else s for s in step]  # 0.99999 mm is 1 mm: avoid a needless blur
-    origin = [_origin(head, axis, step[axis], spec.size[axis]) for axis in (0, 1)]
-    kept = np.flatnonzero(head.mean(axis=(0, 1)) >= EMPTY)
+    origin = [_origin(mass[axis], step[axis], spec.size[axis]) for axis in (0, 1)]
+    kept = np.flatnonzero(mass[2] / (len(mass[0]) * len(mass[1])) >= EMPTY)
     if not kept.size:
         raise UnusableScan("no slice of it shows a head: open it in a viewer; name another scan, or export it again")
     if kept.size * math.prod(spec.size) > MAX_VOXELS:  # as in the assembler
@@ -86,15 +82,7 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
         size=list(spec.size),
         slices=[int(z) for z in kept],
     )
-    image = np.empty((len(kept), *spec.size), dtype=np.float32)
-    blur = [max(0.0, (s - 1) / 2) for s in step]  # against aliasing
-    for row, z in enumerate(kept):
-        plane = canonical[:, :, z]
-        if any(blur):
-            plane = ndimage.gaussian_filter(plane, blur)
-        ndimage.affine_transform(plane, step, origin, spec.size, output=image[row], order=1, cval=0.0)
-    image -= spec.mean
-    image /= spec.std
+    image = _resample(nib.apply_orientation(volume, orientation), scale, geometry, spec)
     return Prepared(image, geometry)
 
 
@@ -111,50 +99,51 @@ def prepare_mask(labels: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.ui
     return np.asarray(cut * (inside[0][:, None] & inside[1][None, :]), dtype=np.uint8)
 
 
-def fill_not_finite(volume: NDArray[np.float32]) -> None:
-    """Replace NaN and infinities in place by the lowest finite value. Raises UnusableScan if there is none."""
-    finite = np.isfinite(volume)
-    if not finite.any():
-        raise UnusableScan("it has no finite number: open it in a viewer, and export or download it again")
-    if not finite.all():
-        volume[~finite] = volume[finite].min()
+def _native(volume: NDArray[Any]) -> NDArray[Any]:
+    """The volume as short integers, or as float32 that are finite, in the machine's byte order."""
+    if volume.dtype.kind in "iu" and volume.itemsize <= 2:
+        return volume.astype(volume.dtype.newbyteorder("="), copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = volume.astype(np.float32, copy=False)
+    if not np.isfinite(numbers).all():
+        numbers = numbers.copy(order="K")
+        fill_not_finite(numbers)
+    return numbers
 
 
-def _scale(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Scale intensities in place (air 0, median of the head 1, clipped to CLIP), and return where the head is."""
-    fill_not_finite(volume)
-    _blacken_background(volume)
-    air, bright = np.percentile(volume, [1, 99.5])
-    volume -= air
-    head: NDArray[np.bool_] = volume > HEAD * (bright - air)
-    if bright <= air or not head.any():
-        raise UnusableScan("it is constant or almost empty: open it in a viewer, and export or download it again")
-    volume /= np.median(volume[head])
-    np.clip(volume, 0, CLIP, out=volume)
-    return head
+def _resample(canonical: NDArray[Any], scale: Scale, geometry: Geometry, spec: InputSpec) -> NDArray[np.float32]:
+    """The slices [n, rows, columns] of a volume [x, y, z], scaled and normalised."""
+    (to_rows, x), (to_columns, y) = (
+        resampling(canonical.shape[axis], geometry.size[axis], geometry.step[axis], geometry.origin[axis])
+        for axis in (0, 1)
+    )
+    image = np.empty((len(geometry.slices), *geometry.size), dtype=np.float32)
+    for start in range(0, len(image), TOGETHER):
+        part = image[start : start + TOGETHER]
+        planes = np.empty((y.stop - y.start, len(part), x.stop - x.start), np.float32)
+        for number, z in enumerate(geometry.slices[start : start + TOGETHER]):
+            planes[:, number] = canonical[x, y, z].T
+        scale.apply(planes)
+        columns = (to_columns @ planes.reshape(len(planes), -1)).reshape(-1, *planes.shape[1:])
+        pixels = to_rows @ columns.transpose(2, 1, 0).reshape(planes.shape[2], -1)
+        pixels -= spec.mean
+        pixels /= spec.std
+        part[:] = pixels.reshape(-1, len(part), len(columns)).transpose(1, 0, 2)
+    return image
 
 
-def _blacken_background(volume: NDArray[np.float32]) -> None:
-    """Set a background that was filled with another value than air to the value of air.
-
-    Such scans were normalised before (0 is in the middle of the range), converted from CT conventions (−1000), or
-    padded with white. A background between 0 and the darkest part of the head is not changed.
-    """
-    corner = float(np.median(volume[:: volume.shape[0] - 1, :: volume.shape[1] - 1, :: volume.shape[2] - 1]))
-    low, high = np.percentile(volume, [0.5, 99.5])
-    background = np.abs(volume - np.float32(corner)) <= FILLED_TOLERANCE * (high - low)
-    if background.mean() < FILLED or background.all():
-        return
-    darkest, dark = np.percentile(volume[~background], [0.5, 5])
-    if corner > dark or corner < 0 <= darkest:
-        volume[background] = min(0.0, float(darkest))
+def _mass(head: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """How many voxels of the head each plane across x, y and z has."""
+    voxels = head.view(np.uint8)
+    along_z, along_y = (voxels.sum(axis=axis, dtype=np.uint16) for axis in (2, 1))  # a side has under 2^16 voxels
+    return along_z.sum(axis=1, dtype=int), along_z.sum(axis=0, dtype=int), along_y.sum(axis=0, dtype=int)
 
 
-def _origin(head: NDArray[np.bool_], axis: int, step: float, size: int) -> float:
+def _origin(mass: NDArray[np.int64], step: float, size: int) -> float:
     """The canonical voxel under network pixel 0, so that the middle of the head is in the middle of the image.
 
     A whole number, so that a scan with the bundle's spacing is cropped and not interpolated.
     """
-    mass = head.sum(axis=tuple(a for a in (0, 1, 2) if a != axis)).cumsum()
-    low, high = np.searchsorted(mass, [0.002 * mass[-1], 0.998 * mass[-1]])
+    upto = mass.cumsum()
+    low, high = np.searchsorted(upto, [0.002 * upto[-1], 0.998 * upto[-1]])
     return float(round((low + high) / 2 - step * (size - 1) / 2))

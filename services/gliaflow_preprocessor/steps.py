@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from gliaflow_preprocessor.intensities import fit_float32
-from gliaflow_preprocessor.slices import UnusableScan, fill_not_finite
+from gliaflow_preprocessor.scaling import UnusableScan, fill_not_finite
 
 WARM = 32  # voxels: each step is tried on a ball in a cube with this side
 

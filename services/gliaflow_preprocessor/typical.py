@@ -7,13 +7,15 @@ the thickness of slices, scalp or its absence hardly change them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gliaflow_runtime.bundle.manifest import InputSpec, Statistic
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from gliaflow_preprocessor.ordered import Ordered, percentiles
 
 MEANING: dict[Statistic, str] = {
     "filled": "the head's share of the image",
@@ -64,14 +66,21 @@ def statistics(image: NDArray[Any], spec: InputSpec) -> dict[str, float]:
     """
     low, high = int(len(image) * MIDDLE[0]), max(1, int(np.ceil(len(image) * MIDDLE[1])))
     some = image[np.unique(np.linspace(low, high - 1, min(high - low, SLICES)).round().astype(int))]
-    plane = some.astype(np.float16).astype(np.float32) * np.float32(spec.std) + np.float32(spec.mean)  # as in messages
+    half = some.astype(np.float16)  # as in messages
+
+    def bright_of(pixels: NDArray[Any]) -> NDArray[np.float32]:
+        return pixels.astype(np.float32) * np.float32(spec.std) + np.float32(spec.mean)
+
+    plane = bright_of(half)
     head = plane > AIR
     inside = head & (_mean(head, INSIDE_MM, spec) > INSIDE)
     if inside.mean() < LEAST_INSIDE:
         return {}
-    plane /= np.median(plane[inside])
+    pixels = Ordered(half[inside])
+    middle = np.median(bright_of(pixels(np.array([(pixels.size - 1) // 2, pixels.size // 2]))))
+    darkest, lower, upper = percentiles(lambda ranks: bright_of(pixels(ranks)) / middle, pixels.size, [2, 25, 75])
+    plane /= middle
     step = np.abs(np.diff(plane, axis=1))[inside[:, 1:]]
-    darkest, lower, upper = np.percentile(plane[inside], [2, 25, 75])
     detail = np.clip(plane - _mean(plane, DETAIL_MM, spec), -DETAIL, DETAIL)[inside]
     dark, bright = np.percentile(detail, [3, 97])
     values = {
@@ -82,7 +91,7 @@ def statistics(image: NDArray[Any], spec: InputSpec) -> dict[str, float]:
         "bright_lines": (bright + 0.01) / (0.01 - dark),
     }
     fluid = plane < FLUID
-    mixed, near, far = (_spread(fluid, mm, spec) for mm in (*BESIDE_MM, AWAY_MM))
+    mixed, near, far = _spreads(fluid, (*BESIDE_MM, AWAY_MM), spec)
     away = inside & ~far
     share = _mean(away, AROUND_MM, spec)
     beside = inside & near & ~mixed & (share > 0.05)
@@ -99,8 +108,17 @@ def _mean(planes: NDArray[Any], mm: float, spec: InputSpec) -> NDArray[np.float3
     return mean
 
 
-def _spread(planes: NDArray[np.bool_], mm: float, spec: InputSpec) -> NDArray[np.bool_]:
-    """The pixels in a square of ``mm`` on each side of a pixel that is set."""
-    sides = [2 * max(1, round(mm / spacing)) + 1 for spacing in spec.spacing]
-    spread: NDArray[np.uint8] = ndimage.maximum_filter(planes.astype(np.uint8), (1, *sides))
-    return spread > 0
+def _spreads(planes: NDArray[np.bool_], distances_mm: Sequence[float], spec: InputSpec) -> list[NDArray[np.bool_]]:
+    """For each distance, of ascending ones: the pixels at most that far along rows and columns from one that is set."""
+    spread, spreads, reached = planes.copy(), [], [0, 0]
+    for mm in distances_mm:
+        for axis, spacing in enumerate(spec.spacing):
+            pixels = max(1, round(mm / spacing))
+            along = np.moveaxis(spread, 1 + axis, 0)
+            for _ in range(pixels - reached[axis]):
+                before = along.copy(order="K")
+                along[1:] |= before[:-1]
+                along[:-1] |= before[1:]
+            reached[axis] = pixels
+        spreads.append(spread.copy())
+    return spreads

@@ -297,7 +297,7 @@ def test_a_mask_that_cannot_be_written_fails_its_scan(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gliaflow_client.out_folder.nib.save", full)
+    monkeypatch.setattr("gliaflow_client.out_folder.as_gzip", full)
     submit(flow, tmp_path / "out", [scan(tmp_path / "P1/a.nii", "1")])
     (row,) = read_table(tmp_path / "out" / TABLE).values()
     assert (row.status, row.error, row.mask) == ("failed", "mask not written: No space left on device", "")

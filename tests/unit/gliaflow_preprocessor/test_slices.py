@@ -34,7 +34,7 @@ orientations = st.permutations([0, 1, 2]).flatmap(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(orientations)
 def test_the_stored_orientation_does_not_matter(orientation):
     volume, tumour, affine = head()
