@@ -9,6 +9,8 @@ from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.version import VERSION
 
+LETTERS = "dead-letters"  # memory://'s, in the folder of the setting ``state``
+
 
 def open_broker(
     settings: Settings,
@@ -43,7 +45,7 @@ def open_broker(
         credentials=credentials,
         connect_timeout=connect_timeout,
         outage_timeout=outage_timeout,
-        dead_letters=settings.state / "dead-letters",
+        dead_letters=settings.state / LETTERS,
         about={"product": "gliaflow", "version": VERSION, "bundle": bundle, "killed": killed},
         waiting=waiting,
     )

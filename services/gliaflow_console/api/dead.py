@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gliaflow_proto import message_id
+from gliaflow_runner.broker import LETTERS
 from gliaflow_runtime.broker.interface import AccessDenied
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -23,16 +24,20 @@ Result = TypeVar("Result")
 
 def routes(console: Console) -> list[Route]:
     """The routes of dead letters."""
-    letters = Letters(console.flow.broker, console.stages.letters_lock)
+    settings = console.settings
+    embedded = settings.broker.startswith("memory:")
+    folder = str(settings.state / LETTERS) if embedded else ""
+    roots = [*settings.roots, str(console.store.uploads)] if embedded else None
+    letters = Letters(console.flow.broker, console.stages.letters_lock, roots)
 
     async def list_letters(_: Request) -> JSONResponse:
         try:
             listing = await run_in_threadpool(letters.listing)
         except AccessDenied as error:
-            return JSONResponse({"letters": [], "more": 0, "problem": str(error)})
+            return JSONResponse({"letters": [], "more": 0, "folder": folder, "problem": str(error)})
         for letter in listing["letters"]:
             letter["scan_id"] = _row_id(console, letter["scan_id"], letter["submission"])
-        return JSONResponse(listing)
+        return JSONResponse({**listing, "folder": folder})
 
     async def show_letter(request: Request) -> JSONResponse:
         lines = await _permitted(lambda: letters.show(request.path_params["id"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import time
@@ -37,7 +38,7 @@ def submitted(path: Path, folder: Path) -> list[dict[str, str]]:
 def as_shown(row: dict[str, str]) -> list[str]:
     """What the page shows of a row of ``predictions.csv``."""
     p = float(row["p_hgg"])
-    shown = "< 0.01" if p < 0.005 else "> 0.99" if p >= 0.995 else f"{p:.2f}"
+    shown = "< 0.01" if p < 0.005 else "> 0.99" if p >= 0.995 else f"{p:.3f}" if f"{p:.2f}" == "0.50" else f"{p:.2f}"
     return [row["grade"], shown, f"{float(row['tumour_ml']):.1f} ml"]
 
 
@@ -86,6 +87,7 @@ def test_the_first_page_says_what_runs_and_what_to_do_next(new_page: NewPage, co
     expect(page.get_by_role("heading", name="Drop a FLAIR scan anywhere on this page")).to_be_visible()
     expect(page.get_by_text("Trained on phantoms")).to_be_visible()
     expect(page.get_by_text("Not a medical device.")).to_be_visible()
+    expect(page.get_by_text("“gliaflow console --out DIR” keeps them.")).to_be_visible()
     expect(page.locator("#link-state")).to_have_text("page connected")
     assert hosts == {urlsplit(console.url).netloc}
 
@@ -112,10 +114,10 @@ def test_a_dropped_dicom_folder_gets_the_answer_of_submit(page: Page, tmp_path: 
 def test_of_several_files_the_flair_scans_are_sent_and_the_others_named(page: Page, tmp_path: Path) -> None:
     paths = [good_scan(tmp_path / name) for name in ("B1_flair.nii.gz", "B1_t1ce.nii.gz")]
     drop(page, *paths)
+    expect(page.locator(".upload-results")).to_contain_text("1 of 2 files was sent: B1_t1ce.nii.gz was left out")
     expect(page.locator(".upload-results")).to_contain_text("1 file left out")
-    expect(page.locator(".upload-results")).to_contain_text("B1_t1ce.nii.gz")
     expect(scan_row(page, "B1_flair").locator(".c-state")).to_contain_text("answered")
-    page.get_by_role("button", name="Close").click()
+    page.get_by_role("link", name="Reports").click()
     expect(page.locator(".upload-results")).to_be_hidden()
 
 
@@ -136,6 +138,9 @@ def test_what_cannot_be_sent_says_why(page: Page, tmp_path: Path) -> None:
     (tmp_path / "notes" / "notes.txt").write_text("no scan")
     drop(page, tmp_path / "notes")
     expect(page.locator(".upload-results")).to_contain_text("no FLAIR scan")
+    for _ in range(2):
+        page.get_by_role("button", name="Close").first.click()
+    expect(page.locator(".upload-results")).to_be_hidden()
 
 
 def test_a_broken_scan_fails_with_its_reason(page: Page, tmp_path: Path) -> None:
@@ -144,6 +149,8 @@ def test_a_broken_scan_fails_with_its_reason(page: Page, tmp_path: Path) -> None
     drop(page, path)
     expect(scan_row(page, "D1_flair").locator(".c-state")).to_contain_text("failed")
     expect(scan_row(page, "D1_flair").locator(".c-reason")).to_contain_text("not a NIfTI file")
+    scan_row(page, "D1_flair").get_by_role("link").click()
+    expect(page.locator(".answer")).to_contain_text("not a NIfTI file: a text file. Send a NIfTI file")
 
 
 def test_a_dead_letter_is_shown_sent_back_and_deleted(page: Page, console: ConsoleProcess, tmp_path: Path) -> None:
@@ -171,6 +178,25 @@ def test_a_dead_letter_is_shown_sent_back_and_deleted(page: Page, console: Conso
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("No dead letters")).to_be_visible()
     assert console.get("api/dead")["letters"] == []
+
+
+def test_a_dead_letter_whose_scan_is_gone_cannot_be_sent_back(page: Page, console: ConsoleProcess) -> None:
+    id = json.loads(console.request("POST", "api/scans?name=Q1_flair.nii", b"no scan at all"))["id"]
+    wait_letter(console, "Q1_flair")
+    console.request("DELETE", f"api/scans/{id}")
+    page.set_viewport_size(NARROW)
+    page.goto(f"{console.url}#/dead")
+    letter = page.locator("table.letters tbody tr[data-id]").filter(has_text="Q1_flair")
+    expect(letter.locator(".reason")).to_contain_text("Cannot be sent back: the scan's file is not there any more")
+    cell = letter.locator(".reason").bounding_box()
+    assert cell is not None
+    assert cell["width"] > NARROW["width"] / 2, "the cells stand one under another"
+    letter.get_by_role("checkbox").check()
+    send = page.get_by_role("button", name="Send back", exact=True)
+    expect(send).to_be_disabled()
+    expect(send).to_have_attribute("title", "the scan's file is not there any more: upload the scan again")
+    expect(page.get_by_text(f"they lie in {console.get('api/dead')['folder']}")).to_be_visible()
+    console.request("POST", "api/dead/delete", b'{"all": true}')
 
 
 def test_all_dead_letters_are_deleted_at_once_and_one_that_dies_again_is_listed_again(
@@ -312,12 +338,24 @@ def test_after_a_restart_the_page_connects_again_or_says_to_open_the_new_address
     expect(scan_row(page, "H1_flair").locator(".c-state")).to_contain_text("answered")
     assert process.stop() == 0, process.log
     expect(page.locator("#away")).to_contain_text("The connection to the console is lost.")
+    expect(page.locator(".stage .state")).to_have_text(["unknown"] * 6)
+    scan_row(page, "H1_flair").get_by_role("link").click()
+    expect(page.locator("main")).to_contain_text("The console does not answer.")
     process.start(port)  # with the operator's token, and its folder of answers
     expect(page.locator("#link-state")).to_have_text("page connected")
+    expect(page.get_by_role("heading", name="H1_flair")).to_be_visible()  # by itself
+    expect(page.locator("main")).not_to_contain_text("The console does not answer.")
+    page.go_back()
     expect(page.locator("#away")).to_be_hidden()
     expect(scan_row(page, "H1_flair").locator(".c-state")).to_contain_text("answered")
     assert process.stop() == 0, process.log
     del process.settings["GLIAFLOW_CONSOLE_TOKEN"]
+    page.get_by_role("link", name="Generators").click()
+    expect(page.locator("main [role=alert]")).to_contain_text("The console does not answer.")
     process.start(port)  # with a new token
     expect(page.locator("#away")).to_contain_text("Open the address that “gliaflow console” printed")
+    expect(page.locator("main [role=alert]")).to_be_hidden()
+    page.get_by_role("link", name="Scans", exact=True).click()
+    expect(page.locator(".stage .state")).to_have_text(["unknown"] * 6)
+    expect(page.locator("main [role=alert]")).to_be_hidden()
     assert process.stop() == 0, process.log

@@ -1,10 +1,17 @@
 /** Requests to the console. Each failure is an ApiError with a sentence to show. */
 
+import { setText } from "./format.js";
+
 export class ApiError extends Error {
   constructor(message, status = 0, body = {}) {
     super(message);
     this.status = status;
     this.body = body;
+  }
+
+  /** Whether it ends by itself when the console answers again: the page has a banner meanwhile. */
+  get away() {
+    return this.message === AWAY || this.status === 503;
   }
 }
 
@@ -12,6 +19,21 @@ export const NO_TOKEN =
   "This page has no valid token. Open the address that “gliaflow console” printed when it started " +
   "(http://…/?token=…).";
 const AWAY = "The console does not answer. Is “gliaflow console” still running?";
+
+/** Show an error. What ends with a state of the connection is marked for `forgetAway`; of a token, the banner is enough. */
+export function complain(element, error) {
+  setText(element, error.status === 401 ? "" : error.message);
+  element.toggleAttribute("data-away", Boolean(error.away));
+}
+
+/** Remove the errors of an older state of the connection. */
+export function forgetAway() {
+  for (const old of document.querySelectorAll("[data-away]")) {
+    if (old.localName === "li") old.remove();
+    old.removeAttribute("data-away");
+    old.textContent = "";
+  }
+}
 
 let refused = () => {};
 

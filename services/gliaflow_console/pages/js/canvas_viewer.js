@@ -8,7 +8,7 @@ import { el } from "./format.js";
 const AMBER = [255, 176, 0];
 
 /**
- * Draw into `host`. `onSlice(z)` is called when the user turns the wheel on the focused canvas. Returns an object with
+ * Draw into `host`. `onSlice(z)` is called when the user turns the wheel over the canvas. Returns an object with
  * `planes` (three, or only the axial one), `show(z)`, `setOpacity(share)` and `close()`.
  */
 export function openCanvasViewer(host, [image, mask], onSlice) {
@@ -53,7 +53,6 @@ export function openCanvasViewer(host, [image, mask], onSlice) {
   canvas.addEventListener(
     "wheel",
     (event) => {
-      if (!host.contains(document.activeElement)) return; // without focus, the wheel scrolls the page
       event.preventDefault();
       onSlice(Math.min(depth - 1, Math.max(0, shown - Math.sign(event.deltaY))));
     },

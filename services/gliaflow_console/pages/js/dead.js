@@ -1,6 +1,7 @@
 /** The dead letters: messages that a stage gave up, to send back or to delete. */
 
-import { bytes, confirmed, el, plural, setText, UNKNOWN, visible, when } from "./format.js";
+import { complain } from "./api.js";
+import { bytes, confirmed, el, plural, remedy, setText, UNKNOWN, visible, when } from "./format.js";
 
 const PAUSE_MS = 5_000; // between two listings that nobody asked for: a listing holds the messages for a moment
 
@@ -14,14 +15,14 @@ export async function deadPage(root, app) {
   let timer = 0;
   const body = el("tbody");
   const all = el("input", { type: "checkbox", "aria-label": "Choose all that are listed", on: { change: () => choose(letters.map(({ id }) => id), all.checked) } });
-  const replay = el("button", { type: "button", class: "primary", on: { click: () => sendBack({ ids: [...chosen] }) } });
+  const replay = el("button", { type: "button", class: "primary", on: { click: () => sendBack({ ids: sendable() }) } });
   const erase = el("button", { type: "button", class: "danger", on: { click: () => erased({ ids: [...chosen] }, chosen.size) } });
   const again = el("button", { type: "button", class: "quiet", on: { click: load } }, "Refresh");
   const result = el("div", { role: "status", class: "stack" });
   const problem = el("p", { class: "notice bad", role: "alert", hidden: true });
   const table = el(
     "table",
-    { class: "letters" },
+    { class: "letters stacked" },
     el("caption", { class: "hidden-text" }, "Dead letters"),
     el(
       "thead",
@@ -49,13 +50,16 @@ export async function deadPage(root, app) {
     el("button", { type: "button", on: { click: () => sendBack({ all: true }) } }, "Send all back"),
     el("button", { type: "button", class: "danger", on: { click: () => erased({ all: true }, counted ?? listed) } }, "Delete all"),
   );
+  const place = el("p", { class: "muted small", hidden: true });
   root.append(
     el("div", { class: "head" }, el("h1", {}, "Dead letters"), again),
     el(
       "p",
       { class: "muted" },
-      "A stage sets a message aside when it cannot process it: the scan's file is broken, memory runs out, or a process dies of it again and again. Remove the cause, then send the message back: the stage tries it again, and the scan gets its answer.",
+      "A stage sets a message aside when it cannot process it. Mostly the scan's file is the cause: repair it and upload it again. ",
+      "Send a message back if the cause was elsewhere and is gone, such as too little memory: the stage tries it again, and the scan gets its answer.",
     ),
+    place,
     problem,
     result,
     el("section", { class: "panel", "aria-label": "Dead letters" }, el("div", { class: "controls" }, replay, erase), scroll, empty, everything),
@@ -84,11 +88,13 @@ export async function deadPage(root, app) {
       const answer = await app.api.get("api/dead");
       letters = answer.letters;
       report(answer.problem);
+      setText(place, answer.folder && `Letters of earlier consoles and commands are listed too: they lie in ${answer.folder} until they are sent back or deleted.`);
+      place.hidden = !answer.folder;
       listed = letters.reduce((sum, { copies }) => sum + (copies ?? 1), Number(answer.more));
       setText(more, `${plural(Number(answer.more), "further message")} not listed here.`);
       everything.hidden = !answer.more;
     } catch (error) {
-      report(error.message);
+      report(error.away || error.status === 401 ? "" : error.message); // the banner says it
     }
     loaded = Date.now();
     setText(again, "Refresh");
@@ -133,8 +139,8 @@ export async function deadPage(root, app) {
       { data: { id: letter.id } },
       el("td", {}, box),
       el("th", { scope: "row" }, scanOf(letter)),
-      el("td", {}, stageOf(letter.queue)),
-      el("td", { class: "reason" }, letter.reason || UNKNOWN),
+      el("td", { data: { label: "Stage" } }, stageOf(letter.queue)),
+      el("td", { class: "reason" }, remedy(letter.reason) || UNKNOWN, letter.lost && el("p", { class: "small bad-text lost" }, `Cannot be sent back: ${letter.lost}.`)),
       el("td", { class: "c-died" }, time(letter.died)),
       el("td", { class: "number c-bytes" }, bytes(letter.bytes)),
       el("td", { class: "number c-copies" }, String(letter.copies ?? 1)),
@@ -148,12 +154,20 @@ export async function deadPage(root, app) {
     mark();
   }
 
+  /** The ids of the chosen letters whose scan is still there. */
+  function sendable() {
+    return letters.filter(({ id, lost }) => chosen.has(id) && !lost).map(({ id }) => id);
+  }
+
   function mark() {
     for (const [id, box] of boxes) box.checked = chosen.has(id);
     all.checked = chosen.size > 0 && chosen.size === letters.length;
     all.indeterminate = chosen.size > 0 && chosen.size < letters.length;
-    replay.disabled = erase.disabled = chosen.size === 0;
-    setText(replay, chosen.size ? `Send back (${chosen.size})` : "Send back");
+    erase.disabled = chosen.size === 0;
+    const possible = sendable();
+    replay.disabled = possible.length === 0;
+    replay.title = chosen.size && !possible.length ? letters.find(({ id }) => chosen.has(id)).lost : "";
+    setText(replay, possible.length ? `Send back (${possible.length})` : "Send back");
     setText(erase, chosen.size ? `Delete (${chosen.size})` : "Delete");
   }
 
@@ -173,7 +187,9 @@ export async function deadPage(root, app) {
         );
       }
     } catch (error) {
-      result.append(el("p", { class: "notice bad" }, error.message));
+      const failed = el("p", { class: "notice bad" });
+      complain(failed, error);
+      result.append(failed);
     }
     result.tabIndex = -1;
     result.focus(); // the button that was pressed may be disabled or hidden now
@@ -185,7 +201,7 @@ export async function deadPage(root, app) {
   }
 
   async function erased(body, count) {
-    const question = `Delete ${body.all ? "all " : ""}${plural(count, "message")} for good? Their scans get no answer unless they are submitted again.`;
+    const question = `Delete ${body.all ? "all " : ""}${plural(count, "message")} for good? ${count === 1 ? "Its scan gets no answer unless it is" : "Their scans get no answer unless they are"} submitted again.`;
     if (await confirmed(question, "Delete")) await act("api/dead/delete", body, ({ deleted }) => `${plural(deleted, "message")} deleted.`);
   }
 

@@ -46,9 +46,11 @@ export function fixed(value, digits) {
   return value === null || value === undefined ? UNKNOWN : value.toFixed(digits);
 }
 
-/** P(HGG): never 0.00 or 1.00 unless it is exactly that. */
+/** P(HGG): never 0.00, 0.50 or 1.00 unless it is exactly that, so that it agrees with the grade. */
 export function probability(p) {
   if (p === null || p === undefined) return UNKNOWN;
+  if (p !== 0.5 && p.toFixed(3) === "0.500") return p < 0.5 ? "< 0.5" : "> 0.5";
+  if (p !== 0.5 && p.toFixed(2) === "0.50") return p.toFixed(3);
   if (p > 0 && p < 0.005) return "< 0.01";
   if (p < 1 && p >= 0.995) return "> 0.99";
   return p.toFixed(2);
@@ -121,6 +123,13 @@ export const EXPLAINED = {
 export function statusText(row) {
   const text = STATUS[row.status] ?? row.status;
   return row.status === "working" && row.progress ? `${text}, ${percent(row.progress)}` : text;
+}
+
+/** Why a scan failed or a message died, with a remedy that the page has. */
+export function remedy(reason) {
+  if (/4-D image/.test(reason)) return `Several volumes in one file. Save the FLAIR volume as a 3-D file and send that, or use “gliaflow submit --channel”. (${reason})`;
+  if (/not a NIfTI file/.test(reason)) return `${reason}. Send a NIfTI file (.nii, .nii.gz) or a DICOM series.`;
+  return reason ?? "";
 }
 
 /** One sentence about a scan, for screen readers and titles. */

@@ -1,12 +1,13 @@
 /** Synthetic features beside real ones: choose a class, a count, and one or two generators. */
 
-import { get, post, request } from "./api.js";
+import { complain, get, post, request } from "./api.js";
 import { el, gradeChip, percent, plural, probability, setText, UNKNOWN } from "./format.js";
 import { mapGrid } from "./maps.js";
 
 const COUNT = 200; // enough for distances that vary little
 const ACCEPTED = "Accepted by the critic";
 const FLOOR = "Floor (real and real)";
+const BETTER = "Better is";
 const WHAT = [
   [ACCEPTED, "Share of the drawn features that the generator's critic took for the right grade. The others were drawn again."],
   [FLOOR, "The same distance between two groups of real features. Synthetic features cannot be expected to come nearer than this."],
@@ -46,7 +47,7 @@ export async function generatorsPage(root) {
     } catch (error) {
       if (mine !== turn) return;
       results.replaceChildren();
-      setText(state, error.message);
+      complain(state, error);
       state.classList.add("bad-text");
     } finally {
       if (mine === turn) form.disable(false);
@@ -132,7 +133,7 @@ function numbers(drawn) {
       { class: "scroll" },
       el(
         "table",
-        { class: "distances" },
+        { class: "distances stacked" },
         el(
           "thead",
           {},
@@ -142,7 +143,7 @@ function numbers(drawn) {
             el("th", { scope: "col" }, "Measure"),
             drawn.map((each) => el("th", { scope: "col", class: "number" }, each.generator)),
             el("th", { scope: "col", class: "number" }, FLOOR),
-            el("th", { scope: "col" }, "Better is"),
+            el("th", { scope: "col" }, BETTER),
           ),
         ),
         el(
@@ -153,19 +154,19 @@ function numbers(drawn) {
             {},
             el("th", { scope: "row" }, ACCEPTED),
             drawn.map((each) =>
-              el("td", { class: "number" }, `${percent(each.acceptance)} (${each.accepted} of ${each.drawn})`),
+              el("td", { class: "number", data: { label: each.generator } }, `${percent(each.acceptance)} (${each.accepted} of ${each.drawn})`),
             ),
-            el("td", { class: "number" }, UNKNOWN),
-            el("td", {}, "higher"),
+            el("td", { class: "number", data: { label: FLOOR } }, UNKNOWN),
+            el("td", { data: { label: BETTER } }, "higher"),
           ),
           [...floors.values()].map((measure) =>
             el(
               "tr",
               {},
               el("th", { scope: "row" }, measure.name),
-              drawn.map((each) => el("td", { class: "number" }, short(each.distances.find((of) => of.name === measure.name)?.synthetic))),
-              el("td", { class: "number" }, short(measure.floor)),
-              el("td", {}, { true: "higher", false: "lower" }[measure.higher_is_better] ?? "near the floor"),
+              drawn.map((each) => el("td", { class: "number", data: { label: each.generator } }, short(each.distances.find((of) => of.name === measure.name)?.synthetic))),
+              el("td", { class: "number", data: { label: FLOOR } }, short(measure.floor)),
+              el("td", { data: { label: BETTER } }, { true: "higher", false: "lower" }[measure.higher_is_better] ?? "near the floor"),
             ),
           ),
         ),
@@ -237,7 +238,7 @@ function syntheticPanel(drawn) {
       setTimeout(() => URL.revokeObjectURL(address), 60_000);
     } catch (error) {
       problem.hidden = false;
-      setText(problem, error.message);
+      complain(problem, error);
     } finally {
       button.disabled = false;
     }

@@ -4,14 +4,18 @@ import * as api from "./api.js";
 import { deadPage } from "./dead.js";
 import { follow } from "./events.js";
 import { el, setText } from "./format.js";
+import { generatorsPage } from "./generators.js";
 import { overviewPage } from "./overview.js";
 import { reportsPage } from "./reports.js";
+import { scanPage } from "./scan.js";
 import { acceptDrops } from "./upload.js";
 
+const STALE_MS = 3000; // without events: then the state of the stages is not known
+const LOST = "The connection to the console is lost. The page connects again as soon as the console answers. What you see may be out of date.";
 const ROUTES = {
   "": { title: "Scans", open: (root) => overviewPage(root, app) },
-  scan: { title: "Scan", open: async (root, id) => (await import("./scan.js")).scanPage(root, id, app) },
-  generators: { title: "Generators", open: async (root) => (await import("./generators.js")).generatorsPage(root, app) },
+  scan: { title: "Scan", open: (root, id) => scanPage(root, id, app) },
+  generators: { title: "Generators", open: (root) => generatorsPage(root, app) },
   dead: { title: "Dead letters", open: (root) => deadPage(root, app) },
   reports: { title: "Reports", open: (root, id) => reportsPage(root, id, app) },
 };
@@ -21,6 +25,8 @@ const handlers = new Map(); // event → Set of handlers
 let status = null;
 let cleanup = () => {};
 let opened = 0;
+let failedPage = false; // the page could not be opened: again, when the console answers
+let stale = 0; // the timer
 
 /** What the pages share. `on` gives a function that ends the subscription. */
 const app = {
@@ -41,11 +47,22 @@ function emit(event, data) {
     showStatus(data);
     if (first) route(); // the page was opened without it
   }
-  if (event === "connected") showLink("page connected", "");
+  if (event === "connected") {
+    clearTimeout(stale);
+    stale = 0;
+    showLink("page connected", "");
+    if (failedPage) route();
+  }
   if (event === "disconnected") {
-    showLink("not connected", data?.status === 401 ? api.NO_TOKEN : "The connection to the console is lost. The page connects again as soon as the console answers. What you see may be out of date.");
+    showLink("not connected", data?.status === 401 ? api.NO_TOKEN : LOST);
+    stale ||= setTimeout(forget, STALE_MS);
   }
   for (const handler of [...(handlers.get(event) ?? [])]) handler(data);
+}
+
+/** The stages may have changed since the last event. */
+function forget() {
+  if (status) emit("status", { ...status, stages: status.stages.map(({ name }) => ({ name })), left_s: null, dead: null, problem: "" });
 }
 
 function showLink(text, problem) {
@@ -53,6 +70,7 @@ function showLink(text, problem) {
   state.dataset.state = problem ? "off" : "live";
   setText(state, text);
   const away = document.getElementById("away");
+  if (away.textContent !== problem) api.forgetAway();
   setText(away, problem);
   away.hidden = !problem;
 }
@@ -89,13 +107,17 @@ async function route() {
   document.title = `${page.title} – gliaflow console`;
   const root = el("div", { class: "stack" });
   main.replaceChildren(root);
+  failedPage = false;
   try {
     const done = (await page.open(root, decodeURIComponent(rest.join("/")))) ?? (() => {});
     if (turn === opened) cleanup = done;
     else done(); // the user has opened another page meanwhile
   } catch (error) {
     if (!(error instanceof api.ApiError)) console.error(error);
-    if (turn === opened) root.replaceChildren(...failed(page.title, error));
+    if (turn === opened) {
+      failedPage = error.away || error.status === 401;
+      root.replaceChildren(...failed(page.title, error));
+    }
   }
   if (turn === opened && turn > 1) focusHeading(root);
 }
@@ -103,11 +125,9 @@ async function route() {
 /** What stands on a page that cannot be opened, with a way on. */
 function failed(title, error) {
   const gone = error.status === 404 && "It is not in the console any more: it was deleted, or was one of the oldest.";
-  return [
-    el("h1", {}, gone ? `${title} not found` : title),
-    el("p", { class: "notice bad", role: "alert" }, gone || error.message),
-    el("p", {}, el("a", { href: "#/" }, "All scans")),
-  ];
+  const problem = el("p", { class: "notice bad", role: "alert" }, gone);
+  if (!gone) api.complain(problem, error);
+  return [el("h1", {}, gone ? `${title} not found` : title), problem, el("p", {}, el("a", { href: "#/" }, "All scans"))];
 }
 
 function focusHeading(root) {

@@ -1,6 +1,6 @@
 /** Feature maps as pictures, a canvas for each channel, and the panel that shows those of a scan's slice. */
 
-import { get } from "./api.js";
+import { complain, get } from "./api.js";
 import { el, setText } from "./format.js";
 
 const COUNT = 25; // channels, the strongest first
@@ -59,7 +59,7 @@ export function mapsPanel(details) {
     } catch (error) {
       if (turn !== requests) return;
       state.classList.add("bad-text");
-      setText(state, error.message);
+      complain(state, error);
     } finally {
       if (turn === requests) button.disabled = false;
     }

@@ -1,6 +1,6 @@
 /** The first page: the stages, the place to send scans, and the newest scans. */
 
-import { EXPLAINED, STATUS, UNKNOWN, bar, duration, el, gradeChip, ml, plural, probability, sentence, setText, statusText, visible, when } from "./format.js";
+import { EXPLAINED, STATUS, UNKNOWN, bar, duration, el, gradeChip, ml, plural, probability, remedy, sentence, setText, statusText, visible, when } from "./format.js";
 import { uploadPanel } from "./upload.js";
 
 const FRESH_MS = 10_000; // how long a new scan is marked, if no other comes
@@ -69,7 +69,8 @@ function stageStrip(app) {
     const left = status.left_s ? `About ${duration(status.left_s)} until all waiting scans are answered.` : "";
     const problems = reasons(stages);
     if (status.problem) problems.unshift(status.problem);
-    const calm = status.problem ? "" : left || (waiting ? `${plural(waiting, "message")} waiting.` : "No scan waits.");
+    const counted = stages.some((stage) => stage.waiting !== null && stage.waiting !== undefined);
+    const calm = status.problem || !counted ? "" : left || (waiting ? `${plural(waiting, "message")} waiting.` : "No scan waits.");
     setText(line, problems.join(" · ") || calm);
     line.classList.toggle("bad-text", problems.length > 0);
     for (const name of ["notice", "bad"]) line.classList.toggle(name, !shown.length && Boolean(status.problem));
@@ -170,6 +171,8 @@ function scanTable(app) {
     table,
     empty,
     more,
+    app.status()?.kept === false &&
+      el("p", { class: "muted small" }, "Scans and answers live as long as the console's process. “gliaflow console --out DIR” keeps them."),
   );
 
   async function load() {
@@ -179,10 +182,15 @@ function scanTable(app) {
       replace(answer.scans);
       total = answer.total;
     } catch (error) {
-      setText(problem, error.message);
-      problem.hidden = false;
+      report(error);
     }
     draw();
+  }
+
+  /** Say why the list is not there. Of a console that is away, and of a wrong token, the banner says it. */
+  function report(error) {
+    problem.hidden = error.away || error.status === 401;
+    setText(problem, error.message);
   }
 
   function replace(newest) {
@@ -256,8 +264,7 @@ function scanTable(app) {
       put(answer.scans, false);
       total = answer.total;
     } catch (error) {
-      setText(problem, error.message);
-      problem.hidden = false;
+      report(error);
     }
     draw();
     const newest = [...body.children].findIndex((tr) => tr.dataset.id === oldest) + 1;
@@ -298,7 +305,7 @@ function scanRow(id) {
     else meter.value = row.progress;
     const failed = row.status === "failed";
     reason.hidden = !failed;
-    const why = reasonText(row);
+    const why = remedy(row.reason);
     reason.replaceChildren(el("span", { class: "clamp", title: why }, why));
     for (const key of ["grade", "p", "ml", "slices"]) cells[key].hidden = failed;
     cells.grade.replaceChildren(gradeChip(row.grade));
@@ -310,13 +317,6 @@ function scanRow(id) {
     setText(seconds, row.seconds ? duration(row.seconds) : "");
   };
   return tr;
-}
-
-/** Why a scan failed, with a remedy that the page has. */
-function reasonText({ reason }) {
-  if (/4-D image/.test(reason)) return `Several volumes in one file. Save the FLAIR volume as a 3-D file and send that, or use “gliaflow submit --channel”. (${reason})`;
-  if (/not a NIfTI file/.test(reason)) return `${reason}. Send a NIfTI file (.nii, .nii.gz) or a DICOM series.`;
-  return reason ?? "";
 }
 
 function noteText(row) {

@@ -1,8 +1,8 @@
 /** One scan: its answer in words, its slices, P(HGG) by slice, downloads, and feature maps. */
 
-import { get, remove } from "./api.js";
+import { complain, get, remove } from "./api.js";
 import { curve, lastSlice, sliceName, strongest } from "./curve.js";
-import { confirmed, duration, el, EXPLAINED, fixed, gradeChip, ml, plural, probability, setText, STATUS, statusText, when } from "./format.js";
+import { confirmed, duration, el, EXPLAINED, fixed, gradeChip, ml, plural, probability, remedy, setText, STATUS, statusText, when } from "./format.js";
 import { mapsPanel } from "./maps.js";
 import { slicesPanel } from "./slices.js";
 
@@ -54,7 +54,7 @@ export async function scanPage(root, id, app) {
       if (mine !== turn) return;
       const same = fingerprint(next) === fingerprint(row);
       row = next;
-      if (!same) {
+      if (!same || root.querySelector(".no-slices")) {
         show();
         app.announce?.(verdict(row).join(" "));
       }
@@ -150,14 +150,15 @@ function verdict(row) {
   if (row.status === "ok") {
     const [kind, other] = row.grade === "HGG" ? ["high-grade", "low-grade"] : ["low-grade", "high-grade"];
     const even = Math.abs(row.p_hgg - 0.5) < CLOSE ? ", but close to even" : "";
+    const unseen = row.depth > row.slices ? `${plural(row.depth - row.slices, "slice shows", "slices show")} no head. ` : "";
     return [
       `P(HGG) ${probability(row.p_hgg)}: more like a ${kind} glioma than a ${other} one${even}`,
-      `The tumour has ${ml(row.tumour_ml)} in ${row.tumour_slices} of the ${plural(row.slices, "slice")} that went through the U-Net. ` +
+      `The tumour has ${ml(row.tumour_ml)} in ${row.tumour_slices} of the ${plural(row.slices, "slice")} that went through the U-Net. ${unseen}` +
         "Only slices with tumour speak for a grade, and P(HGG) is their average (on the log-odds scale).",
     ];
   }
   if (row.status === "no tumour") return ["No tumour found", "No slice has tumour, so there is no grade and no slice speaks for one."];
-  if (row.status === "failed") return ["The pipeline could not answer", row.reason];
+  if (row.status === "failed") return ["The pipeline could not answer", remedy(row.reason)];
   return [STATUS[row.status] ?? row.status, EXPLAINED[row.status] ?? ""];
 }
 
@@ -246,7 +247,7 @@ function factsPanel(row, path) {
       location.hash = "#/";
     } catch (error) {
       problem.hidden = false;
-      setText(problem, error.message);
+      complain(problem, error);
     }
   }
 }

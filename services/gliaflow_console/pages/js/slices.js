@@ -1,6 +1,6 @@
 /** A scan's slices with the mask: the viewer that this browser can run, the slider of the slices, and the opacity. */
 
-import { request } from "./api.js";
+import { complain, request } from "./api.js";
 import { openCanvasViewer } from "./canvas_viewer.js";
 import { lastSlice, sliceText } from "./curve.js";
 import { el, setText } from "./format.js";
@@ -48,7 +48,9 @@ export function slicesPanel(details, onSlice) {
       await open(true);
     } catch (error) {
       if (stop.signal.aborted) return;
-      element.replaceChildren(element.firstChild, el("p", { class: "bad-text", role: "alert" }, error.message), said);
+      const failed = el("p", { class: "bad-text no-slices", role: "alert" });
+      complain(failed, error);
+      element.replaceChildren(element.firstChild, failed, said);
     }
   }
 
@@ -136,7 +138,8 @@ export function slicesPanel(details, onSlice) {
     el(
       "p",
       { class: "muted small" },
-      "Seen from the feet (radiological convention): the patient's right (R) is at the left of the picture.",
+      "Seen from the feet (radiological convention): the patient's right (R) is at the left of the picture. The mouse wheel over the ",
+      "picture and the arrow keys change the slice.",
       details.has_mask && " The mask, where the pipeline sees tumour, is amber.",
       coarse,
     ),

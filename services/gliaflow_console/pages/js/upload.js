@@ -69,6 +69,7 @@ export function acceptDrops(app) {
     depth = change ? Math.max(0, depth + change) : 0;
     over.hidden = depth === 0;
   };
+  window.addEventListener("hashchange", () => results.querySelectorAll("[data-state=sent]").forEach((old) => old.remove()));
   window.addEventListener("beforeunload", (event) => list.querySelector("[data-state=sending]") && event.preventDefault());
   window.addEventListener("dragenter", (event) => hasFiles(event) && show(1));
   window.addEventListener("dragleave", (event) => hasFiles(event) && show(-1));
@@ -127,7 +128,10 @@ function sendFolders(app, folders) {
 }
 
 async function sendPhantom(app, grade) {
-  await upload(app, `phantom ${grade}`, null, async () => ({ ids: [(await app.api.post("api/phantoms", { grade })).id] }));
+  await upload(app, `phantom ${grade}`, null, async (_, __, say) => {
+    say("the console draws a head with a tumour, and then sends it: some seconds");
+    return { ids: [(await app.api.post("api/phantoms", { grade })).id] };
+  });
 }
 
 async function sendFile(app, file) {
@@ -152,7 +156,7 @@ async function sendFolder(app, name, files) {
       app.api.remove(url).catch(() => {}); // its files; the console deletes them within an hour too
       throw error;
     }
-    return take(url);
+    return { ...(await take(url)), files: files.length };
   });
 
   async function take(url, series) {
@@ -209,12 +213,13 @@ function checkSize(app, name, file) {
 async function upload(app, name, total, run) {
   const abort = new AbortController();
   const state = el("span", { class: "muted small" }, "starting");
+  const label = el("strong", {}, name);
   const meter = total ? el("progress", { max: 1, value: 0, "aria-label": `Upload of ${name}` }) : null;
   const button = el("button", { type: "button", class: "quiet", hidden: total === null, on: { click: () => abort.abort() } }, "Cancel");
   const item = el(
     "li",
     { data: { state: "sending" } },
-    el("div", { class: "upload-line" }, el("span", {}, el("strong", {}, name), " ", state), button),
+    el("div", { class: "upload-line" }, el("span", {}, label, " ", state), button),
     meter,
   );
   list.prepend(item);
@@ -223,9 +228,10 @@ async function upload(app, name, total, run) {
     if (meter) meter.value = share;
     setText(state, share < 1 ? `uploading, ${percent(share)} of ${bytes(total)}` : "uploaded, the console checks it");
   };
+  const say = (text) => setText(state, text);
   const finish = (kind, text, extra = []) => {
     item.dataset.state = kind;
-    setText(state, text);
+    say(text);
     state.classList.toggle("bad-text", kind === "failed");
     meter?.remove();
     const close = () => {
@@ -238,14 +244,25 @@ async function upload(app, name, total, run) {
     app.announce(`${name}: ${text}`);
   };
   try {
-    const { ids = [], left_out: leftOut = [] } = await run(progress, abort.signal);
-    finish("sent", ids.length === 1 ? "received, its row is in the table" : `${plural(ids.length, "scan")} received`, leftOutList(leftOut));
+    const { ids = [], left_out: leftOut = [], files = 0 } = await run(progress, abort.signal, say);
+    const [head, text] = sentText(ids.length, leftOut, files);
+    if (head) setText(label, name === plural(files, "file") ? head : `${name}: ${head}`);
+    finish("sent", text, leftOutList(leftOut));
     if (!leftOut.length) setTimeout(() => item.remove(), KEPT_MS);
   } catch (error) {
     abort.abort(); // the other files of the folder
-    if (error.name === "AbortError") item.remove();
+    if (error.name === "AbortError" || error.status === 401) item.remove(); // the banner says what is wrong with the token
     else finish("failed", error.message, [error.again ?? "", ...leftOutList(error.body?.left_out ?? [])]);
+    if (error.away) item.dataset.away = ""; // until the list of scans is there again
   }
+}
+
+/** What became of an upload of so many files: a headline, or none, and the rest. Where each scan is a file, files are counted. */
+function sentText(sent, leftOut, files) {
+  if (!leftOut.length) return ["", sent === 1 ? "received, its row is in the table" : `${plural(sent, "scan")} received`];
+  const counted = sent + leftOut.length === files;
+  const head = counted ? `${sent} of ${plural(files, "file")} ${sent === 1 ? "was" : "were"} sent:` : `${plural(sent, "scan was", "scans were")} sent:`;
+  return [head, leftOut.length === 1 ? `${leftOut[0].name} was left out` : `${leftOut.length} were left out`];
 }
 
 function leftOutList(leftOut) {

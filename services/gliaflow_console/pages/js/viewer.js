@@ -26,7 +26,8 @@ export async function openViewer(host, [image, mask], onSlice, onLost) {
     isRadiologicalConvention: true,
     multiplanarShowRender: 0, // the three planes only, no 3-D picture
     dragAndDropEnabled: false, // the whole page is a drop target for scans to send
-    scrollRequiresFocus: true,
+    scrollRequiresFocus: false, // the wheel over a plane changes its slice
+    invertScrollDirection: true, // down is towards the feet, as on the 2-D canvas
     viewModeHotKey: "",
     clipPlaneHotKey: "",
     cycleClipPlaneHotKey: "",
