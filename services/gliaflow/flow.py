@@ -71,7 +71,8 @@ def open(
     bundle: the model bundle for stages in this process: a folder or ``s3://bucket/path``. Default: the shipped
         demonstration, which is trained on drawings of scans. Stages on RabbitMQ have a bundle of their own.
     generator: the bundle's generator that ``generate`` uses. Default: the bundle's own choice.
-    device, threads: for stages in this process: ``cpu`` or ``cuda``, and onnxruntime's threads (0: one per core).
+    device, threads: for stages in this process: ``cpu``, ``cuda`` or another device of the installed onnxruntime, and
+        onnxruntime's threads (0: one per core).
     timeout: after so many seconds without any answer, open scans fail.
     waiting: called once whenever the pipeline begins to wait for something, with the reason and the remedy: RabbitMQ
         is away or refuses messages because of an alarm, a stage does not run, the stages are behind. Default: a Python

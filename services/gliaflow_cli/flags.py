@@ -33,7 +33,13 @@ Bundle = Annotated[
     str | None,
     runtime("--bundle", help="Model bundle: a folder, s3://bucket/path, or demo, the shipped one (default)."),
 ]
-Device = Annotated[str | None, runtime("--device", help="cpu (default) or cuda.")]
+Device = Annotated[
+    str | None,
+    runtime(
+        "--device",
+        help="cpu (default), or another device of the installed onnxruntime: cuda, tensorrt, openvino, coreml, dml, …",
+    ),
+]
 Threads = Annotated[int | None, runtime("--threads", help="onnxruntime threads; default: 0, one per core.")]
 Served = Annotated[
     str | None, typer.Option("--generator", help="A generator of the bundle; default: the bundle's own choice.")

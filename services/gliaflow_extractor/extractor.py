@@ -17,7 +17,9 @@ from gliaflow_proto.routing import EXTRACTOR
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.in_threads import in_threads
 from gliaflow_runtime.inference import Network
+from gliaflow_runtime.settings import available_cores
 from gliaflow_runtime.stage import OtherBundle, Outcome, Stage
 from numpy.typing import NDArray
 
@@ -25,39 +27,52 @@ from numpy.typing import NDArray
 class UNetSession:
     """The bundle's U-Net in onnxruntime, cut to the outputs for the tap and the mask.
 
+    On the CPU, each core computes a slice of its own (ADR 21). A part with fewer slices than cores shares the others
+    among its slices' layers. Other devices take whole batches.
+
     Parameters
     ----------
-    batch: slices in one run.
+    batch: the most slices in work at a time, which bounds the memory.
     cropped: whether features are cropped to the mask (see ``crop``; the paper's last suggestion). By default, as the
         bundle's generators and classifier were fitted.
+    threads: 0: one for each core that this process may use.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         *,
-        batch: int = 4,
+        batch: int = 16,
         cropped: bool | None = None,
         device: str = "cpu",
         threads: int = 0,
     ) -> None:
         self.size = bundle.manifest.input.size
         self._cropped = bundle.manifest.cropped if cropped is None else cropped
-        self._batch = batch
-        self._network = Network(bundle, "unet", [bundle.tap, "mask"], device=device, threads=threads)
+        self._shape = bundle.features_shape(self._cropped)
+        threads = threads or available_cores()
+        on_cpu = device == "cpu"
+        self._batch = 1 if on_cpu else batch
+        self._runs = min(threads, batch, bundle.slices_per_part(MAX_MESSAGE_BYTES)) if on_cpu else 1
+        spare = threads - self._runs
+        self._network = Network(bundle, "unet", [bundle.tap, "mask"], device=device, threads=1 + spare)
         self._network.warm(image=(1, 1, *self.size))
 
-    def __call__(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-        """Features FP16 [n, C, H, W] and masks UINT8 [n, rows, columns] of slices float32 [n, 1, rows, columns]."""
-        features, masks = [], []
-        for start in range(0, len(image), self._batch):
-            tap, probability = self._network(image=image[start : start + self._batch])
-            mask = probability[:, 0] > 0.5
+    def __call__(self, image: NDArray[np.floating]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        """Features FP16 [n, C, H, W] and masks UINT8 [n, rows, columns] of slices [n, 1, rows, columns]."""
+        features = np.empty((len(image), *self._shape), np.float16)
+        masks = np.empty((len(image), *self.size), np.uint8)
+
+        def run(start: int) -> None:
+            part = slice(start, start + self._batch)
+            tap, probability = self._network(image=image[part].astype(np.float32, copy=False))
+            mask = np.greater(probability[:, 0], 0.5, out=masks[part].view(np.bool_))
             if self._cropped:
                 tap = crop(tap, mask)
-            features.append(np.minimum(tap, FP16_MAX).astype(np.float16))
-            masks.append(mask.astype(np.uint8))
-        return np.concatenate(features), np.concatenate(masks)
+            features[part] = np.minimum(tap, FP16_MAX)
+
+        in_threads(run, range(0, len(image), self._batch), self._runs)
+        return features, masks
 
 
 def crop(features: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -67,22 +82,19 @@ def crop(features: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.f
     tumour are 0. A tumour larger than the window loses its margin.
     """
     samples, channels, height, width = features.shape
-    cells = mask.reshape(samples, height, mask.shape[1] // height, width, mask.shape[2] // width)
-    share = cells.mean(axis=(2, 4), dtype=np.float32)
-    low = [[(side - side // 2) // 2] * samples for side in (height, width)]
-    for axis, side in enumerate((height, width)):
-        along = (share > 0).sum(axis=2 - axis)  # positions with tumour in each row, or each column
-        has_tumour = along.any(axis=1)
-        middle = (along * np.arange(side)).sum(axis=1) / np.maximum(along.sum(axis=1), 1)
-        low[axis] = np.where(has_tumour, np.rint(middle).astype(int) - side // 4, low[axis]).tolist()
     window = np.zeros((samples, channels, height // 2, width // 2), np.float32)
-    for n in range(samples):
+    for n in np.flatnonzero(mask.any(axis=(1, 2))):
+        cells = mask[n].reshape(height, mask.shape[1] // height, width, mask.shape[2] // width)
+        share = cells.sum(axis=1, dtype=np.uint16).sum(axis=2, dtype=np.float32) / (cells.shape[1] * cells.shape[3])
         inside = []
         for axis, side in enumerate((height, width)):
-            start, stop = max(0, low[axis][n]), min(side, low[axis][n] + side // 2)
-            inside.append((slice(start, stop), slice(start - low[axis][n], stop - low[axis][n])))
+            along = np.count_nonzero(share, axis=1 - axis)  # positions with tumour in each row, or each column
+            middle = (along * np.arange(side)).sum() / along.sum()
+            low = int(np.rint(middle)) - side // 4
+            start, stop = max(0, low), min(side, low + side // 2)
+            inside.append((slice(start, stop), slice(start - low, stop - low)))
         (rows, to_rows), (columns, to_columns) = inside
-        window[n, :, to_rows, to_columns] = features[n, :, rows, columns] * share[n, rows, columns]
+        np.multiply(features[n, :, rows, columns], share[rows, columns], out=window[n, :, to_rows, to_columns])
     return window
 
 
@@ -103,7 +115,7 @@ class Extractor(Stage):
             raise ProtocolError(f"geometry.slices: {len(slices.geometry.slices)}, but a part has at most {most}")
         if slices.image.shape != (expected := (len(slices.geometry.slices), 1, *self._unet.size)):
             raise ProtocolError(f"tensors.image: shape {slices.image.shape}, but this bundle takes {expected}")
-        features, mask = self._unet(slices.image.astype(np.float32))
+        features, mask = self._unet(slices.image)
         metrics.SLICES.labels(self.name).inc(len(mask))
         return Outcome(
             [

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from gliaflow_proto.messages import MAX_SHARDS
 from gliaflow_runtime.broker.interface import Broker
 from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.settings import Settings
 from gliaflow_runtime.stage import Stage
 
@@ -61,6 +62,8 @@ def _trainer(bundle: Bundle, settings: Settings) -> list[MakeStage]:
     from gliaflow_store.recorder import Recorder
     from gliaflow_trainer.service import require_own
 
+    if settings.device not in ("cpu", "cuda"):
+        raise UsageError(f"device {settings.device}: the trainer fits with torch; give it cpu or cuda")
     settings.store.mkdir(0o700, parents=True, exist_ok=True)  # it has the names of patients
     require_own(bundle, settings.store)
     origin = FeatureOrigin(bundle.id, bundle.tap, bundle.tap_shape)

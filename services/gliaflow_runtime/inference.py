@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import structlog
 from numpy.typing import NDArray
 
 from gliaflow_runtime.bundle.load import Bundle
@@ -18,11 +20,39 @@ from gliaflow_runtime.settings import available_cores
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: no telemetry from a hospital's machine
 import onnxruntime as ort
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+GPU = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'gliaflow[serve-gpu]'"
+INSTALL = {  # by device
+    "cuda": GPU,
+    "tensorrt": f"{GPU} and NVIDIA's TensorRT",
+    "openvino": "pip uninstall -y onnxruntime, then pip install onnxruntime-openvino",
+    "dml": "pip uninstall -y onnxruntime, then pip install onnxruntime-directml (Windows)",
+    "coreml": "it is in onnxruntime for macOS",
+}
+HEAVY = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
+"""The operators that take nearly all of a network's time."""
+
+log = structlog.get_logger()
 
 
 class DeviceError(UsageError):
-    """The requested device is not available."""
+    """The requested device is not available, or does not run the network."""
+
+
+def devices() -> dict[str, str]:
+    """The devices of the installed onnxruntime: its execution providers by name, as ``cuda``: CUDAExecutionProvider."""
+    return {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
+
+
+def require_device(device: str) -> str:
+    """The execution provider of a device. Raises DeviceError if onnxruntime has none of this name."""
+    if device not in (known := devices()):
+        remedy = INSTALL.get(device, "install the onnxruntime that has it (onnxruntime.ai, Execution Providers)")
+        raise DeviceError(
+            f"device {device}: this onnxruntime has only {', '.join(sorted(known))}. For {device}: {remedy}; "
+            "or use --device cpu"
+        )
+    return known[device]
 
 
 class Network:
@@ -32,13 +62,14 @@ class Network:
     ----------
     name: the network: ``unet``, ``classifier``, ``generator-NAME`` or ``critic-NAME``.
     outputs: the outputs to compute. The graph is cut to them, since onnxruntime would compute all.
-    device: ``cpu`` or ``cuda``.
-    threads: 0: one for each core that this process may use (onnxruntime's own default ignores cgroups).
+    device: one of ``devices()``.
+    threads: of one run. 0: one for each core that this process may use (onnxruntime's own default ignores cgroups).
 
     Raises
     ------
     BundleError: the file is not a valid ONNX model, refers to other files, or lacks an output.
-    DeviceError: onnxruntime cannot use the device (it would log a warning and use the CPU).
+    DeviceError: onnxruntime cannot use the device, or would run the network's convolutions or matrix products on the
+        CPU instead (it does both without an error).
     """
 
     def __init__(
@@ -46,32 +77,49 @@ class Network:
     ) -> None:
         path = bundle.folder / f"{name}.onnx"
         self.outputs = list(outputs)
-        provider = PROVIDERS[device]
-        if provider not in ort.get_available_providers():
-            raise DeviceError(
-                f"device {device}: this onnxruntime offers only {', '.join(ort.get_available_providers())}; "
-                "install gliaflow[serve-gpu] in an environment without onnxruntime"
-            )
-        if device == "cuda":
+        provider = require_device(device)
+        if provider in (CUDA, TENSORRT):
             ort.preload_dlls()  # CUDA and cuDNN, if they are installed as wheels
         model = _cut(bundle.model(name), self.outputs, path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # stages share the cores
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(provider != CPU)))
         options.log_severity_level = 3
         self._path = path
+        # TensorRT leaves to CUDA what it cannot run
+        providers = [provider, CUDA] if provider == TENSORRT and CUDA in devices().values() else [provider]
         try:
-            self._session = ort.InferenceSession(model, options, providers=[provider])
+            self._session = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise BundleError(f"{path}: onnxruntime cannot load it: {str(error)[:500]}") from None
         if self._session.get_providers()[0] != provider:
             raise DeviceError(f"device {device}: onnxruntime fell back to {self._session.get_providers()[0]}")
+        if provider != CPU:
+            self._require_placed(device)
 
     def __call__(self, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
         """Run the network; the outputs are in the order of ``outputs``."""
         results: list[NDArray[Any]] = self._session.run(self.outputs, inputs)
         return results
+
+    def _require_placed(self, device: str) -> None:
+        """Raise DeviceError if the network's heavy nodes, or all, are on the CPU; log the light ones that are.
+
+        onnxruntime gives the nodes that a provider does not take to the CPU. Older versions of it do not say where each
+        node is; they are believed.
+        """
+        if not hasattr(self._session, "get_provider_graph_assignment_info"):
+            return
+        placed = self._session.get_provider_graph_assignment_info()
+        on_cpu = Counter(node.op_type for part in placed if part.ep_name == CPU for node in part.get_nodes())
+        if not on_cpu:
+            return
+        kinds = ", ".join(f"{count} {kind}" for kind, count in on_cpu.most_common(10))
+        if HEAVY & on_cpu.keys() or all(part.ep_name == CPU for part in placed):
+            raise DeviceError(f"device {device}: onnxruntime runs a part of {self._path.name} on the CPU: {kinds}")
+        log.warning("nodes on the CPU", device=device, network=self._path.name, nodes=kinds)
 
     def warm(self, **shapes: tuple[int, ...]) -> None:
         """Run once on zeros, so that the first message is not slow and a wrong shape is reported at the start.

@@ -89,10 +89,16 @@ class Settings(BaseSettings):
         pattern="^([0-9a-f]{64})?$",
         description="the SHA-256 that its manifest.json must have, 64 digits of 0-9 and a-f",
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="the device of onnxruntime; cuda must be available")
+    device: str = Field(
+        "cpu",
+        pattern="^[a-z0-9]+$",
+        description="cpu, or another device of the installed onnxruntime: cuda, tensorrt, openvino, coreml, dml, …",
+    )
     threads: int = Field(0, ge=0, le=256, description="onnxruntime threads; 0: one for each core this process may use")
     tap: str = Field("", description="the tap where features are read; empty: the tap of the bundle's classifier")
-    batch: int = Field(4, ge=1, le=64, description="slices in one run of the U-Net")
+    batch: int = Field(
+        16, ge=1, le=64, description="the most slices in the U-Net at a time: one a core; on other devices, in one run"
+    )
     roots: Annotated[list[str], NoDecode] = Field(
         [], description="allowed roots of scan URIs: /data,s3://bucket/scans, or JSON"
     )

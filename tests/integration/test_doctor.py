@@ -108,7 +108,7 @@ def test_changed_file_of_the_bundle_is_reported_by_name(examine, tmp_path):
 def test_cuda_without_a_gpu_is_reported(examine, no_bundle_check, monkeypatch, tmp_path):
     code, output = examine(device="cuda")
     assert code == 1
-    assert "wrong  device: this onnxruntime has no CUDA" in output
+    assert "wrong  device: device cuda: this onnxruntime has only" in output
     assert "pip install 'gliaflow[serve-gpu]'" in output
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'; exit 18\n")

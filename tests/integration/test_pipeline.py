@@ -230,7 +230,7 @@ def test_bad_usage_prints_a_short_message_and_exits_with_2(monkeypatch, tmp_path
         (("generate", "--grade", "XYZ", "--count", "1", "--out", "x"), "grade: 'XYZ'"),
         (("serve", "extractor"), "memory://"),
         (("dead", "replay"), "--all"),
-        (("submit", ".", "--out", "x", "--device", "tpu"), "device"),
+        (("submit", ".", "--out", "x", "--device", "a gpu"), "--device: 'a gpu'"),
     ):
         monkeypatch.setattr(sys, "argv", ["gliaflow", *arguments])
         with pytest.raises(SystemExit) as ended:

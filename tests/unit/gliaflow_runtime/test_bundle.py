@@ -13,7 +13,7 @@ from gliaflow_proto import Geometry, Scan, SlicesMessage
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle, find_bundle, load_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
-from gliaflow_runtime.inference import DeviceError, Network
+from gliaflow_runtime.inference import Network
 from gliaflow_runtime.stage import OtherBundle
 
 
@@ -100,15 +100,6 @@ def test_a_network_that_only_computes_features_has_no_decoder():
 def test_an_error_names_a_missing_output():
     with pytest.raises(BundleError, match="has no output enc9"):
         Network(load_bundle(None), "unet", ["enc9"])
-
-
-def test_a_missing_device_is_an_error_and_not_replaced_by_the_cpu():
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(DeviceError, match="cuda"):
-        Network(load_bundle(None), "unet", ["mask"], device="cuda")
 
 
 def test_weights_in_other_files_are_refused(folder):
