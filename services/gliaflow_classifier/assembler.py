@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 
 from gliaflow_proto import NO_TUMOUR, FailureMessage, GradedMessage, Message, PredictionMessage, expect
+from gliaflow_proto.messages import MAX_SHARDS
 from gliaflow_proto.routing import ASSEMBLERS
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Broker, Delivery
@@ -26,7 +27,7 @@ from gliaflow_classifier.shares import Shares
 
 PREFETCH = 2000  # the largest that RabbitMQ's quorum queues allow, for open parts and kept announcements
 OPEN_PARTS = 1500  # parts of incomplete scans
-OPEN_BYTES = 512 * 2**20  # of the open parts: a usual part has some 10 KiB, and a container 4 GiB for everything
+OPEN_BYTES = 512 * 2**20 // MAX_SHARDS  # of them: a usual part has some 10 KiB, and a container 4 GiB for everything
 TICK_S = 5.0  # a longer time between two calls of ``idle`` was a pause of the process, and does not count
 
 
