@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("distributed")
 
+import cloudpickle
 import small
 from dask_cluster import DaskCluster, dask_cluster, wait_for
 from gliaflow_evaluation import cluster as clusters
@@ -29,10 +30,12 @@ from gliaflow_evaluation import fold as folds
 from gliaflow_evaluation import run as module
 from gliaflow_evaluation.comparators import COMPARATORS, comparators
 from gliaflow_evaluation.conditions import Conditions, conditions_of
+from gliaflow_evaluation.progress import Rows, Shown, report
 from gliaflow_evaluation.protocol import Design
 from gliaflow_evaluation.report.schema import Metrics, read_metrics
 from gliaflow_evaluation.request import EvaluateRequest
 from gliaflow_evaluation.run import evaluate
+from gliaflow_evaluation.runners import Task, TaskLost, ThisProcess, run_all
 from gliaflow_plugins.contracts import Cohort, PluginError
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
@@ -41,6 +44,7 @@ from gliaflow_trainer.slices import kept_scans
 from gliaflow_trainer.variants import choose
 from rich.console import Console
 from rich.progress import Progress
+from small_fold import plan_of
 
 pytestmark = pytest.mark.slow
 DESIGN = Design(folds=2, seeds=1, counts=(5, 10))
@@ -318,6 +322,53 @@ def test_a_worker_that_differs_is_named_with_the_remedies_before_anything_is_fit
     ):
         assert text in str(raised.value)
     assert not list((folder / "refused/work").glob("fold-*"))
+
+
+def report_until_cancelled(file: Path) -> None:
+    """A fit without an end."""
+    try:
+        while True:
+            report("fold 9", "epochs", 1, None)
+            time.sleep(0.02)
+    except BaseException as ended:
+        file.write_text(type(ended).__name__)
+        raise
+
+
+def test_after_an_interruption_the_workers_tasks_end_with_their_next_report(
+    folder: Path, cluster: DaskCluster, tmp_path: Path
+) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not have this module
+    mask = small.cohort(folder / "cohort").cases[0].mask
+    assert mask is not None
+    conditions = conditions_of(plan_of(tmp_path, generators=()), mask)
+    with Progress(disable=True) as bar, clusters.connected(cluster.address) as connected:
+        shown = Shown(bar, bar.add_task("folds and seeds"), Rows(bar))
+        with suppress(KeyboardInterrupt), connected.runner(conditions, shown) as runner:
+            runner.submit(Task("fold 9", report_until_cancelled, (tmp_path / "ended",)))
+            wait_for(lambda: [task for task in bar.tasks if task.description == "fold 9: epochs"])
+            raise KeyboardInterrupt
+        wait_for((tmp_path / "ended").exists)
+    assert wait_for((tmp_path / "ended").read_text) == "TaskCancelled"
+
+
+def test_a_task_whose_workers_ended_is_named_after_all_others_are_done() -> None:
+    class Losing(ThisProcess):
+        def next(self) -> tuple[Task, Any]:
+            task, result = super().next()
+            if task.name == "fold 0":
+                raise TaskLost("fold 0: 4 workers ended")
+            return task, result
+
+    done: list[str] = []
+
+    def then(task: Task, _: Any) -> list[Task]:
+        done.append(task.name)
+        return [Task(f"{task.name}, seed 0", int, ())] if "seed" not in task.name else []
+
+    with Progress(disable=True) as bar, pytest.raises(PluginError, match=r"fold 0: 4 workers ended\. All else is kept"):
+        run_all(Losing(Rows(bar)), [Task(f"fold {n}", int, ()) for n in range(3)], then)
+    assert done == ["fold 1", "fold 2", "fold 1, seed 0", "fold 2, seed 0"]
 
 
 def test_a_cluster_resumes_and_gives_the_same_digits_also_when_a_worker_is_killed(
