@@ -336,14 +336,18 @@ def test_after_a_restart_the_page_connects_again_or_says_to_open_the_new_address
     page = new_page(f"{process.url}?token={TOKEN}")
     drop(page, good_scan(tmp_path / "H1_flair.nii.gz"))
     expect(scan_row(page, "H1_flair").locator(".c-state")).to_contain_text("answered")
+    page.get_by_role("button", name="Send a phantom HGG").click()
+    expect(page.locator(".uploads")).to_contain_text("the console draws a head")
     assert process.stop() == 0, process.log
     expect(page.locator("#away")).to_contain_text("The connection to the console is lost.")
+    expect(page.locator(".upload-results")).to_contain_text("the console is ending, and has not sent the phantom")
     expect(page.locator(".stage .state")).to_have_text(["unknown"] * 6)
     scan_row(page, "H1_flair").get_by_role("link").click()
     expect(page.locator("main")).to_contain_text("The console does not answer.")
     process.start(port)  # with the operator's token, and its folder of answers
     expect(page.locator("#link-state")).to_have_text("page connected")
     expect(page.get_by_role("heading", name="H1_flair")).to_be_visible()  # by itself
+    expect(page.locator(".upload-results")).to_be_hidden()
     expect(page.locator("main")).not_to_contain_text("The console does not answer.")
     page.go_back()
     expect(page.locator("#away")).to_be_hidden()

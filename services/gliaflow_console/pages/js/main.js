@@ -70,7 +70,7 @@ function showLink(text, problem) {
   state.dataset.state = problem ? "off" : "live";
   setText(state, text);
   const away = document.getElementById("away");
-  if (away.textContent !== problem) api.forgetAway();
+  if (away.textContent !== problem && problem !== LOST) api.forgetAway(); // a lost connection takes no message away
   setText(away, problem);
   away.hidden = !problem;
 }
