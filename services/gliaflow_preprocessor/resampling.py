@@ -28,7 +28,7 @@ def resampling(voxels: int, pixels: int, step: float, origin: float) -> tuple[An
     share = (place[inside] - lower)[:, None]
     weights = (1 - share) * np.append(kernel, 0) + share * np.insert(kernel, 0, 0)
     columns = mirrored[lower[:, None] + np.arange(len(kernel) + 1)]
-    taken = slice(columns.min(initial=voxels - 1), columns.max(initial=0) + 1)
+    taken = slice(int(columns.min()), int(columns.max()) + 1) if columns.size else slice(0, 1)
     ends = np.append(0, (inside * columns.shape[1]).cumsum())
     shape = (pixels, taken.stop - taken.start)
     return sparse.csr_array((weights.astype(np.float32).ravel(), columns.ravel() - taken.start, ends), shape), taken

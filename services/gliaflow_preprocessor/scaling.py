@@ -88,8 +88,9 @@ class Scale:
             inside = (voxels >= self.background.low) & (voxels <= self.background.high)
             np.copyto(voxels, self.background.value, where=inside)
         single = np.float32(self.air)
-        voxels -= single if single == self.air else self.air
-        voxels /= self.median
+        with np.errstate(over="ignore"):  # what is infinite then is clipped
+            voxels -= single if single == self.air else self.air
+            voxels /= self.median
         np.clip(voxels, 0, CLIP, out=voxels)
 
 

@@ -62,7 +62,7 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     volume = _native(fit_float32(volume))
     with np.errstate(over="ignore", invalid="ignore"):
         scale = Scale.of(volume)
-    mass = _mass(nib.apply_orientation(scale.find_head(volume), orientation))
+    mass = _mass(scale.find_head(volume), orientation)
     spacing = voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
 
     step = [spec.spacing[axis] / float(spacing[axis]) for axis in (0, 1)]
@@ -132,11 +132,13 @@ def _resample(canonical: NDArray[Any], scale: Scale, geometry: Geometry, spec: I
     return image
 
 
-def _mass(head: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
-    """How many voxels of the head each plane across x, y and z has."""
+def _mass(head: NDArray[np.bool_], orientation: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+    """How many voxels of the head [i, j, k] each plane across x, y and z has."""
     voxels = head.view(np.uint8)
-    along_z, along_y = (voxels.sum(axis=axis, dtype=np.uint16) for axis in (2, 1))  # a side has under 2^16 voxels
-    return along_z.sum(axis=1, dtype=int), along_z.sum(axis=0, dtype=int), along_y.sum(axis=0, dtype=int)
+    along_k, along_j = (voxels.sum(axis=axis, dtype=np.uint16) for axis in (2, 1))  # a side has under 2^16 voxels
+    stored = along_k.sum(axis=1, dtype=int), along_k.sum(axis=0, dtype=int), along_j.sum(axis=0, dtype=int)
+    turned = [mass[:: int(direction)] for mass, (_, direction) in zip(stored, orientation, strict=True)]
+    return [turned[axis] for axis in np.argsort(orientation[:, 0])]
 
 
 def _origin(mass: NDArray[np.int64], step: float, size: int) -> float:
