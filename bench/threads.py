@@ -22,7 +22,7 @@ from gliaflow_runtime.bundle.load import load_bundle
 from gliaflow_runtime.in_threads import in_threads
 from gliaflow_runtime.inference import Network
 from gliaflow_runtime.settings import available_cores
-from pipeline import random_bundle
+from random_network import random_bundle
 
 
 def main() -> None:
