@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gliaflow_console.api.scan_files import read, scan_of
+from gliaflow_console.api.scan_files import check_size, read, scan_of, too_large
 from gliaflow_console.bounds import DISK_FULL, NO_SPACE, StoreFull
 from gliaflow_console.context import Console
 from gliaflow_console.found_scans import NotTaken
@@ -83,7 +83,8 @@ def routes(console: Console) -> list[Route]:
     async def details(request: Request) -> Response:
         scan = scan_of(console, request)
         grid = scan.grid
-        if grid is not None and grid.slice_ml is None:  # another client's mask, which is unpacked for it once
+        # another client's mask is unpacked for it once
+        if grid is not None and grid.slice_ml is None and not too_large(console, scan):
             grid = await read(console, store.grid, scan.id)
         return JSONResponse(await run_in_threadpool(_details, console, scan, grid))
 
@@ -94,6 +95,7 @@ def routes(console: Console) -> list[Route]:
 
     async def mask(request: Request) -> Response:
         scan = scan_of(console, request)
+        check_size(console, scan)
         return _file(await read(console, _mask, store, scan), "application/gzip", scan.name + MASK)
 
     async def segmentation(request: Request) -> Response:

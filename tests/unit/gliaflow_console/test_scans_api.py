@@ -19,6 +19,7 @@ from gliaflow.answer import Answer, write_image
 from gliaflow_console.api.scans import routes
 from gliaflow_console.store import ScanStore
 from gliaflow_console.turn import Turn
+from gliaflow_console.view import WITH_STAGES
 from gliaflow_proto import PredictionMessage, Scan, encode
 from gliaflow_runtime.settings import Settings
 from sample_messages import ONE_OF_EACH
@@ -30,7 +31,12 @@ PREDICTION = replace(
     status="ok",
     mask=np.pad(np.ones((2, 2, 2), np.uint8), 1),
 )
-NETWORKS = SimpleNamespace(tap="enc5", taps=["enc5"], maps_problem=lambda scan, has_image: "" if has_image else "none")
+NETWORKS = SimpleNamespace(
+    tap="enc5",
+    taps=["enc5"],
+    maps_problem=lambda scan, has_image: "" if has_image else "none",
+    bounds=replace(WITH_STAGES, voxels=100),
+)
 
 
 class Client:
@@ -218,6 +224,18 @@ class TestAnAnswer:
         row = client.ask("GET", f"/api/scans/{scan.id}")[1]
         assert (row["has_image"], row["has_mask"], row["depth"], row["maps_problem"]) == (False, True, 4, "none")
         assert row["slice_ml"] == [[1, 0.004], [2, 0.004]]
+
+    def test_of_another_client_with_a_large_mask_is_not_unpacked(self, client: Client) -> None:
+        """A few bytes may stand for a mask that takes a GiB."""
+        scan, mask = Scan(id="s", submission="theirs"), np.zeros((5, 5, 5), np.uint8)
+        message = replace(PREDICTION, scan=scan, mask=mask, slice_numbers=[], slice_p_hgg=[])
+        client.store.observed(message, encode(message, "lz4"))
+        [row] = client.ask("GET", "/api/scans")[1]["scans"]
+        code, details = client.ask("GET", f"/api/scans/{row['id']}")
+        assert (code, details["shape"]) == (200, [5, 5, 5])
+        code, refused = client.ask("GET", f"/api/scans/{row['id']}/mask.nii.gz")
+        assert code == 413
+        assert "125 voxels" in str(refused)
 
     def test_of_another_client_whose_mask_was_dropped_has_its_slices(self, client: Client) -> None:
         message = replace(PREDICTION, scan=Scan(id="s", submission="theirs", name="theirs"))
