@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,13 @@ def test_a_prediction_of_an_earlier_version_has_only_an_affine() -> None:
     mask = PackedMask.of(replace(PREDICTION, forms=None)).image()
     np.testing.assert_allclose(mask.affine.ravel(), PREDICTION.affine)
     assert mask.header.get_xyzt_units()[0] == "mm"
+
+
+def test_the_file_of_a_mask_has_the_bytes_that_nibabel_writes(tmp_path: Path) -> None:
+    voxels = (np.random.default_rng(0).random(SHAPE) > 0.7).astype(np.uint8) * np.uint8(3)
+    image = PackedMask.of(replace(PREDICTION, mask=voxels)).image()
+    np.testing.assert_array_equal(image.dataobj, voxels)
+    nib.save(image, tmp_path / "nibabel.nii.gz")
+    write_image(tmp_path / "ours.nii.gz", image)
+    ours, theirs = (gzip.decompress((tmp_path / f"{name}.nii.gz").read_bytes()) for name in ("ours", "nibabel"))
+    assert ours == theirs

@@ -11,7 +11,7 @@ FINITE = {"allow_nan": False, "allow_infinity": False}
 volumes = st.sampled_from([np.uint8, np.int8, np.uint16, np.int16, np.float16, np.float32]).flatmap(
     lambda dtype: arrays.arrays(
         dtype,
-        arrays.array_shapes(min_dims=1, max_dims=3, max_side=12),
+        arrays.array_shapes(min_dims=1, max_dims=3, max_side=6),
         elements=st.one_of(
             st.sampled_from([0, 1, 3, 127]),  # many equal voxels, as in a background
             arrays.from_dtype(np.dtype(dtype), **(FINITE if np.dtype(dtype).kind == "f" else {})),
