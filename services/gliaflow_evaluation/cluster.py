@@ -7,6 +7,7 @@ ends, the scheduler gives its task to another, which resumes from the same files
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import re
 import time
@@ -16,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, Worker, get_worker
+from distributed import Client, Future, KilledWorker, Status, Worker, get_worker
 from gliaflow_plugins.contracts import PluginError
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.logs import configure_logging
@@ -28,6 +29,7 @@ from gliaflow_evaluation.runners import Runner, Task, TaskLost
 CONNECT_S = 10.0
 COUNT_S = 2.0  # between two counts of the workers
 REPORT_S = 0.5  # between two reports of a step
+ENDING = (Status.closing, Status.closed, Status.failed)  # of a worker: its scheduler is lost, or it was told to end
 
 
 class TaskCancelled(BaseException):
@@ -103,6 +105,7 @@ def connected(address: str) -> Iterator[Cluster]:
     """
     if not re.fullmatch(r"(tcp|tls)://.+:\d+", address):
         raise UsageError(f"--scheduler: {address!r} has not the form tcp://HOST:PORT or tls://HOST:PORT")
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters, the command says itself
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False, name="gliaflow-evaluate")
     except (OSError, ValueError, TypeError) as error:  # TypeError: tls:// without a certificate
@@ -208,7 +211,7 @@ class _Reports:
 
     def __call__(self, report: Report) -> None:
         task = self._worker.state.tasks.get(self._key)
-        if task is None or task.state != "executing":
+        if task is None or task.state != "executing" or self._worker.status in ENDING:
             raise TaskCancelled(self._key)
         now, step = time.monotonic(), (report.row, report.step)
         if step == self._last and now - self._sent < REPORT_S:
