@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,14 @@ class AugmentationPipeline:
         """
         if image.ndim != 2 or image.shape != mask.shape:
             raise ValueError(f"image {image.shape} and mask {mask.shape} must be two planes of one shape [H, W]")
-        pending: list[CoordinateMap] = []  # maps that are not applied yet
+        pending: list[tuple[str, CoordinateMap]] = []  # maps that are not applied yet
         for augmentation, options in self.augmentations:
             if pending and not isinstance(augmentation, Geometric):
-                image, mask = resample(image, mask, pending)
+                image, mask = _move(image, mask, pending)
                 pending = []
             try:  # it may be third-party code
                 if isinstance(augmentation, Geometric):
-                    pending.append(augmentation.draw(shape_of(image), rng, options))
+                    pending.append((augmentation.name, augmentation.draw(shape_of(image), rng, options)))
                     continue
                 result = augmentation(image, mask, rng, options)
                 if [part.shape for part in result] != [image.shape] * 2 or not np.isfinite(result[0]).all():
@@ -66,7 +66,15 @@ class AugmentationPipeline:
             except Exception as error:
                 raise PluginError(f"augmentation {augmentation.name!r}: {type(error).__name__}: {error}") from error
             image, mask = result
-        return resample(image, mask, pending) if pending else (image, mask)
+        return _move(image, mask, pending) if pending else (image, mask)
+
+
+def _move(image: Image, mask: Mask, pending: Sequence[tuple[str, CoordinateMap]]) -> tuple[Image, Mask]:
+    names, maps = zip(*pending, strict=True)
+    try:  # a map may be third-party code
+        return resample(image, mask, maps)
+    except Exception as error:
+        raise PluginError(f"augmentation {' + '.join(names)!r}: {type(error).__name__}: {error}") from error
 
 
 def parse_named(text: str) -> tuple[str, dict[str, str]]:

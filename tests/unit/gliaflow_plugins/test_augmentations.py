@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from gliaflow_pages.slices import upright
 from gliaflow_plugins import Options, PluginError
-from gliaflow_plugins.augmentations.geometry import Affine, resample
+from gliaflow_plugins.augmentations.geometry import Affine, Geometric, resample
 from gliaflow_plugins.augmentations.pipeline import PAPER_AUGMENTATIONS, AugmentationPipeline
 from gliaflow_plugins.augmentations.shipped import (
     Elastic,
     ElasticOptions,
     MirrorFrontBack,
+    MirrorLeftRight,
     Rotation,
     RotationOptions,
+    Shear,
     Shift,
     ShiftOptions,
     Zoom,
@@ -24,7 +26,9 @@ from gliaflow_preprocessor.slices import prepare
 from gliaflow_runtime.bundle.manifest import InputSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter1d, map_coordinates
 
+MIRRORS = MirrorFrontBack(), MirrorLeftRight()
 NAMES = [name for name, _ in PAPER_AUGMENTATIONS]
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -108,8 +112,8 @@ def test_the_mask_moves_with_the_image(seed: int, steps: list[str]) -> None:
     assert image.dtype == np.float32
     assert moved.dtype == np.uint8
     assert set(np.unique(moved)) <= {0, 4}
-    assert image[moved == 4].min() >= 0.25 - 1e-6
-    assert image[moved == 0].max() <= 0.75 + 1e-6
+    assert image[moved == 4].min() >= 0.25 - 1e-4
+    assert image[moved == 0].max() <= 0.75 + 1e-4
     assert 0.5 < moved.sum() / mask.sum() < 2, "zoom, shear and elastic together can add more than a half"
 
 
@@ -139,15 +143,69 @@ def test_pixels_from_outside_the_image_are_background_and_not_zero(registry: Reg
         assert (moved[mask == 0] == np.float32(-0.7)).all()
 
 
-def test_elastic_moves_pixels_by_as_much_as_simards_form() -> None:
-    """α 720, σ 24 on 240×240: about 4.7 px RMS an axis (FACTS.md), and the two axes independent of each other."""
-    grid = np.indices((240, 240), dtype=np.float64)
-    fields = [Elastic().draw((240, 240), np.random.default_rng(s), ElasticOptions())(grid) - grid for s in range(60)]
-    rows, columns = np.stack(fields).swapaxes(0, 1)
-    assert np.sqrt(np.square(rows).mean()) == pytest.approx(4.7, abs=0.3)
-    assert np.sqrt(np.square(columns).mean()) == pytest.approx(4.7, abs=0.3)
-    assert abs(np.corrcoef(rows[:, ::40, ::40].ravel(), columns[:, ::40, ::40].ravel())[0, 1]) < 0.15
-    assert np.abs(np.diff(rows, axis=1)).max() < 1  # nowhere does it fold
+def test_the_elastic_field_is_simards() -> None:
+    """Uniform noise for each pixel, blurred, times α: so large and so smooth, in the middle and at the edges."""
+    places = [0, 24, 60, 120, 144, 239]
+    blur = gaussian_filter1d(np.eye(240), 24, axis=0, mode="constant")
+    along = (blur @ blur.T)[np.ix_(places, places)]
+    expected = 720**2 / 3 * np.kron(along, along)  # 1/3 is the variance of a uniform value in [−1, 1]
+    points, rng = np.stack(np.meshgrid(places, places, indexing="ij")).astype(float), np.random.default_rng(0)
+    fields = np.stack([Elastic().draw((240, 240), rng, ElasticOptions())(points) - points for _ in range(2000)])
+    rows, columns = fields.reshape(2000, 2, -1).swapaxes(0, 1)
+    found, largest = (rows.T @ rows + columns.T @ columns) / 4000, expected.max()
+    assert np.sqrt(largest) == pytest.approx(4.9, abs=0.1)
+    assert np.abs(found - expected).max() < 0.1 * largest
+    assert np.abs(rows.T @ columns).max() / 2000 < 0.1 * largest, "the axes are independent of each other"
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, steps=st.permutations(NAMES))
+def test_table_1_composed_is_what_scipy_gives_for_each_pixel(seed: int, steps: list[str]) -> None:
+    """Every map followed for every pixel, then ``map_coordinates``. Between its nodes a field is interpolated."""
+    rng = np.random.default_rng(seed)
+    drawn = [REGISTRY.augmentation(name) for name in steps]
+    maps = [each.draw((240, 240), rng, each.options()) for each in drawn]
+    points = np.indices((240, 240), dtype=np.float64)
+    for step in reversed(maps):
+        points = step(points)
+    rows, columns = np.indices((240, 240), dtype=np.float32)
+    inside = ((points > 2) & (points < 237)).all(axis=0)
+    for ramp, expected in ((rows, points[0]), (columns, points[1])):  # its value says where a pixel is from
+        off = np.abs(resample(ramp, blob(), maps)[0] - expected)[inside]
+        assert off.mean() < 0.1
+        assert off.max() < 1
+    moved = resample(rows, blob(), maps)[1]
+    assert (moved != map_coordinates(blob(), points, order=0, mode="grid-constant")).mean() < 0.003
+    straight = [step for step in maps if isinstance(step, Affine)]
+    points = np.indices((240, 240), dtype=np.float64)
+    for step in reversed(straight):
+        points = step(points)
+    image = picture((240, 240), seed)
+    expected = map_coordinates(image, points, order=1, mode="grid-constant", cval=float(image.min()))
+    assert np.abs(resample(image, blob(), straight)[0] - expected).max() < 1e-3
+
+
+def test_a_map_of_ones_own_is_followed_for_each_pixel() -> None:
+    image = picture((30, 20))
+
+    def rough(points: np.ndarray) -> np.ndarray:  # every other row comes from the row below
+        return points + np.stack([np.round(points[0]) % 2, np.zeros_like(points[1])])
+
+    moved, _ = resample(image, image > 0, [rough, Affine(np.eye(2), np.zeros(2))])
+    assert np.array_equal(moved[0:29:2], image[0:29:2])
+    assert np.array_equal(moved[1:29:2], image[2:30:2])
+
+
+def test_a_map_that_leads_nowhere_is_an_error_with_its_name() -> None:
+    class Nowhere(Geometric):
+        name, options = "nowhere", Options
+
+        def draw(self, shape: Any, rng: Any, options: Any) -> Any:
+            return lambda points: points * np.nan
+
+    pipeline = AugmentationPipeline(Registry(augmentations={"nowhere": Nowhere()}), [("nowhere", {})])
+    with pytest.raises(PluginError, match="'nowhere': ValueError: a map leads to positions that are not finite"):
+        pipeline(picture((9, 9)), blob((9, 9)), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -158,8 +216,9 @@ def test_elastic_moves_pixels_by_as_much_as_simards_form() -> None:
             lambda m: np.rad2deg(np.arcsin(m[1, 0])),
         ),
         (lambda rng: Zoom().draw((101, 101), rng, Zoom.options()), lambda m: 200 * (1 / m[0, 0] - 1)),
+        (lambda rng: Shear().draw((101, 101), rng, Shear.options()), lambda m: 400 * m[1, 0]),
     ],
-    ids=["rotation ±20°", "zoom ±10 %, in half percents"],
+    ids=["rotation ±20°", "zoom ±10 %, in half percents", "shear ±0.05, in 1/400"],
 )
 def test_values_are_uniform_over_the_whole_range(draw: Callable, expected: Callable) -> None:
     rng = np.random.default_rng(0)
@@ -169,6 +228,13 @@ def test_values_are_uniform_over_the_whole_range(draw: Callable, expected: Calla
     assert values.min() < -18.5
     assert values.max() > 18.5
     assert values.std() == pytest.approx(40 / np.sqrt(12), rel=0.1)
+
+
+def test_mirrors_turn_half_of_the_slices_each_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    turned = np.array([[m.draw((9, 9), rng, m.options()).matrix.min() < 0 for m in MIRRORS] for _ in range(400)])
+    assert np.abs(turned.mean(axis=0) - 0.5).max() < 0.08
+    assert abs(turned.all(axis=1).mean() - 0.25) < 0.08
 
 
 def test_a_shift_is_a_share_of_each_side() -> None:
