@@ -17,14 +17,14 @@ import argparse
 import contextlib
 import json
 import math
-import multiprocessing
+import os
 import platform
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from boxed import Row, run
 from gliaflow_extractor.extractor import Extractor, UNetSession
 from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
 from gliaflow_plugins.contracts import FitContext, Indices
@@ -61,7 +62,6 @@ BOXES = {  # seconds
     "U-Net training": 65,
     "ACGAN training": 65,
 }
-IDENTITY = np.eye(4).ravel().tolist()
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,13 @@ class Setting:
         return load_bundle(self.folder / "bundle" if self.size.width else None)
 
 
-Row = tuple[str, float | str, str]  # what, value, unit
-Section = Callable[[Setting], Iterator[Row]]
-
-
 class _Enough(Exception):
     """Ends a fit that has been measured for long enough."""
 
 
 def machine(setting: Setting) -> Iterator[Row]:
     yield "versions", versions(), ""
-    yield "processor", f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores", ""
+    yield "processor", f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", ""
     if torch.cuda.is_available():
         of = torch.cuda.get_device_properties(0)
         yield "device", of.name, ""
@@ -157,13 +153,13 @@ def extractor(setting: Setting) -> Iterator[Row]:
             continue
         for batch in setting.size.batches:
             image = rng.standard_normal((batch, 1, *made.manifest.input.size), np.float32)
-            copied = seconds_of(lambda s=session, i=image: s.run(outputs, {"image": i}), setting)
+            copied = seconds_of(partial(session.run, outputs, {"image": image}), setting)
             binding = session.io_binding()
             place = "cuda" if setting.device in ("cuda", "tensorrt") else "cpu"
             binding.bind_ortvalue_input("image", ort.OrtValue.ortvalue_from_numpy(image, place, 0))
             for output in outputs:
                 binding.bind_output(output, place)
-            inside = seconds_of(lambda s=session, b=binding: s.run_with_iobinding(b), setting)
+            inside = seconds_of(partial(session.run_with_iobinding, binding), setting)
             yield f"{precision}, batch {batch}, with copies", batch / copied, "slices/s"
             yield f"{precision}, batch {batch}, on the device", batch / inside, "slices/s"
             yield f"{precision}, batch {batch}, operations", operations * batch / inside / 1e12, "TFLOP/s"
@@ -176,15 +172,7 @@ def serving(setting: Setting) -> Iterator[Row]:
     made = setting.bundle()
     stage = Extractor(made, UNetSession(made, device=setting.device))
     count, size = made.slices_per_part(8 * 2**20), list(made.manifest.input.size)
-    geometry = Geometry(
-        affine=IDENTITY,
-        shape=[*size, count],
-        orientation=[0, 1, 1, 1, 2, 1],
-        origin=[0.0, 0.0],
-        step=[1.0, 1.0],
-        size=size,
-        slices=list(range(count)),
-    )
+    geometry = geometry_of(size, count)
     image = np.random.default_rng(0).standard_normal((count, 1, *size), np.float32).astype(np.float16)
     body = encode(SlicesMessage(id="s", scan=Scan(id="s"), geometry=geometry, image=image), "lz4")
 
@@ -207,7 +195,7 @@ def pipeline(setting: Setting) -> Iterator[Row]:
         took = time.perf_counter() - started
     if bad := [answer.reason for answer in answers if answer.status == "failed"]:
         raise RuntimeError(bad[0])
-    yield f"{len(paths)} scans", sum(answer.slices for answer in answers) / took, "slices/s"
+    yield f"{len(paths)} scans", sum(answer.slices or 0 for answer in answers) / took, "slices/s"
     yield "memory", memory_gib(setting), "GiB"
 
 
@@ -219,15 +207,7 @@ def unet_training(setting: Setting) -> Iterator[Row]:
     rng = np.random.default_rng(0)
     image = rng.random((size.slices, size.side, size.side)).astype(np.float16)
     mask = (rng.random(image.shape) > 0.9).astype(np.uint8)
-    geometry = Geometry(
-        affine=IDENTITY,
-        shape=[size.side, size.side, size.slices],
-        orientation=[0, 1, 1, 1, 2, 1],
-        origin=[0.0, 0.0],
-        step=[1.0, 1.0],
-        size=[size.side, size.side],
-        slices=list(range(size.slices)),
-    )
+    geometry = geometry_of([size.side, size.side], size.slices)
     slices = Slices([CutScan("s", "s", "p", "HGG", geometry, image, mask, "")])
     paper = AugmentationPipeline(load_registry(), PROFILES["paper"].augmentations)
     ways: dict[str, Augment | None] = {"no augmentation": None, "Table 1 on one core": paper}
@@ -243,10 +223,10 @@ def unet_training(setting: Setting) -> Iterator[Row]:
 
 def acgan_training(setting: Setting) -> Iterator[Row]:
     size = setting.size
-    features = RandomFeatures(size.shape)
+    features, steps = RandomFeatures(size.shape), 400 if size.width else 40
     for variant, more, per_report in (
         (PaperACGAN(), {"epochs": 10_000}, len(features)),
-        (ACGAN(), {"steps": 400}, 400 // 20 * 16),
+        (ACGAN(), {"steps": steps}, steps // 20 * 16),
     ):
         options = variant.options(ngf=size.kernels, ndf=size.kernels, **more)
 
@@ -273,6 +253,19 @@ class RandomFeatures:
 
     def batch(self, indices: Indices) -> NDArray[np.float32]:
         return self._all[indices]
+
+
+def geometry_of(size: list[int], count: int) -> Geometry:
+    """Slices of voxels of 1 mm, as they lie in the scan."""
+    return Geometry(
+        affine=np.eye(4).ravel().tolist(),
+        shape=[*size, count],
+        orientation=[0, 1, 1, 1, 2, 1],
+        origin=[0.0, 0.0],
+        step=[1.0, 1.0],
+        size=size,
+        slices=list(range(count)),
+    )
 
 
 def rate(fit: Callable[[FitContext], None], setting: Setting) -> float:
@@ -353,7 +346,7 @@ def flops(made: Bundle) -> float:
     return float(total)
 
 
-SECTIONS: dict[str, Section] = {
+SECTIONS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "machine": machine,
     "bundle": bundle,
     "peak": peak,
@@ -363,44 +356,6 @@ SECTIONS: dict[str, Section] = {
     "U-Net training": unet_training,
     "ACGAN training": acgan_training,
 }
-
-
-def _send(name: str, setting: Setting, pipe: Connection) -> None:
-    """Run a section and send its rows, then None, or the text of the error."""
-    try:
-        for row in SECTIONS[name](setting):
-            pipe.send(row)
-        pipe.send(None)
-    except Exception as error:
-        pipe.send(f"{type(error).__name__}: {str(error)[:500]}")
-
-
-def run(name: str, setting: Setting, seconds: float) -> tuple[list[Row], str]:
-    """The rows of a section, and why it has no more: empty if it is complete.
-
-    The process is forked, so that libraries are imported once. This process uses no device and no thread.
-    """
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(name, setting, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    rows: list[Row] = []
-    ends = time.monotonic() + seconds
-    reason = f"stopped after {seconds:.0f} s"
-    try:
-        while ours.poll(max(0.0, ends - time.monotonic())):
-            got = ours.recv()
-            if not isinstance(got, tuple):
-                reason = got or ""
-                break
-            rows.append(got)
-    except EOFError:
-        process.join()
-        reason = f"its process ended with code {process.exitcode}"
-    process.kill()
-    process.join()
-    return rows, reason
 
 
 def main() -> None:
@@ -414,7 +369,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         setting = Setting(options.device, SMALL if options.small else FULL, Path(name))
         for section, seconds in BOXES.items():
-            rows, reason = run(section, setting, min(seconds, max(1.0, ends - time.monotonic())))
+            rows, reason = run(partial(SECTIONS[section], setting), min(seconds, max(1.0, ends - time.monotonic())))
             found[section] = {"rows": rows, "failed": reason}
             print(section)
             for what, value, unit in rows:

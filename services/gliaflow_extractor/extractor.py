@@ -56,7 +56,7 @@ class UNetSession:
         self._runs = min(threads, batch, bundle.slices_per_part(MAX_MESSAGE_BYTES)) if on_cpu else 1
         spare = threads - self._runs
         self._network = Network(bundle, "unet", [bundle.tap, "mask"], device=device, threads=1 + spare)
-        self._network.warm(image=(1, 1, *self.size))
+        self._network.warm(image=(self._batch, 1, *self.size))
 
     def __call__(self, image: NDArray[np.floating]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         """Features FP16 [n, C, H, W] and masks UINT8 [n, rows, columns] of slices [n, 1, rows, columns]."""
