@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from distributed import Client
+from gliaflow_evaluation.progress import report
 
 T = TypeVar("T")
 DASK = "import sys; from dask.__main__ import main; sys.argv[0] = 'dask'; main()"
@@ -41,11 +42,13 @@ class DaskCluster:
 def dask_cluster(folder: Path, count: int) -> Iterator[DaskCluster]:
     """``count`` workers of one thread each. Their logs are in ``folder``."""
     processes: list[subprocess.Popen[bytes]] = []
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}  # they run functions of this module too
 
     def start(*arguments: str) -> None:
         with (folder / f"{len(processes)}.log").open("w") as log:
             command = [sys.executable, "-W", "ignore", "-c", DASK, *arguments, *LOCAL]
-            processes.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
+            processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
 
     start("scheduler", "--port", "0")
     try:
@@ -69,3 +72,14 @@ def wait_for(found: Callable[[], T], seconds: float = 120) -> T:
         assert time.monotonic() < until
         time.sleep(0.02)
     return result
+
+
+def report_until_cancelled(file: Path) -> None:
+    """A fit without an end. Writes what ended it to ``file``."""
+    try:
+        while True:
+            report("fold 9", "epochs", 1, None)
+            time.sleep(0.02)
+    except BaseException as ended:
+        file.write_text(type(ended).__name__)
+        raise

@@ -1,4 +1,4 @@
-"""A Dask cluster runs the tasks of an evaluation: the only module that imports Dask.
+"""A Dask cluster runs the tasks of an evaluation. Only this module and ``on_worker`` import Dask.
 
 Scheduler and workers are anybody's: ``dask scheduler`` and ``dask worker``, dask-jobqueue, dask-kubernetes. A task
 reads and writes files below ``out/work``, which all of them share, so what travels is names and numbers. If a worker
@@ -8,32 +8,25 @@ ends, the scheduler gives its task to another, which resumes from the same files
 from __future__ import annotations
 
 import logging
-import multiprocessing
+import pickle
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, Status, Worker, get_worker
+from distributed import Client, Future, KilledWorker
 from gliaflow_plugins.contracts import PluginError
 from gliaflow_runtime.errors import UsageError
-from gliaflow_runtime.logs import configure_logging
 
-from gliaflow_evaluation.conditions import SAME, Conditions, problems, processor
-from gliaflow_evaluation.progress import Report, Shown, send_to
+from gliaflow_evaluation.conditions import SAME, Conditions, processor
+from gliaflow_evaluation.on_worker import check_worker, run_task
+from gliaflow_evaluation.progress import Report, Shown
 from gliaflow_evaluation.runners import Runner, Task, TaskLost
 
 CONNECT_S = 10.0
 COUNT_S = 2.0  # between two counts of the workers
-REPORT_S = 0.5  # between two reports of a step
-ENDING = (Status.closing, Status.closed, Status.failed)  # of a worker: its scheduler is lost, or it was told to end
-
-
-class TaskCancelled(BaseException):
-    """Nobody waits for this task any more. Not an Exception: code that guards against plugins must not catch it."""
 
 
 class Cluster:
@@ -74,7 +67,7 @@ class Cluster:
         )
 
     def _check(self, conditions: Conditions, shown: Shown) -> None:
-        found: dict[str, Any] = self.client.run(_checked, conditions, on_error="return")
+        found: dict[str, Any] = self.client.run(check_worker, conditions, on_error="return")
         wrong = [
             f"worker {worker}: {text}"
             for worker, one in found.items()
@@ -126,9 +119,9 @@ class _Tasks:
 
     def submit(self, task: Task) -> None:
         key = f"{task.name}, {uuid4().hex[:8]}"
-        future = self._cluster.client.submit(
-            _run_there, self._conditions, self._topic, task.call, task.arguments, key=key, pure=False
-        )
+        # pickled here, so that the scheduler, which reads what it passes on, need not import torch for it
+        packed = pickle.dumps((self._conditions, self._topic, task.call, task.arguments))
+        future = self._cluster.client.submit(run_task, packed, key=key, pure=False)
         self._open[key] = future, task
         future.add_done_callback(lambda one: self._ended.put(one.key))
 
@@ -153,7 +146,7 @@ class _Tasks:
                 f"{task.name}: {times} workers ended while they ran it (the last: {error.last_worker.address}), most "
                 "likely for lack of memory"
             )
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) or "deserialization" in str(error):
             raise PluginError(_missing(error))
         raise error
 
@@ -166,55 +159,3 @@ class _Tasks:
 def _missing(error: object) -> str:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{reason}; scheduler and workers need gliaflow[serve,train,dask] too: {SAME}"
-
-
-def _checked(conditions: Conditions, dask_worker: Worker) -> tuple[str, list[str]]:
-    """In a worker: its processor, and its problems."""
-    return processor(), list(_problems(conditions, dask_worker))
-
-
-def _problems(conditions: Conditions, worker: Worker) -> Iterator[str]:
-    if worker.state.nthreads != 1:
-        yield (
-            f"it runs {worker.state.nthreads} tasks in one process, which share a random generator: start it with "
-            "--nthreads 1 and a larger --nworkers"
-        )
-    if conditions.third_party and multiprocessing.current_process().daemon:
-        yield (
-            "it cannot start a process of its own for an installed generator: start it with "
-            "DASK_DISTRIBUTED__WORKER__DAEMON=False"
-        )
-    yield from problems(conditions)
-
-
-_good: set[str] = set()  # the runs whose conditions this process has
-
-
-def _run_there(conditions: Conditions, topic: str, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """In a worker: run a task."""
-    worker = get_worker()
-    if conditions.run not in _good:
-        configure_logging("error", "auto")
-        if wrong := list(_problems(conditions, worker)):
-            raise PluginError("\n".join(f"worker {worker.address}: {text}" for text in wrong))
-        _good.add(conditions.run)
-    send_to(_Reports(worker, topic))
-    return call(*arguments)
-
-
-class _Reports:
-    """In a worker: sends the reports of its task. Raises TaskCancelled once the task is cancelled."""
-
-    def __init__(self, worker: Worker, topic: str) -> None:
-        self._worker, self._topic, self._key = worker, topic, worker.get_current_task()
-        self._last, self._sent = ("", ""), 0.0
-
-    def __call__(self, report: Report) -> None:
-        task = self._worker.state.tasks.get(self._key)
-        if task is None or task.state != "executing" or self._worker.status in ENDING:
-            raise TaskCancelled(self._key)
-        now, step = time.monotonic(), (report.row, report.step)
-        if step == self._last and now - self._sent < REPORT_S:
-            return
-        self._last, self._sent = step, now
-        self._worker.log_event(self._topic, [report.row, report.step, report.done, report.total])

@@ -22,15 +22,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("distributed")
 
-import cloudpickle
 import small
-from dask_cluster import DaskCluster, dask_cluster, wait_for
+from dask_cluster import DaskCluster, dask_cluster, report_until_cancelled, wait_for
 from gliaflow_evaluation import cluster as clusters
 from gliaflow_evaluation import fold as folds
 from gliaflow_evaluation import run as module
 from gliaflow_evaluation.comparators import COMPARATORS, comparators
 from gliaflow_evaluation.conditions import Conditions, conditions_of
-from gliaflow_evaluation.progress import Rows, Shown, report
+from gliaflow_evaluation.progress import Rows, Shown
 from gliaflow_evaluation.protocol import Design
 from gliaflow_evaluation.report.schema import Metrics, read_metrics
 from gliaflow_evaluation.request import EvaluateRequest
@@ -324,21 +323,9 @@ def test_a_worker_that_differs_is_named_with_the_remedies_before_anything_is_fit
     assert not list((folder / "refused/work").glob("fold-*"))
 
 
-def report_until_cancelled(file: Path) -> None:
-    """A fit without an end."""
-    try:
-        while True:
-            report("fold 9", "epochs", 1, None)
-            time.sleep(0.02)
-    except BaseException as ended:
-        file.write_text(type(ended).__name__)
-        raise
-
-
 def test_after_an_interruption_the_workers_tasks_end_with_their_next_report(
     folder: Path, cluster: DaskCluster, tmp_path: Path
 ) -> None:
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not have this module
     mask = small.cohort(folder / "cohort").cases[0].mask
     assert mask is not None
     conditions = conditions_of(plan_of(tmp_path, generators=()), mask)
