@@ -3,13 +3,14 @@ PYTHON ?= python3
 DEMO := .venv-demo
 DEV := .venv
 PEERS := .venv-peers
+AUGMENTATION_PEERS := .venv-peers-augmentation
 # --no-compile: Python compiles the few modules that it imports, not all that pip installs
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # hundreds of processes in the tests import the same modules: Python must keep what it has compiled
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-compose check docs fuzz chaos bench bench-peers bundle lock sbom clean
+.PHONY: help demo test test-compose check docs fuzz chaos bench bench-peers bench-augment bundle lock sbom clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -45,6 +46,9 @@ bench: $(DEV)/.done ## speed relative to a bare onnxruntime loop, on both broker
 bench-peers: $(DEV)/.done $(PEERS)/.done ## speed beside BentoML, LitServe and Ray Serve (Linux); BENCH='--widths 8 --rounds 3' sets options
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python bench/peers --programs $(PEERS)/bin $(BENCH)
 
+bench-augment: $(AUGMENTATION_PEERS)/.done ## speed of Table 1 beside albumentations, batchgeneratorsv2, MONAI and TorchIO; BENCH='--rounds 5'
+	$(AUGMENTATION_PEERS)/bin/python bench/augmentation.py $(BENCH)
+
 chaos: $(DEV)/.done ## 200 faults while 1,000 scans stream; CHAOS='--seed 7 --only kill-stage' sets other options
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python tests/chaos $(or $(CHAOS),--seed 1)
 
@@ -65,6 +69,11 @@ $(DEV)/.done: pyproject.toml constraints.txt
 $(PEERS)/.done: bench/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-compile -r bench/peers/requirements.txt
+	@touch $@
+
+$(AUGMENTATION_PEERS)/.done: bench/augmentation_peers.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(AUGMENTATION_PEERS)
+	$(AUGMENTATION_PEERS)/bin/pip install $(PIP_FLAGS) -e '.[train]' -r bench/augmentation_peers.txt
 	@touch $@
 
 # uv writes the SHA-256 of every file of each package: all platforms and Python versions
