@@ -98,7 +98,7 @@ def connected(address: str) -> Iterator[Cluster]:
     """
     if not re.fullmatch(r"(tcp|tls)://.+:\d+", address):
         raise UsageError(f"--scheduler: {address!r} has not the form tcp://HOST:PORT or tls://HOST:PORT")
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters, the command says itself
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters, the command says itself
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False, name="gliaflow-evaluate")
     except (OSError, ValueError, TypeError) as error:  # TypeError: tls:// without a certificate
