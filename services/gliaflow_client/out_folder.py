@@ -36,6 +36,7 @@ NO_OBJECTS = "no DICOM answer: "
 NOT_AGAIN = "not answered again: "
 VALUES = ("status", "grade", "p_hgg", "tumour_ml", "slices")  # of a row: nobody else can know them
 WRITE_EVERY_S = 2.0  # the whole table is written each time, so not after each of ten thousand scans
+Places = dict[tuple[str, str], list[str]]  # names of scans, by ScanState.place
 
 
 @dataclass(frozen=True)
@@ -326,9 +327,7 @@ class OutFolder:
         kept = f"gliaflow did not write {wanted}, or it was changed since: it is kept, and {what} is {file}"
         return replace(row, warnings=(*row.warnings, kept)), file
 
-    def _known_places(
-        self, submitted: Collection[str]
-    ) -> tuple[dict[tuple[str, str], list[str]], dict[str, list[str]]]:
+    def _known_places(self, submitted: Collection[str]) -> tuple[Places, dict[str, list[str]]]:
         """The recorded scans by place; and those whose file is no longer there, by relative path."""
         places, moved = defaultdict(list), defaultdict(list)
         for name, state in self._record.scans.items():
@@ -377,9 +376,8 @@ class OutFolder:
             try:
                 self.rows = self._read_table()
             except UsageError:
-                self._table = next(
-                    n for i in count(1) if not (self.path / (n := f"predictions_gliaflow{i}.csv")).exists()
-                )
+                names = (f"predictions_gliaflow{number}.csv" for number in count(1))
+                self._table = next(name for name in names if not (self.path / name).exists())
                 path = self.table
         for scan, row in self._new.items():
             before = self.rows.get(scan)

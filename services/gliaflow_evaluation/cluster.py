@@ -22,7 +22,7 @@ from gliaflow_runtime.errors import UsageError
 
 from gliaflow_evaluation.conditions import SAME, Conditions, processor
 from gliaflow_evaluation.on_worker import check_worker, run_task
-from gliaflow_evaluation.progress import Report, Shown
+from gliaflow_evaluation.progress import Report, RunProgress
 from gliaflow_evaluation.runners import Runner, Task, TaskLost
 
 CONNECT_S = 10.0
@@ -36,7 +36,7 @@ class Cluster:
         self.address, self.client = address, client
 
     @contextmanager
-    def runner(self, ours: AbstractContextManager[Conditions], shown: Shown) -> Iterator[Runner]:
+    def runner(self, ours: AbstractContextManager[Conditions], shown: RunProgress) -> Iterator[Runner]:
         """Runs tasks on the workers, for the block. After an error, running tasks end with their next report.
 
         Workers are checked here, and those that come later by their first task.
@@ -56,7 +56,7 @@ class Cluster:
                 self.client.unsubscribe_topic(topic)
                 tasks.cancel()
 
-    def show(self, shown: Shown) -> None:
+    def show(self, shown: RunProgress) -> None:
         """Show how many workers there are now."""
         try:
             count = self.client.scheduler_info(n_workers=1)["n_workers"]
@@ -66,7 +66,7 @@ class Cluster:
             count, f"no worker at {self.address}; start some: dask worker {self.address} --nworkers N --nthreads 1"
         )
 
-    def _check(self, conditions: Conditions, shown: Shown) -> None:
+    def _check(self, conditions: Conditions, shown: RunProgress) -> None:
         found: dict[str, Any] = self.client.run(check_worker, conditions, on_error="return")
         wrong = [
             f"worker {worker}: {text}"
@@ -112,7 +112,7 @@ def connected(address: str) -> Iterator[Cluster]:
 class _Tasks:
     """The tasks of one run on a cluster."""
 
-    def __init__(self, cluster: Cluster, conditions: Conditions, topic: str, shown: Shown) -> None:
+    def __init__(self, cluster: Cluster, conditions: Conditions, topic: str, shown: RunProgress) -> None:
         self._cluster, self._conditions, self._topic, self._shown = cluster, conditions, topic, shown
         self._open: dict[str, tuple[Future, Task]] = {}
         self._ended: SimpleQueue[str] = SimpleQueue()

@@ -94,7 +94,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Shown:
+class RunProgress:
     """The bar's first row, which counts tasks, and the rows below it, one for each task in work."""
 
     bar: Progress

@@ -31,7 +31,7 @@ from rich.progress import Progress
 from gliaflow_evaluation.comparators import COMPARATORS
 from gliaflow_evaluation.conditions import conditions_of
 from gliaflow_evaluation.fold import grading_tasks
-from gliaflow_evaluation.progress import Rows, Shown
+from gliaflow_evaluation.progress import Rows, RunProgress
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant, rare_class, split_into_folds
 from gliaflow_evaluation.report.page import FIGURES_FILE, METRICS_FILE, REPORT_FILE, write_report
 from gliaflow_evaluation.report.schema import SCHEMA, Metrics, write_metrics
@@ -219,13 +219,13 @@ def _run_folds(
         yield from later
         later.clear()
 
-    with _runner(plan, cases, where, Shown(bar, row, rows)) as runner:
+    with _runner(plan, cases, where, RunProgress(bar, row, rows)) as runner:
         run_all(runner, [first] if later else [first, *others], then)
     return {key: [file for task in tasks for file in files[task.name]] for key, tasks in gradings.items()}
 
 
 def _runner(
-    plan: Plan, cases: Mapping[str, Case], where: int | Cluster, shown: Shown
+    plan: Plan, cases: Mapping[str, Case], where: int | Cluster, shown: RunProgress
 ) -> AbstractContextManager[Runner]:
     if not isinstance(where, int):
         mask = next(iter(cases.values())).mask

@@ -40,7 +40,7 @@ class Background:
 
 
 @dataclass(frozen=True)
-class Scale:
+class IntensityScale:
     """``air`` becomes 0, and ``air + median`` 1. ``head`` is the lowest value of the head."""
 
     air: np.float64
@@ -49,7 +49,7 @@ class Scale:
     background: Background | None
 
     @classmethod
-    def of(cls, volume: NDArray[Any]) -> Scale:
+    def of(cls, volume: NDArray[Any]) -> IntensityScale:
         """The scale of a volume [i, j, k] that ``Ordered`` takes.
 
         Raises

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gliaflow_preprocessor.intensities import fit_float32
 from gliaflow_preprocessor.resampling import resampling
-from gliaflow_preprocessor.scaling import Scale, UnusableScan, fill_not_finite
+from gliaflow_preprocessor.scaling import IntensityScale, UnusableScan, fill_not_finite
 
 __all__ = ["Prepared", "UnusableScan", "prepare", "prepare_mask"]
 
@@ -61,7 +61,7 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
         raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions")
     volume = _native(fit_float32(volume))
     with np.errstate(over="ignore", invalid="ignore"):
-        scale = Scale.of(volume)
+        scale = IntensityScale.of(volume)
     mass = _mass(scale.find_head(volume), orientation)
     spacing = voxel_sizes(affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape))
 
@@ -111,7 +111,9 @@ def _native(volume: NDArray[Any]) -> NDArray[Any]:
     return numbers
 
 
-def _resample(canonical: NDArray[Any], scale: Scale, geometry: Geometry, spec: InputSpec) -> NDArray[np.float32]:
+def _resample(
+    canonical: NDArray[Any], scale: IntensityScale, geometry: Geometry, spec: InputSpec
+) -> NDArray[np.float32]:
     """The slices [n, rows, columns] of a volume [x, y, z], scaled and normalised."""
     (to_rows, x), (to_columns, y) = (
         resampling(canonical.shape[axis], geometry.size[axis], geometry.step[axis], geometry.origin[axis])

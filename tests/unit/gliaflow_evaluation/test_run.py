@@ -29,7 +29,7 @@ from gliaflow_evaluation import fold as folds
 from gliaflow_evaluation import run as module
 from gliaflow_evaluation.comparators import COMPARATORS, comparators
 from gliaflow_evaluation.conditions import Conditions, conditions_of
-from gliaflow_evaluation.progress import Rows, Shown
+from gliaflow_evaluation.progress import Rows, RunProgress
 from gliaflow_evaluation.protocol import Design
 from gliaflow_evaluation.report.schema import Metrics, read_metrics
 from gliaflow_evaluation.request import EvaluateRequest
@@ -330,7 +330,7 @@ def test_after_an_interruption_the_workers_tasks_end_with_their_next_report(
     assert mask is not None
     conditions = conditions_of(plan_of(tmp_path, generators=()), mask)
     with Progress(disable=True) as bar, clusters.connected(cluster.address) as connected:
-        shown = Shown(bar, bar.add_task("folds and seeds"), Rows(bar))
+        shown = RunProgress(bar, bar.add_task("folds and seeds"), Rows(bar))
         with suppress(KeyboardInterrupt), connected.runner(conditions, shown) as runner:
             runner.submit(Task("fold 9", report_until_cancelled, (tmp_path / "ended",)))
             wait_for(lambda: [task for task in bar.tasks if task.description == "fold 9: epochs"])

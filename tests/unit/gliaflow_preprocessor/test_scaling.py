@@ -2,7 +2,15 @@
 
 import numpy as np
 import pytest
-from gliaflow_preprocessor.scaling import CLIP, FILLED, FILLED_TOLERANCE, HEAD, Scale, UnusableScan, fill_not_finite
+from gliaflow_preprocessor.scaling import (
+    CLIP,
+    FILLED,
+    FILLED_TOLERANCE,
+    HEAD,
+    IntensityScale,
+    UnusableScan,
+    fill_not_finite,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +66,7 @@ def test_the_scale_is_that_of_plain_numpy(shape, background, noise, offset, dtyp
     else:
         expected = plainly(volume)
     assume(expected is not None)
-    scale = Scale.of(volume)
+    scale = IntensityScale.of(volume)
     np.testing.assert_array_equal(scale.find_head(volume), expected[1])
     scaled = volume.astype(np.float32)
     scale.apply(scaled)
@@ -69,4 +77,4 @@ def test_the_scale_is_that_of_plain_numpy(shape, background, noise, offset, dtyp
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
 def test_a_constant_volume_has_no_scale(value, dtype):
     with pytest.raises(UnusableScan, match="constant or almost empty"):
-        Scale.of(np.full((20, 20, 20), value, dtype))
+        IntensityScale.of(np.full((20, 20, 20), value, dtype))
