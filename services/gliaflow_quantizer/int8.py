@@ -2,8 +2,7 @@
 
 Convolutions, poolings and joins compute with integers: activations of 8 bits without sign, weights of 7 bits with a
 scale for each output channel. With weights of 8 bits, sums overflow in the instruction with which x86 processors
-without VNNI multiply (onnxruntime's documentation, "Quantize ONNX models"). With 7 they cannot, so all processors give
-the same answers. An activation's range is that of its values on the calibration slices.
+without VNNI multiply (onnxruntime's documentation, "Quantize ONNX models"). With 7 they cannot. An activation's range is that of its values on the calibration slices.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ def read_unet(bundle: Bundle) -> onnx.ModelProto:
     return model
 
 
-def quantized(model: onnx.ModelProto, batches: Iterator[NDArray[Any]]) -> bytes:
+def quantized(model: onnx.ModelProto, images: Iterator[NDArray[Any]]) -> bytes:
     """The ONNX file of the U-Net in int8.
 
     Parameters
     ----------
     model: the U-Net in fp32.
-    batches: slices float32 [n, 1, rows, columns], from which the ranges of activations are taken. They are read one by
-        one: memory holds one batch with its activations.
+    images: float32 [n, 1, rows, columns], from which the ranges of activations are taken. They are read one by one:
+        memory holds one, with all its activations.
     """
     # gliaflow_runtime.inference, which is loaded by now, has switched telemetry off
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quant_pre_process, quantize_static
@@ -64,7 +63,7 @@ def quantized(model: onnx.ModelProto, batches: Iterator[NDArray[Any]]) -> bytes:
         quantize_static(
             fp32,
             int8,
-            _Reader(batches),
+            _Reader(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(INTEGER_NODES),
             per_channel=True,
@@ -79,10 +78,10 @@ def quantized(model: onnx.ModelProto, batches: Iterator[NDArray[Any]]) -> bytes:
 class _Reader:
     """Hands the slices to onnxruntime, as its ``CalibrationDataReader`` does."""
 
-    def __init__(self, batches: Iterator[NDArray[Any]]) -> None:
-        self._batches = batches
+    def __init__(self, images: Iterator[NDArray[Any]]) -> None:
+        self._images = images
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next batch; None: there is no more."""
-        batch = next(self._batches, None)
-        return None if batch is None else {"image": batch}
+        """The next image; None: there is no more."""
+        image = next(self._images, None)
+        return None if image is None else {"image": image}

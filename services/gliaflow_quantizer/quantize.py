@@ -33,7 +33,6 @@ UNET = "unet.onnx"
 MOST_FALL = 0.01  # of the mean Dice
 LEAST_DICE = 0.1  # with less, a U-Net finds nothing, and cannot fall
 CALIBRATION_SCANS, CALIBRATION_SLICES = 8, 8  # scans, and slices of each, evenly from the lowest to the highest
-BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ class _Calibration:
     scans: Iterator[CutScan]
     counts: dict[str, int] = field(default_factory=lambda: {"scans": 0, "slices": 0})
 
-    def batches(self) -> Iterator[NDArray[np.float32]]:
+    def images(self) -> Iterator[NDArray[np.float32]]:
         for scan in self.scans:
             numbers = np.unique(np.linspace(0, len(scan.image) - 1, CALIBRATION_SLICES).round().astype(int))
             self.counts["scans"] += 1
             self.counts["slices"] += len(numbers)
-            for start in range(0, len(numbers), BATCH):
-                yield scan.image[numbers[start : start + BATCH], None].astype(np.float32)
+            for number in numbers:
+                yield scan.image[number, None, None].astype(np.float32)
 
 
 def quantize(request: QuantizeRequest, bar: Progress) -> Bundle:
@@ -88,10 +87,10 @@ def quantize(request: QuantizeRequest, bar: Progress) -> Bundle:
     before, model = Pipeline(source), read_unet(source)
     known, left = _split(request)
     calibration = _Calibration(_cut(bar, "calibrating", source, known, CALIBRATION_SCANS))
-    batches = calibration.batches()
-    if (first := next(batches, None)) is None:
+    images = calibration.images()
+    if (first := next(images, None)) is None:
         raise UsageError("--calibrate: no scan of the cohort can be used: see `gliaflow cohort COHORT --check`")
-    int8 = quantized(model, chain([first], batches))
+    int8 = quantized(model, chain([first], images))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
         folder = Path(work, "bundle")
