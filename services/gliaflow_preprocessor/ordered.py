@@ -7,7 +7,6 @@ of values. Such a range is counted by its lower 16 bits once a voxel in it is as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ class Ordered:
         self.size = volume.size
         self._bits = volume.ravel(order="K").view(f"u{volume.itemsize}")
         self._is_float = volume.dtype == np.float32
-        self._inside = cache(self._count_range)
+        self._ranges: dict[int, tuple[Values, Ranks]] = {}
         self._upper = self._bits
         if self._is_float:
             self._upper = np.empty(self.size, np.uint16)
@@ -72,8 +71,13 @@ class Ordered:
         """The voxels by rank, without those with a rank from ``start`` to ``stop``."""
         return lambda ranks: self(ranks + (stop - start) * (ranks >= start))
 
-    def _count_range(self, number: int) -> tuple[Values, Ranks]:
+    def _inside(self, number: int) -> tuple[Values, Ranks]:
         """The ascending values in a range, and how many of its voxels are up to each of them."""
+        if number not in self._ranges:
+            self._ranges[number] = self._count_range(number)
+        return self._ranges[number]
+
+    def _count_range(self, number: int) -> tuple[Values, Ranks]:
         if not self._is_float:
             return self._lowest[number, None], self._counts[number, None]
         key = int(self._keys[number])

@@ -1,5 +1,7 @@
 """Percentiles and counts without sorting: what numpy gives for the same voxels, for each dtype and distribution."""
 
+import weakref
+
 import numpy as np
 import pytest
 from gliaflow_preprocessor.ordered import Ordered, percentiles, with_copies
@@ -53,3 +55,11 @@ def test_a_volume_of_many_blocks_and_in_any_order_of_axes(dtype, monkeypatch):
     for view in (volume, volume.transpose(2, 0, 1), np.asfortranarray(volume), volume[::-1, :, ::2]):
         found = percentiles(Ordered(view), view.size, [0.5, 50, 99.5])
         np.testing.assert_array_equal(found, np.percentile(view.astype(np.float32), [0.5, 50, 99.5]))
+
+
+def test_the_voxels_are_freed_at_once():
+    ordered = Ordered(np.random.default_rng(0).normal(0, 1, 1000).astype(np.float32))
+    percentiles(ordered, ordered.size, [50])
+    reference = weakref.ref(ordered)
+    del ordered
+    assert reference() is None, "it waits for the garbage collector"
