@@ -2,7 +2,8 @@
 
 Convolutions, poolings and joins compute with integers: activations of 8 bits without sign, weights of 7 bits with a
 scale for each output channel. With weights of 8 bits, sums overflow in the instruction with which x86 processors
-without VNNI multiply (onnxruntime's documentation, "Quantize ONNX models"). With 7 they cannot. An activation's range is that of its values on the calibration slices.
+without VNNI multiply (onnxruntime's documentation, "Quantize ONNX models"). With 7 they cannot. An activation's range
+is that of its values on the calibration slices.
 """
 
 from __future__ import annotations
