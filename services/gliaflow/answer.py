@@ -12,7 +12,7 @@ from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_proto import NO_TUMOUR, PredictionMessage
 from gliaflow_proto.geometry import Forms
 from gliaflow_runtime.files import whole_file
-from isal import isal_zlib  # packs a mask 20 times as fast as zlib, and smaller
+from isal import isal_zlib  # packs a mask ten times as fast as zlib, and smaller
 from numpy.typing import NDArray
 
 from gliaflow.scans import Input
