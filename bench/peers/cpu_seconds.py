@@ -42,8 +42,8 @@ def cpu_seconds(roots: Iterable[int], but: int = 0) -> float:
     return sum(family(roots, but).values())
 
 
-def send_signal(root: int, number: signal.Signals) -> None:
-    """Send a signal to a process and its descendants."""
-    for pid in family([root]):
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to those of the processes that still run."""
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from bare_loop import batches
 from contenders import HERE, Contender, Turn, Work, end
-from cpu_seconds import cpu_seconds, send_signal
+from cpu_seconds import cpu_seconds, family, send_signal
 from gliaflow_runtime.settings import available_cores
 from random_network import SIDE
 
@@ -66,14 +66,14 @@ class Peer(Contender):
             time.sleep(0.5)
 
     def turn(self) -> Turn:
-        send_signal(self._server.pid, signal.SIGCONT)
+        send_signal(family([self._server.pid]), signal.SIGCONT)
         self._segment(self._bodies[:4])  # all of its processes have woken up
         own, before = time.process_time(), cpu_seconds([self._server.pid])
         started = time.perf_counter()
         answers = self._segment(self._bodies)
         seconds = time.perf_counter() - started
         spent = time.process_time() - own + cpu_seconds([self._server.pid]) - before
-        send_signal(self._server.pid, signal.SIGSTOP)
+        send_signal(family([self._server.pid]), signal.SIGSTOP)
         pixels = [len(body) // 4 for body in self._bodies]
         masks = [np.frombuffer(answer[-n:], np.bool_) for answer, n in zip(answers, pixels, strict=True)]
         return Turn(seconds, spent, np.concatenate(masks).reshape(-1, SIDE, SIDE))
@@ -112,8 +112,10 @@ class Peer(Contender):
         return True
 
     def _stop(self) -> None:
-        send_signal(self._server.pid, signal.SIGCONT)
+        pids = family([self._server.pid])
+        send_signal(pids, signal.SIGCONT)
         end(self._server)
+        send_signal(pids, signal.SIGKILL)  # LitServe leaves processes behind
 
 
 class BentoML(Peer):
