@@ -33,8 +33,13 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         spread = f"{statistics.median(row.ratios):.2f} ({min(row.ratios):.2f}–{max(row.ratios):.2f})"
         rate, cpu = statistics.median(row.slices_per_second), statistics.median(row.cpu_ms)
-        lines.append(f"| {row.network} | {row.contender} | {rate:.3g} | {spread} | {cpu:.3g} |")
+        lines.append(f"| {row.network} | {row.contender} | {_short(rate)} | {spread} | {_short(cpu)} |")
     return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    """Three digits, and all those before the point."""
+    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
 
 
 def as_json(rows: Sequence[Row]) -> str:
