@@ -19,7 +19,7 @@ from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.settings import available_cores
 from numpy.typing import NDArray
 
-BATCH = 4  # slices; also the extractor's default
+BATCH = 4  # slices in one run, as a user would choose; gliaflow's extractor gives each core one at a time
 OUTPUTS = ["enc5", "mask"]
 Slices = NDArray[np.float32]
 
