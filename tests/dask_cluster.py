@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from distributed import Client
+from gliaflow_evaluation.on_worker import TaskCancelled
 from gliaflow_evaluation.progress import report
 
 T = TypeVar("T")
@@ -83,3 +84,12 @@ def report_until_cancelled(file: Path) -> None:
     except BaseException as ended:
         file.write_text(type(ended).__name__)
         raise
+
+
+def cancelled_at_first(file: Path, times: int) -> str:
+    """A fit whose worker is told to end, so many times. ``file`` counts them."""
+    with file.open("a") as runs:
+        runs.write(".")
+    if file.stat().st_size <= times:
+        raise TaskCancelled("fit")
+    return "done"

@@ -7,7 +7,6 @@ files in the folder count as files of the user.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from gliaflow.scans import Input
 from gliaflow_plugins.cohorts.dicom_scans import as_series
 from gliaflow_plugins.regular_files import open_regular
 from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.files import lock
 
 from gliaflow_client.table import TABLE
 
@@ -132,14 +132,12 @@ class Record:
         self._folder = folder
         self._file = (folder / RECORD).open("a+b", buffering=0)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # CIFS answers EACCES
+            lock(self._file)
+        except BlockingIOError:
             self._file.close()
             raise UsageError(
                 f"{folder}: another gliaflow command writes into this folder; wait for its end, or choose another --out"
             ) from None
-        except OSError:
-            pass  # a network file system without locks
         self.scans: dict[str, ScanState] = {}
         self.answers: dict[str, dict[str, Any]] = {}  # values in the table's row of each scan
         self.not_in_table: set[str] = set()  # scans that were answered after the table was written last

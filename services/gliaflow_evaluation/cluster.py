@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from queue import Empty, SimpleQueue
@@ -21,12 +22,13 @@ from gliaflow_plugins.contracts import PluginError
 from gliaflow_runtime.errors import UsageError
 
 from gliaflow_evaluation.conditions import SAME, Conditions, processor
-from gliaflow_evaluation.on_worker import check_worker, run_task
+from gliaflow_evaluation.on_worker import TaskCancelled, check_worker, run_task
 from gliaflow_evaluation.progress import Report, RunProgress
 from gliaflow_evaluation.runners import Runner, Task, TaskLost
 
 CONNECT_S = 10.0
 COUNT_S = 2.0  # between two counts of the workers
+ATTEMPTS = 10  # of a task whose workers are told to end
 
 
 class Cluster:
@@ -97,7 +99,7 @@ def connected(address: str) -> Iterator[Cluster]:
     UsageError: the address has another form, or no scheduler answers there.
     """
     if not re.fullmatch(r"(tcp|tls)://.+:\d+", address):
-        raise UsageError(f"--scheduler: {address!r} has not the form tcp://HOST:PORT or tls://HOST:PORT")
+        raise UsageError(f"--scheduler: {address!r} is not of the form tcp://HOST:PORT or tls://HOST:PORT")
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters, the command says itself
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False, name="gliaflow-evaluate")
@@ -115,31 +117,45 @@ class _Tasks:
     def __init__(self, cluster: Cluster, conditions: Conditions, topic: str, shown: RunProgress) -> None:
         self._cluster, self._conditions, self._topic, self._shown = cluster, conditions, topic, shown
         self._open: dict[str, tuple[Future, Task]] = {}
+        self._given_back: Counter[str] = Counter()  # by the task's name
         self._ended: SimpleQueue[str] = SimpleQueue()
 
     def submit(self, task: Task) -> None:
         key = f"{task.name}, {uuid4().hex[:8]}"
         # pickled here, so that the scheduler, which reads what it passes on, need not import torch for it
-        packed = pickle.dumps((self._conditions, self._topic, task.call, task.arguments))
-        future = self._cluster.client.submit(run_task, packed, key=key, pure=False)
+        ours = self._conditions
+        packed = pickle.dumps((ours, self._topic, task.call, task.arguments))
+        future = self._cluster.client.submit(run_task, dict(ours.versions), ours.code, packed, key=key, pure=False)
         self._open[key] = future, task
         future.add_done_callback(lambda one: self._ended.put(one.key))
 
     def next(self) -> tuple[Task, Any]:
         while True:
+            future, task = self._next()
+            error = future.exception() if future.status == "error" else None
+            if not isinstance(error, TaskCancelled):
+                return task, self._result(future, task, error)
+            # its worker was told to end, and reported this before it left
+            self._given_back[task.name] += 1
+            if self._given_back[task.name] == ATTEMPTS:
+                raise TaskLost(f"{task.name}: {ATTEMPTS} times its worker was told to end")
+            self.submit(task)
+
+    def _next(self) -> tuple[Future, Task]:
+        while True:
             try:
-                future, task = self._open.pop(self._ended.get(timeout=COUNT_S))
-                break
+                return self._open.pop(self._ended.get(timeout=COUNT_S))
             except Empty:
                 self._cluster.show(self._shown)
+
+    def _result(self, future: Future, task: Task, error: BaseException | None) -> Any:
         if future.status == "finished":
-            return task, future.result()
-        if future.status != "error":
+            return future.result()
+        if error is None:
             raise PluginError(
                 f"{self._cluster.address}: the Dask scheduler ended, or somebody cancelled {task.name}; the same "
                 "command resumes"
             )
-        error = future.exception()
         if isinstance(error, KilledWorker):
             times = error.allowed_failures + 1
             raise TaskLost(

@@ -79,7 +79,17 @@ def conditions_of(plan: Plan, mask: Volume) -> Iterator[Conditions]:
 
 def problems(conditions: Conditions) -> list[str]:
     """Why this process must not run a task of that run, each with the remedy; none: it may."""
-    return [*_other_software(conditions), *_other_files(conditions)]
+    software = other_versions(conditions.versions, conditions.code)
+    return [*software, *_other_plugins(conditions), *_other_files(conditions)]
+
+
+def other_versions(versions: Mapping[str, str], code: str) -> Iterator[str]:
+    """How libraries and gliaflow differ in this process."""
+    for name, wanted in versions.items():
+        if (found := _version(name)) != wanted:
+            yield f"{name} is {found} there and {wanted} here: {SAME}"
+    if _own_code() != code:
+        yield f"its gliaflow {_version('gliaflow')} has other code than this one: {SAME}"
 
 
 def processor() -> str:
@@ -88,12 +98,7 @@ def processor() -> str:
     return f"{torch.backends.cpu.get_cpu_capability()}{sixteen_bit}"
 
 
-def _other_software(conditions: Conditions) -> Iterator[str]:
-    for name, wanted in conditions.versions.items():
-        if (found := _version(name)) != wanted:
-            yield f"{name} is {found} there and {wanted} here: {SAME}"
-    if _own_code() != conditions.code:
-        yield f"its gliaflow {_version('gliaflow')} has other code than this one: {SAME}"
+def _other_plugins(conditions: Conditions) -> Iterator[str]:
     registry = load_registry()
     for (kind, name), code in conditions.plugins.items():
         if registry.code_of(kind, name) != code:

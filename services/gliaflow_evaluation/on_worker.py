@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distributed import Status, Worker, get_worker
@@ -37,23 +37,35 @@ def check_worker(conditions: Conditions, dask_worker: Worker) -> tuple[str, list
     return processor(), list(_problems(conditions, dask_worker))
 
 
-def run_task(packed: bytes) -> Any:
-    """Run a task of a run that our scheduler sent: pickled conditions, topic of reports, call and arguments.
+def run_task(versions: Mapping[str, str], code: str, packed: bytes) -> Any:
+    """Run a task of a run that our scheduler sent.
+
+    Parameters
+    ----------
+    versions, code: see ``Conditions``. Checked first: another gliaflow may not be able to unpickle the rest.
+    packed: pickled conditions, topic of reports, call and arguments.
 
     Raises
     ------
     PluginError: this worker differs from the process that started the run.
     TaskCancelled: nobody waits for the task any more, or this worker ends.
     """
+    from gliaflow_evaluation.conditions import other_versions
+
     worker = get_worker()
+    _refuse(worker, other_versions(versions, code))
     conditions, topic, call, arguments = pickle.loads(packed)
     if conditions.run not in _good:
         configure_logging("error", "auto")
-        if wrong := list(_problems(conditions, worker)):
-            raise PluginError("\n".join(f"worker {worker.address}: {text}" for text in wrong))
+        _refuse(worker, _problems(conditions, worker))
         _good.add(conditions.run)
     send_to(_Reports(worker, topic))
     return call(*arguments)
+
+
+def _refuse(worker: Worker, problems: Iterable[str]) -> None:
+    if wrong := list(problems):
+        raise PluginError("\n".join(f"worker {worker.address}: {text}" for text in wrong))
 
 
 def _problems(conditions: Conditions, worker: Worker) -> Iterator[str]:

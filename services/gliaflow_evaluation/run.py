@@ -23,7 +23,7 @@ from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import whole_file
 from gliaflow_runtime.settings import available_cores
 from gliaflow_trainer.leaks import refuse_copies, refuse_leaks
-from gliaflow_trainer.run_folder import same_run, settings_of, versions
+from gliaflow_trainer.run_folder import only_command, same_run, settings_of, versions
 from gliaflow_trainer.slices import CutScan, cut_cohort
 from gliaflow_trainer.unet_bundle import unet_to_fine_tune
 from rich.progress import Progress
@@ -57,7 +57,7 @@ def evaluate(request: EvaluateRequest, bar: Progress) -> Metrics:
     PluginError: too few patients of a class, a generator with an arm's name, the cohort leaks, or ``out/work`` is of
         another run.
     BundleError: ``init`` or ``unet`` cannot be used.
-    UsageError: no scheduler answers at ``scheduler``.
+    UsageError: no scheduler answers at ``scheduler``, or another command uses ``out/work``.
     """
     began = time.monotonic()
     refuse_leaks(request.cohort.leaks, request.allow, bar)
@@ -80,6 +80,13 @@ def _evaluate(request: EvaluateRequest, cluster: Cluster | None, bar: Progress, 
     if request.unet is not None:
         request = replace(request, profile=replace(request.profile, input=Bundle(request.unet).manifest.input))
     cases = check(request)
+    with only_command(request.out / "work"):
+        return _evaluate_cases(request, cases, cluster, bar, began)
+
+
+def _evaluate_cases(
+    request: EvaluateRequest, cases: Mapping[str, Case], cluster: Cluster | None, bar: Progress, began: float
+) -> Metrics:
     work = request.out / "work"
     same_run(work, _identity(request, cases.values()))
     scans = cut_cohort(cases.values(), request.profile, work, bar)
@@ -129,7 +136,8 @@ def _identity(request: EvaluateRequest, cases: Iterable[Case]) -> dict[str, Any]
     """What the U-Nets depend on: a work folder belongs to one such run."""
     design = request.design
     return {
-        **({"threads": request.threads} if request.threads > 1 else {}),
+        "threads": _threads(request),
+        "device": request.device,
         "scan": settings_of(cases),
         "profile": {key: value for key, value in asdict(request.profile).items() if key not in AFTER_THE_UNET},
         "protocol": [design.protocol, design.task, design.folds, design.seed],
@@ -139,9 +147,13 @@ def _identity(request: EvaluateRequest, cases: Iterable[Case]) -> dict[str, Any]
     }
 
 
+def _threads(request: EvaluateRequest) -> int:
+    """Of each fit. On the CPU and on a cluster it does not depend on this machine."""
+    return request.threads or (1 if request.device == "cpu" or request.scheduler else available_cores())
+
+
 def _plan(request: EvaluateRequest, rare: int) -> Plan:
     variants, registry = request.variants, request.variants.registry
-    threads = request.threads or (1 if request.device == "cpu" or request.scheduler else available_cores())
     return Plan(
         work=(request.out / "work").resolve(),
         profile=request.profile,
@@ -167,7 +179,7 @@ def _plan(request: EvaluateRequest, rare: int) -> Plan:
         init=request.init and request.init.resolve(),
         unet=request.unet and request.unet.resolve(),
         device=request.device,
-        threads=threads,
+        threads=_threads(request),
         deadline_s=request.deadline_s,
         memory_gib=request.memory_gib,
     )

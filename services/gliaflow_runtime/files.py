@@ -7,11 +7,14 @@ import fcntl
 import glob
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 from uuid import uuid4
 
+LEFT_S = 3600.0  # a temporary file as old as this has no writer any more
 READ_NO_WAIT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # opening a pipe otherwise blocks until a writer opens it
 
 
@@ -27,7 +30,7 @@ def write_whole(path: Path, content: str | bytes, *, sync: bool = False, new: bo
 
 @contextmanager
 def whole_file(
-    path: Path, *, ending: str = ".part", sync: bool = False, alone: bool = False, new: bool = False
+    path: Path, *, ending: str = ".part", sync: bool = False, sweep: bool = False, new: bool = False
 ) -> Iterator[Path]:
     """Give a temporary path beside ``path``, and rename it to ``path`` when the block ends without an error.
 
@@ -37,12 +40,11 @@ def whole_file(
     ----------
     ending: for a library that chooses the format by the name: ``.part.nii.gz``.
     sync: return only when the content and the new name are on the disk (fsync of the file and of its folder).
-    alone: no other process writes this file, so what killed processes left of it is removed.
+    sweep: remove what processes that were killed over an hour ago left of this file.
     new: never replace a file: raise FileExistsError if ``path`` exists, also if another process has just written it.
     """
-    if alone:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*{ending}"):
-            left.unlink(missing_ok=True)
+    if sweep:
+        _sweep(path.parent.glob(f".{glob.escape(path.name)}.*{ending}"))
     part = path.with_name(f".{path.name}.{uuid4().hex[:8]}{ending}")
     try:
         yield part
@@ -57,6 +59,29 @@ def whole_file(
         raise
     if sync:
         fsync_path(path.parent)
+
+
+def _sweep(parts: Iterable[Path]) -> None:
+    """Remove the files that have no writer any more."""
+    for part in parts:
+        with suppress(FileNotFoundError):  # another process removed or renamed it
+            if time.time() - part.stat().st_mtime > LEFT_S:
+                part.unlink()
+
+
+def lock(file: IO[Any]) -> None:
+    """Lock an open file until it is closed. On a network file system without locks, nothing happens.
+
+    Raises
+    ------
+    BlockingIOError: another open file has the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # CIFS answers EACCES
+        raise BlockingIOError(*error.args) from None
+    except OSError:
+        pass
 
 
 def _rename_to_new(part: Path, path: Path) -> None:

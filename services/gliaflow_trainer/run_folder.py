@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gliaflow_plugins.contracts import Case, PluginError
-from gliaflow_runtime.files import write_whole
+from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.files import lock, write_whole
 
 LIBRARIES = ("gliaflow", "torch", "onnx", "onnxruntime", "numpy", "scipy", "nibabel", "scikit-learn")
 
@@ -38,6 +40,25 @@ def same_run(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{folder}: holds the work of another run: {', '.join(differences[:SHOWN])}{more}; remove it, or name "
             "another --out"
         )
+
+
+@contextmanager
+def only_command(folder: Path) -> Iterator[None]:
+    """No other command uses the work folder during the block. The folder is created.
+
+    Raises
+    ------
+    UsageError: another command uses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".in-use").open("ab") as file:
+        try:
+            lock(file)
+        except BlockingIOError:
+            raise UsageError(
+                f"{folder}: another gliaflow command uses this folder; wait for its end, or choose another --out"
+            ) from None
+        yield
 
 
 def settings_of(cases: Iterable[Case]) -> dict[str, dict[str, str | None]]:

@@ -142,7 +142,7 @@ def _save_weights(unet: UNet, mirror: bool, path: Path) -> None:
     """Kernels are kept as fp16: half the size, and no loss for fine-tuning."""
     state = {key: value.half() if value.ndim > 1 else value for key, value in unet.state_dict().items()}
     state |= {"width": torch.tensor(unet.width), "norm": torch.tensor(unet.norm), "mirror": torch.tensor(mirror)}
-    with whole_file(path, alone=True) as part:
+    with whole_file(path, sweep=True) as part:
         save_file({key: value.contiguous() for key, value in state.items()}, part)
 
 

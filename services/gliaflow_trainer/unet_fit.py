@@ -145,7 +145,7 @@ def fit_unet(
         if context.checkpoint is not None and rank == 0:
             state = {name: part.state_dict() for name, part in checkpointed.items()}
             state |= {"chance": chance.get_state(), "best": best, "best_score": best_score, "history": history}
-            with whole_file(context.checkpoint, alone=True) as part_file:
+            with whole_file(context.checkpoint, sweep=True) as part_file:
                 torch.save(state, part_file)
         if context.progress is not None:
             left = figures["seconds"] / epoch * (options.epochs - epoch)

@@ -333,7 +333,7 @@ def test_a_lock_of_another_machine_on_cifs_is_a_lock(tmp_path: Path, monkeypatch
     def held(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("gliaflow_client.record.fcntl.flock", held)
+    monkeypatch.setattr("gliaflow_runtime.files.fcntl.flock", held)
     with pytest.raises(UsageError, match="another gliaflow command writes into this folder"):
         OutFolder(tmp_path)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,12 +25,14 @@ pytest.importorskip("torch")
 pytest.importorskip("distributed")
 
 import small
-from dask_cluster import DaskCluster, dask_cluster, report_until_cancelled, wait_for
+from dask_cluster import DaskCluster, cancelled_at_first, dask_cluster, report_until_cancelled, wait_for
+from distributed import Client
 from gliaflow_evaluation import cluster as clusters
 from gliaflow_evaluation import fold as folds
 from gliaflow_evaluation import run as module
 from gliaflow_evaluation.comparators import COMPARATORS, comparators
 from gliaflow_evaluation.conditions import Conditions, conditions_of
+from gliaflow_evaluation.on_worker import run_task
 from gliaflow_evaluation.progress import Rows, RunProgress
 from gliaflow_evaluation.protocol import Design
 from gliaflow_evaluation.report.schema import Metrics, read_metrics
@@ -39,6 +43,7 @@ from gliaflow_plugins.contracts import Cohort, PluginError
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.errors import UsageError
+from gliaflow_trainer.run_folder import only_command
 from gliaflow_trainer.slices import kept_scans
 from gliaflow_trainer.variants import choose
 from rich.console import Console
@@ -201,6 +206,31 @@ def test_a_run_of_other_settings_needs_another_folder(folder: Path, metrics: Met
         run(folder, "report", folds=3)
 
 
+def test_work_with_other_threads_or_on_another_device_needs_another_folder(folder: Path, metrics: Metrics) -> None:
+    with pytest.raises(PluginError, match="another run: threads was 1 and is now 2; remove"):
+        run(folder, "report", threads=2)
+    with pytest.raises(PluginError, match="another run: device was cpu and is now cuda; remove"):
+        run(folder, "report", device="cuda", threads=1)
+
+
+def test_work_of_a_version_that_did_not_record_its_threads_is_refused(folder: Path, metrics: Metrics) -> None:
+    settings = json.loads((folder / "report/work/run.json").read_text())
+    del settings["threads"], settings["device"]
+    (folder / "former/work").mkdir(parents=True)
+    (folder / "former/work/run.json").write_text(json.dumps(settings, indent=1, sort_keys=True))
+    with pytest.raises(PluginError, match="another run: device is new, threads is new; remove it, or name another"):
+        run(folder, "former")
+
+
+def test_two_commands_do_not_use_one_folder(folder: Path) -> None:
+    with (
+        only_command(folder / "used/work"),
+        pytest.raises(UsageError, match="used/work: another gliaflow command uses this folder; wait for its end"),
+    ):
+        run(folder, "used")
+    assert not (folder / "used/work/run.json").exists()
+
+
 def test_scans_masks_or_grades_that_changed_need_another_folder(folder: Path, metrics: Metrics) -> None:
     cohort = small.cohort(folder / "cohort")
     first, second, *others = cohort.cases
@@ -339,6 +369,34 @@ def test_after_an_interruption_the_workers_tasks_end_with_their_next_report(
     assert wait_for((tmp_path / "ended").read_text) == "TaskCancelled"
 
 
+def test_a_task_that_an_ending_worker_gave_back_runs_again(
+    folder: Path, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "ATTEMPTS", 3)
+    mask = small.cohort(folder / "cohort").cases[0].mask
+    assert mask is not None
+    conditions = conditions_of(plan_of(tmp_path, generators=()), mask)
+    with Progress(disable=True) as bar, clusters.connected(cluster.address) as connected:
+        shown = RunProgress(bar, bar.add_task("folds and seeds"), Rows(bar))
+        with connected.runner(conditions, shown) as runner:
+            runner.submit(Task("fold 8", cancelled_at_first, (tmp_path / "twice", 2)))
+            task, result = runner.next()
+            assert (task.name, result) == ("fold 8", "done")
+            runner.submit(Task("fold 9", cancelled_at_first, (tmp_path / "always", 9)))
+            with pytest.raises(TaskLost, match="fold 9: 3 times its worker was told to end"):
+                runner.next()
+
+
+def test_another_gliaflow_is_named_before_its_task_is_read(cluster: DaskCluster) -> None:
+    with Client(cluster.address, set_as_default=False) as client:
+        task = client.submit(run_task, {"gliaflow": "99"}, "other", b"not a pickle", pure=False)
+        with pytest.raises(PluginError) as raised:
+            task.result()
+    version, code = str(raised.value).splitlines()
+    assert re.match(r"worker tcp://\S+: gliaflow is \S+ there and 99 here: ", version)
+    assert re.match(r"worker tcp://\S+: its gliaflow \S+ has other code ", code)
+
+
 def test_a_task_whose_workers_ended_is_named_after_all_others_are_done() -> None:
     class Losing(ThisProcess):
         def next(self) -> tuple[Task, Any]:
@@ -389,7 +447,10 @@ def test_a_cluster_resumes_and_gives_the_same_digits_also_when_a_worker_is_kille
 
 def test_without_a_scheduler_its_address_is_named_within_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "CONNECT_S", 0.2)
-    for address, message in (("localhost:1", "has not the form"), ("tcp://127.0.0.1:1", "no Dask scheduler answers")):
+    for address, message in (
+        ("localhost:1", "is not of the form tcp"),
+        ("tcp://127.0.0.1:1", "no Dask scheduler answers"),
+    ):
         with pytest.raises(UsageError, match=message):
             run(folder, "nowhere", scheduler=address)
     assert not (folder / "nowhere").exists()

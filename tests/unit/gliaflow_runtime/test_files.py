@@ -202,11 +202,14 @@ def test_sync_flushes_the_file_and_its_folder_to_the_disk(tmp_path, monkeypatch)
     assert not synced
 
 
-def test_the_only_writer_of_a_file_removes_what_a_killed_one_left(tmp_path):
-    (tmp_path / ".unet.checkpoint.0123abcd.part").write_bytes(b"half")
-    (tmp_path / ".other.0123abcd.part").write_bytes(b"of another file")
-    with whole_file(tmp_path / "unet.checkpoint", alone=True) as part:
-        part.write_bytes(b"whole")
+def test_a_writer_removes_what_one_killed_an_hour_ago_left_and_nothing_of_another_that_still_writes(tmp_path):
+    for name in (".unet.checkpoint.0123abcd.part", ".other.0123abcd.part"):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (0, 0))
+    with whole_file(tmp_path / "unet.checkpoint") as other:
+        other.write_bytes(b"of another writer")
+        with whole_file(tmp_path / "unet.checkpoint", sweep=True) as part:
+            part.write_bytes(b"whole")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".other.0123abcd.part", "unet.checkpoint"]
 
 
