@@ -11,16 +11,18 @@ unacknowledged too, so that the next assembler knows which scans have ended, and
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
+from dataclasses import replace
 
-from gliaflow_proto import NO_TUMOUR, FailureMessage, GradedMessage, Message, PredictionMessage, expect
+from gliaflow_proto import NO_TUMOUR, FailureMessage, GradedMessage, Message, PredictionMessage, decode, expect
 from gliaflow_proto.messages import MAX_SHARDS
-from gliaflow_proto.routing import ASSEMBLERS
+from gliaflow_proto.routing import ASSEMBLERS, shard_of
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Broker, Delivery
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import Outcome, Stage, failure
 
-from gliaflow_classifier.ended import EndedScans, Key
+from gliaflow_classifier.ended import REMEMBERED, EndedScans, Key
 from gliaflow_classifier.gathering import Gathering, PartOfBundle
 from gliaflow_classifier.prediction import predict
 from gliaflow_classifier.shares import Shares
@@ -54,11 +56,14 @@ class Assembler(Stage):
         self.optional = shares is not None and shard >= shares.in_use  # then it only reads what is left there
         self._open: dict[Key, Gathering] = {}
         self._ended = EndedScans()
+        self._moved: OrderedDict[Key, int] = OrderedDict()  # scans that were given to their own shard, and the attempt
         self._clock = 0.0  # the time during which parts could come: pauses of the process do not count
         self._ticked = time.monotonic()
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         key, attempt = (message.scan.submission, message.scan.id), message.scan.attempt
+        if self._shares:
+            self._shares.came_back(self._shard)
         if isinstance(message, FailureMessage | PredictionMessage):
             dead, done = self._note_end(message)
             return Outcome(done=[*done, *self._ended.keep(delivery, self._clock)], dead=dead)
@@ -85,13 +90,16 @@ class Assembler(Stage):
         return self._answer(key, gathering, older)
 
     def idle(self) -> Outcome | None:
-        """Fail scans whose missing parts have not come for too long, and acknowledge old announcements."""
+        """Move or fail scans whose missing parts have not come for too long, and acknowledge old announcements."""
         now = time.monotonic()
         self._clock += min(now - self._ticked, TICK_S)
         self._ticked = now
         self._show()
         late = {key: scan for key, scan in self._open.items() if self._clock - scan.since > self._timeout_s}
-        old = self._ended.older_than(self._clock - self._timeout_s)
+        strays = {key: scan for key, scan in late.items() if self._is_stray(key, scan)}
+        if strays:
+            return self._move(strays)
+        old = self._ended.take_older_than(self._clock - self._timeout_s)
         return self._end_failed(late, f"did not come within {self._timeout_s:g} s", old) if late or old else None
 
     def lost(self) -> None:
@@ -104,16 +112,48 @@ class Assembler(Stage):
 
     def _answer(self, key: Key, scan: Gathering, older: list[Delivery]) -> Outcome:
         prediction = predict(scan.graded(), self._bundle)
-        self._end(key, scan.attempt, "")
-        metrics.ANSWERS.labels(prediction.grade or NO_TUMOUR).inc()
-        metrics.SLICES.labels(self.name).inc(prediction.slices)
-        if prediction.scan.sent is not None:
-            metrics.SCAN_SECONDS.observe(max(0.0, time.time() - prediction.scan.sent))
+
+        def encoded() -> None:
+            self._end(key, scan.attempt, "")
+            metrics.ANSWERS.labels(prediction.grade or NO_TUMOUR).inc()
+            metrics.SLICES.labels(self.name).inc(prediction.slices)
+            if prediction.scan.sent is not None:
+                metrics.SCAN_SECONDS.observe(max(0.0, time.time() - prediction.scan.sent))
+
         return Outcome(
             [prediction],
             done=[*older, *scan.held],
             too_large=lambda: self._end_failed({key: scan}, "its mask is over the limit on a message", older),
+            encoded=encoded,
         )
+
+    def _is_stray(self, key: Key, scan: Gathering) -> bool:
+        """Whether new parts of this scan go to another shard, and what is here was not moved there yet."""
+        if self._shares is None or self._moved.get(key) == scan.attempt:
+            return False
+        return shard_of(scan.scan, self._shares.in_use) != self._shard
+
+    def _move(self, scans: dict[Key, Gathering]) -> Outcome:
+        """Send the parts of scans to the shard that is theirs by now, and which may have their other parts.
+
+        Once at most: processes with other numbers of shards could send them back.
+        """
+
+        def encoded() -> None:
+            for key, scan in scans.items():
+                del self._open[key]
+                self._moved[key] = scan.attempt
+                if len(self._moved) > REMEMBERED:
+                    self._moved.popitem(last=False)
+
+        parts, held = [], []
+        for scan in scans.values():
+            shard = shard_of(scan.scan, self._shares.in_use if self._shares else 1)
+            held += scan.held
+            for delivery in scan.held:
+                part = decode(delivery.body)
+                parts.append(replace(part, scan=replace(part.scan, shard=shard)))
+        return Outcome(parts, done=held, encoded=encoded)
 
     def _show(self) -> None:
         metrics.OPEN_SCANS.labels(self.name).set(len(self._open))
@@ -137,13 +177,18 @@ class Assembler(Stage):
         return self._end_failed(oldest, why, done) if oldest else None
 
     def _end_failed(self, scans: dict[Key, Gathering], why: str, done: list[Delivery]) -> Outcome:
-        failures, dead = [], []
+        failures, dead, reasons = [], [], {}
         for key, scan in scans.items():
             reason = f"incomplete: parts {scan.missing[:20]} of {scan.count} {why}" if scan.missing else why
             failures.append(failure(next(scan.graded()), self.name, reason))
             dead += [(held, reason) for held in scan.held]
-            self._end(key, scan.attempt, reason)
-        return Outcome(failures, done, dead)
+            reasons[key] = reason
+
+        def encoded() -> None:
+            for key, scan in scans.items():
+                self._end(key, scan.attempt, reasons[key])
+
+        return Outcome(failures, done, dead, encoded=encoded)
 
     def _note_end(
         self, ending: FailureMessage | PredictionMessage

@@ -36,8 +36,8 @@ class EndedScans:
         self.kept.append((now, replace(ending, body=b"")))
         return [self.kept.popleft()[1]] if len(self.kept) > KEPT_ENDINGS else []
 
-    def older_than(self, when: float) -> list[Delivery]:
-        """The announcements that came before, which are kept no longer."""
+    def take_older_than(self, when: float) -> list[Delivery]:
+        """The announcements that came before. They are kept no longer."""
         old = []
         while self.kept and self.kept[0][0] < when:
             old.append(self.kept.popleft()[1])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from gliaflow_proto import MAX_MESSAGE_BYTES, GradedMessage, ProtocolError, decode, expect
+from gliaflow_proto import MAX_MESSAGE_BYTES, GradedMessage, ProtocolError, Scan, decode, expect
 from gliaflow_proto.geometry import MAX_VOXELS
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.bundle.load import Bundle
@@ -25,7 +25,7 @@ class Gathering:
     Deliveries are kept compressed, since thousands may be open, and decoded again at the end.
     """
 
-    attempt: int
+    scan: Scan
     count: int
     frame: tuple[object, ...]  # what all its parts must have in common
     since: float  # when the last part came, by the assembler's clock
@@ -37,7 +37,7 @@ class Gathering:
     @classmethod
     def of(cls, part: GradedMessage, now: float) -> Gathering:
         """An empty one for the scan of this part."""
-        return cls(part.scan.attempt, part.part[1], _frame(part), now)
+        return cls(part.scan, part.part[1], _frame(part), now)
 
     def check(self, part: GradedMessage) -> None:
         """Raise ProtocolError if a part does not belong to the other parts, or makes the scan too large."""
@@ -58,6 +58,10 @@ class Gathering:
         (self.with_tumour.add if part.mask.any() else self.with_tumour.discard)(part.part[0])
         self.since = now
         return [copy] if copy else []
+
+    @property
+    def attempt(self) -> int:
+        return self.scan.attempt
 
     @property
     def held(self) -> list[Delivery]:

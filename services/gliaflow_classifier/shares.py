@@ -9,7 +9,8 @@ room beside shard 0, and so on: the moves end.
 
 RabbitMQ does not say how many wait to be the active consumer of a queue. So the consumers of the classifier's queue are
 counted: each classifier has one there. If some of them cannot take over a shard, as those of an earlier version, it
-comes back. Then it is left again only after twice the time, since each move delivers its open messages once more.
+comes back. Then it is left again only after twice the time, since each move delivers its open messages once more. A shard that was away for
+long was taken over, and comes back for another reason, as when a classifier ends: the time is short again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import time
 from gliaflow_proto.routing import ASSEMBLERS, CLASSIFIER
 from gliaflow_runtime.broker.interface import Broker
 
-STAY_S = 5.0  # a shard stays so long at least, and twice as long each time that it has come back
+STAY_S = 5.0  # a shard stays so long at least, and twice as long each time that it has come back soon
+TAKEN_OVER = 10  # a shard that was away for so many times the time that it would stay next has been taken over
 BUSY_S = 30.0  # a shard whose last part came longer ago is no work
 
 
@@ -37,6 +39,7 @@ class Shares:
         self._last_part = [-math.inf] * len(ASSEMBLERS)  # of each shard, by time.monotonic
         self._came = [-math.inf] * len(ASSEMBLERS)
         self._stay_s = [STAY_S] * len(ASSEMBLERS)
+        self._left: dict[int, float] = {}  # the shards that were left and have not come back, and when
 
     def note(self, shard: int) -> None:
         """A part of this shard came: this process is its active consumer."""
@@ -44,6 +47,12 @@ class Shares:
         if now - self._last_part[shard] > BUSY_S:
             self._came[shard] = now
         self._last_part[shard] = now
+
+    def came_back(self, shard: int) -> None:
+        """A message of this shard came, of any kind. After a return, the kept announcements are the first."""
+        left = self._left.pop(shard, None)
+        if left is not None and time.monotonic() - left > TAKEN_OVER * self._stay_s[shard]:
+            self._stay_s[shard] = STAY_S
 
     def busy(self) -> list[int]:
         """The shards of which this process got parts lately."""
@@ -62,4 +71,5 @@ class Shares:
             return False
         self._last_part[shard] = -math.inf
         self._stay_s[shard] *= 2
+        self._left[shard] = now
         return True

@@ -48,7 +48,7 @@ def _classifier(bundle: Bundle, settings: Settings) -> list[MakeStage]:
 
     grader = Grader(bundle, device=settings.device, threads=settings.threads)
     shares = Shares(settings.assembler_shards)
-    # on a broker of their own, classifiers read all shards: scans of an earlier number may still be on their way
+    # on RabbitMQ, classifiers read all shards: scans of an earlier number may still be on their way
     shards = settings.assembler_shards if settings.broker.startswith("memory:") else MAX_SHARDS
 
     def assembler(shard: int) -> MakeStage:

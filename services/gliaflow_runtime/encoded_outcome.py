@@ -1,4 +1,4 @@
-"""What a worker does after a stage has handled a message: all is computed and encoded, nothing is published yet."""
+"""The outcome of a stage, encoded and ready to be published."""
 
 from __future__ import annotations
 
@@ -43,11 +43,14 @@ def encode_outcome(
     own, next_trace = traces
     publish = (replace(m, trace=next_trace) if m.trace in ("", own) else m for m in outcome.publish)
     try:
-        return EncodedOutcome([encode_within_limit(message) for message in publish], done, outcome.dead)
+        result = EncodedOutcome([encode_within_limit(message) for message in publish], done, outcome.dead)
     except _TooLarge:
         if outcome.too_large is None:
             raise
-    return encode_outcome(outcome.too_large(), delivery, traces)
+        return encode_outcome(outcome.too_large(), delivery, traces)
+    if outcome.encoded:
+        outcome.encoded()
+    return result
 
 
 class _TooLarge(ProtocolError):

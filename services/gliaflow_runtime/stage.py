@@ -74,12 +74,16 @@ class Outcome:
 
     ``too_large`` gives the outcome instead of this one, if a message to publish is over the limit on a message. None:
     the delivery that was handled fails.
+
+    ``encoded`` is called once all messages to publish are encoded. What a stage forgets then must be kept until then:
+    if the encoding fails, the delivery that was handled comes again.
     """
 
     publish: Iterable[Message] = ()
     done: list[Delivery] | None = None
     dead: list[tuple[Delivery, str]] = field(default_factory=list)
     too_large: Callable[[], Outcome] | None = None
+    encoded: Callable[[], None] | None = None
 
 
 class Stage(ABC):

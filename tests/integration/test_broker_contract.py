@@ -183,6 +183,23 @@ def test_attempts_count_earlier_deliveries(broker: Broker, make: Make) -> None:
             consumer.requeue(delivery)
 
 
+def test_a_settled_delivery_cannot_be_settled_again(broker: Broker, make: Make) -> None:
+    """The assembler may still hold a delivery that the worker returned."""
+    queue = make()
+    broker.publish(key(queue), b"part")
+    with broker.consume(queue, 2) as consumer:
+        [returned] = receive(consumer, 1)
+        consumer.requeue(returned)
+        [again] = receive(consumer, 1)
+        consumer.ack(returned)
+        broker.publish(key(queue), b"next")
+        assert receive(consumer, 1)[0].body == b"next", "the channel is open"
+        assert consumer.lost == 0
+    with broker.consume(queue, 2) as consumer:
+        assert sorted(delivery.body for delivery in receive(consumer, 2)) == [b"next", b"part"]
+    assert again.attempts == 1
+
+
 def test_returned_messages_come_before_new_ones(broker: Broker, make: Make) -> None:
     queue = make()
     for body in (b"old", b"new"):

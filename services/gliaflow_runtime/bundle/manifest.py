@@ -69,8 +69,10 @@ class Quantization(Strict):
     method: dict[str, str]
     calibration: dict[str, Any]
     changes: dict[str, dict[str, Any]] = Field(default={}, description="by what it was checked on")
+    cohort_unchecked: str = Field(default="", description="why nothing was checked on the cohort; empty: it was")
     objections: tuple[str, ...] = Field(default=(), description="of the check, which --allow accepted")
-    versions: dict[str, str]
+    source_metrics: dict[str, Any] = Field(description="scores of the bundle in fp32; this one was not scored")
+    source_versions: dict[str, str] = Field(description="that the networks were fitted with")
 
 
 class Manifest(Strict):

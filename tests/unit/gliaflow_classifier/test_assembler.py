@@ -18,6 +18,7 @@ from gliaflow_proto import (
     ProtocolError,
     Queue,
     Scan,
+    decode,
     encode,
 )
 from gliaflow_proto.routing import ASSEMBLERS
@@ -79,7 +80,9 @@ def part(index, count=3, scan="s", submission="sub", attempt=0):
 
 def deliver(stage, message, tag=0):
     delivery = Delivery("q", "graded", encode(message), message.id, tag=tag)
-    return delivery, stage.handle(message, delivery)
+    outcome = stage.handle(message, delivery)
+    encode_outcome(outcome, delivery)
+    return delivery, outcome
 
 
 def run(stage, indices):
@@ -211,6 +214,7 @@ def test_a_scan_with_missing_parts_fails_after_the_timeout_and_names_them():
     deliver(stage, part(0))
     time.sleep(0.02)
     outcome = stage.idle()
+    encode_outcome(outcome)
     assert [m.reason for m in outcome.publish] == ["incomplete: parts [1, 2] of 3 did not come within 0.01 s"]
     assert len(outcome.dead) == 1
     assert stage.idle() is None
@@ -447,6 +451,41 @@ def test_a_scan_whose_answer_is_over_the_limit_on_a_message_fails_with_all_its_p
     ]
     assert len(result.dead) == 3
     assert run(stage, [1])[0].dead, "it is known to have failed"
+
+
+@pytest.mark.parametrize("fault", ["answer", "failure"])
+def test_a_scan_whose_answer_could_not_be_encoded_is_answered_when_its_part_comes_again(fault, monkeypatch):
+    """As when memory is short for a moment."""
+    if fault == "failure":  # of the scan that gives way
+        monkeypatch.setattr("gliaflow_classifier.assembler.OPEN_PARTS", 3)
+    stage, faults = assembler(), [MemoryError()]
+
+    def encode_or_fail(message, encoding):
+        if faults:
+            raise faults.pop()
+        return encode(message, encoding)
+
+    monkeypatch.setattr("gliaflow_runtime.encoded_outcome.encode", encode_or_fail)
+    answers = Queue("answers", ("prediction.*", "failure.*"))
+    scans = REGISTRY.get_sample_value("gliaflow_slices_total", {"stage": "assembler"}) or 0
+    with MemoryBroker() as broker:
+        broker.declare(ASSEMBLERS[0])
+        broker.declare(answers)
+        worker = Worker(stage, broker.attach())
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        for index in range(3):
+            scan = f"s{index}" if fault == "failure" else "s"
+            broker.publish("graded", encode(part(index, scan=scan)))
+        with broker.consume(answers, 10) as consumer:
+            found = [decode(consumer.next(10).body).kind, consumer.next(0.2)]
+        worker.stop()
+        thread.join()
+        kind, slices, waiting = ("prediction", 6, 1) if fault == "answer" else ("failure", 0, 3)
+        assert found == [kind, None]
+        assert not faults
+        assert broker.depth(ASSEMBLERS[0].name) == waiting, "the announcement, and the parts of open scans"
+    assert (REGISTRY.get_sample_value("gliaflow_slices_total", {"stage": "assembler"}) or 0) == scans + slices
 
 
 class TestMemory:

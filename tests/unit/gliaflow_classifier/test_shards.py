@@ -68,6 +68,41 @@ def test_the_remains_of_a_scan_in_another_shard_are_no_failure(broker: MemoryBro
     assert [broker.depth(queue.dead) for queue in ASSEMBLERS] == [0] * MAX_SHARDS
 
 
+def test_late_remains_join_their_scan_which_its_own_shard_is_still_assembling(broker: MemoryBroker) -> None:
+    """They would fail it."""
+    scan = next(name for name in map(str, range(99)) if shard_of(part(0, scan=name).scan, 2) == 1)
+    number = Shares(2)
+    assemblers = [Assembler(BUNDLE, timeout_s=t, shard=n, shares=number) for n, t in enumerate((0.1, 60))]
+    with running(assemblers, broker.attach), broker.consume(ANSWERS, 10) as answers:
+        send(broker, part(0, scan=scan, shard=0))
+        send(broker, part(1, scan=scan, shard=1))
+        assert answers.next(1.5) is None, "no failure"
+        send(broker, part(2, scan=scan, shard=1))
+        assert (answer := answers.next(10)) is not None
+        assert decode(answer.body).kind == "prediction"
+        assert answers.next(0.2) is None
+    assert [broker.depth(queue.dead) for queue in ASSEMBLERS] == [0] * MAX_SHARDS
+
+
+def test_an_incomplete_scan_moves_once_at_most_also_between_processes_that_differ_in_the_number(
+    broker: MemoryBroker,
+) -> None:
+    scan = next(
+        name
+        for name in map(str, range(99))
+        if (shard_of(part(0, scan=name).scan, 2), shard_of(part(0, scan=name).scan, 4)) == (1, 3)
+    )
+    assemblers = [
+        Assembler(BUNDLE, timeout_s=0.01, shard=1, shares=Shares(4)),
+        Assembler(BUNDLE, timeout_s=0.01, shard=3, shares=Shares(2)),
+    ]
+    with running(assemblers, broker.attach), broker.consume(ANSWERS, 10) as answers:
+        send(broker, part(0, scan=scan, shard=3))
+        assert (answer := answers.next(20)) is not None
+        assert decode(answer.body).reason.startswith("incomplete: parts [1, 2] of 3")
+        assert answers.next(0.2) is None
+
+
 def test_a_failure_of_an_earlier_attempt_in_another_shard_does_not_end_the_next_attempt(broker: MemoryBroker) -> None:
     """Its parts were lost in part; meanwhile the client has sent the scan again, and the number has changed."""
     assemblers = [Assembler(BUNDLE, timeout_s=0.1, shard=0), Assembler(BUNDLE, timeout_s=60, shard=1)]
@@ -151,6 +186,26 @@ class TestSpread:
                 if mine.leaves(1, broker):
                     left.append(now - 1001)
         assert left == [10, 31, 72]
+
+    def test_a_shard_that_another_had_for_long_is_left_soon_again(
+        self, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As when a replica ends each night and a new one starts each morning."""
+        monkeypatch.setattr(shares, "STAY_S", 10.0)
+        now = 0.0
+        monkeypatch.setattr(shares.time, "monotonic", lambda: now)
+        mine, stayed = Shares(2), []
+        with broker.consume(CLASSIFIER, 1), broker.consume(CLASSIFIER, 1):
+            for _ in range(3):
+                now += 1000
+                came = now
+                mine.came_back(1)
+                while not mine.leaves(1, broker):
+                    mine.note(0)
+                    mine.note(1)
+                    now += 1
+                stayed.append(now - came)
+        assert stayed == [10, 10, 10]
 
     def test_a_second_process_takes_over_a_shard_with_its_open_scans(self, broker: MemoryBroker) -> None:
         """All answers come, each once, though the shard moves while its scans are incomplete."""
