@@ -65,7 +65,7 @@ def restore(mask: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
     canonical = np.flip(stored, tuple(axis for axis in range(3) if mirrored[axis] < 0)).transpose(
         np.argsort(stored_axis)
     )
-    pixel = []  # the network's row or column nearest to each canonical voxel: it never falls
+    pixel = []  # the network's row or column nearest to each canonical voxel: it never decreases
     for axis in (0, 1):
         voxels = np.arange(canonical.shape[axis])
         pixel.append(np.floor((voxels - geometry.origin[axis]) / geometry.step[axis] + 0.5).astype(int))

@@ -17,7 +17,7 @@ import msgpack
 from gliaflow_proto.classes import CLASSES
 from gliaflow_proto.errors import ProtocolError, shown, type_name
 from gliaflow_proto.fragments import Packed, entries
-from gliaflow_proto.geometry import MAX_SIDE, Forms, Geometry, check_affine, check_forms, check_geometry
+from gliaflow_proto.geometry import MAX_SIDE, MAX_VOXELS, Forms, Geometry, check_affine, check_forms, check_geometry
 from gliaflow_proto.messages import (
     KINDS,
     MAX_ATTEMPTS,
@@ -39,7 +39,7 @@ from gliaflow_proto.tensors import outline_tensor, unpack_tensor
 MAX_LIST = 8192  # entries of a msgpack array or map
 MAX_CONTAINERS = 256  # arrays and maps in a message; together with MAX_LIST, this limits the memory for decoding
 MAX_TEXT_BYTES = 64 * 2**10
-MAX_ML = 1e6  # a cubic metre
+MAX_ML = 1001.0 * MAX_VOXELS  # stages read voxels of up to 100 mm (1,000 ml); the rest is for rounding
 MAX_DEPTH = 3  # of a field that an error names, as in tensors.image.data
 
 BAD_KEY = "a map key is not text (msgpack str)"

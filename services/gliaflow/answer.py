@@ -19,6 +19,7 @@ from gliaflow.scans import Input
 
 QUATERN = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")  # as in Forms
 SROW = ("srow_x", "srow_y", "srow_z")
+FEW = 64  # up to one in so many voxels is few: a voxel that is moved takes 34 bytes meanwhile
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class PackedMask:
 
 
 def _in_file_order(mask: NDArray[Any]) -> NDArray[Any]:
-    """The mask with its first axis fastest, as in files. Few voxels are tumour, and only they are moved."""
+    """The mask with its first axis fastest, as in files. If few voxels are tumour, only they are moved."""
+    if np.count_nonzero(mask) > mask.size // FEW:
+        return np.asfortranarray(mask)
     at = np.flatnonzero(mask != 0)
     ordered = np.zeros(mask.shape, mask.dtype, order="F")
     ordered[np.unravel_index(at, mask.shape)] = mask.ravel()[at]

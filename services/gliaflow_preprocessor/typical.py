@@ -68,17 +68,17 @@ def statistics(image: NDArray[Any], spec: InputSpec) -> dict[str, float]:
     some = image[np.unique(np.linspace(low, high - 1, min(high - low, SLICES)).round().astype(int))]
     half = some.astype(np.float16)  # as in messages
 
-    def bright_of(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    def brightness(pixels: NDArray[Any]) -> NDArray[np.float32]:
         return pixels.astype(np.float32) * np.float32(spec.std) + np.float32(spec.mean)
 
-    plane = bright_of(half)
+    plane = brightness(half)
     head = plane > AIR
     inside = head & (_mean(head, INSIDE_MM, spec) > INSIDE)
     if inside.mean() < LEAST_INSIDE:
         return {}
     pixels = Ordered(half[inside])
-    middle = np.median(bright_of(pixels(np.array([(pixels.size - 1) // 2, pixels.size // 2]))))
-    darkest, lower, upper = percentiles(lambda ranks: bright_of(pixels(ranks)) / middle, pixels.size, [2, 25, 75])
+    middle = np.median(brightness(pixels(np.array([(pixels.size - 1) // 2, pixels.size // 2]))))
+    darkest, lower, upper = percentiles(lambda ranks: brightness(pixels(ranks)) / middle, pixels.size, [2, 25, 75])
     plane /= middle
     step = np.abs(np.diff(plane, axis=1))[inside[:, 1:]]
     detail = np.clip(plane - _mean(plane, DETAIL_MM, spec), -DETAIL, DETAIL)[inside]
