@@ -42,7 +42,8 @@ def quantize(
     """Write a bundle whose U-Net is int8: a wide one is several times as fast on a CPU, a narrow one hardly.
 
     Masks, volumes, P(HGG) and features of both bundles are compared on phantoms, and on patients of COHORT that have
-    masks and were not calibrated on. Nothing is written if the mean Dice falls by more than 0.01.
+    masks and were not calibrated on. Nothing is written if the mean Dice falls by more than 0.01, or if no scan could
+    be checked.
     """
     import json
 
@@ -77,6 +78,8 @@ def quantize(
         console.print(f"  on {figures['scans']} scans of {name}:", soft_wrap=True)
         for title, text in _lines(figures):
             console.print(f"    {title:<12}  {text}", soft_wrap=True)
+    if made.cohort_unchecked:
+        console.print(f"not checked on the cohort: {made.cohort_unchecked}", style="yellow", soft_wrap=True)
     for objection in made.objections:
         console.print(f"allowed: {objection}", style="yellow", soft_wrap=True)
     console.print(f"next:   gliaflow submit SCANS --bundle {out} --out answers", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,18 @@ import onnxruntime
 import pytest
 import small
 from gliaflow_cli.main import app
+from gliaflow_quantizer.quantize import COHORT, PHANTOMS, objections
 from gliaflow_quantizer.upsampling import without_transposed
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle, write_manifest
 from gliaflow_runtime.bundle.manifest import BundleError
 from typer.testing import CliRunner, Result
 
 
-def quantize(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["quantize", *map(str, arguments), "--scans", "1"])
+SEED = "142"  # its phantoms are small
+
+
+def quantize(*arguments: object, seed: object = SEED) -> Result:
+    return CliRunner().invoke(app, ["quantize", *map(str, arguments), "--scans", "1", "--seed", str(seed)])
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def int8(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("int8") / "bundle"
-    result = quantize("demo", "--out", out, "--calibrate", cohort)
+    result = quantize("demo", "--out", out, "--calibrate", cohort, seed=0)
     assert result.exit_code == 0, result.output or result.exception
     return Bundle(out)
 
@@ -55,8 +60,12 @@ def test_the_new_bundle_has_an_int8_unet_and_says_how_it_came_about(int8: Bundle
     assert int8.id.startswith("gliaflow-demo-int8@"), "the name tells it in every table and on every page"
     assert made is not None
     assert (made.source, made.source_sha256) == (demo.id, demo.sha256)
-    assert made.calibration == {"from": "BraTS 2018", "scans": 2, "slices": 16, "seed": 0} | made.calibration
-    assert set(made.versions) == {"gliaflow", "onnx", "onnxruntime", "numpy"}
+    assert (
+        made.calibration == {"from": "BraTS 2018", "scans": 2, "slices": 16, "seed": 0, "leaks": 0} | made.calibration
+    )
+    assert set(int8.manifest.versions) == {"gliaflow", "onnx", "onnxruntime", "numpy"}
+    assert int8.manifest.metrics == {}, "its own scores are nobody's: they were measured in fp32"
+    assert (made.source_metrics, made.source_versions) == (demo.manifest.metrics, demo.manifest.versions)
     assert len(int8.model("unet")) < 0.4 * len(demo.model("unet"))
     kept = {name: digest for name, digest in demo.manifest.files.items() if not name.startswith("unet.")}
     assert kept.items() <= int8.manifest.files.items()
@@ -77,19 +86,59 @@ def test_the_changes_are_measured_on_phantoms_and_on_patients_that_did_not_calib
     assert abs(phantoms["p_hgg"]["largest_change"]) < 0.1
     assert set(phantoms["critics_accuracy"]) == {"infogan", "reacgan"}
     assert made.objections == ()
+    assert made.cohort_unchecked == ""
+
+
+def test_a_copy_of_a_calibration_scan_checks_nothing_and_nothing_is_written_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phantoms are left out, as if none could be used."""
+    monkeypatch.setattr("gliaflow_quantizer.quantize.phantom_cases", lambda *_: iter(()))
+    cohort, out = small.write_cohort(tmp_path / "cohort", 1, 0), tmp_path / "new" / "folder" / "bundle"
+    arguments = ("demo", "--out", out, "--calibrate", cohort)
+    refused = quantize(*arguments)
+    assert isinstance(refused.exception, BundleError)
+    assert "no bundle was written: no scan could be checked" in str(refused.exception)
+    assert not (tmp_path / "new").exists(), "no empty folders are left"
+    copy = cohort / "HGG" / "H1"
+    shutil.copytree(cohort / "HGG" / "H0", copy)
+    for file in copy.iterdir():
+        file.rename(copy / file.name.replace("H0", "H1"))
+    allowed = quantize(*arguments, "--allow")
+    assert "the same voxels as H" in allowed.output
+    assert "not checked on the cohort: of its patients with masks" in allowed.output
+    assert "allowed: no scan could be checked" in allowed.output
+    made = Bundle(out).manifest.quantization
+    assert made is not None
+    assert made.changes == {}
+    assert made.cohort_unchecked == "of its patients with masks that did not calibrate, none could be used"
+
+
+def test_a_low_dice_on_phantoms_counts_only_if_no_cohort_was_checked() -> None:
+    low, good, worse = ({"dice": {"before": a, "after": b}} for a, b in ((0.05, 0.02), (0.8, 0.8), (0.8, 0.78)))
+    assert [*objections({PHANTOMS: low, COHORT: good})] == []
+    for changes, text in (
+        ({}, "no scan could be checked"),
+        ({PHANTOMS: low}, "on phantoms the mean Dice is 0.050 in fp32"),
+        ({PHANTOMS: good, COHORT: low}, "on the cohort the mean Dice is 0.050 in fp32"),
+        ({PHANTOMS: low, COHORT: worse}, "on the cohort the mean Dice falls from 0.800 to 0.780"),
+        ({PHANTOMS: worse, COHORT: good}, "on phantoms the mean Dice falls from 0.800 to 0.780"),
+    ):
+        (objection,) = objections(changes)
+        assert text in objection
 
 
 def test_phantoms_calibrate_unless_a_cohort_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gliaflow_quantizer.quantize.CALIBRATION_SCANS", 1)
-    result = quantize("demo", "--out", tmp_path / "new" / "bundle", "--seed", 7, "--json")
+    result = quantize("demo", "--out", tmp_path / "new" / "bundle", "--json")
     printed = json.loads(result.stdout[result.stdout.index("{") :])
     bundle = Bundle(tmp_path / "new" / "bundle")
     assert printed["bundle"] == bundle.id
-    assert printed["calibration"] == {"from": "phantoms", "scans": 1, "slices": 8, "seed": 7}
+    assert printed["calibration"] == {"from": "phantoms", "scans": 1, "slices": 8, "seed": 142}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"], "nothing is left beside it"
 
 
-def test_a_bundle_whose_masks_get_worse_is_written_only_if_it_is_allowed(cohort: Path, tmp_path: Path) -> None:
+def test_a_bundle_whose_masks_get_worse_is_objected_to(cohort: Path, tmp_path: Path) -> None:
     """One channel is so large that the others vanish in its 8 bits; the next weights undo it in fp32."""
 
     def unbalance(weights: dict[str, onnx.TensorProto]) -> None:
@@ -103,13 +152,7 @@ def test_a_bundle_whose_masks_get_worse_is_written_only_if_it_is_allowed(cohort:
             weights[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
 
     bundle, out = changed(tmp_path / "unbalanced", unbalance), tmp_path / "out"
-    arguments = (bundle, "--out", out, "--calibrate", cohort)
-    refused = quantize(*arguments)
-    assert isinstance(refused.exception, BundleError)
-    assert "on phantoms the mean Dice falls from" in str(refused.exception)
-    assert "--allow" in str(refused.exception)
-    assert not out.exists()
-    allowed = quantize(*arguments, "--allow")
+    allowed = quantize(bundle, "--out", out, "--calibrate", cohort, "--allow")
     assert allowed.exit_code == 0
     assert "allowed: on phantoms the mean Dice falls from" in allowed.output
     made = Bundle(out).manifest.quantization
@@ -123,16 +166,23 @@ def test_what_cannot_be_quantised_is_refused_with_the_remedy(int8: Bundle, tmp_p
     (empty / "flair.nii.gz").write_bytes(b"no scan")
     (empty / "table.csv").write_text("scan,patient,grade\nflair.nii.gz,P1,HGG\n")
     new = tmp_path / "new"
+    twice = small.write_cohort(tmp_path / "twice", 1, 0)
+    shutil.copytree(twice / "HGG" / "H0", twice / "HGG" / "h-0")
+    for file in (twice / "HGG" / "h-0").iterdir():
+        file.rename(file.with_name(file.name.replace("H0", "h-0")))
     for arguments, reason in (
         ((int8.folder, "--out", new), "its U-Net is int8 already (from gliaflow-demo@"),
         (("demo", "--out", tmp_path), "exists already: name another folder"),
         ((changed(tmp_path / "without", None), "--out", new), "has no U-Net (unet.onnx)"),
         (("demo", "--out", new, "--calibrate", empty / "table.csv"), "no scan of the cohort can be used"),
         (("demo", "--out", new, "--calibrate", tmp_path / "missing"), "no such folder or table"),
+        (("demo", "--out", new, "--calibrate", twice), "the same patient's data may be in several parts"),
+        (("demo", "--out", empty / "table.csv" / "new"), "no folder can be made in"),
     ):
         result = quantize(*arguments)
         assert reason in str(result.exception), result.output
         assert not new.exists()
+    assert quantize("demo", "--out", new, seed=2**32).exit_code == 2, "it would draw another seed's phantoms"
 
 
 def test_an_int8_unet_is_not_fine_tuned(int8: Bundle) -> None:
