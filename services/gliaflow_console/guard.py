@@ -124,6 +124,8 @@ class Guard:
         elif scope["type"] == "http":
             exchange = _Exchange(scope, receive, send, self._access.limit(scope))
             response = self._check(scope, exchange)
+            # Who has no token must not hold a connection: there are few.
+            exchange.drains = response is None or response.status_code not in (401, 403)
             await exchange.answer(response or self._app)
 
     def _check(self, scope: Scope, exchange: _Exchange) -> Response | None:
@@ -205,6 +207,7 @@ class _Exchange:
         self.limit = limit
         self.length = int(headers.get("content-length", "0"))
         self._scope, self._receive, self._send = scope, receive, send
+        self.drains = True  # reads on after an early answer
         self._more = self.length > 0 or "transfer-encoding" in headers  # the client still sends its body
         self._received = 0
         self._started = False
@@ -257,7 +260,7 @@ class _Exchange:
             headers.setdefault("Cache-Control", "no-store" if is_api or message["status"] != 200 else "no-cache")
             if self._more:
                 headers["Connection"] = "close"
-        elif self._more and not message.get("more_body", False):
+        elif self._more and self.drains and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._drain()
             message = {"type": "http.response.body", "body": b""}

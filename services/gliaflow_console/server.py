@@ -32,30 +32,39 @@ class _Protocol(H11Protocol):
 
     _impatience: asyncio.TimerHandle | None = None
     _made = 0.0  # when the connection was made
+    _heard = False  # whether bytes of it were read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._made = time.monotonic()
         self._wait_for_head()
-        self._make_room(NEW_S)
+        self._make_room(spare_new=True)
 
     def data_received(self, data: bytes) -> None:
-        self._make_room()  # or else uvicorn answers 503
+        self._make_room(spare_new=False)  # or else uvicorn answers 503
         super().data_received(data)
+        self._heard = True
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_waiting()
 
-    def _make_room(self, age_s: float = 0.0) -> None:
-        """End the oldest connections of this age that are in no request, until there are less than CONNECTIONS."""
+    def _make_room(self, *, spare_new: bool) -> None:
+        """End connections that are in no request, until there are less than CONNECTIONS: the oldest first.
+
+        New ones from which nothing was read may have sent a request. They stay with ``spare_new``, and else end last.
+        """
         if (excess := len(self.connections) + 1 - CONNECTIONS) <= 0:
             return
-        until = time.monotonic() - age_s
+        until = time.monotonic() - NEW_S
         others = [each for each in self.connections if isinstance(each, _Protocol) and each is not self]
-        idle = [each for each in others if each.conn.their_state is h11.IDLE and each._made <= until]
-        for each in sorted(idle, key=lambda each: each._made)[:excess]:
+        idle = [each for each in others if each.conn.their_state is h11.IDLE]
+        known = [each for each in idle if each._heard or each._made <= until]
+        ended = sorted(known, key=lambda each: each._made)
+        if not spare_new and len(known) < excess:
+            ended += sorted(set(idle).difference(known), key=lambda each: each._made)
+        for each in ended[:excess]:
             self.connections.discard(each)  # now: uvicorn counts them
             each.transport.abort()
 

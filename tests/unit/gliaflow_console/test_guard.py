@@ -263,6 +263,29 @@ class TestCrowd:
                 assert crowded.ask("GET /x", BEARER).status == 200
             assert idle[0].recv(1) == b"", "the oldest has ended"
 
+    @pytest.mark.parametrize(("host", "status"), [("localhost", 401), ("evil.example", 403)])
+    def test_who_is_refused_holds_no_connection_by_a_body_that_does_not_come(
+        self, client: RawClient, monkeypatch: pytest.MonkeyPatch, host: str, status: int
+    ) -> None:
+        monkeypatch.setattr(guard, "DRAIN_S", 60)
+        with client.connect(f"POST /x HTTP/1.1\nHost: {host}\nContent-Length: 1000\n\n") as refused:
+            refused.settimeout(5)
+            assert read_reply(refused).status == status
+            assert refused.recv(1) == b""
+
+    def test_a_new_one_stays_while_others_can_end(self, crowded: RawClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its request may have come, and not be read yet."""
+        monkeypatch.setattr("gliaflow_console.server.NEW_S", 60)
+        with ExitStack() as stack:
+            new = stack.enter_context(crowded.connect())
+            for _ in range(10):
+                other = stack.enter_context(
+                    crowded.connect(f"GET /x HTTP/1.1\nHost: localhost\nAuthorization: Bearer {TOKEN}\n\n")
+                )
+                assert read_reply(other).status == 200
+            new.sendall(f"GET /x HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+            assert read_reply(new).status == 200
+
     def test_one_that_sends_its_body_is_not_ended_for_others(self, crowded: RawClient) -> None:
         head = f"POST /api/scans HTTP/1.1\nHost: localhost\nAuthorization: Bearer {TOKEN}\nContent-Length: 2\n\n"
         with ExitStack() as stack:
