@@ -66,7 +66,7 @@ class KeptUploads:
             if not mark.exists() and any(self.folder.iterdir()):
                 raise UsageError(f"{self.folder}: has files that are not the console's: move them, or {remedy}")
             mark.touch(0o600)
-            self._removing = threading.Lock()  # one at a time changes ABOUT
+            self._changing = threading.Lock()  # one at a time changes ABOUT, or adds or removes an answer
             self._prefix = mark.read_text(encoding="utf-8", errors="replace")
             if not PREFIX.fullmatch(self._prefix):
                 self._prefix = uuid4().hex[:16]
@@ -130,22 +130,18 @@ class KeptUploads:
     def remove(self, upload: Upload, scan: str, *, last: bool) -> None:
         """Delete a scan's answer and what is written of it; with ``last``, all files of the upload.
 
-        A restart after a kill does not find the scan again. An OSError is logged: the scan may come back then.
+        An OSError is logged. After it, or a kill in between, a restart may queue the scan again.
         """
-        with self._removing:
+        with self._changing:
             try:
                 if last:
                     self.drop(upload)  # first: without it, an upload is not complete
                     upload.discard()
                     return
+                self._remove_answer(upload, scan)  # first: on a full disk, this makes room for what is written
                 about = self.about(upload)
                 kept = [values for values in about.scans if values["id"] != scan]
                 write_whole(upload.folder / ABOUT, json.dumps(asdict(replace(about, scans=kept))))
-                mask, answer = (self._place(upload, scan, ending) for ending in (".nii.gz", ".json"))
-                size = _bytes(mask, answer)
-                answer.unlink(missing_ok=True)
-                mask.unlink(missing_ok=True)
-                upload.count(-size)
             except FileNotFoundError:  # deleted meanwhile, with its last scan
                 return
             except (OSError, ValueError, TypeError, KeyError) as error:
@@ -154,11 +150,27 @@ class KeptUploads:
     def add_answer(self, upload: Upload, scan: StoredScan, answer: Answer, row: ScanRow) -> None:
         """Write the answer to a scan, and its mask. Raises OSError."""
         mask, about = (self._place(upload, scan.id, ending) for ending in (".nii.gz", ".json"))
-        before = _bytes(mask, about)
-        if answer.packed_mask is not None and row.mask:
-            write_image(mask, answer.mask)
-        write_whole(about, json.dumps({"scan": scan.written(), "row": row.values()}))
-        upload.count(_bytes(mask, about) - before)
+        with self._changing:
+            before = _bytes(mask, about)
+            if answer.packed_mask is not None and row.mask:
+                write_image(mask, answer.mask)
+            write_whole(about, json.dumps({"scan": scan.written(), "row": row.values()}))
+            upload.count(_bytes(mask, about) - before)
+
+    def remove_answer(self, upload: Upload, scan: str) -> None:
+        """Delete a scan's answer and its mask. An OSError is logged."""
+        with self._changing:
+            try:
+                self._remove_answer(upload, scan)
+            except OSError as error:
+                log.error("the answer to a removed scan is not deleted", folder=upload.id, fault=where(error))
+
+    def _remove_answer(self, upload: Upload, scan: str) -> None:
+        mask, answer = (self._place(upload, scan, ending) for ending in (".nii.gz", ".json"))
+        size = _bytes(mask, answer)
+        answer.unlink(missing_ok=True)
+        mask.unlink(missing_ok=True)
+        upload.count(-size)
 
     def mask_file(self, upload: Upload, scan: str) -> Path | None:
         """The file with a scan's mask."""

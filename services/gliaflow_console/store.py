@@ -220,8 +220,7 @@ class ScanStore:
 
         Raises
         ------
-        StoreFull: the scans in work and the uploads that are not complete need the room, or the disk is full. No scan
-            was removed then.
+        StoreFull: scans in work and incomplete uploads need the room, or the disk is full. No scan was removed then.
         """
         total, free = size + (upload.size if upload else 0), shutil.disk_usage(self.folder).free - max(size, SPARE)
         with self._lock:
@@ -232,8 +231,7 @@ class ScanStore:
     def take(self, upload: Upload, *, alone: bool, series: Sequence[str] = (), drawn: str = "") -> Taken:
         """Queue the scans of a complete upload for the pipeline. Reads and writes files.
 
-        ``alone``, ``series``: as for ``find_scans``. ``drawn``: of a phantom that the console drew, its class. After an
-        error, the upload is still open.
+        ``alone``, ``series``: as for ``find_scans``. ``drawn``: a phantom's class. After an error, the upload is still open.
 
         Raises
         ------
@@ -307,6 +305,8 @@ class ScanStore:
         with self._lock:
             if self.get(id) is not None:
                 self._list.put(scan)
+                return
+        self._kept.remove_answer(upload, id)  # the scan was deleted while its answer was written
 
     def _write_answer(self, scan: StoredScan, upload: Upload, answer: Answer) -> StoredScan:
         """Write the answer into the folders; returns the scan with it."""

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gliaflow_client.out_folder import OutFolder
 from gliaflow_console.found_scans import find_scans
 from gliaflow_console.store import ScanStore
+from gliaflow_console.uploads import Upload
 from gliaflow_proto import Scan, encode
 from gliaflow_runtime.errors import UsageError
 from sample_scans import good_scan
 from sample_store import PREDICTION, answer, send, settings
+
+
+def two_scans(store: ScanStore) -> tuple[Upload, str, str]:
+    """An uploaded folder, and the ids of its scans."""
+    upload = store.new_upload()
+    for name in ("P1", "P2"):
+        upload.place(f"{name}/{name}_flair.nii.gz").write_bytes(b"scan")
+    first, second = store.take(upload, alone=False).ids
+    return upload, first, second
 
 
 class TestAFolderOfTheOperator:
@@ -48,10 +60,7 @@ class TestAFolderOfTheOperator:
 
     def test_has_no_scan_of_an_uploaded_folder_that_was_deleted_before_a_restart(self, tmp_path: Path) -> None:
         with ScanStore(settings(tmp_path / "out")) as store:
-            upload = store.new_upload()
-            for name in ("P1", "P2"):
-                upload.place(f"{name}/{name}_flair.nii.gz").write_bytes(b"scan")
-            first, second = store.take(upload, alone=False).ids
+            upload, first, second = two_scans(store)
             for scan in (first, second):
                 answer(store, scan)
             store.delete(first)
@@ -61,6 +70,45 @@ class TestAFolderOfTheOperator:
             assert store.table_row(second) is not None
             store.delete(second)
         assert not upload.folder.exists()
+
+    def test_frees_the_mask_of_a_deleted_scan_before_it_writes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a full disk, what is freed makes room for what is written."""
+        with ScanStore(settings(tmp_path)) as store:
+            upload, first, second = two_scans(store)
+            answer(store, first)
+            size, written = upload.size, []
+
+            def full_until_freed(path: Path, text: str) -> None:
+                if list(upload.folder.glob(f"{first}*")):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                written.append(path.write_text(text))
+
+            with monkeypatch.context() as disk:
+                disk.setattr("gliaflow_console.kept_uploads.write_whole", full_until_freed)
+                store.delete(first)
+            assert written
+            assert upload.size < size
+        with ScanStore(settings(tmp_path)) as store:
+            assert [scan.id for scan in store.newest(9)] == [second]
+
+    def test_keeps_no_answer_that_is_written_while_its_scan_is_deleted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with ScanStore(settings(tmp_path)) as store:
+            upload, first, second = two_scans(store)
+            size, add_answer = upload.size, store._kept.add_answer
+
+            def late(*values: Any) -> None:
+                store.delete(first)
+                add_answer(*values)
+
+            monkeypatch.setattr(store._kept, "add_answer", late)
+            answer(store, first)
+            assert not list(upload.folder.glob(f"{first}*"))
+            assert upload.size == size
+            assert [scan.id for scan in store.newest(9)] == [second]
 
     def test_has_no_scan_whose_deletion_a_kill_has_cut_short(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
