@@ -35,10 +35,10 @@ def why_lost(letter: DeadLetter, broker: Broker, roots: Sequence[str] | None) ->
     if source.uri is None or roots is None or parts.scheme not in ("", "file"):
         return ""
     path = Path(os.path.realpath(unquote(parts.path, errors="surrogateescape")))
-    if not path.is_file():
-        return GONE
     allowed = [os.path.realpath(root) for root in roots if root and "://" not in root]
-    return "" if any(path.is_relative_to(root) for root in allowed) else ELSEWHERE
+    if not any(path.is_relative_to(root) for root in allowed):
+        return ELSEWHERE  # also where there is no such file: senders must not learn which files there are
+    return "" if path.is_file() else GONE
 
 
 def _upload(source: Source, broker: Broker) -> str:

@@ -52,8 +52,10 @@ def test_a_file_that_is_gone_or_in_no_folder_of_the_stages(broker: MemoryBroker,
     scan.parent.mkdir()
     scan.write_bytes(b"")
     assert lost(letters) == ""
-    assert lost(Letters(broker, threading.Lock(), [str(tmp_path / "other")])) == ELSEWHERE
+    others = Letters(broker, threading.Lock(), [str(tmp_path / "other")])
+    assert lost(others) == ELSEWHERE
     scan.unlink()
+    assert lost(others) == ELSEWHERE, "nobody learns which files there are in other folders"
     assert lost(Letters(broker, threading.Lock())) == "", "the stages of a broker may see other files"
 
 
