@@ -97,10 +97,11 @@ def resample(image: Image, mask: Mask, maps: Sequence[CoordinateMap]) -> tuple[I
 
     Raises
     ------
-    ValueError: a map leads to a position that is not finite.
+    ValueError: a map leads to a position that is not finite, or an affine map after a displacement is 0.
     """
     # The result's grid is the last augmentation's, so its map is applied first.
-    at = _positions(shape_of(image), list(reversed(maps)))
+    with np.errstate(over="ignore", invalid="ignore"):  # the check below says it in one sentence
+        at = _positions(shape_of(image), list(reversed(maps)))
     if not np.isfinite(at).all():
         raise ValueError("a map leads to positions that are not finite")
     return _sampled(image, mask, at)
@@ -151,7 +152,10 @@ def _positions(shape: Shape, path: Sequence[CoordinateMap]) -> NDArray[np.float3
         if isinstance(step, Displacement) and displacement is None:
             displacement = step
             # Where the maps so far make the image smaller, its pixels are further apart in the displacement's frame.
-            spacing = step.spacing / math.sqrt(np.square(straight.matrix).sum() / 2)
+            scale = math.sqrt(np.square(straight.matrix).sum() / 2)
+            if scale == 0:
+                raise ValueError("the matrix of an affine map is 0: it leads all pixels to one position")
+            spacing = step.spacing / scale
         elif isinstance(step, Affine):
             straight = step.after(straight)
         else:

@@ -47,7 +47,8 @@ class AugmentationPipeline:
         Raises
         ------
         ValueError: image and mask are not two planes of one shape.
-        PluginError: an augmentation raised an error, or returned another shape, or pixels that are not finite.
+        PluginError: an augmentation raised an error, or returned another shape, or pixels that are integers or not
+            finite.
         """
         if image.ndim != 2 or image.shape != mask.shape:
             raise ValueError(f"image {image.shape} and mask {mask.shape} must be two planes of one shape [H, W]")
@@ -61,12 +62,19 @@ class AugmentationPipeline:
                     pending.append((augmentation.name, augmentation.draw(shape_of(image), rng, options)))
                     continue
                 result = augmentation(image, mask, rng, options)
-                if [part.shape for part in result] != [image.shape] * 2 or not np.isfinite(result[0]).all():
-                    raise ValueError(f"it returned {[part.shape for part in result]} for {image.shape}, or NaN")
+                _check(result, image)
             except Exception as error:
                 raise PluginError(f"augmentation {augmentation.name!r}: {type(error).__name__}: {error}") from error
             image, mask = result
         return _move(image, mask, pending) if pending else (image, mask)
+
+
+def _check(result: tuple[Image, Mask], image: Image) -> None:
+    """Raise ValueError if an augmentation may not return this for ``image``. Any kind of float is accepted."""
+    if [part.shape for part in result] != [image.shape] * 2 or not np.isfinite(result[0]).all():
+        raise ValueError(f"it returned {[part.shape for part in result]} for {image.shape}, or NaN")
+    if not np.issubdtype(result[0].dtype, np.floating):
+        raise ValueError(f"it returned an image of {result[0].dtype}: return the type of the given one, {image.dtype}")
 
 
 def _move(image: Image, mask: Mask, pending: Sequence[tuple[str, CoordinateMap]]) -> tuple[Image, Mask]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gliaflow_pages.slices import upright
 from gliaflow_plugins import Options, PluginError
-from gliaflow_plugins.augmentations.geometry import Affine, Geometric, resample
+from gliaflow_plugins.augmentations.geometry import Affine, Displacement, Geometric, resample
 from gliaflow_plugins.augmentations.pipeline import PAPER_AUGMENTATIONS, AugmentationPipeline
 from gliaflow_plugins.augmentations.shipped import (
     Elastic,
@@ -208,6 +208,14 @@ def test_a_map_that_leads_nowhere_is_an_error_with_its_name() -> None:
         pipeline(picture((9, 9)), blob((9, 9)), np.random.default_rng(0))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("scale", "message"), [(0, "the matrix of an affine map is 0"), (1e300, "are not finite")])
+def test_an_affine_map_that_is_no_map_is_an_error_without_warnings(scale: float, message: str) -> None:
+    maps = [Displacement(np.zeros((2, 2, 2)), 8), Affine(scale * np.eye(2), np.zeros(2))]
+    with pytest.raises(ValueError, match=message):
+        resample(picture((9, 9)), blob((9, 9)), maps)
+
+
 @pytest.mark.parametrize(
     ("draw", "expected"),
     [
@@ -298,6 +306,10 @@ def test_unknown_names_wrong_options_and_shapes_are_refused(registry: Registry) 
         (lambda image, mask: 1 / 0, "'mine': ZeroDivisionError: division by zero"),
         (lambda image, mask: (image[1:], mask), r"'mine': ValueError: it returned \[\(239, 240\), \(240, 240\)\]"),
         (lambda image, mask: (image * np.nan, mask), "'mine': ValueError: it returned .* or NaN"),
+        (
+            lambda image, mask: (image.astype(int), mask),
+            "'mine': ValueError: it returned an image of int64: .* float32",
+        ),
     ],
 )
 def test_an_augmentation_that_breaks_the_contract_is_named(broken: Any, message: str) -> None:
