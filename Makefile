@@ -90,4 +90,4 @@ sbom: ## bills of materials (CycloneDX) and licences of the images, in out/sbom;
 	$(SBOM) --build-arg EXTRA=otel,dicom,report --output out/sbom/dicom .
 
 clean: ## delete the environments and out/
-	rm -rf $(DEMO) $(DEV) $(PEERS) out build *.egg-info
+	rm -rf $(DEMO) $(DEV) $(PEERS) $(AUGMENTATION_PEERS) out build *.egg-info
