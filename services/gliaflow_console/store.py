@@ -220,7 +220,7 @@ class ScanStore:
 
         Raises
         ------
-        StoreFull: scans in work and incomplete uploads need the room, or the disk is full. No scan was removed then.
+        StoreFull: scans in work and incomplete uploads need the room, or the disk is full. All scans stay.
         """
         total, free = size + (upload.size if upload else 0), shutil.disk_usage(self.folder).free - max(size, SPARE)
         with self._lock:
