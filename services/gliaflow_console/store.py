@@ -231,7 +231,7 @@ class ScanStore:
     def take(self, upload: Upload, *, alone: bool, series: Sequence[str] = (), drawn: str = "") -> Taken:
         """Queue the scans of a complete upload for the pipeline. Reads and writes files.
 
-        ``alone``, ``series``: as for ``find_scans``. ``drawn``: a phantom's class. After an error, the upload is still open.
+        ``alone``, ``series``: as for ``find_scans``. ``drawn``: a phantom's class. An error leaves the upload open.
 
         Raises
         ------
