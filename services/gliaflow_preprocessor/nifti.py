@@ -168,23 +168,38 @@ def _inflate(data: bytes, start: int, stop: int) -> bytes | bytearray:
     if not data.startswith(GZIP):
         return data[start:stop]
     result = bytearray()
-    at = place = members = 0  # bytes read, and bytes unpacked from them
+    at = place = members = header = 0  # bytes read, and bytes unpacked from them
     member = None
-    # one byte more than needed, so that the checksum of a file that ends there is verified
-    while at < len(data) and place <= stop:
+    # one byte more than needed, so that the checksum of a file that ends there is verified, if it is there
+    while place <= stop:
         if member is None or member.eof:  # a file may have several members (RFC 1952, 2.2)
             if not data.startswith(GZIP, at):
-                break  # padding
+                break  # the end, or padding
             members += 1
             if members > MAX_MEMBERS:
                 raise NiftiError(f"a gzip file of over {MAX_MEMBERS} members")
             member = isal_zlib.decompressobj(wbits=31)
-        block = memoryview(data)[at : at + 2**14]
+            header = _gzip_header_end(data, at) - at  # isal reads it wrongly in two blocks
+        block = memoryview(data)[at : at + header + 2**14]
+        header = 0
         try:
             chunk = member.decompress(block, 2**20)
         except GZIP_ERROR as error:
             raise NiftiError(f"not a valid gzip file: {error}") from None
+        if not block and not chunk:  # all is read, and isal keeps nothing back
+            break
         at += len(block) - len(member.unconsumed_tail) - len(member.unused_data)
         result += chunk[max(0, start - place) : max(0, stop - place)]
         place += len(chunk)
     return result
+
+
+def _gzip_header_end(data: bytes, at: int) -> int:
+    """Where the header of the gzip member at ``at`` ends (RFC 1952, 2.3), or a place after the data."""
+    flags, end = int.from_bytes(data[at + 3 : at + 4], "little"), at + 10
+    if flags & 4:  # FEXTRA
+        end += 2 + int.from_bytes(data[end : end + 2], "little")
+    for text in (8, 16):  # FNAME, FCOMMENT
+        if flags & text:
+            end = data.find(b"\0", end) + 1 or len(data)
+    return end + (flags & 2)  # FHCRC

@@ -1,6 +1,7 @@
 """NIfTI from untrusted bytes: valid files are read; an error names what is wrong, and takes little memory."""
 
 import gzip
+import zlib
 import tracemalloc
 
 import nibabel as nib
@@ -67,6 +68,32 @@ def test_an_error_names_what_is_wrong_and_takes_little_memory(name):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 30 * 2**20
+
+
+def test_a_gzip_header_may_have_long_texts_and_a_checksum():
+    raw = nib.Nifti1Image(volume("i2"), AFFINE).to_bytes()
+    texts = b"name" * 5000 + b"\0" + b"comment" * 3000 + b"\0"
+    header = b"\x1f\x8b\x08\x1e" + bytes(6) + (9).to_bytes(2, "little") + b"extra\0\0\0\0" + texts
+    data = header + (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little") + gzip.compress(raw)[10:]
+    np.testing.assert_array_equal(read_nifti(data)[0], volume("i2"))
+    with pytest.raises(NiftiError):
+        read_nifti(data[:20_000])
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (64, 64, 129)], ids=["small", "over a block of 1 MiB"])
+def test_a_file_whose_checksum_is_cut_off_is_read(shape):
+    """All voxels are there; only that nothing is damaged cannot be verified."""
+    voxels = np.resize(np.random.default_rng(1).integers(-999, 999, 499), shape).astype(np.int16)
+    data = gzip.compress(nib.Nifti1Image(voxels, AFFINE).to_bytes())
+    for cut in range(1, 9):
+        np.testing.assert_array_equal(read_nifti(data[:-cut])[0], voxels)
+
+
+def test_a_wrong_checksum_is_refused():
+    data = bytearray(gzip.compress(nib.Nifti1Image(volume("i2"), AFFINE).to_bytes()))
+    data[-8] ^= 1
+    with pytest.raises(NiftiError, match="not a valid gzip file"):
+        read_nifti(bytes(data))
 
 
 def test_thousands_of_empty_gzip_members_before_the_scan_are_skipped():
