@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,66 +54,84 @@ class Pipeline:
         return {name: critic(features=features)[0].argmax(axis=1) == label for name, critic in self._critics.items()}
 
 
-@dataclass
-class Comparison:
-    """Compares the answers of two pipelines, scan by scan.
+@dataclass(frozen=True)
+class Compared:
+    """What two bundles answered to one scan.
 
     Parameters
     ----------
-    pipelines: the one to compare with, and the new one.
+    dice: of their masks and the true one.
+    dice_of_slices: the same for each slice with tumour.
+    agreement: the Dice of their masks with each other.
+    p_hgg: None if one of them gives no grade, and so no probability.
+    features: the sum of the first bundle's values, and that of their changes.
+    critics: for each generator, whether its critic is right, slice by slice of the first bundle and of the second.
     """
 
-    pipelines: tuple[Pipeline, Pipeline]
-    dice: list[Both] = field(default_factory=list)
-    dice_of_slices: list[Both] = field(default_factory=list)
-    agreement: list[float] = field(default_factory=list)
-    ml: list[Both] = field(default_factory=list)
-    p_hgg: list[Both] = field(default_factory=list)
-    grades: list[tuple[str, str]] = field(default_factory=list)
-    features: list[Both] = field(default_factory=list)  # the sum of the values, and of their changes
-    critics: dict[str, tuple[list[bool], list[bool]]] = field(default_factory=dict)
+    dice: Both
+    dice_of_slices: list[Both]
+    agreement: float
+    ml: Both
+    p_hgg: Both | None
+    grades: tuple[str, str]
+    features: Both
+    critics: dict[str, tuple[list[bool], list[bool]]]
 
-    def add(self, scan: CutScan) -> None:
-        """Answer a scan with both. Its mask is the truth."""
-        graded: tuple[list[GradedMessage], list[GradedMessage]] = [], []
-        for part in scan.messages(self.pipelines[0].bundle.slices_per_part(MAX_MESSAGE_BYTES)):
-            found = []
-            for number, pipeline in enumerate(self.pipelines):
-                features, grades = pipeline.answer(part)
-                found.append(features.features.astype(np.float32))
-                graded[number].append(grades)
-                for name, right in pipeline.judged_right(features).items():
-                    self.critics.setdefault(name, ([], []))[number].extend(right.tolist())
-            self.features.append((float(np.abs(found[0]).sum()), float(np.abs(found[1] - found[0]).sum())))
-        truth = np.asarray(scan.mask) > 0
-        before, after = (np.concatenate([part.mask for part in parts]) > 0 for parts in graded)
-        self.dice.append((overlap(before, truth), overlap(after, truth)))
-        self.agreement.append(overlap(before, after))
-        for n in np.flatnonzero(truth.any(axis=(1, 2))):
-            self.dice_of_slices.append((overlap(before[n], truth[n]), overlap(after[n], truth[n])))
-        old, new = (predict(parts, pipeline.bundle) for parts, pipeline in zip(graded, self.pipelines, strict=True))
-        self.ml.append((old.tumour_ml, new.tumour_ml))
-        self.grades.append((old.grade, new.grade))
-        if old.grade and new.grade:  # otherwise there is no probability
-            self.p_hgg.append((old.p_hgg, new.p_hgg))
 
-    def figures(self) -> dict[str, Any]:
-        """What the manifest records: counts and figures, no names."""
-        sizes, errors = np.array(self.features).sum(axis=0)
-        return {
-            "scans": len(self.dice),
-            "dice": _change(self.dice),
-            "dice_of_slices": _change(self.dice_of_slices),
-            "agreement": rounded(np.mean(self.agreement)),
-            "tumour_ml": _change(self.ml),
-            "p_hgg": _change(self.p_hgg),
-            "grades_changed": sum(old != new for old, new in self.grades),
-            "features_error": rounded(errors / sizes) if sizes else None,
-            "critics_accuracy": {
-                name: {"slices": len(right[0]), "before": _share(right[0]), "after": _share(right[1])}
-                for name, right in self.critics.items()
-            },
-        }
+def compare(pipelines: tuple[Pipeline, Pipeline], scan: CutScan) -> Compared:
+    """Answer a scan with both. Its mask is the truth."""
+    graded: tuple[list[GradedMessage], list[GradedMessage]] = [], []
+    critics: dict[str, tuple[list[bool], list[bool]]] = {}
+    size = error = 0.0
+    for part in scan.messages(pipelines[0].bundle.slices_per_part(MAX_MESSAGE_BYTES)):
+        found = []
+        for number, pipeline in enumerate(pipelines):
+            features, grades = pipeline.answer(part)
+            found.append(features.features.astype(np.float32))
+            graded[number].append(grades)
+            for name, right in pipeline.judged_right(features).items():
+                critics.setdefault(name, ([], []))[number].extend(right.tolist())
+        size += float(np.abs(found[0]).sum())
+        error += float(np.abs(found[1] - found[0]).sum())
+    truth = np.asarray(scan.mask) > 0
+    before, after = (np.concatenate([part.mask for part in parts]) > 0 for parts in graded)
+    old, new = (predict(parts, pipeline.bundle) for parts, pipeline in zip(graded, pipelines, strict=True))
+    return Compared(
+        dice=(overlap(before, truth), overlap(after, truth)),
+        dice_of_slices=[
+            (overlap(before[n], truth[n]), overlap(after[n], truth[n])) for n in np.flatnonzero(truth.any(axis=(1, 2)))
+        ],
+        agreement=overlap(before, after),
+        ml=(old.tumour_ml, new.tumour_ml),
+        p_hgg=(old.p_hgg, new.p_hgg) if old.grade and new.grade else None,
+        grades=(old.grade, new.grade),
+        features=(size, error),
+        critics=critics,
+    )
+
+
+def figures(scans: Sequence[Compared]) -> dict[str, Any]:
+    """What the manifest records of one scan or more: counts and figures, no names."""
+    size, error = np.array([scan.features for scan in scans]).sum(axis=0)
+    critics: dict[str, tuple[list[bool], list[bool]]] = {}
+    for scan in scans:
+        for name, both in scan.critics.items():
+            for all_slices, right in zip(critics.setdefault(name, ([], [])), both, strict=True):
+                all_slices.extend(right)
+    return {
+        "scans": len(scans),
+        "dice": _change([scan.dice for scan in scans]),
+        "dice_of_slices": _change([both for scan in scans for both in scan.dice_of_slices]),
+        "agreement": rounded(np.mean([scan.agreement for scan in scans])),
+        "tumour_ml": _change([scan.ml for scan in scans]),
+        "p_hgg": _change([scan.p_hgg for scan in scans if scan.p_hgg is not None]),
+        "grades_changed": sum(old != new for old, new in (scan.grades for scan in scans)),
+        "features_error": rounded(error / size) if size else None,
+        "critics_accuracy": {
+            name: {"slices": len(before), "before": _share(before), "after": _share(after)}
+            for name, (before, after) in critics.items()
+        },
+    }
 
 
 def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:

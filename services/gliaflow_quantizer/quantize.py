@@ -27,7 +27,7 @@ from gliaflow_trainer.slices import CutScan, cut_each
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from gliaflow_quantizer.check import Comparison, Pipeline
+from gliaflow_quantizer.check import Pipeline, compare, figures
 from gliaflow_quantizer.int8 import METHOD, quantized, read_unet
 from gliaflow_quantizer.phantom_cases import CALIBRATION, CHECK, phantom_cases
 
@@ -133,8 +133,8 @@ def quantize(request: QuantizeRequest, bar: Progress) -> Bundle:
         changes = {}
         for name, cases in left.items():
             scans = _others(_cut(bar, f"checking on {name}", source, cases, request.scans), calibration.seen, bar)
-            if figures := _compare(pipelines, islice(scans, request.scans)):
-                changes[name] = figures
+            if compared := [compare(pipelines, scan) for scan in islice(scans, request.scans)]:
+                changes[name] = figures(compared)
             elif name == COHORT:
                 record["cohort_unchecked"] = _why_unchecked(request.cohort, cases)
         record["changes"], record["objections"] = changes, [*objections(changes)]
@@ -204,23 +204,15 @@ def _others(scans: Iterable[CutScan], seen: dict[str, str], bar: Progress) -> It
         yield scan
 
 
-def _compare(pipelines: tuple[Pipeline, Pipeline], scans: Iterable[CutScan]) -> dict[str, Any]:
-    """The figures of a comparison; empty if there is no scan."""
-    comparison = Comparison(pipelines)
-    for scan in scans:
-        comparison.add(scan)
-    return comparison.figures() if comparison.dice else {}
-
-
 def objections(changes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What speaks against a bundle whose answers changed so. ``changes``: ``Comparison.figures`` by PHANTOMS, COHORT.
+    """What speaks against a bundle whose answers changed so. ``changes``: ``check.figures`` by PHANTOMS, COHORT.
 
     A U-Net that was trained on patients may find nothing in phantoms. If it was checked on a cohort, that is enough.
     """
     if not changes:
         yield "no scan could be checked, so nobody knows how its answers change"
-    for name, figures in changes.items():
-        before, after = figures["dice"]["before"], figures["dice"]["after"]
+    for name, made in changes.items():
+        before, after = made["dice"]["before"], made["dice"]["after"]
         if before < LEAST_DICE:
             if name == COHORT or COHORT not in changes:
                 yield f"on {name} the mean Dice is {before:.3f} in fp32: so low that its change says nothing"
