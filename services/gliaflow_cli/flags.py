@@ -57,7 +57,8 @@ Capture = Annotated[
     typer.Option("--capture", help="DICOM: also write <scan>_sc.dcm, a picture of the answer for every viewer."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List each file that is left out, with the reason.")]
-Seed = Annotated[  # numpy takes a larger one for two numbers, so that two phantoms could be one
+Seed = Annotated[int, typer.Option("--seed", metavar="<int>", help="The same seed gives the same result.", min=0)]
+PhantomSeed = Annotated[  # numpy takes a larger one for two numbers, so that two phantoms could be one
     int,
     typer.Option("--seed", metavar="<int>", help="The same seed gives the same result.", min=0, max=2**32 - 1),
 ]

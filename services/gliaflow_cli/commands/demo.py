@@ -31,7 +31,7 @@ def demo(
     patients: Annotated[
         int, typer.Option("--patients", metavar="<int>", help="Number of phantom patients, 2 or more.", min=2)
     ] = 6,
-    seed: flags.Seed = 20_26,
+    seed: flags.PhantomSeed = 20_26,
     broker: flags.Broker = None,
     bundle: flags.Bundle = None,
 ) -> None:

@@ -14,7 +14,7 @@ from gliaflow_cli.terminal import console, progress_bar
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write the cohort to (BraTS 2018 layout).")],
     patients: Annotated[int, typer.Option("--patients", help="Number of patients.", min=1)] = 20,
-    seed: flags.Seed = 0,
+    seed: flags.PhantomSeed = 0,
     hgg_share: Annotated[float, typer.Option("--hgg-share", help="Share of high grade.", min=0, max=1)] = 0.6,
 ) -> None:
     """Write a cohort of phantom scans with masks and grades."""

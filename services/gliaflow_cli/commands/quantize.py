@@ -31,7 +31,7 @@ def quantize(
         ),
     ] = None,
     scans: Annotated[int, typer.Option("--scans", metavar="<int>", help="Scans to check on, of each kind.", min=1)] = 8,
-    seed: flags.Seed = 0,
+    seed: flags.PhantomSeed = 0,
     reader: flags.Reader = None,
     series: flags.Series = None,
     allow: Annotated[
