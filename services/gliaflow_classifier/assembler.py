@@ -22,7 +22,7 @@ from gliaflow_runtime.broker.interface import Broker, Delivery
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.stage import Outcome, Stage, failure
 
-from gliaflow_classifier.ended import REMEMBERED, EndedScans, Key
+from gliaflow_classifier.ended import ENDING_ATTEMPTS, REMEMBERED, EndedScans, Key
 from gliaflow_classifier.gathering import Gathering, PartOfBundle
 from gliaflow_classifier.prediction import predict
 from gliaflow_classifier.shares import Shares
@@ -45,7 +45,7 @@ class Assembler(Stage):
     """
 
     prefetch = PREFETCH
-    max_attempts = 15  # all that it holds is delivered again at each restart, without any fault of the messages
+    max_attempts = ENDING_ATTEMPTS + 5  # all that it holds is delivered again at each restart, and is not at fault
     contents = frozenset({GradedMessage.kind})  # of an announcement, only the scan matters
 
     def __init__(self, bundle: Bundle, *, timeout_s: float, shard: int = 0, shares: Shares | None = None) -> None:

@@ -9,7 +9,7 @@ from gliaflow_runtime.broker.interface import Delivery
 
 REMEMBERED = 10_000  # ended scans to remember, so that late copies of their parts are ignored
 KEPT_ENDINGS = 400  # announcements of ended scans; the rest keeps the queue moving
-ENDING_ATTEMPTS = 10  # an announcement delivered so often is acknowledged; must be below ``max_attempts``
+ENDING_ATTEMPTS = 10  # an announcement delivered so often is acknowledged, before it would become a dead letter
 Key = tuple[str, str]  # submission and scan
 
 

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 class UNetSession:
     """The bundle's U-Net in onnxruntime, cut to the outputs for the tap and the mask.
 
-    On the CPU, each core computes a slice of its own (ADR 21). A part with fewer slices than cores shares the others
-    among its slices' layers. Other devices take whole batches.
+    On the CPU, each core computes a slice of its own (ADR 21). If a part of the bundle or ``batch`` has fewer slices
+    than there are cores, the session's runs share the spare ones. A smaller part, as the last of a scan, leaves cores idle.
+    Other devices take whole batches.
 
     Parameters
     ----------

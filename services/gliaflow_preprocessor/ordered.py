@@ -41,8 +41,8 @@ class Ordered:
         counts = _count(self._upper[block] for block in self._blocks())
         keys = np.flatnonzero(counts)
         if self._is_float:  # a negative number with more bits is lower
-            first = keys.astype(np.uint32) << 16 | np.where(keys < 2**15, 0, 2**16 - 1).astype(np.uint32)
-            lowest = first.view(np.float32)
+            bits = keys.astype(np.uint32) << 16 | np.where(keys < 2**15, 0, 2**16 - 1).astype(np.uint32)
+            lowest = bits.view(np.float32)
         else:
             lowest = keys.astype(self._bits.dtype).view(volume.dtype).astype(np.float32)
         order = lowest.argsort()

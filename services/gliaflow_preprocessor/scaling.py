@@ -34,6 +34,8 @@ class Background:
     high: np.float32
     value: np.float32
 
+    # Of 1,000 voxels, 300 are lower than the background, which has 500: start is 300, stop 800. Of the 900 lowest
+    # voxels, 400 are outside: rank 400 of the voxels without the background is rank 900 of all.
     def outside(self, count: int) -> int:
         """How many of the ``count`` lowest voxels are not in the background."""
         return count - min(max(0, count - self.start), self.stop - self.start)

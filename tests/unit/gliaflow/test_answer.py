@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,21 @@ def test_a_prediction_of_an_earlier_version_has_only_an_affine() -> None:
     assert mask.header.get_xyzt_units()[0] == "mm"
 
 
-def test_the_file_of_a_mask_has_the_bytes_that_nibabel_writes(tmp_path: Path) -> None:
-    voxels = (np.random.default_rng(0).random(SHAPE) > 0.7).astype(np.uint8) * np.uint8(3)
+@pytest.mark.parametrize("tumour", [0.01, 0.3])
+def test_the_file_of_a_mask_has_the_bytes_that_nibabel_writes(tmp_path: Path, tumour: float) -> None:
+    voxels = (np.random.default_rng(0).random(SHAPE) < tumour).astype(np.uint8) * np.uint8(3)
     image = PackedMask.of(replace(PREDICTION, mask=voxels)).image()
     np.testing.assert_array_equal(image.dataobj, voxels)
     nib.save(image, tmp_path / "nibabel.nii.gz")
     write_image(tmp_path / "ours.nii.gz", image)
     ours, theirs = (gzip.decompress((tmp_path / f"{name}.nii.gz").read_bytes()) for name in ("ours", "nibabel"))
     assert ours == theirs
+
+
+def test_a_mask_that_is_all_tumour_takes_few_bytes_a_voxel() -> None:
+    packed = PackedMask.of(replace(PREDICTION, mask=np.ones((128, 128, 64), np.uint8)))
+    tracemalloc.start()
+    packed.image()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 2**20

@@ -1,8 +1,8 @@
 """NIfTI from untrusted bytes: valid files are read; an error names what is wrong, and takes little memory."""
 
 import gzip
-import zlib
 import tracemalloc
+import zlib
 
 import nibabel as nib
 import numpy as np

@@ -23,6 +23,7 @@ from gliaflow_proto import (
     routing_key,
     submission_queue,
 )
+from gliaflow_proto.geometry import MAX_VOXELS
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_messages import FEATURES, ONE_OF_EACH, SCAN_MESSAGE, SLICES, changed
@@ -123,6 +124,7 @@ def test_a_truncated_or_altered_message_decodes_or_raises_a_protocol_error(data)
         (changed(PREDICTION, slice_numbers=[2, 1], slice_p_hgg=[0.5, 0.5]), "slice_numbers: expected rising"),
         (changed(PREDICTION, slice_p_hgg=[1.5]), "slice_p_hgg: expected probabilities"),
         (changed(PREDICTION, tumour_ml=-5.0), "tumour_ml: -5 is not from 0 to"),
+        (changed(PREDICTION, tumour_ml=1e12), r"tumour_ml: 1e\+12 is not from 0 to"),
         (changed(PREDICTION, slices=10**9), "slices, tumour_slices"),
         (changed(PREDICTION, slices=3, tumour_slices=4), "slices, tumour_slices"),
         (changed(PREDICTION, grade="<b>"), "grade: '<b>' is not one of HGG, LGG"),
@@ -243,3 +245,9 @@ def test_routing_keys():
     assert routing_key(unrequested) == "synthetic.balance"
     assert [m.kind for m in ONE_OF_EACH if is_announcement(m)] == ["prediction", "synthetic", "failure"]
     assert submission_queue("sub").keys == ("prediction.sub", "failure.sub", "synthetic.sub")
+
+
+def test_a_prediction_may_have_the_largest_tumour_that_stages_can_find():
+    """The most voxels, each 100 mm a side."""
+    largest = MAX_VOXELS * 1000.0
+    assert decode(encode(changed(PREDICTION, tumour_ml=largest))).tumour_ml == largest
