@@ -9,8 +9,9 @@ room beside shard 0, and so on: the moves end.
 
 RabbitMQ does not say how many wait to be the active consumer of a queue. So the consumers of the classifier's queue are
 counted: each classifier has one there. If some of them cannot take over a shard, as those of an earlier version, it
-comes back. Then it is left again only after twice the time, since each move delivers its open messages once more. A shard that
-was away for long was taken over, and comes back for another reason, as when a classifier ends: the time is short again.
+comes back. Then it is left again only after twice the time, since each move delivers its open messages once more.
+A shard that was away for long was taken over, and comes back for another reason, as when a classifier ends: the time is
+short again.
 """
 
 from __future__ import annotations

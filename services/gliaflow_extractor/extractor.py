@@ -28,7 +28,7 @@ class UNetSession:
     """The bundle's U-Net in onnxruntime, cut to the outputs for the tap and the mask.
 
     On the CPU, each core computes a slice of its own (ADR 21). If a part of the bundle or ``batch`` has fewer slices
-    than there are cores, the session's runs share the spare ones. A smaller part, as the last of a scan, leaves cores idle.
+    than there are cores, the session's runs share the spare ones. A smaller part leaves cores idle.
     Other devices take whole batches.
 
     Parameters
