@@ -80,10 +80,11 @@ def test_a_gzip_header_may_have_long_texts_and_a_checksum():
         read_nifti(data[:20_000])
 
 
-@pytest.mark.parametrize("shape", [(5, 6, 7), (128, 64, 64)], ids=["small", "over a block of 1 MiB"])
+@pytest.mark.parametrize("shape", [(5, 6, 7), (128, 128, 64)], ids=["small", "over a block of 1 MiB"])
 def test_a_file_whose_checksum_is_cut_off_is_read(shape):
     """All voxels are there; only that nothing is damaged cannot be verified."""
-    voxels = np.resize(np.random.default_rng(1).integers(-999, 999, 499), shape).astype(np.int16)
+    pattern = np.random.default_rng(1).integers(0, 256, 997).astype(np.uint8)
+    voxels = np.resize(pattern, shape[::-1]).T
     data = gzip.compress(nib.Nifti1Image(voxels, AFFINE).to_bytes())
     for cut in range(1, 9):
         np.testing.assert_array_equal(read_nifti(data[:-cut])[0], voxels)
