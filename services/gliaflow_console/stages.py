@@ -20,7 +20,7 @@ from gliaflow_runtime.broker.interface import BrokerError
 from gliaflow_runtime.logs import where
 from gliaflow_runtime.settings import Settings
 
-INTERVAL_S = 3.0  # between two readings of the queues: each has two requests a queue, 20 ms of CPU in all
+INTERVAL_S = 3.0  # between two readings of the queues: each has two requests a queue
 SILENT_S = 6.0  # a reading that takes longer: the broker does not answer
 DETAILS_S = 5.0  # between two readings of the management API: RabbitMQ counts every 5 seconds
 AGAIN_S = 30.0  # until the management API is tried again, and between two readings of the stages' bundles
@@ -59,6 +59,8 @@ class StageStrip:
         self._moved: dict[str, tuple[QueueLine, float]] = {}  # each queue as it was when it last changed, and when
         # the last two counts of dead letters: the higher one is shown, since letters that were held return one by one
         self._dead: list[dict[str, int]] = [{}]
+        # shards that new scans do not go to: they are shown if they have dead letters
+        self._spare = {queue.name.removeprefix("gliaflow.") for queue in ASSEMBLERS[settings.assembler_shards :]}
         self._error = ""
         self._started: float | None = None  # when the reading that is not complete yet began, by time.monotonic
 
@@ -153,12 +155,12 @@ class StageStrip:
         if self._api:
             self.bundles = self._api.bundles
             there = {line.queue for line in lines}
-            needed = [queue for queue in STAGE_QUEUES if queue not in ASSEMBLERS[1:]]  # with one shard, nobody waits
-            names = [queue.name.removeprefix("gliaflow.") for queue in needed]
+            names = [queue.name.removeprefix("gliaflow.") for queue in STAGE_QUEUES if queue not in ASSEMBLERS[1:]]
             never = [QueueLine(name, 0, None, None, 0, 0, 0.0, 0.0) for name in names if name not in there]
             lines = sorted([*lines, *never], key=lambda line: list(SERVICE).index(line.queue))
         if self._embedded:
             lines = self._embedded.measured(lines)
+        lines = [line for line in lines if line.queue not in self._spare or line.dead]
         if countable:
             self._dead = [*self._dead[-1:], {line.queue: line.dead for line in lines}]
         lines = [replace(line, dead=max(dead.get(line.queue, 0) for dead in self._dead)) for line in lines]

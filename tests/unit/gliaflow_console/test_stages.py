@@ -17,7 +17,7 @@ from gliaflow_runtime.broker.interface import BrokerError, Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.settings import Settings
 
-NAMES = [queue.name.removeprefix("gliaflow.") for queue in STAGE_QUEUES]
+NAMES = ["preprocessor", "extractor", "classifier", "assembler", "generator", "balancer"]
 
 
 class Away(MemoryBroker):
@@ -41,8 +41,9 @@ def inside(broker: Away) -> StageStrip:
     return strip(broker, running)
 
 
-def strip(broker: MemoryBroker, running: Any = None) -> StageStrip:
-    settings = Settings(broker="amqp://user:secret@127.0.0.1:1/", management="http://127.0.0.1:1")
+def strip(broker: MemoryBroker, running: Any = None, shards: int = 1) -> StageStrip:
+    url = "http://127.0.0.1:1"
+    settings = Settings(broker="amqp://user:secret@127.0.0.1:1/", management=url, assembler_shards=shards)
     flow: Any = SimpleNamespace(broker=broker, stages=running)
     return StageStrip(settings, flow, threading.Event())
 
@@ -73,9 +74,16 @@ def test_a_stage_without_a_process_is_gone_and_the_reason_says_what_to_do(broker
     assert "gliaflow serve classifier" in now["assembler"]["reason"], "its process runs the assembler too"
 
 
+def test_further_shards_of_the_assembler_are_shown_if_scans_go_there_or_they_have_dead_letters(broker: Away) -> None:
+    assert [name for name in read(strip(broker, shards=2)) if "." in name] == ["assembler.1"]
+    shard = ASSEMBLERS[3]
+    broker.dead_letter(Delivery(shard.name, shard.keys[0], b"late"), "incomplete")
+    assert [name for name in read(strip(broker)) if "." in name] == ["assembler.3"]
+
+
 def test_a_stage_whose_queue_was_never_declared_is_gone_too() -> None:
     now = read(strip(MemoryBroker()))
-    assert list(now) == [name for name in NAMES if "." not in name], "without those that one shard does not need"
+    assert list(now) == NAMES, "without those that one shard does not need"
     assert {stage["state"] for stage in now.values()} == {"gone"}
 
 

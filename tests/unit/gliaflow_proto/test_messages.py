@@ -250,4 +250,4 @@ def test_routing_keys():
 def test_a_prediction_may_have_the_largest_tumour_that_stages_can_find():
     """The most voxels, each 100 mm a side."""
     largest = MAX_VOXELS * 1000.0
-    assert decode(encode(changed(PREDICTION, tumour_ml=largest))).tumour_ml == largest
+    assert decode(changed(PREDICTION, tumour_ml=largest)).tumour_ml == largest

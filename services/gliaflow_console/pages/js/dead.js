@@ -48,7 +48,7 @@ export async function deadPage(root, app) {
     { class: "controls all-letters", hidden: true },
     more,
     el("button", { type: "button", on: { click: () => sendBack({ all: true }) } }, "Send all back"),
-    el("button", { type: "button", class: "danger", on: { click: () => erased({ all: true }, counted ?? listed) } }, "Delete all"),
+    el("button", { type: "button", class: "danger", on: { click: () => erased({ all: true }, Math.max(listed, counted ?? 0)) } }, "Delete all"),
   );
   const place = el("p", { class: "muted small", hidden: true });
   root.append(
