@@ -87,7 +87,7 @@ def report_until_cancelled(file: Path) -> None:
 
 
 def cancelled_at_first(file: Path, times: int) -> str:
-    """A fit whose worker is told to end, so many times. ``file`` counts them."""
+    """A fit whose worker is stopped, so many times. ``file`` counts them."""
     with file.open("a") as runs:
         runs.write(".")
     if file.stat().st_size <= times:

@@ -28,7 +28,7 @@ from gliaflow_evaluation.runners import Runner, Task, TaskLost
 
 CONNECT_S = 10.0
 COUNT_S = 2.0  # between two counts of the workers
-ATTEMPTS = 10  # of a task whose workers are told to end
+ATTEMPTS = 10  # of a task whose workers are being stopped
 
 
 class Cluster:
@@ -135,10 +135,10 @@ class _Tasks:
             error = future.exception() if future.status == "error" else None
             if not isinstance(error, TaskCancelled):
                 return task, self._result(future, task, error)
-            # its worker was told to end, and reported this before it left
+            # its worker was being stopped, and reported this before it left
             self._given_back[task.name] += 1
             if self._given_back[task.name] == ATTEMPTS:
-                raise TaskLost(f"{task.name}: {ATTEMPTS} times its worker was told to end")
+                raise TaskLost(f"{task.name}: {ATTEMPTS} times its worker was stopped")
             self.submit(task)
 
     def _next(self) -> tuple[Future, Task]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gliaflow_evaluation.conditions import Conditions
 
 REPORT_S = 0.5  # between two reports of a step
-ENDING = (Status.closing, Status.closed, Status.failed)  # of a worker: its scheduler is lost, or it was told to end
+ENDING = (Status.closing, Status.closed, Status.failed)  # of a worker: its scheduler is lost, or it is being stopped
 
 _good: set[str] = set()  # the runs whose conditions this process has
 

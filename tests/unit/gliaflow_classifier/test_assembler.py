@@ -7,20 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from gliaflow_classifier.assembler import Assembler
+from assembler_by_hand import assembler, changed, deliver, part, predictions, run
 from gliaflow_classifier.ended import ENDING_ATTEMPTS
-from gliaflow_classifier.spots import without_spots
-from gliaflow_proto import (
-    FailureMessage,
-    Geometry,
-    GradedMessage,
-    PredictionMessage,
-    ProtocolError,
-    Queue,
-    Scan,
-    decode,
-    encode,
-)
+from gliaflow_proto import FailureMessage, Queue, Scan, decode, encode
 from gliaflow_proto.routing import ASSEMBLERS
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
@@ -29,128 +18,6 @@ from gliaflow_runtime.stage import OtherBundle, Outcome, Worker
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
-from sample_messages import FORMS
-
-SHAPE = [8, 8, 6]
-LOGITS = [[1.0, -3.0], [2.0, 5.0], [0.5, -9.0]]
-TUMOUR = [[1, 0], [1, 1], [0, 0]]  # whether a slice's mask has tumour
-
-
-class FakeBundle:
-    """All that an assembler uses of a bundle."""
-
-    id = "b"
-    trained_on = "phantoms"
-
-    class manifest:
-        classes = ("HGG", "LGG")
-        min_tumour_ml = 0.0
-
-        class input:
-            size = (8, 8)
-
-    @staticmethod
-    def slices_per_part(max_bytes):
-        return 2
-
-
-def assembler(timeout_s=60.0):
-    return Assembler(FakeBundle, timeout_s=timeout_s)
-
-
-def part(index, count=3, scan="s", submission="sub", attempt=0):
-    """A graded part of two slices, with a 2×2 square of tumour according to TUMOUR."""
-    geometry = Geometry(
-        affine=[2.0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 5, 0, 0, 0, 0, 1],
-        shape=SHAPE,
-        orientation=[0, 1, 1, 1, 2, 1],
-        origin=[0.0, 0.0],
-        step=[1.0, 1.0],
-        size=[8, 8],
-        slices=[2 * index, 2 * index + 1],
-    )
-    mask = np.zeros((2, 8, 8), np.uint8)
-    mask[:, 3:5, 3:5] = np.array(TUMOUR[index])[:, None, None]
-    scan = Scan(id=scan, submission=submission, attempt=attempt)
-    return GradedMessage(
-        id=f"{scan}{index}", scan=scan, part=[index, count], bundle="b", geometry=geometry,
-        logit=np.array(LOGITS[index]), mask=mask,
-    )  # fmt: skip
-
-
-def deliver(stage, message, tag=0):
-    delivery = Delivery("q", "graded", encode(message), message.id, tag=tag)
-    outcome = stage.handle(message, delivery)
-    encode_outcome(outcome, delivery)
-    return delivery, outcome
-
-
-def run(stage, indices):
-    """Deliver these parts; returns the outcomes."""
-    return [deliver(stage, part(index), tag)[1] for tag, index in enumerate(indices)]
-
-
-def predictions(outcomes):
-    return [m for o in outcomes for m in o.publish if isinstance(m, PredictionMessage)]
-
-
-def test_the_prediction_has_the_mean_logit_of_slices_with_tumour_and_the_mask_on_the_scans_grid():
-    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
-    assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(-(1.0 + 2.0 + 5.0) / 3)))
-    assert prediction.grade == "HGG"
-    assert (prediction.slices, prediction.tumour_slices) == (6, 3)
-    assert prediction.mask.shape == tuple(SHAPE)
-    assert prediction.mask.sum(axis=(0, 1)).tolist() == [4, 0, 4, 4, 0, 0]
-    assert prediction.tumour_ml == pytest.approx(12 * 2 * 2 * 5 / 1000)
-
-
-def test_the_prediction_names_each_slice_with_tumour_and_its_own_probability():
-    (prediction,) = predictions(run(assembler(), [2, 1, 0]))
-    assert prediction.slice_numbers == [0, 2, 3]
-    assert prediction.slice_p_hgg == pytest.approx([1 / (1 + np.exp(-logit)) for logit in (1.0, 2.0, 5.0)])
-    (prediction,) = deliver(assembler(), changed(part(2), part=[0, 1]))[1].publish
-    assert (prediction.slice_numbers, prediction.slice_p_hgg) == ([], []), "no slice without tumour has a say"
-
-
-def test_a_scan_without_tumour_has_no_grade_and_no_probability():
-    before = REGISTRY.get_sample_value("gliaflow_answers_total", {"answer": "no tumour"}) or 0
-    (prediction,) = deliver(assembler(), changed(part(2), part=[0, 1]))[1].publish
-    assert (prediction.status, prediction.grade, prediction.tumour_ml) == ("no tumour", "", 0.0)
-    assert prediction.p_hgg == 0.5, "a number, for readers of earlier versions"
-    assert REGISTRY.get_sample_value("gliaflow_answers_total", {"answer": "no tumour"}) == before + 1
-
-
-def test_spots_smaller_than_the_bundles_smallest_tumour_are_removed(monkeypatch):
-    """The parts have a spot of 4 voxels (80 µl) in slice 0, and one of 8 in slices 2 and 3."""
-    monkeypatch.setattr(FakeBundle.manifest, "min_tumour_ml", 0.1)
-    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
-    assert prediction.mask.sum(axis=(0, 1)).tolist() == [0, 0, 4, 4, 0, 0]
-    assert (prediction.tumour_slices, prediction.tumour_ml) == (2, pytest.approx(0.16))
-    assert prediction.p_hgg == pytest.approx(1 / (1 + np.exp(-(2.0 + 5.0) / 2))), "slice 0 has no tumour now"
-    monkeypatch.setattr(FakeBundle.manifest, "min_tumour_ml", 0.2)
-    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
-    assert (prediction.status, int(prediction.mask.sum())) == ("no tumour", 0)
-
-
-def test_pixels_that_touch_at_a_corner_are_one_tumour():
-    masks = np.zeros((5, 5, 5), np.uint8)
-    masks[0, 0, 0] = masks[1, 1, 1] = masks[4, 4, 4] = 1
-    assert np.argwhere(without_spots(masks, pixels=2)).tolist() == [[0, 0, 0], [1, 1, 1]]
-
-
-def test_parts_that_came_through_a_stage_of_an_earlier_version_lack_the_forms():
-    stage, first, second = assembler(), part(0, count=2), part(1, count=2)
-    first = changed(first, geometry=dataclasses.replace(first.geometry, forms=FORMS))
-    (prediction,) = predictions([deliver(stage, each)[1] for each in (second, first)])
-    assert prediction.forms == FORMS
-
-
-def test_the_prediction_hands_on_the_warnings_of_all_parts_and_what_the_bundle_learned_from():
-    stage = assembler()
-    parts = [changed(part(0, count=2), warnings=["a", "b"]), changed(part(1, count=2), warnings=["b", "c"])]
-    (prediction,) = predictions([deliver(stage, each)[1] for each in parts])
-    assert prediction.warnings == ["a", "b", "c"]
-    assert prediction.trained_on == "phantoms"
 
 
 @given(st.lists(st.integers(0, 2), max_size=6), st.permutations([0, 1, 2]))
@@ -220,42 +87,12 @@ def test_a_scan_with_missing_parts_fails_after_the_timeout_and_names_them():
     assert stage.idle() is None
 
 
-def changed(message, **values):
-    return dataclasses.replace(message, **values)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        part(1, count=4),
-        changed(part(1), geometry=changed(part(1).geometry, shape=[9, 8, 6])),
-        changed(part(1), geometry=part(0).geometry),
-    ],
-    ids=["count", "shape", "the same slices"],
-)
-def test_a_part_that_does_not_fit_the_others_is_refused(other):
-    stage = assembler()
-    deliver(stage, part(0))
-    with pytest.raises(ProtocolError, match=r"other parts? of this scan"):
-        deliver(stage, other)
-
-
-def test_a_logit_that_is_not_finite_is_refused():
-    with pytest.raises(ProtocolError, match="finite"):
-        deliver(assembler(), changed(part(0), logit=np.array([np.nan, 0])))
-
-
 def test_incomplete_scans_fail_before_the_broker_stops_delivering(monkeypatch):
     monkeypatch.setattr("gliaflow_classifier.assembler.OPEN_PARTS", 5)
     stage = assembler()
     outcomes = [deliver(stage, part(0, scan=f"forged{n}"))[1] for n in range(5)]
     assert [reason[:10] for _, reason in outcomes[-1].dead] == ["incomplete"]
     assert len(predictions(run(stage, [0, 1, 2]))) == 1
-
-
-def test_logits_that_do_not_match_the_slices_are_refused():
-    with pytest.raises(ProtocolError, match="logits"):
-        deliver(assembler(), changed(part(0), logit=np.zeros(3)))
 
 
 def test_metrics_count_open_scans_their_wait_and_the_time_of_a_scan():
@@ -486,55 +323,3 @@ def test_a_scan_whose_answer_could_not_be_encoded_is_answered_when_its_part_come
         assert not faults
         assert broker.depth(ASSEMBLERS[0].name) == waiting, "the announcement, and the parts of open scans"
     assert (REGISTRY.get_sample_value("gliaflow_slices_total", {"stage": "assembler"}) or 0) == scans + slices
-
-
-class TestMemory:
-    """Parts wait in the assembler's memory, so their size, their number and their sum are limited."""
-
-    def test_the_bytes_of_open_parts_are_limited_and_the_oldest_scan_fails_first(self, monkeypatch):
-        class Large(FakeBundle):
-            class manifest(FakeBundle.manifest):
-                class input:
-                    size = (1024, 1024)
-
-            @staticmethod
-            def slices_per_part(max_bytes):
-                return 12
-
-        monkeypatch.setattr("gliaflow_classifier.assembler.OPEN_BYTES", 100 * 2**20)
-        stage, masks = Assembler(Large, timeout_s=60), np.ones((12, 1024, 1024), np.uint8)
-        geometry = changed(part(0).geometry, size=[1024, 1024], shape=[8, 8, 12], slices=list(range(12)))
-        held, failed = 0, []
-        for number in range(25):
-            large = changed(part(0, scan=f"s{number}"), geometry=geometry, mask=masks, logit=np.zeros(12))
-            delivery, outcome = deliver(stage, large)
-            held += len(delivery.body) - sum(len(letter.body) for letter, _ in outcome.dead)
-            failed += [message.scan.id for message in outcome.publish]
-            assert held <= 100 * 2**20
-        assert failed == [f"s{number}" for number in range(17)]
-
-    def test_a_part_larger_than_those_of_the_bundle_is_refused(self):
-        more = changed(part(0).geometry, slices=[0, 1, 2])
-        with pytest.raises(ProtocolError, match=r"3 of \[8, 8\], but a part of this bundle has at most 2 of \[8, 8\]"):
-            deliver(assembler(), changed(part(0), geometry=more))
-        larger = changed(part(0).geometry, size=[9, 8])
-        with pytest.raises(ProtocolError, match=r"2 of \[9, 8\]"):
-            deliver(assembler(), changed(part(0), geometry=larger))
-
-    def test_a_part_with_more_bytes_than_its_fields_need_is_refused(self):
-        """A reader ignores unknown fields, but the assembler would keep them."""
-        graded = part(0)
-        with pytest.raises(ProtocolError, match=r"over the limit of .* on a graded part"):
-            assembler().handle(graded, Delivery("q", "graded", encode(graded) + bytes(2 * 2**20)))
-
-    def test_a_scan_with_too_many_pixels_is_refused(self, monkeypatch):
-        monkeypatch.setattr("gliaflow_classifier.gathering.MAX_MASKS", 4 * 64)
-        outcomes = run(stage := assembler(), [0, 1])
-        assert predictions(outcomes) == []
-        with pytest.raises(ProtocolError, match="the masks of this scan have over 256 pixels"):
-            deliver(stage, part(2))
-
-    def test_the_first_of_two_copies_of_a_part_is_acknowledged_at_once(self):
-        stage = assembler()
-        first, _ = deliver(stage, part(0), 1)
-        assert deliver(stage, part(0), 2)[1].done == [first]

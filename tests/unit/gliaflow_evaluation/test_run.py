@@ -383,7 +383,7 @@ def test_a_task_that_an_ending_worker_gave_back_runs_again(
             task, result = runner.next()
             assert (task.name, result) == ("fold 8", "done")
             runner.submit(Task("fold 9", cancelled_at_first, (tmp_path / "always", 9)))
-            with pytest.raises(TaskLost, match="fold 9: 3 times its worker was told to end"):
+            with pytest.raises(TaskLost, match="fold 9: 3 times its worker was stopped"):
                 runner.next()
 
 
