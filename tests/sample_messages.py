@@ -19,6 +19,7 @@ from gliaflow_proto import (
     PredictionMessage,
     Scan,
     ScanMessage,
+    SequenceFile,
     SlicesMessage,
     Source,
     SyntheticMessage,
@@ -46,7 +47,12 @@ FORMS = Forms(
 SCAN = Scan(id="s1", submission="sub", name="brain", patient="p1", label="HGG")
 COMMON: dict[str, Any] = {"id": "m1", "scan": SCAN, "part": [1, 3], "trace": new_trace()}
 ONE_OF_EACH: list[Message] = [
-    ScanMessage(**COMMON, source=Source(uri="file:///a.nii.gz"), channel="0"),
+    ScanMessage(
+        **COMMON,
+        source=Source(uri="file:///a.nii.gz"),
+        channel="0",
+        sequences={"t1ce": SequenceFile(source=Source(data=b"after contrast"), channel="2")},
+    ),
     SlicesMessage(
         **COMMON,
         warnings=["sform, qform: they differ"],

@@ -246,6 +246,14 @@ class Volume(Protocol):
 
 
 @dataclass(frozen=True)
+class SequenceFile:
+    """A sequence beside the FLAIR. ``channel`` is the number of its volume in a 4-D file."""
+
+    volume: Volume
+    channel: str | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """One scan of a cohort.
 
@@ -255,6 +263,8 @@ class Case:
     mask, grade: None where the folder has none. A grade is HGG, LGG, or WHO I to IV.
     channel: the number of the FLAIR volume in a 4-D file.
     label: HGG or LGG. ``CohortRequest.read`` sets it, from the grade.
+    sequences: the other sequences of the same study, by name: t1, t1ce (after contrast), t2. Each may be on a grid of
+        its own, and may be another volume of the 4-D file ``scan``.
     """
 
     id: str
@@ -264,6 +274,7 @@ class Case:
     grade: str | None
     channel: str | None = None
     label: str | None = None
+    sequences: Mapping[str, SequenceFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from gliaflow_proto.geometry import Forms, Geometry
 from gliaflow_proto.tensors import DTYPES, MAX_TENSOR_BYTES, pack_tensor
 
 SCHEMA = "gliaflow/1"
+SEQUENCES = ("flair", "t1", "t1ce", "t2")
+"""The sequences that a bundle may take, in the order of its channels: FLAIR, T1, T1 after contrast, T2."""
 NO_TUMOUR: Literal["no tumour"] = "no tumour"  # the status of a prediction without a grade
 MAX_MESSAGE_BYTES = 8 * 2**20  # RabbitMQ 4 refuses messages over 16 MiB
 MAX_DECODED_BYTES = 16 * 2**20
@@ -76,6 +78,14 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequenceFile:
+    """Where a sequence beside the FLAIR is. ``channel`` is the number of its volume in a 4-D file, from 0."""
+
+    source: Source
+    channel: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Message:
     """The fields of all kinds.
 
@@ -96,17 +106,25 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanMessage(Message):
-    """A scan to process. ``channel`` is the number of the FLAIR volume in a 4-D file, from 0."""
+    """A scan to process. ``channel`` is the number of the FLAIR volume in a 4-D file, from 0.
+
+    ``source`` is the FLAIR. ``sequences``: the other sequences of the same study, by their names in ``SEQUENCES``. Each
+    may be on a grid of its own. A bundle uses those that it was trained on.
+    """
 
     kind: ClassVar[str] = "scan"
 
     source: Source
     channel: str | None = None
+    sequences: dict[str, SequenceFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlicesMessage(Message):
-    """Slices for the U-Net: ``image`` FP16 [n, 1, rows, columns], normalised for ``bundle`` (may be empty)."""
+    """Slices for the U-Net: ``image`` FP16 [n, C, rows, columns], normalised for ``bundle`` (may be empty).
+
+    C is the number of the bundle's sequences; the FLAIR is the first.
+    """
 
     kind: ClassVar[str] = "slices"
 

@@ -27,10 +27,12 @@ from gliaflow_proto.messages import (
     MAX_WARNINGS,
     NO_TUMOUR,
     SCHEMA,
+    SEQUENCES,
     SUBMISSION,
     Message,
     PredictionMessage,
     Scan,
+    SequenceFile,
     Source,
     Tensor,
 )
@@ -63,7 +65,14 @@ EXPECTED = {
     "list[float]": "an array of numbers",
 }
 NUMBERS: dict[str, type] = {"list[int]": int, "list[float]": float}
-MAPPED: dict[str, type[Any]] = {"Scan": Scan, "Geometry": Geometry, "Source": Source, "Forms": Forms}
+MAPPED: dict[str, type[Any]] = {
+    "Scan": Scan,
+    "Geometry": Geometry,
+    "Source": Source,
+    "SequenceFile": SequenceFile,
+    "Forms": Forms,
+}
+OF_SEQUENCES = "dict[str, SequenceFile]"
 
 Built = TypeVar("Built")
 
@@ -194,7 +203,7 @@ def _build(
     if isinstance(built, Scan) and not 0 <= built.shard < MAX_SHARDS:
         raise ProtocolError(f"scan.shard: {built.shard} is not from 0 to {MAX_SHARDS - 1}")
     if isinstance(built, Source) and sum(x is not None for x in (built.data, built.uri, built.upload)) != 1:
-        raise ProtocolError("source: expected exactly one of data, uri, upload")
+        raise ProtocolError(f"{prefix[:-1]}: expected exactly one of data, uri, upload")
     if isinstance(built, Geometry):
         check_geometry(built)
     if isinstance(built, PredictionMessage):
@@ -213,6 +222,8 @@ def _check(value: Any, kind: str, where: str) -> Any:
         if not isinstance(value, dict):
             raise ProtocolError(f"{where}: expected a map, got {type_name(value)}")
         return _build(MAPPED[kind], value, {}, where + ".")
+    if kind == OF_SEQUENCES:
+        return _sequences(value, where)
     if not kind.startswith("list["):
         return _checked(value, kind, where)
     if not isinstance(value, list):
@@ -222,6 +233,15 @@ def _check(value: Any, kind: str, where: str) -> Any:
     if kind == "list[str]" and len(value) > MAX_WARNINGS:
         raise ProtocolError(f"{where}: {len(value)} texts, over the limit of {MAX_WARNINGS}")
     return [_checked(entry, kind[5:-1], where, f"[{index}]") for index, entry in enumerate(value)]
+
+
+def _sequences(value: Any, where: str) -> dict[str, SequenceFile]:
+    """The sequences beside the FLAIR, by name. One that is nil is left out."""
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{where}: expected a map, got {type_name(value)}")
+    if unknown := next((name for name in value if name not in SEQUENCES[1:]), None):
+        raise ProtocolError(f"{where}: {shown(unknown)} is not one of {', '.join(SEQUENCES[1:])}")
+    return {name: _check(each, "SequenceFile", f"{where}.{name}") for name, each in value.items() if each is not None}
 
 
 def _checked(value: Any, kind: str, where: str, index: str = "") -> Any:

@@ -36,6 +36,7 @@ from gliaflow_proto import (
     ProtocolError,
     Scan,
     ScanMessage,
+    SequenceFile,
     SlicesMessage,
     Source,
     SyntheticMessage,
@@ -136,6 +137,11 @@ def seeds() -> list[bytes]:
     messages = [
         ScanMessage(**common, source=Source(data=b"\x1f\x8bnot a scan"), channel="0"),
         ScanMessage(**common, source=Source(uri="file:///nowhere/a.nii.gz")),
+        ScanMessage(
+            **common,
+            source=Source(data=b"\x1f\x8bnot a scan"),
+            sequences={"t1ce": SequenceFile(source=Source(uri="file:///nowhere/b.nii.gz"), channel="1")},
+        ),
         ScanMessage(**common, source=Source(upload="gliaflow.upload.x", chunks=2)),
         SlicesMessage(**common, geometry=geometry, image=np.ones((2, 1, *SIZE), np.float16)),
         FeaturesMessage(**with_bundle, tap="tap", geometry=geometry, features=features, mask=mask),

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from gliaflow_proto import (
     KINDS,
+    SEQUENCES,
     PredictionMessage,
     ProtocolError,
     Scan,
     ScanMessage,
+    SequenceFile,
     SlicesMessage,
     Source,
     decode,
@@ -61,8 +63,22 @@ scans = st.builds(
 )
 sources = st.builds(Source, data=st.binary(max_size=99)) | st.builds(Source, uri=text)
 
+sequences = st.dictionaries(
+    st.sampled_from(SEQUENCES[1:]), st.builds(SequenceFile, source=sources, channel=st.none() | text)
+)
 
-@given(st.builds(ScanMessage, id=text, scan=scans, trace=text, source=sources, channel=st.none() | text))
+
+@given(
+    st.builds(
+        ScanMessage,
+        id=text,
+        scan=scans,
+        trace=text,
+        source=sources,
+        channel=st.none() | text,
+        sequences=sequences,
+    )
+)
 def test_any_scan_message_round_trips(message):
     assert decode(encode(message)) == message
 
@@ -136,6 +152,13 @@ def test_a_truncated_or_altered_message_decodes_or_raises_a_protocol_error(data)
         (changed(SLICES, geometry__slices=[]), "geometry.slices"),
         (changed(SCAN_MESSAGE, source__uri=None), "source: expected exactly one"),
         (changed(SCAN_MESSAGE, source__data=b"x"), "source: expected exactly one"),
+        (changed(SCAN_MESSAGE, sequences=["t1"]), "sequences: expected a map, got an array"),
+        (changed(SCAN_MESSAGE, sequences__t1c={}), "sequences: 't1c' is not one of t1, t1ce, t2"),
+        (changed(SCAN_MESSAGE, sequences__flair={}), "sequences: 'flair' is not one of"),
+        (changed(SCAN_MESSAGE, sequences__t2=b"bytes"), "sequences.t2: expected a map, got binary"),
+        (changed(SCAN_MESSAGE, sequences__t2={}), "sequences.t2.source: missing"),
+        (changed(SCAN_MESSAGE, sequences__t1ce__channel=2), "sequences.t1ce.channel: expected text"),
+        (changed(SCAN_MESSAGE, sequences__t1ce__source__uri="u"), "sequences.t1ce.source: expected exactly one"),
         (b"\x91" * 5000 + b"\x01", "not a msgpack message"),
     ],
 )
@@ -171,6 +194,8 @@ def test_a_message_of_an_earlier_version_has_no_warnings_no_forms_and_the_status
     slices = decode(changed(SLICES, warnings=..., geometry__forms=...))
     prediction = decode(changed(PREDICTION, warnings=..., status=..., trained_on=..., forms=...))
     assert (slices.warnings, slices.geometry.forms) == ([], None)
+    assert decode(changed(SCAN_MESSAGE, sequences=...)).sequences == {}
+    assert decode(changed(SCAN_MESSAGE, sequences__t1ce=None)).sequences == {}
     assert (prediction.warnings, prediction.status, prediction.trained_on, prediction.forms) == ([], "ok", "", None)
 
 
