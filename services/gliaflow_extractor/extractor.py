@@ -49,6 +49,7 @@ class UNetSession:
         threads: int = 0,
     ) -> None:
         self.size = bundle.manifest.input.size
+        self.channels = len(bundle.manifest.input.channels)
         self._cropped = bundle.manifest.cropped if cropped is None else cropped
         self._shape = bundle.features_shape(self._cropped)
         threads = threads or available_cores()
@@ -57,10 +58,10 @@ class UNetSession:
         self._runs = min(threads, batch, bundle.slices_per_part(MAX_MESSAGE_BYTES)) if on_cpu else 1
         spare = threads - self._runs
         self._network = Network(bundle, "unet", [bundle.tap, "mask"], device=device, threads=1 + spare)
-        self._network.warm(image=(self._batch, 1, *self.size))
+        self._network.warm(image=(self._batch, self.channels, *self.size))
 
     def __call__(self, image: NDArray[np.floating]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-        """Features FP16 [n, C, H, W] and masks UINT8 [n, rows, columns] of slices [n, 1, rows, columns]."""
+        """Features FP16 [n, C, H, W] and masks UINT8 [n, rows, columns] of slices [n, channels, rows, columns]."""
         features = np.empty((len(image), *self._shape), np.float16)
         masks = np.empty((len(image), *self.size), np.uint8)
 
@@ -114,7 +115,8 @@ class Extractor(Stage):
             raise OtherBundle("slices", slices.bundle, self.name, self._bundle.id)
         if len(slices.geometry.slices) > (most := self._bundle.slices_per_part(MAX_MESSAGE_BYTES)):
             raise ProtocolError(f"geometry.slices: {len(slices.geometry.slices)}, but a part has at most {most}")
-        if slices.image.shape != (expected := (len(slices.geometry.slices), 1, *self._unet.size)):
+        expected = (len(slices.geometry.slices), self._unet.channels, *self._unet.size)
+        if slices.image.shape != expected:
             raise ProtocolError(f"tensors.image: shape {slices.image.shape}, but this bundle takes {expected}")
         features, mask = self._unet(slices.image)
         metrics.SLICES.labels(self.name).inc(len(mask))

@@ -70,7 +70,7 @@ def place_mask(
     """As ``cut_mask``, of the labels and the affine that ``read_mask`` returns."""
     if list(labels.shape) != list(geometry.shape):
         raise MaskError(f"shape {list(labels.shape)}, but its scan has {list(geometry.shape)}")
-    apart = _voxels_apart(affine, np.array(geometry.affine).reshape(4, 4), labels.shape)
+    apart = voxels_apart(affine, np.array(geometry.affine).reshape(4, 4), labels.shape)
     if apart > MAX_APART:
         raise MaskError(
             f"its affine puts it up to {apart:.3g} voxels away from its scan; resample it onto the scan's grid, or "
@@ -79,7 +79,7 @@ def place_mask(
     planes = prepare_mask(labels, geometry)
     if not labels.any():
         return planes, ["the mask is empty; the patient counts as one without tumour"]
-    head, tumour = _head(image), planes > 0
+    head, tumour = find_head(image), planes > 0
     share = (tumour & head).sum() / head.sum()
     if share > MAX_SHARE:
         raise MaskError(
@@ -137,7 +137,7 @@ def _labels(voxels: NDArray[Any]) -> NDArray[np.uint8]:
     return voxels if voxels.dtype == np.uint8 else np.asarray(np.minimum(np.rint(voxels), 255), dtype=np.uint8)
 
 
-def _head(image: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+def find_head(image: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     """Where the head is on slices [n, rows, columns], dark tissue inside it included."""
     sample = image[:, ::2, ::2].astype(np.float32)
     air, bright = sample.min(), np.percentile(sample, 99.5)
@@ -152,7 +152,7 @@ def _between(head: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
     return np.asarray(from_first & to_last)
 
 
-def _voxels_apart(mask: NDArray[np.float64], scan: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+def voxels_apart(mask: NDArray[np.float64], scan: NDArray[np.float64], shape: tuple[int, ...]) -> float:
     """The largest distance, in the scan's voxels, between the places that two affines give a corner of the grid."""
     corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(shape) - 1)
     corners = np.c_[corners, np.ones(8)].T

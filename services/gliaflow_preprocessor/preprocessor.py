@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
 
 import numpy as np
 import structlog
-from gliaflow_proto import MAX_MESSAGE_BYTES, Message, ScanMessage, SlicesMessage, expect, message_id
+from gliaflow_proto import MAX_MESSAGE_BYTES, Message, ScanMessage, SlicesMessage, Source, expect, message_id
 from gliaflow_proto.messages import MAX_WARNINGS
 from gliaflow_proto.routing import PREPROCESSOR, shard_of
 from gliaflow_runtime import metrics
 from gliaflow_runtime.broker.interface import Broker, Delivery
 from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.bundle.manifest import InputSpec
 from gliaflow_runtime.stage import InvalidInput, Outcome, Stage
+from numpy.typing import NDArray
 
 from gliaflow_preprocessor.intensities import doubts
-from gliaflow_preprocessor.nifti import NiftiError, read_scan
+from gliaflow_preprocessor.nifti import NiftiError, SeveralVolumes, read_scan
+from gliaflow_preprocessor.sequences import prepare_beside
 from gliaflow_preprocessor.slices import Prepared, UnusableScan, prepare
 from gliaflow_preprocessor.sources import SourceError, UploadGone, read_source
 from gliaflow_preprocessor.steps import Steps
 from gliaflow_preprocessor.typical import doubt
 
 log = structlog.get_logger()
+
+Images = list[NDArray[np.float32]]
+"""The slices [n, rows, columns] of each channel."""
 
 
 class Preprocessor(Stage):
@@ -50,11 +57,19 @@ class Preprocessor(Stage):
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         scan = expect(message, ScanMessage)
+        manifest = self._bundle.manifest
+        if lacking := missing_sequence(manifest.input, scan.sequences):
+            raise InvalidInput(lacking)
         try:
-            data = self._fetch(scan)
+            data = self._fetch(scan.source)
             nifti = read_scan(data, scan.channel)
             volume = self._steps(nifti.volume, nifti.affine)
-            prepared = prepare(volume, nifti.affine, self._bundle.manifest.input)
+            prepared = prepare(volume, nifti.affine, manifest.input)
+            warnings = [*scan.warnings, *nifti.warnings, *doubts(nifti.volume)]
+            warnings += doubt(prepared.image, manifest.input, manifest.typical)
+            prepared = replace(prepared, geometry=replace(prepared.geometry, forms=nifti.forms))
+            del nifti, volume  # one volume is in memory at a time
+            images = self._add_sequences(scan, data, prepared, warnings)
         except (SourceError, NiftiError, UnusableScan) as error:
             sent_again = scan.scan.attempt and not scan.scan.replayed  # by its sender
             if isinstance(error, UploadGone) and (delivery.attempts or sent_again):
@@ -65,26 +80,47 @@ class Preprocessor(Stage):
                 log.warning("source not read", stage=self.name, scan=scan.scan.id, reason=error.detail)
             raise InvalidInput(str(error)) from None
         metrics.SLICES.labels(self.name).inc(len(prepared.image))
-        prepared = replace(prepared, geometry=replace(prepared.geometry, forms=nifti.forms))
-        manifest = self._bundle.manifest
-        unlike = doubt(prepared.image, manifest.input, manifest.typical)
-        warnings = [*scan.warnings, *nifti.warnings, *doubts(nifti.volume), *unlike]
-        return Outcome(self._parts(scan, prepared, warnings[:MAX_WARNINGS]))
+        return Outcome(self._parts(scan, prepared, images, warnings[:MAX_WARNINGS]))
 
-    def _fetch(self, scan: ScanMessage) -> bytes:
+    def _add_sequences(self, scan: ScanMessage, data: bytes, flair: Prepared, warnings: list[str]) -> Images:
+        """The bundle's channels, of which only these sequences are fetched. Doubts are added to ``warnings``.
+
+        Parameters
+        ----------
+        data: the FLAIR's file, which may have the other sequences, too.
+        """
+        spec = self._bundle.manifest.input
+        images = [flair.image]
+        for name in spec.channels[1:]:
+            if (file := scan.sequences.get(name)) is None:
+                warnings.append(f"{name}: the scan came without it; this bundle was trained to answer without it, too")
+                images.append(np.full_like(flair.image, -spec.mean / spec.std))
+                continue
+            with _named(name):
+                own = data if file.source == scan.source else self._fetch(file.source)
+                nifti = read_scan(own, file.channel)
+                image, about = prepare_beside(self._steps(nifti.volume, nifti.affine), nifti.affine, flair, spec)
+            of_file = [text for text in nifti.warnings if text not in warnings]  # said of the FLAIR: said of all
+            warnings += [f"{name}: {text}" for text in (*of_file, *doubts(nifti.volume), *about)]
+            images.append(image)
+        return images
+
+    def _fetch(self, source: Source) -> bytes:
         self.fetching = True
         try:
-            return read_source(scan.source, self._roots, self._broker)
+            return read_source(source, self._roots, self._broker)
         finally:
             self.fetching = False
 
-    def _parts(self, scan: ScanMessage, prepared: Prepared, warnings: list[str]) -> Iterator[SlicesMessage]:
+    def _parts(
+        self, scan: ScanMessage, prepared: Prepared, images: Images, warnings: list[str]
+    ) -> Iterator[SlicesMessage]:
         size = self._bundle.slices_per_part(MAX_MESSAGE_BYTES)
         count = ceil(len(prepared.image) / size)
         # chosen here alone, so that all parts go to one assembler, whatever number of shards other processes have
         about = replace(scan.scan, shard=shard_of(scan.scan, self._shards))
         for index in range(count):
-            some = prepared.part(index * size, (index + 1) * size)
+            part = slice(index * size, (index + 1) * size)
             yield SlicesMessage(
                 id=message_id(scan.scan.submission, scan.scan.id, index, self.name, self._bundle.id),
                 scan=about,
@@ -92,6 +128,33 @@ class Preprocessor(Stage):
                 trace=scan.trace,
                 warnings=warnings,
                 bundle=self._bundle.id,
-                geometry=some.geometry,
-                image=some.image[:, None].astype(np.float16),
+                geometry=replace(prepared.geometry, slices=prepared.geometry.slices[part]),
+                image=np.stack([image[part] for image in images], axis=1).astype(np.float16),
             )
+
+
+def missing_sequence(spec: InputSpec, sent: Collection[str]) -> str:
+    """Why a scan with these sequences beside the FLAIR cannot be used; empty: it can."""
+    lacking = [name for name in spec.channels[1:] if name not in sent and name not in spec.optional]
+    if not lacking:
+        return ""
+    return (
+        f"{', '.join(lacking)}: the scan came without it, and this bundle needs {', '.join(spec.channels)}: submit the "
+        "folder of the study, in which the sequences are found by their names, or choose a bundle of fewer sequences"
+    )
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """The block's errors about a file begin with the name of its sequence."""
+    try:
+        yield
+    except UploadGone:
+        raise
+    except SeveralVolumes as error:
+        raise NiftiError(
+            f"{name}: 4-D image {list(error.shape)}: name its volume in sequences.{name}.channel"
+        ) from None
+    except (SourceError, NiftiError, UnusableScan) as error:
+        error.args = (f"{name}: {error}",)
+        raise

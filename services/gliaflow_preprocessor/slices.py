@@ -6,7 +6,8 @@ Serving and training both use ``prepare``, so that the network sees the same inp
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,13 @@ from gliaflow_preprocessor.intensities import fit_float32
 from gliaflow_preprocessor.resampling import resampling
 from gliaflow_preprocessor.scaling import IntensityScale, UnusableScan, fill_not_finite
 
-__all__ = ["Prepared", "UnusableScan", "prepare", "prepare_mask"]
+__all__ = ["Plane", "Prepared", "UnusableScan", "native", "prepare", "prepare_mask", "resample"]
 
 EMPTY = 0.005  # a slice with less head than this share of its pixels is dropped
 TOGETHER = 4  # slices that are resampled at a time: larger arrays than these cost a page fault for each 4 KiB
+
+Plane = Callable[[slice, slice, int], NDArray[Any]]
+"""Gives voxels [x, y] of a canonical slice z of the scan: rows of x, columns of y."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,9 @@ class Prepared:
     image: NDArray[np.float32]
     geometry: Geometry
 
-    def part(self, start: int, stop: int) -> Prepared:
-        """The slices from ``start`` to ``stop``."""
-        slices = self.geometry.slices[start:stop]
-        return Prepared(self.image[start:stop], replace(self.geometry, slices=slices))
-
 
 def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prepared:
-    """Cut a scan into normalised axial slices on the bundle's grid.
+    """Cut a FLAIR scan into normalised axial slices on the bundle's grid.
 
     Axes are reordered to canonical RAS+, intensities scaled so that air is 0 and the median of the head 1
     (scanner units are arbitrary), each slice resampled in-plane to ``spec.spacing`` and cropped or padded about the
@@ -54,12 +53,12 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
 
     Raises
     ------
-    UnusableScan: the volume shows no head, or has too many slices.
+    UnusableScan: the volume shows no head, or has too many slices for so many sequences.
     """
     orientation = nib.io_orientation(affine)
     if np.isnan(orientation).any():
         raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions")
-    volume = _native(fit_float32(volume))
+    volume = native(volume)
     with np.errstate(over="ignore", invalid="ignore"):
         scale = IntensityScale.of(volume)
     mass = _mass(scale.find_head(volume), orientation)
@@ -71,8 +70,10 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
     kept = np.flatnonzero(mass[2] / (len(mass[0]) * len(mass[1])) >= EMPTY)
     if not kept.size:
         raise UnusableScan("no slice of it shows a head: open it in a viewer; name another scan, or export it again")
-    if kept.size * math.prod(spec.size) > MAX_VOXELS:  # as in the assembler
-        raise UnusableScan(f"its {kept.size} slices of {list(spec.size)} pixels have over {MAX_VOXELS} pixels together")
+    count = kept.size * len(spec.channels)
+    if count * math.prod(spec.size) > MAX_VOXELS:  # as in the assembler
+        of = f" of {len(spec.channels)} sequences" if spec.channels[1:] else ""
+        raise UnusableScan(f"its {count} slices{of} of {list(spec.size)} pixels have over {MAX_VOXELS} pixels together")
     geometry = Geometry(
         affine=[float(x) for x in np.asarray(affine, dtype=float).ravel()],
         shape=[int(n) for n in volume.shape],
@@ -82,8 +83,8 @@ def prepare(volume: NDArray[Any], affine: NDArray[Any], spec: InputSpec) -> Prep
         size=list(spec.size),
         slices=[int(z) for z in kept],
     )
-    image = _resample(nib.apply_orientation(volume, orientation), scale, geometry, spec)
-    return Prepared(image, geometry)
+    canonical = nib.apply_orientation(volume, orientation)
+    return Prepared(resample(lambda x, y, z: canonical[x, y, z], scale, geometry, spec), geometry)
 
 
 def prepare_mask(labels: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
@@ -99,8 +100,9 @@ def prepare_mask(labels: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.ui
     return np.asarray(cut * (inside[0][:, None] & inside[1][None, :]), dtype=np.uint8)
 
 
-def _native(volume: NDArray[Any]) -> NDArray[Any]:
+def native(volume: NDArray[Any]) -> NDArray[Any]:
     """The volume as short integers, or as float32 that are finite, in the machine's byte order."""
+    volume = fit_float32(volume)
     if volume.dtype.kind in "iu" and volume.itemsize <= 2:
         return volume.astype(volume.dtype.newbyteorder("="), copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -111,21 +113,20 @@ def _native(volume: NDArray[Any]) -> NDArray[Any]:
     return numbers
 
 
-def _resample(
-    canonical: NDArray[Any], scale: IntensityScale, geometry: Geometry, spec: InputSpec
-) -> NDArray[np.float32]:
-    """The slices [n, rows, columns] of a volume [x, y, z], scaled and normalised."""
+def resample(voxels: Plane, scale: IntensityScale | None, geometry: Geometry, spec: InputSpec) -> NDArray[np.float32]:
+    """The slices float32 [n, rows, columns] of a scan, scaled (None: the voxels are already) and normalised."""
+    sides = [geometry.shape[n] for n in np.argsort(geometry.orientation[::2])]  # of x, y and z
     (to_rows, x), (to_columns, y) = (
-        resampling(canonical.shape[axis], geometry.size[axis], geometry.step[axis], geometry.origin[axis])
-        for axis in (0, 1)
+        resampling(sides[axis], geometry.size[axis], geometry.step[axis], geometry.origin[axis]) for axis in (0, 1)
     )
     image = np.empty((len(geometry.slices), *geometry.size), dtype=np.float32)
     for start in range(0, len(image), TOGETHER):
         part = image[start : start + TOGETHER]
         planes = np.empty((y.stop - y.start, len(part), x.stop - x.start), np.float32)
         for number, z in enumerate(geometry.slices[start : start + TOGETHER]):
-            planes[:, number] = canonical[x, y, z].T
-        scale.apply(planes)
+            planes[:, number] = voxels(x, y, z).T
+        if scale is not None:
+            scale.apply(planes)
         columns = (to_columns @ planes.reshape(len(planes), -1)).reshape(-1, *planes.shape[1:])
         pixels = to_rows @ columns.transpose(2, 1, 0).reshape(planes.shape[2], -1)
         pixels -= spec.mean

@@ -100,10 +100,11 @@ class Bundle:
         return chosen
 
     def slices_per_part(self, max_bytes: int) -> int:
-        """How many slices (1–16) fit into a message, so that fp16 features and masks are within ``max_bytes``."""
+        """How many slices (1–16) fit into a message: fp16 slices, or features and masks, within ``max_bytes``."""
         channels, height, width = self.tap_shape
         rows, columns = self.manifest.input.size
-        each = 2 * channels * height * width + rows * columns
+        each = max(2 * channels * height * width, (2 * len(self.manifest.input.channels) - 1) * rows * columns)
+        each += rows * columns
         return max(1, min(16, (max_bytes - 64 * 2**10) // each))
 
 

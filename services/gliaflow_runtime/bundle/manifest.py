@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from gliaflow_proto import SEQUENCES
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from gliaflow_runtime.errors import UsageError
 
@@ -25,6 +35,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=2048)]
 Millimetres = Annotated[float, Field(ge=0.05, le=100)]
 Channels = Annotated[int, Field(ge=1, le=65536)]
+Channel = Literal["flair", "t1", "t1ce", "t2"]  # SEQUENCES
 Statistic = Literal["filled", "noise", "flat", "bright_fluid", "bright_lines", "dark_cortex"]
 """How a scan looks: see ``gliaflow_preprocessor.typical``."""
 
@@ -45,13 +56,48 @@ class StepSpec(Strict):
 
 
 class InputSpec(Strict):
-    """The U-Net's input: in-plane size in pixels, spacing in mm, mean and standard deviation of the pixels."""
+    """The U-Net's input: in-plane size in pixels, spacing in mm, mean and standard deviation of the pixels; sequences.
+
+    All channels are scaled and normalised alike, each by itself. The fields of several sequences are written only if
+    there are several, since earlier versions do not know them.
+    """
 
     size: tuple[Side, Side] = (240, 240)
     spacing: tuple[Millimetres, Millimetres] = (1.0, 1.0)
     mean: float = Field(default=0.0, ge=-1e4, le=1e4)
     std: float = Field(default=1.0, ge=1e-4, le=1e4)
-    steps: tuple[StepSpec, ...] = Field(default=(), description="preprocessing steps, in order")
+    steps: tuple[StepSpec, ...] = Field(default=(), description="preprocessing steps, in order, of each sequence")
+    channels: tuple[Channel, ...] = Field(default=("flair",), description="sequences, in the order of SEQUENCES")
+    optional: tuple[Channel, ...] = Field(
+        default=(), description="channels that a scan may lack: they are 0 (air) then, as in a part of the training"
+    )
+    scale: Literal["air 0, median of the head 1"] = Field(
+        default="air 0, median of the head 1", description="of each channel's intensities, before mean and std"
+    )
+
+    @field_validator("channels")
+    @classmethod
+    def _begin_with_flair(cls, channels: tuple[Channel, ...]) -> tuple[Channel, ...]:
+        if channels[:1] != SEQUENCES[:1] or channels != tuple(name for name in SEQUENCES if name in channels):
+            raise ValueError(f"expected flair, and then some of {', '.join(SEQUENCES[1:])} in this order")
+        return channels
+
+    @field_validator("optional")
+    @classmethod
+    def _are_channels(cls, optional: tuple[Channel, ...], info: ValidationInfo) -> tuple[Channel, ...]:
+        if not set(optional) <= {*info.data.get("channels", optional)} - {"flair"}:
+            raise ValueError("expected some of the channels, and not flair")
+        return optional
+
+    @model_serializer(mode="wrap")
+    def _without_new_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: fields[name] for name, _ in self.__repr_args__() if name in fields}
+
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        """So that the work folder of a run of an earlier version, which has this text, is that of the same run."""
+        several = ("channels", "optional", "scale") if self.channels == ("flair",) else ()
+        return [(name, value) for name, value in self.__dict__.items() if name not in several]
 
 
 class GeneratorSpec(Strict):

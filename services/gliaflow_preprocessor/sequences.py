@@ -1,0 +1,90 @@
+"""Another sequence of the study on the FLAIR's slices, so that a pixel shows one place of the head in all channels.
+
+The two may have different grids. Their affines say where they are: nothing is registered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gliaflow_plugins.nibabel_alone import nib
+from gliaflow_runtime.bundle.manifest import InputSpec
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from gliaflow_preprocessor.masks import find_head, voxels_apart
+from gliaflow_preprocessor.scaling import IntensityScale, UnusableScan
+from gliaflow_preprocessor.slices import Plane, Prepared, native, resample
+
+SAME_VOXELS = 0.01  # grids that are less apart are one
+LEAST_COVER, GOOD_COVER = 1 / 3, 0.8  # of the FLAIR's head; a brain without its skull covers about 0.4 of a head
+
+
+def prepare_beside(
+    volume: NDArray[Any], affine: NDArray[np.float64], flair: Prepared, spec: InputSpec
+) -> tuple[NDArray[np.float32], list[str]]:
+    """The slices of another sequence, float32 [n, rows, columns], on those of the FLAIR, and doubts about it.
+
+    Intensities are scaled as the FLAIR's are (``prepare``), by the sequence's own air and head. If its grid is another,
+    voxels are interpolated on the FLAIR's grid (trilinear) before they are cut. Outside its image, it is 0, as air.
+
+    Parameters
+    ----------
+    volume: [i, j, k] of any real dtype, in stored order.
+    affine: [4, 4], stored voxel to mm.
+
+    Raises
+    ------
+    UnusableScan: it shows no head, or hardly any of the FLAIR's.
+    """
+    volume = native(volume)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = IntensityScale.of(volume)
+    geometry = flair.geometry
+    orientation = np.array(geometry.orientation, dtype=float).reshape(3, 2)
+    grid = np.array(geometry.affine).reshape(4, 4)
+    if [*volume.shape] == geometry.shape and voxels_apart(affine, grid, volume.shape) < SAME_VOXELS:
+        canonical = nib.apply_orientation(volume, orientation)
+        image = resample(lambda x, y, z: canonical[x, y, z], scale, geometry, spec)
+    else:
+        scaled = volume.astype(np.float32)
+        del volume
+        scale.apply(scaled)
+        canonical_grid = grid @ nib.orientations.inv_ornt_aff(orientation, geometry.shape)
+        image = resample(_interpolated(scaled, affine, canonical_grid), None, geometry, spec)
+    return image, _doubts(image, flair)
+
+
+def _interpolated(volume: NDArray[np.float32], affine: NDArray[Any], grid: NDArray[Any]) -> Plane:
+    """Planes of ``volume`` on another grid, given by its affine; 0 outside."""
+    try:
+        to_voxel = np.linalg.solve(affine, grid)
+    except np.linalg.LinAlgError:
+        raise UnusableScan("the affine is singular: it maps the scan's axes onto fewer than three directions") from None
+
+    def plane(x: slice, y: slice, z: int) -> NDArray[Any]:
+        start = to_voxel @ [x.start, y.start, z, 1]
+        shape = (x.stop - x.start, y.stop - y.start, 1)
+        # "grid-constant": what rounding puts just beyond the last voxel is that voxel, and not 0
+        placed = ndimage.affine_transform(
+            volume, to_voxel[:3, :3], start[:3], shape, order=1, mode="grid-constant", prefilter=False
+        )
+        return np.asarray(placed[:, :, 0])
+
+    return plane
+
+
+def _doubts(image: NDArray[np.float32], flair: Prepared) -> list[str]:
+    """At most one sentence: the sequence covers only a part of the FLAIR's head. Raises UnusableScan: hardly any."""
+    head = find_head(flair.image)
+    cover = float((find_head(image) & head).sum() / max(1, head.sum()))
+    if cover < LEAST_COVER:
+        raise UnusableScan(
+            f"by the files' affines, it covers {cover:.0%} of the head in the FLAIR scan, and at least "
+            f"{LEAST_COVER:.0%} is needed: is it of the same patient and visit? If so, register it to the FLAIR scan, "
+            "or convert both anew from DICOM"
+        )
+    if cover < GOOD_COVER:
+        return [f"it covers {cover:.0%} of the head in the FLAIR scan; elsewhere it counts as air"]
+    return []
