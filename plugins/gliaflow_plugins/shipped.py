@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gliaflow_plugins.augmentations.kspace import Ghosting, LowResolution, Motion, Spikes
+from gliaflow_plugins.augmentations.scanner import BiasField, Blur, Gamma, Histogram, RicianNoise
 from gliaflow_plugins.augmentations.shipped import (
     Elastic,
     MirrorFrontBack,
@@ -30,7 +32,9 @@ from gliaflow_plugins.steps import N4, SkullStrip
 
 @hookimpl
 def register_augmentations(register: Callable[[Augmentation], None]) -> None:
-    for augmentation in (MirrorFrontBack, MirrorLeftRight, Elastic, Rotation, Shift, Shear, Zoom):
+    geometry = (MirrorFrontBack, MirrorLeftRight, Elastic, Rotation, Shift, Shear, Zoom)
+    scanner = (Gamma, Histogram, BiasField, Motion, Ghosting, LowResolution, Blur, RicianNoise, Spikes)
+    for augmentation in (*geometry, *scanner):
         register(augmentation())
 
 

@@ -17,6 +17,18 @@ from gliaflow_plugins.registry import Registry
 PAPER_AUGMENTATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = tuple(
     (name, {}) for name in ("mirror-front-back", "mirror-left-right", "elastic", "rotation", "shift", "shear", "zoom")
 )
+SCANNER_AUGMENTATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("gamma", {"probability": 0.3}),
+    ("histogram", {"probability": 0.1, "spread": 0.4}),
+    ("bias-field", {"probability": 0.3}),
+    ("motion", {"probability": 0.05, "movements": 2}),
+    ("ghosting", {"probability": 0.05}),
+    ("low-resolution", {"probability": 0.15, "factor": 2.5}),
+    ("blur", {"probability": 0.15, "sigma": 1.2}),
+    ("rician-noise", {"probability": 0.3}),
+    ("spikes", {"probability": 0.03, "strength": 0.2}),
+)
+"""What a scanner does, in its order: tissue, coil, patient, k-space, receiver. Seldom and mild, to train with."""
 EARLIER_NAMES = {"hflip": "mirror-front-back", "vflip": "mirror-left-right"}
 """Names in older files and bundles. They suggested the opposite of what the augmentations do."""
 

@@ -292,8 +292,8 @@ def test_an_augmentation_can_be_called_alone(registry: Registry) -> None:
 
 
 def test_unknown_names_wrong_options_and_shapes_are_refused(registry: Registry) -> None:
-    with pytest.raises(PluginError, match="no usable augmentation 'blur'"):
-        AugmentationPipeline(registry, [("blur", {})])
+    with pytest.raises(PluginError, match="no usable augmentation 'sepia'"):
+        AugmentationPipeline(registry, [("sepia", {})])
     with pytest.raises(PluginError, match="rotation: degrees"):
         AugmentationPipeline(registry, [("rotation", {"degrees": float("nan")})])
     with pytest.raises(ValueError, match="one shape"):
