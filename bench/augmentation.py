@@ -1,7 +1,8 @@
-"""Speed of the paper's Table 1 on a slice and its mask, beside four libraries that can do the same.
+"""Speed of augmentations on a slice and its mask, beside four libraries that can do the same.
 
 make bench-augment
-.venv-peers-augmentation/bin/python bench/augmentation.py [--rounds 15] [--calls 20] [--json FILE]
+.venv-peers-augmentation/bin/python bench/augmentation.py [--rounds 15] [--calls 20] [--json FILE]    Table 1
+.venv-peers-augmentation/bin/python bench/augmentation.py --scanner     each of the scanner's: noise, motion, …
 .venv-peers-augmentation/bin/python bench/augmentation.py --training    its share of a training step
 
 240×240, float32 and uint8, one thread, all in turn in one process. Times are CPU seconds of this process, so that other
@@ -18,6 +19,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,11 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a server for its ne
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from gliaflow_plugins.augmentations.pipeline import PAPER_AUGMENTATIONS, AugmentationPipeline  # noqa: E402
+from gliaflow_plugins.augmentations.pipeline import (  # noqa: E402
+    PAPER_AUGMENTATIONS,
+    SCANNER_AUGMENTATIONS,
+    AugmentationPipeline,
+)
 from gliaflow_plugins.registry import load_registry  # noqa: E402
 
 SIDE = 240
@@ -223,6 +229,48 @@ def compare(rounds: int, calls: int) -> dict[str, list[float]]:
     return times
 
 
+def compare_scanner(rounds: int, calls: int) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of each kind, each library and each round."""
+    import SimpleITK
+    from scanner_peers import contenders
+
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    image = slice_and_mask()[0].clip(0)
+    image /= image.max()  # albumentations needs 0 … 1; gliaflow takes any scale
+    every = contenders()
+    times: dict[str, dict[str, list[float]]] = {kind: {library: [] for library in each} for kind, each in every.items()}
+    for kind, each in every.items():
+        for library, change in each.items():
+            changed = [change(image) for _ in range(4)]
+            assert all(one.shape == image.shape and np.isfinite(one).all() for one in changed), (kind, library)
+            assert max(np.abs(one - image).max() for one in changed) > 0.01, f"{library} does nothing: {kind}"
+    for _ in range(rounds):
+        for kind, each in every.items():
+            for library, change in each.items():
+                started = time.process_time()
+                for _ in range(calls):
+                    change(image)
+                times[kind][library].append(1000 * (time.process_time() - started) / calls)
+    return times
+
+
+def scanner_markdown(times: dict[str, dict[str, list[float]]]) -> str:
+    """A row for each kind; of each library its milliseconds, and how many times ours they are."""
+    from scanner_peers import DIFFERS
+
+    libraries = list(dict.fromkeys(library for each in times.values() for library in each))
+    lines = [f"| | {' | '.join(libraries)} |", "|---" * (1 + len(libraries)) + "|"]
+    for kind, each in times.items():
+        cells = [f"{statistics.median(each['gliaflow']):.2f}", *("–" for _ in libraries[1:])]
+        for library in each.keys() - {"gliaflow"}:
+            ratios = [one / ours for one, ours in zip(each[library], each["gliaflow"], strict=True)]
+            spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})"
+            note = f"; {DIFFERS[kind, library]}" if (kind, library) in DIFFERS else ""
+            cells[libraries.index(library)] = f"{statistics.median(each[library]):.2f}: {spread}{note}"
+        lines.append(f"| `{kind}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def markdown(times: dict[str, list[float]]) -> str:
     lines = [
         "| | CPU ms a slice (median) | gliaflow is faster by: median (range) | what differs |",
@@ -236,19 +284,22 @@ def markdown(times: dict[str, list[float]]) -> str:
 
 
 def share_of_training(rounds: int) -> str:
-    """CPU time of a batch's augmentation beside that of the whole training step, for the profiles."""
+    """CPU time of a batch's augmentation beside that of the whole training step.
+
+    Of the profiles, and of ``small`` with the augmentations of the scanner before its own.
+    """
     from gliaflow_plugins.contracts import FitContext
     from gliaflow_trainer.profiles import PROFILES
     from gliaflow_trainer.slices import Slices
     from gliaflow_trainer.unet_fit import UNetOptions, fit_unet, randomised
 
     lines = ["| profile | a step, CPU ms | its augmentation, CPU ms | share |", "|---|---|---|---|"]
-    for name in ("demo", "small", "paper"):
-        profile = PROFILES[name]
+    scanner = replace(PROFILES["small"], augmentations=SCANNER_AUGMENTATIONS)
+    for name, profile in {**PROFILES, "small + scanner": scanner}.items():
         options = UNetOptions(profile.width, profile.norm, **{**profile.unet, "epochs": 1, "epoch_slices": None})
         image, mask = slice_and_mask(profile.input.size[0])
         slices = Slices([])
-        slices.images, slices.masks = [image] * options.batch, [mask] * options.batch
+        slices.images, slices.masks = [image[None]] * options.batch, [mask] * options.batch
         pipeline = AugmentationPipeline(load_registry(), profile.augmentations)
         one_by_one = pipeline if pipeline.augmentations else None
         batch = tuple(torch.from_numpy(np.stack([part] * options.batch)[:, None]).float() for part in (image, mask))
@@ -275,6 +326,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--calls", type=int, default=20, help="calls of each contender in a round")
     parser.add_argument("--json", type=Path, help="write the milliseconds of each round into this file")
+    parser.add_argument("--scanner", action="store_true", help="the augmentations of the scanner, each by itself")
     parser.add_argument("--training", action="store_true", help="the share of a training step instead")
     flags = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the peers
@@ -282,8 +334,12 @@ def main() -> None:
     if flags.training:
         print(share_of_training(flags.rounds))
         return
-    times = compare(flags.rounds, flags.calls)
-    print(markdown(times))
+    if flags.scanner:
+        times: Any = compare_scanner(flags.rounds, flags.calls)
+        print(scanner_markdown(times))
+    else:
+        times = compare(flags.rounds, flags.calls)
+        print(markdown(times))
     if flags.json:
         flags.json.write_text(json.dumps(times, indent=1), encoding="utf-8")
 

@@ -205,8 +205,8 @@ def unet_training(setting: Setting) -> Iterator[Row]:
     if not size.width:
         options = UNetOptions(width=2, batch=2, epochs=100)
     rng = np.random.default_rng(0)
-    image = rng.random((size.slices, size.side, size.side)).astype(np.float16)
-    mask = (rng.random(image.shape) > 0.9).astype(np.uint8)
+    image = rng.random((size.slices, 1, size.side, size.side)).astype(np.float16)
+    mask = (rng.random(image[:, 0].shape) > 0.9).astype(np.uint8)
     geometry = geometry_of([size.side, size.side], size.slices)
     slices = Slices([CutScan("s", "s", "p", "HGG", geometry, image, mask, "")])
     paper = AugmentationPipeline(load_registry(), PROFILES["paper"].augmentations)

@@ -98,9 +98,9 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True)
 class SliceSource:
-    """The slices [1, H, W] that features come from, and the network that computes the features.
+    """The slices [C, H, W] of C sequences that features come from, and the network that computes the features.
 
-    ``extractor`` is a torch module, slices [n, 1, H, W] → features [n, C, h, w].
+    ``extractor`` is a torch module, slices [n, C, H, W] → features [n, C, h, w].
     """
 
     images: FeatureSource

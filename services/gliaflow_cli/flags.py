@@ -107,4 +107,23 @@ Preprocess = Annotated[
     list[str] | None,
     fitting("--preprocess", help="A step before slices are cut: name or name:option=value,…; repeatable, in order."),
 ]
+Channels = Annotated[
+    str | None,
+    fitting(
+        "--channels",
+        help="Sequences that the U-Net sees: flair, then any of t1, t1ce (after contrast) and t2, separated by commas. "
+        "Default: flair.",
+    ),
+]
+Drop = Annotated[
+    float | None,
+    fitting(
+        "--drop",
+        metavar="<float>",
+        help="Probability with which a training slice lacks a sequence, for each but the FLAIR, so that the bundle "
+        "answers scans without it, too. 0: all are needed, and patients without one are left out. Default: 0.2.",
+        min=0,
+        max=0.9,
+    ),
+]
 TorchDevice = Annotated[str, fitting("--device", help="cpu or cuda. Several GPUs: torchrun -m gliaflow_cli train …")]

@@ -13,6 +13,7 @@ from gliaflow_plugins.cohorts.read import CohortRequest
 from gliaflow_plugins.cohorts.scan_files import not_read
 from gliaflow_plugins.contracts import Cohort
 from gliaflow_plugins.registry import Registry
+from gliaflow_proto import SEQUENCES
 from gliaflow_runtime.bundle.load import Bundle, find_bundle
 from gliaflow_runtime.bundle.manifest import TAPS, BundleError, StepSpec
 from gliaflow_runtime.errors import UsageError
@@ -88,6 +89,22 @@ def read_profile(
         tap=profile.tap if tap is None else tap,
         cropped=profile.cropped if crop is None else crop,
     )
+
+
+def choose_sequences(profile: Profile, channels: str | None, drop: float | None) -> Profile:
+    """The profile with the sequences of ``--channels``, of which ``--drop`` says whether scans may lack them."""
+    from gliaflow_trainer.profiles import DROP, with_sequences
+
+    names = {name.strip().casefold() for name in (channels or "flair").split(",")}
+    if not {"flair"} <= names <= set(SEQUENCES):
+        raise UsageError(
+            f"--channels: {channels!r} is not flair with some of {', '.join(SEQUENCES[1:])}, separated by commas"
+        )
+    if names == {"flair"}:
+        if drop is not None:
+            raise UsageError("--drop: the FLAIR alone cannot be left out; name more sequences (--channels flair,t1ce)")
+        return profile
+    return with_sequences(profile, tuple(name for name in SEQUENCES if name in names), DROP if drop is None else drop)
 
 
 def find_unet(flag: str, where: str | None, profile: Profile) -> Path | None:

@@ -138,7 +138,7 @@ def _identity(request: EvaluateRequest, cases: Iterable[Case]) -> dict[str, Any]
     return {
         "threads": _threads(request),
         "device": request.device,
-        "scan": settings_of(cases),
+        "scan": settings_of(cases, request.profile.input.channels),
         "profile": {key: value for key, value in asdict(request.profile).items() if key not in AFTER_THE_UNET},
         "protocol": [design.protocol, design.task, design.folds, design.seed],
         "init": request.init and Bundle(request.init).id,

@@ -136,7 +136,7 @@ def overlays(fold: Fold, scans: Sequence[CutScan], store: FeatureStore) -> dict[
     for scan in tested[:: max(1, len(tested) // OVERLAYS)][:OVERLAYS]:
         largest = int(np.argmax([np.count_nonzero(plane) for plane in scan.mask]))
         index = np.flatnonzero((store.scans == scan.id) & (store.slices == scan.geometry.slices[largest]))
-        image.append(np.asarray(scan.image[largest], np.float32))
+        image.append(np.asarray(scan.flair[largest], np.float32))
         truth.append((np.asarray(scan.mask[largest]) > 0).astype(np.uint8))
         found.append(store.masks(index)[0])
         names.append(scan.patient)

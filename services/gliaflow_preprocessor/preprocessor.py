@@ -54,6 +54,7 @@ class Preprocessor(Stage):
     def __init__(self, bundle: Bundle, broker: Broker, roots: Sequence[str], *, shards: int = 1) -> None:
         self._bundle, self._broker, self._roots, self._shards = bundle, broker, roots, shards
         self._steps = Steps(bundle.manifest.input.steps)
+        self.channels = bundle.manifest.input.channels
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
         scan = expect(message, ScanMessage)
@@ -96,6 +97,8 @@ class Preprocessor(Stage):
                 warnings.append(f"{name}: the scan came without it; this bundle was trained to answer without it, too")
                 images.append(np.full_like(flair.image, -spec.mean / spec.std))
                 continue
+            if (file.source, file.channel) == (scan.source, scan.channel):
+                raise NiftiError(f"{name}: it is the FLAIR volume itself")
             with _named(name):
                 own = data if file.source == scan.source else self._fetch(file.source)
                 nifti = read_scan(own, file.channel)

@@ -52,7 +52,7 @@ def quantized(model: onnx.ModelProto, images: Iterator[NDArray[Any]]) -> bytes:
     Parameters
     ----------
     model: the U-Net in fp32.
-    images: float32 [n, 1, rows, columns], from which the ranges of activations are taken. They are read one by one:
+    images: float32 [n, C, rows, columns], from which the ranges of activations are taken. They are read one by one:
         memory holds one, with all its activations.
     """
     # gliaflow_runtime.inference, which is loaded by now, has switched telemetry off

@@ -76,7 +76,7 @@ class _Calibration:
             self.counts["slices"] += len(numbers)
             self.seen[scan.voxels] = scan.case
             for number in numbers:
-                yield scan.image[number, None, None].astype(np.float32)
+                yield scan.image[number, None].astype(np.float32)
 
 
 def quantize(request: QuantizeRequest, bar: Progress) -> Bundle:

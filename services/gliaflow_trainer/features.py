@@ -92,7 +92,7 @@ class FeaturesWithSlices:
 
 
 class _SlicesOfSamples:
-    """The slices of samples as a ``FeatureSource`` of [1, H, W]."""
+    """The slices of samples as a ``FeatureSource`` of [C, H, W], C sequences."""
 
     def __init__(self, samples: Samples, folder: Path) -> None:
         by_id = {scan.id: scan for scan in kept_scans(folder)}
@@ -100,12 +100,12 @@ class _SlicesOfSamples:
         self._images = [scan.image for scan in scans]
         self._at = [scan.geometry.slices.index(int(z)) for scan, z in zip(scans, samples.slices, strict=True)]
         self.labels, self.classes, self.patients = samples.labels, samples.classes, samples.patients
-        rows, columns = self._images[0].shape[1:]
-        self.shape = (1, int(rows), int(columns))
+        channels, rows, columns = self._images[0].shape[1:]
+        self.shape = (int(channels), int(rows), int(columns))
 
     def __len__(self) -> int:
         return len(self._at)
 
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The slices [n, 1, H, W] at ``indices`` [n]."""
-        return np.stack([self._images[i][self._at[i]] for i in indices]).astype(np.float32)[:, None]
+        """The slices [n, C, H, W] at ``indices`` [n]."""
+        return np.stack([self._images[i][self._at[i]] for i in indices]).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gliaflow_plugins.augmentations.pipeline import PAPER_AUGMENTATIONS
@@ -30,6 +30,26 @@ class Profile:
     mirror: bool = False  # the mask is the mean of the slice's and its mirror image's: twice the work, about +0.01 Dice
     generators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     classifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+DROP = 0.2
+"""The probability with which a training sample lacks a sequence, for each but the FLAIR."""
+
+
+def with_sequences(profile: Profile, channels: tuple[str, ...], drop: float) -> Profile:
+    """The profile for these sequences (see ``InputSpec.channels``).
+
+    Those beside the FLAIR are dropped at random in training, and so may be missing in serving. With ``drop`` 0, none
+    may.
+
+    Raises
+    ------
+    ValidationError: they do not begin with flair, or are not in the order of SEQUENCES.
+    """
+    optional = channels[1:] if drop else ()
+    fields = profile.input.model_dump() | {"channels": channels, "optional": optional}
+    unet = {**profile.unet, "drop": drop} if optional else profile.unet
+    return replace(profile, input=InputSpec.model_validate(fields), unet=unet)
 
 
 # 192 mm around the middle of the head, in as many pixels as two cores can train on

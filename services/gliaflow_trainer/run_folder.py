@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -61,10 +61,11 @@ def only_command(folder: Path) -> Iterator[None]:
         yield
 
 
-def settings_of(cases: Iterable[Case]) -> dict[str, dict[str, str | None]]:
-    """What a run depends on of each scan, beside its files."""
+def settings_of(cases: Iterable[Case], channels: Collection[str] = ()) -> dict[str, dict[str, str | None]]:
+    """What a run with these sequences depends on of each scan, beside its files."""
     return {
         case.id: {"patient": case.patient, "grade": case.grade, "class": case.label, "channel": case.channel}
+        | {f"channel of {name}": file.channel for name, file in case.sequences.items() if name in channels}
         for case in cases
     }
 

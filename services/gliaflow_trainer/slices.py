@@ -1,15 +1,16 @@
 """The slices of a cohort on disk, cut by the preprocessor that serves, each with its mask on the same grid.
 
-The folder has three files for each scan: ``<id>.image.npy`` float16 [n, H, W], ``<id>.mask.npy`` uint8 [n, H, W] and
-``<id>.json`` (patient, label, geometry, digests of the scan's and the mask's files), which is written last: a scan
-without it was interrupted, and is cut again. A scan that cannot be used has ``<id>.refused``: why, and the digests.
+The folder has three files for each scan: ``<id>.image.npy`` float16 [n, C, H, W] (an earlier version's [n, H, W] has
+one sequence), ``<id>.mask.npy`` uint8 [n, H, W] and ``<id>.json`` (patient, label, geometry, digests of the files),
+which is written last: a scan without it was interrupted, and is cut again. A scan that cannot be used has
+``<id>.refused``: why, and the digests.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from gliaflow_proto import (
     Geometry,
     Scan,
     ScanMessage,
+    SequenceFile,
     SlicesMessage,
     Source,
     expect,
@@ -42,9 +44,10 @@ COMPARED_VOXELS = 64
 
 @dataclass(frozen=True)
 class CutScan:
-    """One scan: ``image`` [n, H, W] float16 (air 0, head about 1) and ``mask`` [n, H, W] uint8 are memory maps.
+    """One scan: ``image`` [n, C, H, W] float16 (air 0, head about 1) and ``mask`` [n, H, W] uint8 are memory maps.
 
-    ``voxels`` is the digest of ``image``: two scans with the same voxels have the same digest. ``tumour`` is that of
+    C is the number of sequences; the FLAIR is the first. A sequence that the scan lacks is 0 everywhere.
+    ``voxels`` is the digest of ``flair``: two scans with the same voxels have the same digest. ``tumour`` is that of
     the tumour's labels in the mask's file; "" if there are few, which two patients may share (``COMPARED_VOXELS``).
     ``mask_file`` is that of the mask's whole file.
     """
@@ -60,6 +63,11 @@ class CutScan:
     tumour: str = ""
     mask_file: str = ""
 
+    @property
+    def flair(self) -> NDArray[np.float16]:
+        """The FLAIR's slices [n, H, W]."""
+        return self.image[:, 0]
+
     def messages(self, per_part: int) -> Iterator[SlicesMessage]:
         """The messages that the preprocessor sent for this scan."""
         count = -(-len(self.image) // per_part)
@@ -70,12 +78,12 @@ class CutScan:
                 scan=Scan(id=self.id, name=self.case, patient=self.patient, label=self.label),
                 part=[index, count],
                 geometry=replace(self.geometry, slices=self.geometry.slices[some]),
-                image=np.asarray(self.image[some])[:, None],
+                image=np.asarray(self.image[some]),
             )
 
 
 class Slices:
-    """The slices of several scans by number: ``images[i]`` and ``masks[i]`` are planes [H, W], of ``patients[i]``."""
+    """The slices of several scans by number: ``images[i]`` [C, H, W] and ``masks[i]`` [H, W], of ``patients[i]``."""
 
     def __init__(self, scans: Sequence[CutScan]) -> None:
         self.images = [plane for scan in scans for plane in scan.image]
@@ -91,7 +99,8 @@ class Slices:
 class CutResult:
     """What became of a case: ``scan`` with its slices in memory, or the ``reason`` why it cannot be used.
 
-    ``doubts`` are about files that are used. ``files`` has the digests of scan and mask, "" for one without data.
+    ``doubts`` are about files that are used. ``files`` has the digests of scan, mask and other sequences, "" for one
+    without data.
     """
 
     case: Case
@@ -109,7 +118,7 @@ def cut_cohort(cases: Iterable[Case], profile: Profile, work: Path, bar: Progres
     PluginError: no case can be used, or files changed since an earlier run cut them.
     """
     folder, usable = work / "slices", [case for case in cases if case.mask is not None]
-    if changed := changed_files(usable, folder):
+    if changed := changed_files(usable, folder, profile.input.channels):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise PluginError(
             f"{work}: has slices of files that changed since they were cut: {', '.join(changed[:3])}{more}; remove it, "
@@ -181,15 +190,25 @@ def cut_each(cases: Iterable[Case], bundle: Bundle) -> Iterator[CutResult]:
 
 
 def _cut(case: Case, stage: Preprocessor) -> CutResult:
-    data, fault = _read(case.scan)
-    mask_data, mask_fault = _read(case.mask)
-    files = {"scan": _digest(data), "mask": _digest(mask_data)}
-    if fault or mask_fault:
-        return CutResult(case, files, reason=fault or mask_fault)
+    read = {name: _read(volume) for name, volume in files_of(case, stage.channels).items()}
+    files = {name: _digest(content) for name, (content, _) in read.items()}
+    if faults := [fault for _, fault in read.values() if fault]:
+        return CutResult(case, files, reason=faults[0])
+    (data, _), (mask_data, _) = read["scan"], read["mask"]
     if data and data == mask_data:
         return CutResult(case, files, reason=f"mask {case.mask}: it is the scan itself")
     about = Scan(id=message_id(case.id), name=case.id, patient=case.patient, label=case.label)
-    message = ScanMessage(id=message_id(about.id, "scan"), scan=about, source=Source(data=data), channel=case.channel)
+    message = ScanMessage(
+        id=message_id(about.id, "scan"),
+        scan=about,
+        source=Source(data=data),
+        channel=case.channel,
+        sequences={
+            name: SequenceFile(source=Source(data=read[name][0]), channel=file.channel)
+            for name, file in case.sequences.items()
+            if name in read
+        },
+    )
     parts: list[SlicesMessage] = []
     reasons: list[str | None] = []
     stream(
@@ -202,33 +221,40 @@ def _cut(case: Case, stage: Preprocessor) -> CutResult:
         return CutResult(case, files, reason=f"{case.scan}: {reasons[0]}")
     slices = [z for part in parts for z in part.geometry.slices]
     geometry = replace(parts[0].geometry, slices=slices, forms=None)
-    image = np.concatenate([part.image[:, 0] for part in parts])
-    mask, doubts = np.zeros(image.shape, np.uint8), [f"{case.scan}: {warning}" for warning in parts[0].warnings]
+    image = np.concatenate([part.image for part in parts])
+    flair = image[:, 0]
+    mask, doubts = np.zeros(flair.shape, np.uint8), [f"{case.scan}: {warning}" for warning in parts[0].warnings]
     tumour = ""
     if case.mask is not None:
         try:
             labels, affine = read_mask(mask_data)
-            mask, about_mask = place_mask(labels, affine, geometry, image)
+            mask, about_mask = place_mask(labels, affine, geometry, flair)
             tumour = _tumour_digest(labels)
             doubts += [f"mask {case.mask}: {doubt}" for doubt in about_mask]
         except ValueError as error:
             return CutResult(case, files, reason=f"mask {case.mask}: {error}")
-    voxels = hashlib.sha256(image.tobytes()).hexdigest()
+    voxels = hashlib.sha256(flair.tobytes()).hexdigest()
     digests = voxels, tumour, files["mask"]
     scan = CutScan(about.id, case.id, case.patient, case.label, geometry, image, mask, *digests)
     return CutResult(case, files, scan, doubts=doubts)
 
 
-def changed_files(cases: Iterable[Case], folder: Path) -> list[str]:
-    """The scans and masks whose content is not that of the files which were cut into ``folder``."""
+def files_of(case: Case, channels: Collection[str]) -> dict[str, Volume | None]:
+    """The volumes of a case that a bundle of these sequences uses: ``scan`` (the FLAIR), ``mask``, and the others."""
+    others = {name: file.volume for name, file in case.sequences.items() if name in channels}
+    return {"scan": case.scan, "mask": case.mask, **others}
+
+
+def changed_files(cases: Iterable[Case], folder: Path, channels: Collection[str] = ()) -> list[str]:
+    """The files of these cases whose content is not that of the files which were cut into ``folder``."""
     changed = []
     for case in cases:
         known = _record(folder, case)
         if known is None:
             continue
-        for name, volume in (("scan", case.scan), ("mask", case.mask)):
+        for name, volume in files_of(case, channels).items():
             data, fault = _read(volume)
-            if _digest(data) != known["files"][name]:
+            if _digest(data) != known["files"].get(name, ""):
                 changed.append(fault or str(volume))
     return changed
 
@@ -293,6 +319,7 @@ def _keep(folder: Path, result: CutResult) -> None:
 def _load(folder: Path, scan_id: str) -> CutScan:
     about: dict[str, Any] = json.loads((folder / f"{scan_id}.json").read_text(encoding="utf-8"))
     image = np.load(folder / f"{scan_id}.image.npy", mmap_mode="r")
+    image = image if image.ndim == 4 else image[:, None]
     mask = np.load(folder / f"{scan_id}.mask.npy", mmap_mode="r")
     geometry = Geometry(**about["geometry"])
     # slices of an older version have no digest of the tumour

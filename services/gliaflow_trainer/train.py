@@ -68,7 +68,9 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             same_run(
                 work,
                 {
-                    "scan": settings_of(case for case in cohort.cases if case.mask is not None),
+                    "scan": settings_of(
+                        (case for case in cohort.cases if case.mask is not None), profile.input.channels
+                    ),
                     "profile": asdict(profile),
                     "augmentations": list(request.augmentations),
                     "init": init or False,
@@ -94,7 +96,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     manifest = base.manifest.model_dump(mode="json", exclude={"schema_", "files"})
     manifest["notice"] = f"Trained on {len(split)} {'phantoms' if phantoms else 'patients'}. {NOTICE}"
     manifest["trained_on"] = "phantoms" if phantoms else "patients"
-    seen = (scan.image for scan in scans if split[scan.patient] != "test")
+    seen = (scan.flair for scan in scans if split[scan.patient] != "test")
     manifest["typical"] = typical_limits(seen, base.manifest.input)
     manifest["training"] |= {
         "profile": asdict(profile),

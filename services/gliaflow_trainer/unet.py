@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,27 +31,30 @@ assert UNetOutput._fields == ("mask", *TAPS)
 
 
 class UNet(nn.Module):
-    """The U-Net of Dong et al. 2017, as the paper uses it. Image [n, 1, H, W] → ``UNetOutput``; H, W multiples of 16.
+    """The U-Net of Dong et al. 2017, as the paper uses it. Image [n, C, H, W] → ``UNetOutput``; H, W multiples of 16.
 
     Parameters
     ----------
     width: channels of the first block; 64 in the paper (34.5 M parameters), doubled at each of four poolings.
     norm: batch normalisation after each convolution. The paper has none; narrow networks trained in minutes need it.
         The ONNX export folds it into the convolutions, so it costs nothing in serving.
-    mean, std: of a pixel in the training patients (paper section 3.5). They are part of the network, so that all
-        networks, those of every fold too, take the same slices.
+    mean, std: of a pixel in the training patients, for each sequence (paper section 3.5); their number is C. They are
+        part of the network, so that all networks, those of every fold too, take the same slices.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, width: int = 64, norm: bool = False, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self, width: int = 64, norm: bool = False, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+    ) -> None:
         super().__init__()
-        self.width, self.norm = width, norm
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        self.width, self.norm, self.channels = width, norm, len(mean)
+        shape = (len(mean), 1, 1) if len(mean) > 1 else ()  # of one sequence a number, as in earlier versions
+        self.register_buffer("mean", torch.tensor(mean).reshape(shape))
+        self.register_buffer("std", torch.tensor(std).reshape(shape))
         w = [width * 2**level for level in range(5)]
-        self.encoder = nn.ModuleList(_block(a, b, norm) for a, b in zip([1, *w], w, strict=False))
+        self.encoder = nn.ModuleList(_block(a, b, norm) for a, b in zip([self.channels, *w], w, strict=False))
         self.pool = nn.MaxPool2d(2)
         # Each doubles the resolution and halves the channels. Its block takes its output and the encoder's.
         up = [(w[level], w[level - 1]) for level in (4, 3, 2, 1)]

@@ -78,7 +78,7 @@ def fit_unet_bundle(
     if not is_first():
         return None
     scores = {part: measure(unet, slices, of_part, context.device) for part, of_part in numbers.items()}
-    example = torch.from_numpy(np.stack([slices.images[i] for i in train[:5]]).astype(np.float32))[:, None]
+    example = torch.from_numpy(np.stack([slices.images[i] for i in train[:5]]).astype(np.float32))
     served = _Mirrored(unet) if profile.mirror else unet
     export(served, [example], folder / "unet.onnx", ["image"], UNetOutput._fields)
     _save_weights(unet, profile.mirror, folder / WEIGHTS)
@@ -108,9 +108,16 @@ def unet_to_fine_tune(folder: Path, profile: Profile) -> UNet:
 
     Raises
     ------
-    BundleError: the bundle has no torch weights, or its U-Net is of another size than the profile's.
+    BundleError: the bundle has no torch weights, or its U-Net is of another size than the profile's, or of other
+        sequences.
     """
-    net, _ = _load_weights(Bundle(folder))
+    bundle = Bundle(folder)
+    net, _ = _load_weights(bundle)
+    if (known := bundle.manifest.input.channels) != profile.input.channels:
+        raise BundleError(
+            f"{folder}: its U-Net takes {', '.join(known)}, and not {', '.join(profile.input.channels)}; give "
+            f"--channels {','.join(known)}, or fine-tune another bundle"
+        )
     if (net.width, net.norm) != (profile.width, profile.norm):
         raise BundleError(
             f"{folder}: its U-Net has width {net.width}{' and batch norm' if net.norm else ''}, the profile needs "
@@ -140,7 +147,7 @@ class _Mirrored(nn.Module):
 
 def _save_weights(unet: UNet, mirror: bool, path: Path) -> None:
     """Kernels are kept as fp16: half the size, and no loss for fine-tuning."""
-    state = {key: value.half() if value.ndim > 1 else value for key, value in unet.state_dict().items()}
+    state = {key: value.half() if value.ndim == 4 else value for key, value in unet.state_dict().items()}
     state |= {"width": torch.tensor(unet.width), "norm": torch.tensor(unet.norm), "mirror": torch.tensor(mirror)}
     with whole_file(path, sweep=True) as part:
         save_file({key: value.contiguous() for key, value in state.items()}, part)
@@ -155,6 +162,7 @@ def _load_weights(bundle: Bundle) -> tuple[UNet, bool]:
         )
     state = load(bundle.read(WEIGHTS))
     mirror = bool(state.pop("mirror", False))
-    net = UNet(int(state.pop("width")), bool(state.pop("norm")))
+    channels = bundle.manifest.input.channels
+    net = UNet(int(state.pop("width")), bool(state.pop("norm")), [0.0] * len(channels), [1.0] * len(channels))
     net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return net, mirror

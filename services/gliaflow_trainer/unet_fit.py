@@ -42,6 +42,8 @@ class UNetOptions:
     cosine: warm up over a twentieth of the steps and decay to 0, instead of a constant rate.
     loss: the paper's soft Dice, or its mean with binary cross-entropy, which has a gradient from the first step.
     randomise: random geometry and intensities for whole batches (``randomised``).
+    drop: the probability with which a training sample lacks a sequence, for each but the FLAIR: its channel is 0, as in
+        serving. So the network learns to answer without it (modality dropout: Neverova et al. 2016, "ModDrop").
     regions: weight of a second loss (deep supervision; Lee et al. 2015): a linear layer on ``enc5`` predicts each
         region's share of a pixel, so that the features distinguish a core from a rim. The layer is not kept. The paper
         has no such loss, and calls its features "not discriminative enough".
@@ -58,6 +60,7 @@ class UNetOptions:
     loss: Literal["dice", "dice+bce"] = "dice"
     randomise: bool = False
     regions: float = 0.0
+    drop: float = 0.0
 
 
 def fit_unet(
@@ -128,6 +131,8 @@ def fit_unet(
             image, mask = (part.to(device) for part in _batch(slices, picked, rngs, augment))
             if options.randomise:
                 image, mask = randomised(image, mask, chance)
+            if options.drop and net.channels > 1:
+                image = without_some(image, options.drop, chance)
             value = learner(image.contiguous(memory_format=torch.channels_last), mask)
             optimiser.zero_grad()
             value.backward()
@@ -183,23 +188,36 @@ def measure(net: UNet, slices: Slices, numbers: NDArray[np.int64], device: str =
 
 
 def probabilities(net: UNet, images: NDArray[Any], device: str = "cpu", batch: int = 16) -> NDArray[np.float32]:
-    """The probability of tumour at each pixel: images [n, H, W] → float32 [n, H, W]."""
+    """The probability of tumour at each pixel: images [n, C, H, W] → float32 [n, H, W]."""
     net = net.eval()
-    out = np.empty(images.shape, dtype=np.float32)
+    out = np.empty((len(images), *images.shape[2:]), dtype=np.float32)
     with torch.inference_mode(), mixed_precision(device):
         for first in range(0, len(images), batch):
-            image = torch.from_numpy(np.asarray(images[first : first + batch], dtype=np.float32))[:, None]
+            image = torch.from_numpy(np.asarray(images[first : first + batch], dtype=np.float32))
             image = image.to(device).contiguous(memory_format=torch.channels_last)
             out[first : first + batch] = torch.sigmoid(net.logit_and_taps(image)[0].float())[:, 0].cpu().numpy()
     return out
 
 
 def randomised(image: Tensor, mask: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Domain randomisation of a batch: image and mask [n, 1, H, W] move alike, and the image's intensities change.
+    """Domain randomisation of a batch: image [n, C, H, W] and mask [n, 1, H, W] move alike, and intensities change.
 
-    Geometry: flip left–right, rotation ±20°, zoom ±20 %, shear, shift. Intensities, different for each sample: gain,
-    gamma, a smooth field of gain (bias), blur, noise. Air stays 0.
+    Geometry: flip left–right, rotation ±20°, zoom ±20 %, shear, shift. Intensities, different for each sample and
+    sequence: gain, gamma, a smooth field of gain (bias), blur, noise. Air stays 0.
     """
+    image, mask = _moved(image, mask, chance)
+    channels = image.reshape(-1, 1, *image.shape[2:])  # each by itself
+    return _with_other_intensities(channels, chance).view_as(image), mask
+
+
+def without_some(image: Tensor, share: float, chance: torch.Generator) -> Tensor:
+    """A batch [n, C, H, W] in which each channel but the first is 0 with a probability of ``share``."""
+    kept = torch.rand(*image.shape[:2], 1, 1, generator=chance) >= share
+    kept[:, 0] = True
+    return image * kept.to(image.device)
+
+
+def _moved(image: Tensor, mask: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
     n, device = len(image), image.device
 
     def uniform(low: float, high: float) -> Tensor:
@@ -213,8 +231,21 @@ def randomised(image: Tensor, mask: Tensor, chance: torch.Generator) -> tuple[Te
     turn = torch.stack([cos, -sin + shear, uniform(-0.08, 0.08), sin, cos, uniform(-0.08, 0.08)], dim=1).view(n, 2, 3)
     turn[:, 1, :2] *= flip[:, None]  # rows are stored along left–right
     grid = F.affine_grid(turn, list(image.shape), align_corners=False)
-    signal = F.grid_sample(image, grid, align_corners=False)
-    mask = F.grid_sample(mask, grid, mode="nearest", align_corners=False)
+    return (
+        F.grid_sample(image, grid, align_corners=False),
+        F.grid_sample(mask, grid, mode="nearest", align_corners=False),
+    )
+
+
+def _with_other_intensities(signal: Tensor, chance: torch.Generator) -> Tensor:
+    """Of each of the images [n, 1, H, W]."""
+    n, device = len(signal), signal.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (torch.rand(n, generator=chance) * (high - low) + low).to(device)
+
+    def with_probability(probability: float) -> Tensor:
+        return (torch.rand(n, generator=chance) < probability).to(device)
 
     def each(values: Tensor) -> Tensor:
         return values.view(n, 1, 1, 1)
@@ -229,11 +260,11 @@ def randomised(image: Tensor, mask: Tensor, chance: torch.Generator) -> tuple[Te
     signal = torch.lerp(signal, smooth, each(uniform(0, 1) * with_probability(0.3)))
     level = each(uniform(0, 0.12) * with_probability(0.5)) * signal.mean(dim=(1, 2, 3), keepdim=True) * 2
     noise = torch.randn(signal.shape, generator=chance).to(device)
-    return (signal + level * noise).clamp(min=0), mask
+    return (signal + level * noise).clamp(min=0)
 
 
 class _Step(nn.Module):
-    """image [n, 1, H, W], mask [n, 1, H, W] → the loss: of the mask, and of the layer that predicts regions."""
+    """image [n, C, H, W], mask [n, 1, H, W] → the loss: of the mask, and of the layer that predicts regions."""
 
     def __init__(self, net: UNet, values: Sequence[int], options: UNetOptions) -> None:
         super().__init__()
@@ -267,11 +298,16 @@ def _epoch_slices(
     return rng.permutation(np.concatenate(drawn))
 
 
-def _mean_and_deviation(images: Sequence[NDArray[Any]], train: NDArray[np.int64]) -> tuple[float, float]:
-    """Of all pixels of the training slices (paper section 3.5)."""
-    moments = np.mean([[p.mean(), np.square(p).mean()] for p in (np.float64(images[i]) for i in train)], axis=0)
-    mean, square = (float(moment) for moment in moments)
-    return mean, max(square - mean**2, 1e-12) ** 0.5
+def _mean_and_deviation(images: Sequence[NDArray[Any]], train: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Of all pixels of the training slices (paper section 3.5), for each channel. One that a scan lacks is left out."""
+    means, deviations = [], []
+    for channel in range(len(images[train[0]])):
+        planes = (np.float64(images[i][channel]) for i in train)
+        moments = [[p.mean(), np.square(p).mean()] for p in planes if channel == 0 or p.any()]
+        mean, square = (float(moment) for moment in np.mean(moments or [[0, 1]], axis=0))
+        means.append(mean)
+        deviations.append(max(square - mean**2, 1e-12) ** 0.5)
+    return means, deviations
 
 
 def _batch(
@@ -281,9 +317,13 @@ def _batch(
     for index, rng in zip(picked, rngs, strict=True):
         image = np.asarray(slices.images[index], dtype=np.float32)
         mask = np.asarray(slices.masks[index], dtype=np.uint8)
-        samples.append(augment(image, mask, rng) if augment is not None else (image, mask))
-    stacked = [np.stack(kind)[:, None].astype(np.float32) for kind in zip(*samples, strict=True)]
-    return torch.from_numpy(stacked[0]), torch.from_numpy(stacked[1])
+        if augment is not None:
+            present = image.any(axis=(1, 2), keepdims=True)
+            image, mask = augment(image, mask, rng)
+            image = image * present  # noise in a sequence that the scan lacks would be a sequence
+        samples.append((image, mask))
+    stacked = [np.stack(kind).astype(np.float32) for kind in zip(*samples, strict=True)]
+    return torch.from_numpy(stacked[0]), torch.from_numpy(stacked[1])[:, None]
 
 
 def _cosine(step: int, steps: int) -> float:

@@ -34,7 +34,9 @@ EARLIER_NAMES = {"hflip": "mirror-front-back", "vflip": "mirror-left-right"}
 
 
 class AugmentationPipeline:
-    """Augmentations by name, in order: a callable (image [H, W], mask [H, W], rng) → (image, mask).
+    """Augmentations by name, in order: a callable (image [H, W] or [C, H, W], mask [H, W], rng) → (image, mask).
+
+    The sequences [C, H, W] of a slice move alike. What changes pixels' values is drawn for each of them.
 
     Parameters
     ----------
@@ -58,27 +60,33 @@ class AugmentationPipeline:
 
         Raises
         ------
-        ValueError: image and mask are not two planes of one shape.
+        ValueError: image and mask are not planes of one shape.
         PluginError: an augmentation raised an error, or returned another shape, or pixels that are integers or not
             finite.
         """
-        if image.ndim != 2 or image.shape != mask.shape:
-            raise ValueError(f"image {image.shape} and mask {mask.shape} must be two planes of one shape [H, W]")
+        if image.ndim not in (2, 3) or image.shape[-2:] != mask.shape:
+            raise ValueError(f"image {image.shape} and mask {mask.shape} must be planes of one shape [H, W]")
+        planes = [image] if image.ndim == 2 else list(image)
+        planes, mask = self._augmented(planes, mask, rng)
+        return (planes[0] if image.ndim == 2 else np.stack(planes)), mask
+
+    def _augmented(self, planes: list[Image], mask: Mask, rng: np.random.Generator) -> tuple[list[Image], Mask]:
         pending: list[tuple[str, CoordinateMap]] = []  # maps that are not applied yet
         for augmentation, options in self.augmentations:
             if pending and not isinstance(augmentation, Geometric):
-                image, mask = _move(image, mask, pending)
+                planes, mask = _move(planes, mask, pending)
                 pending = []
             try:  # it may be third-party code
                 if isinstance(augmentation, Geometric):
-                    pending.append((augmentation.name, augmentation.draw(shape_of(image), rng, options)))
+                    pending.append((augmentation.name, augmentation.draw(shape_of(planes[0]), rng, options)))
                     continue
-                result = augmentation(image, mask, rng, options)
-                _check(result, image)
+                results = [augmentation(plane, mask, rng, options) for plane in planes]
+                for result, plane in zip(results, planes, strict=True):
+                    _check(result, plane)
             except Exception as error:
                 raise PluginError(f"augmentation {augmentation.name!r}: {type(error).__name__}: {error}") from error
-            image, mask = result
-        return _move(image, mask, pending) if pending else (image, mask)
+            planes, mask = [plane for plane, _ in results], results[0][1]
+        return _move(planes, mask, pending) if pending else (planes, mask)
 
 
 def _check(result: tuple[Image, Mask], image: Image) -> None:
@@ -89,12 +97,15 @@ def _check(result: tuple[Image, Mask], image: Image) -> None:
         raise ValueError(f"it returned an image of {result[0].dtype}: return the type of the given one, {image.dtype}")
 
 
-def _move(image: Image, mask: Mask, pending: Sequence[tuple[str, CoordinateMap]]) -> tuple[Image, Mask]:
+def _move(
+    planes: Sequence[Image], mask: Mask, pending: Sequence[tuple[str, CoordinateMap]]
+) -> tuple[list[Image], Mask]:
     names, maps = zip(*pending, strict=True)
     try:  # a map may be third-party code
-        return resample(image, mask, maps)
+        moved = [resample(plane, mask, maps) for plane in planes]
     except Exception as error:
         raise PluginError(f"augmentation {' + '.join(names)!r}: {type(error).__name__}: {error}") from error
+    return [plane for plane, _ in moved], moved[0][1]
 
 
 def parse_named(text: str) -> tuple[str, dict[str, str]]:

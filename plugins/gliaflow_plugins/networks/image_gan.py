@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class TapExtractor(nn.Module):
-    """slices [n, 1, H, W] → features [n, C, h, w] of one tap of a U-Net, cropped to the tumour that it finds or not.
+    """slices [n, C, H, W] → features [n, C, h, w] of one tap of a U-Net, cropped to the tumour that it finds or not.
 
     ``unet``: slices → a named tuple of the taps and the ``mask``, as in serving.
     """

@@ -59,6 +59,8 @@ def evaluate(
     crop: flags.Crop = None,
     classifier: flags.Classifier = None,
     preprocess: flags.Preprocess = None,
+    channels: flags.Channels = None,
+    drop: flags.Drop = None,
     shuffle_labels: Annotated[
         bool,
         typer.Option(
@@ -119,7 +121,7 @@ def evaluate(
 
     OUT/work keeps the work so far: after an interruption, the same command resumes. Needs the extra "train".
     """
-    from gliaflow_cli.learning import find_unet, prepare, read_cohort, read_options, read_profile
+    from gliaflow_cli.learning import choose_sequences, find_unet, prepare, read_cohort, read_options, read_profile
 
     prepare(*([("distributed", "dask")] if scheduler else []))
     from gliaflow.flair_rules import flair_rules
@@ -154,8 +156,10 @@ def evaluate(
     )
     registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
-    chosen = read_profile(profile, tap, crop, classifier, preprocess)
+    chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess), channels, drop)
     init_bundle, unet_bundle = find_unet("init", init, chosen), find_unet("unet", unet, chosen)
+    if unet_bundle and channels:
+        raise UsageError("--channels: the U-Net of --unet has its own sequences; leave out one of the two")
     if init_bundle and unet_bundle:
         raise UsageError("--init fine-tunes a U-Net and --unet keeps one as it is: choose one of them")
     with progress_bar() as bar:

@@ -40,6 +40,8 @@ def train(
     crop: flags.Crop = None,
     classifier: flags.Classifier = None,
     preprocess: flags.Preprocess = None,
+    channels: flags.Channels = None,
+    drop: flags.Drop = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the bundle; default: the folder's.")] = None,
     seed: flags.Seed = 0,
     device: flags.TorchDevice = "cpu",
@@ -55,7 +57,7 @@ def train(
 
     OUT.work keeps the work so far: after an interruption, the same command resumes.
     """
-    from gliaflow_cli.learning import find_unet, prepare, read_cohort, read_options, read_profile
+    from gliaflow_cli.learning import choose_sequences, find_unet, prepare, read_cohort, read_options, read_profile
 
     prepare()
     from gliaflow.flair_rules import flair_rules
@@ -70,7 +72,7 @@ def train(
 
     registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
-    chosen = read_profile(profile, tap, crop, classifier, preprocess, epochs)
+    chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess, epochs), channels, drop)
     init_bundle = find_unet("init", init, chosen)
     with progress_bar() as bar, process_group(device, console, bar.console):
         cases = read_cohort(reading, registry)

@@ -35,7 +35,7 @@ def test_test_patients_do_not_change_the_unet(tmp_path: Path, monkeypatch: pytes
     rng = np.random.default_rng(0)
     plain = []
     for patient, label in COHORT.items():
-        image, mask = rng.random((2, 48, 48)).astype(np.float16), np.uint8(rng.random((2, 48, 48)) < 0.1)
+        image, mask = rng.random((2, 1, 48, 48)).astype(np.float16), np.uint8(rng.random((2, 48, 48)) < 0.1)
         plain.append(CutScan(patient, patient, patient, label, GEOMETRY, image, mask, voxels=patient))
     wild = [
         replace(scan, image=scan.image * 100, mask=1 - scan.mask) if FOLD.split[scan.patient] == "test" else scan

@@ -67,7 +67,7 @@ def test_slices_and_masks_are_what_prepare_and_prepare_mask_give(
         assert case.mask is not None
         assert scan.geometry == prepared.geometry
         assert scan.image.dtype == np.float16
-        assert np.array_equal(scan.image, prepared.image.astype(np.float16))
+        assert np.array_equal(scan.flair, prepared.image.astype(np.float16))
         assert np.array_equal(scan.mask, prepare_mask(read_nifti(case.mask.read())[0], prepared.geometry))
         assert set(np.unique(scan.mask)) == {0, 4}, "regions keep their numbers"
 

@@ -30,13 +30,13 @@ class Planes(NamedTuple):
 
 
 def discs(n: int = 24, side: int = 48) -> Planes:
-    """Bright discs on noise."""
+    """Bright discs on noise, images [n, 1, H, W]."""
     rng = np.random.default_rng(0)
     rows, columns = np.indices((side, side))
     centres = rng.integers(14, side - 14, (n, 2))
     masks = np.stack([(rows - r) ** 2 + (columns - c) ** 2 < 81 for r, c in centres]).astype(np.uint8)
     images = (rng.normal(0, 0.2, masks.shape) + 2 * masks).astype(np.float32)
-    return Planes(images, masks)
+    return Planes(images[:, None], masks)
 
 
 def test_width_64_is_the_papers_network() -> None:
@@ -94,11 +94,11 @@ class Copy(torch.nn.Module):
 def test_hard_dice_and_iou_count_pixels_over_all_slices() -> None:
     probability = np.array([[[0.9, 0.6]], [[0.4, 0.1]]], np.float32)
     mask = np.array([[[3, 0]], [[1, 0]]], np.uint8)
-    scores = measure(Copy(), Planes(np.log(probability / (1 - probability)), mask), np.arange(2))
+    scores = measure(Copy(), Planes(np.log(probability / (1 - probability))[:, None], mask), np.arange(2))
     assert scores["hard_dice"] == pytest.approx(1 / 2, abs=1e-4)
     assert scores["iou"] == pytest.approx(1 / 3, abs=1e-4)
     assert scores["soft_dice_loss"] == pytest.approx(1 - 2 * (0.9 + 0.4) / (2 + 2), abs=1e-4)
-    empty = measure(Copy(), Planes(np.full((1, 2, 2), -9, np.float32), np.zeros((1, 2, 2), np.uint8)), np.arange(1))
+    empty = measure(Copy(), Planes(np.full((1, 1, 2, 2), -9, np.float32), np.zeros((1, 2, 2), np.uint8)), np.arange(1))
     assert empty["hard_dice"] == empty["iou"] == 1
 
 
