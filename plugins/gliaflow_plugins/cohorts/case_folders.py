@@ -27,10 +27,11 @@ from gliaflow_plugins.cohorts.image_names import (
 )
 from gliaflow_plugins.cohorts.patient_names import names_another
 from gliaflow_plugins.cohorts.patients import find_patients
-from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser
+from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser, with_sequences
 from gliaflow_plugins.cohorts.tables import few
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Case, Cohort
+from gliaflow_plugins.sequence_names import OTHERS
 
 TUMOUR = re.compile(r"tumou?r|lesion|glioma|gtv|wmh", re.IGNORECASE)
 TISSUE = re.compile(
@@ -112,15 +113,18 @@ class CaseFolders:
             if mask is None:  # name the masks of other cases
                 masks = [path for path in files.values() if is_image(path.name) and judge(path).kind == "mask"]
                 masks_of_case(masks, folder, [Path(str(scan))], [], problems)
-            return [Case(name, scan, mask, patient, None)]
-        chooser = Chooser()
-        scans = [Path(each.path) for each in chooser.folder(folder)]
+            beside = Chooser(sequences=OTHERS).beside(scan.path)
+            return [with_sequences(Case(name, scan, mask, patient, None), beside, problems)]
+        chooser = Chooser(sequences=OTHERS)
+        chosen = chooser.folder(folder)
+        scans = [Path(each.path) for each in chosen]
         if not scans:
             problems.append(f"{shown}: no {self.scan[0].replace('{id}', name)}.nii.gz or .nii")
             problems += _remarkable(chooser, folder, shown)
         masks = [Path(each.path) for each in chooser.left_out if each.kind == "mask"]
         masks = masks_of_case(masks, folder, scans, [], problems) if scans else []
-        return [replace(case, patient=patient) for case in cases_of(folder, name, scans, masks, problems)]
+        cases = [replace(case, patient=patient) for case in cases_of(folder, name, scans, masks, problems)]
+        return [with_sequences(case, each.sequences, problems) for case, each in zip(cases, chosen, strict=True)]
 
 
 class PatientFolders:
@@ -136,9 +140,10 @@ class PatientFolders:
         """See ``Reader.read``."""
         if not folder.is_dir():
             return None
-        chooser = Chooser()
+        chooser = Chooser(sequences=OTHERS)
         scans: dict[Path, list[Path]] = defaultdict(list)
-        for path in (Path(scan.path) for scan in chooser.folder(folder)):
+        sequences = {Path(scan.path): scan.sequences for scan in chooser.folder(folder)}
+        for path in sequences:
             if path.parent != folder:
                 sub = folder / path.relative_to(folder).parts[0]
                 scans[sub] += [path] if not names_nothing(sub.name) or stem(path).startswith(sub.name) else []
@@ -158,9 +163,9 @@ class PatientFolders:
                 several = sorted({patients[path].patient for path in scans[sub]})
                 if len(several) > 1:
                     problems.append(f"{sub.name}: scans of {len(several)} patients ({few(several)}), not of one")
-                cases += [
-                    replace(case, patient=patients[path].patient) for case, path in zip(found, scans[sub], strict=True)
-                ]
+                for case, path in zip(found, scans[sub], strict=True):
+                    case = replace(case, patient=patients[path].patient)
+                    cases.append(with_sequences(case, sequences[path], problems))
             elif names_nothing(sub.name):
                 problems.append(f"{sub.name}: a folder of this name is no patient's; ignored")
             else:

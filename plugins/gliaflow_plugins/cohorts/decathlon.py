@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from gliaflow_plugins.cohorts.image_names import NameSays, is_image, judge_text, stem
+from gliaflow_plugins.sequence_names import sequences_of
 
 DATASET = "dataset.json"
 MAX_JSON_BYTES = 16 * 2**20
@@ -59,6 +60,10 @@ class Dataset:
             if name.casefold() == wanted.casefold() if wanted else judge_text(name).kind == "FLAIR":
                 return number
         return None
+
+    def channels_of(self, sequence: str) -> list[int]:
+        """The numbers of the channels whose names are those of a sequence: t1, t1ce or t2."""
+        return [number for number, name in self.channels.items() if sequences_of(name) == (sequence,)]
 
     def case(self, path: PurePath) -> tuple[str, int | None]:
         """The case's name, and the number of the channel if the file has one channel only."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from gliaflow_plugins.cohorts.scan_files import SHOWN, Chooser, LocalFiles, ScanFile
 from gliaflow_plugins.cohorts.walk import status_of, walk
-from gliaflow_plugins.contracts import PluginError
+from gliaflow_plugins.contracts import Case, PluginError, SequenceFile
 from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
+from gliaflow_plugins.sequence_names import OTHERS
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.choose import FlairRules, KnownImages
@@ -52,7 +53,9 @@ def has_dicom() -> bool:
 def dicom_scans(
     paths: Sequence[Path], rules: FlairRules | None = None, known: KnownImages | None = None, *, part: bool = False
 ) -> DicomScans:
-    """Choose the series. ``rules``: None: the default rules. ``known``, ``part``: as for ``find_series``."""
+    """Choose the series. ``rules``: None: the default rules, without other sequences. ``known``, ``part``: as for
+    ``find_series``.
+    """
     if not paths:
         return DicomScans()
     if not has_dicom():
@@ -76,11 +79,12 @@ def require_matches(rules: FlairRules | None, found: Sequence[DicomScans]) -> No
 
 
 def scans_of_patient(paths: Sequence[Path], patient: str, rules: FlairRules | None, problems: list[str]) -> DicomScans:
-    """The FLAIR series of one patient of a cohort. ``problems`` gets a line if there is none, or one that is refused.
+    """The FLAIR series of one patient of a cohort, with the other sequences of their studies.
 
-    A patient's only series is taken although nothing in it says FLAIR: the folder was named as a cohort of FLAIR.
+    ``problems`` gets a line if there is none, or one that is refused. A patient's only series is taken although nothing
+    in it says FLAIR: the folder was named as a cohort of FLAIR.
     """
-    found = dicom_scans(paths, rules, part=True)
+    found = dicom_scans(paths, _with_sequences(rules), part=True)
     if not found.scans and has_dicom() and (only := _only_series(paths)) is not None:
         problems.append(f"{patient}: {NOT_FLAIR}")
         return replace(found, scans=[only], left_out=[])
@@ -98,6 +102,30 @@ def scans_of_patient(paths: Sequence[Path], patient: str, rules: FlairRules | No
         more = f"; {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         problems.append(f"{patient}: no FLAIR series: {'; '.join(reasons[:SHOWN])}{more}")
     return replace(found, scans=scans, left_out=left_out)
+
+
+def _with_sequences(rules: FlairRules | None) -> FlairRules | None:
+    """The rules, for all sequences beside the FLAIR."""
+    if not has_dicom():
+        return None
+    from gliaflow_plugins.dicom.choose import FlairRules
+
+    return replace(rules or FlairRules(describe=False), sequences=OTHERS)
+
+
+def with_series(case: Case, series: DicomSeries, problems: list[str]) -> Case:
+    """The case with the other sequences of its FLAIR series' study. ``problems`` gets what is doubtful about them."""
+    problems += [f"{case.id}: {name} is not used: {why}" for name, why in series.sequence_problems.items()]
+    problems += [f"{case.id}: {name}: {doubt}" for name, each in series.sequences.items() for doubt in each.warnings]
+    return replace(case, sequences={name: SequenceFile(each) for name, each in series.sequences.items()})
+
+
+def only_series(folder: Path) -> DicomSeries:
+    """The only series under a folder, whatever it shows. Raises ValueError: there is none, or there are several."""
+    only = _only_series(dicom_in(folder)) if has_dicom() else None
+    if only is None or only.series is None:
+        raise ValueError(f"{folder.name}: not a folder with one DICOM series that can be read")
+    return only.series
 
 
 def _only_series(paths: Sequence[Path]) -> ScanFile | None:

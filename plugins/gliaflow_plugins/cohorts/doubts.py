@@ -16,8 +16,8 @@ from gliaflow_plugins.cohorts.image_names import (
     own_part,
     patient_folder,
     stem,
-    words,
 )
+from gliaflow_plugins.image_words import words
 
 CHANNEL = re.compile(r"(.*\d.*)_(000\d)")
 SHOWN = 3

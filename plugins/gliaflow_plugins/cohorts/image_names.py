@@ -6,7 +6,6 @@ Every command judges file names here, and nowhere else. Names are read without r
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,37 +13,20 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Literal
 
-CACHED = 65536  # names: several questions are answered for each
+from gliaflow_plugins.image_words import CACHED, DARK_FLUID, DERIVATIVE, FLAIR, MASK, OTHER, WORD, words
+from gliaflow_plugins.sequence_names import JOINED
 
 Kind = Literal["FLAIR", "mask", "other sequence", "derivative", "doubtful file", "unknown"]
 
 ENDING = re.compile(r"\.(nii(\.(gz|bz2|xz|zst|zip))?|(hdr|img|mgh)(\.gz)?|mgz|nrrd|nhdr|mha|mhd)$", re.IGNORECASE)
-WORD = re.compile(r"[^\W_]+")
 VARIANT = re.compile(r"(^|_)(run|desc|space|res|den|rec)-[^_]+", re.IGNORECASE)  # entities of one BIDS scan's versions
 BIDS_PLACE = re.compile(
     r"(^|_)(sub|ses|acq|ce|rec|dir|run|mod|space|res|den|echo|part|hemi|atlas)-[^_]+", re.IGNORECASE
 )
 
-FLAIR = re.compile(r"\w*flair\w*|t2f|darkfluid")
-MASK = re.compile(
-    r"(?!.*unmask)\w*mask(s|e|en)?\d*|(?!msseg)\w*seg(s|m|ment|ments|mented|mentations?|mentierung(en)?)?\d*|labels?(tr|ts|val|map)?\d*"
-    r"|rois?\d*|vois?\d*|aparc\w*|wmparc|parc|parcellations?|glistrboost|annot(ation)?s?|contours?|delineations?|staple"
-    r"|groundtruth|preds?(tr|ts)?|predictions?|predicted|wmh|ples|\w*lesionmap"
-)
 # A patient's name may begin with one of these: tumor_001_flair is a FLAIR scan, and flair_tumor is a mask.
 WEAK_MASK = re.compile(r"tumou?rs?|lesions?|l(ä|ae)sion(en)?|o?edema|necrosis|enhancing|[gcp]tv|gt|truth")
-OTHER = re.compile(
-    r"(3d)?t[12](?![0-9f]|flair)[a-z]*|(fs)?t[12]|mp2?rage|f?spgr|bravo|swi|swan|gre|megre|mese|dwi|adc|dti|hardi|tracew?|bold|fmri|func"
-    r"|p?c?asl|cbf|r?cbv|dsc|dce|perf(usion)?|pdw|angio|tof|mr[av]|mrs|cta?|pet|fdg|stir|epi|sbref|m0scan|fmap|phasediff"
-    r"|magnitude\d?|phase\d?|locali[sz]er|scout|haste|ciss|fiesta|flash|vibe|mtw|unit1|inplanet[12]|qsm|vfa|irt1"
-)
-DERIVATIVE = re.compile(
-    r"prob(s|abilit(y|ies))?|pve|templates?|atlas|warp(field)?|jac(obian)?|deformation|displacement|xfm|biasfield|tpm|priors?"
-    r"|uncertainty|entropy|saliency|softmax|logits|skeleton|residual|mixeltype|[a-z0-9]+map"
-)
 INTO = re.compile(r"to|2|in|into|on|onto|reg|registered|coreg|warped|aligned")
-DARK_FLUID = re.compile(r"dark[-_ ]?fluid|(?<![^\W_])da-fl(?![^\W_])", re.IGNORECASE)  # Siemens's name of FLAIR
-JOINED = re.compile(r"(t[12][a-z]{0,3}|adc|dwi|swi|ct|pet)(to|2|in|on|reg)flair\w*")  # T1toFLAIR is a T1 image
 T1_FLAIR = re.compile(r"t1[a-z]*flair\w*")
 # Words of a series' description or of its processing: they name no patient.
 NOISE = re.compile(
@@ -111,11 +93,6 @@ def stem(path: PurePath) -> str:
     return ENDING.sub("", path.name) or path.name
 
 
-def words(text: str) -> list[str]:
-    """The words of a name, in small letters."""
-    return WORD.findall(unicodedata.normalize("NFC", text).casefold())
-
-
 def own_part(path: PurePath) -> str:
     """The stem without the folder's name in front, which says nothing about the image: ``P_T1/P_T1_flair`` → flair."""
     name, folder = stem(path), path.parent.name
@@ -131,7 +108,7 @@ def judge(path: PurePath, root: PurePath | None = None) -> NameSays:
     """
     own = judge_text(own_part(path))
     folders = list(reversed(path.parent.parts[len(root.parts) :])) if root is not None else []
-    if root is not None and path.parent == root and _says_only_its_kind(root.name):
+    if root is not None and path.parent == root and says_only_its_kind(root.name):
         folders.append(root.name)
     if own.kind == "unknown":
         for name, above in pairwise(folders):
@@ -319,7 +296,8 @@ def names_nothing(folder: str) -> bool:
     return all(is_noise(word) or _is_kind(word) or (NUMBERED.fullmatch(word) and numbered_series) for word in said)
 
 
-def _says_only_its_kind(folder: str) -> bool:
+def says_only_its_kind(folder: str) -> bool:
+    """Whether a folder's name says what the images in it are, and names no patient."""
     said = words(folder)
     return any(map(_is_kind, said)) and all(is_noise(word) or _is_kind(word) or word.isdecimal() for word in said)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +23,14 @@ from gliaflow_plugins.cohorts.case_folders import (
     masks_of_case,
     participants,
 )
-from gliaflow_plugins.cohorts.clinical_tables import grade_column_of, is_grade
 from gliaflow_plugins.cohorts.decathlon import DATASET, parse_channels
-from gliaflow_plugins.cohorts.dicom_scans import DicomScans, dicom_in, only_scan, require_matches, scans_of_patient
+from gliaflow_plugins.cohorts.dicom_scans import dicom_in, require_matches, scans_of_patient, with_series
 from gliaflow_plugins.cohorts.image_names import is_image, judge, judge_text, stem
-from gliaflow_plugins.cohorts.patient_rows import names_patients
-from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser, LocalFiles
-from gliaflow_plugins.cohorts.tables import Table, few, quoted, read_table
+from gliaflow_plugins.cohorts.scan_files import REMARKABLE, Chooser, LocalFiles, with_sequences
+from gliaflow_plugins.cohorts.scan_tables import Csv
 from gliaflow_plugins.cohorts.volumes import NiftiFile, TiffStack
-from gliaflow_plugins.contracts import Case, Cohort, Reader, Volume
+from gliaflow_plugins.contracts import Case, Cohort, Reader, SequenceFile, Volume
+from gliaflow_plugins.sequence_names import OTHERS
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.choose import FlairRules
@@ -56,12 +54,15 @@ class Msd:
             channels = parse_channels(LocalFiles().read(folder / DATASET) or b"")
         except ValueError as error:
             return Cohort("MSD", [], [f"{DATASET}: {error}"])
-        chooser = Chooser()
+        problems: list[str] = []
+        chooser = Chooser(sequences=OTHERS)
         masks = files_in(folder / "labelsTr")
         for scan in chooser.folder(folder / "imagesTr"):
             mask = image(masks, ("{id}",), scan.case)
-            cases.append(Case(scan.case, NiftiFile(Path(scan.path)), mask, scan.case, None, channel=scan.channel))
-        problems = [f"{each.path.name}: {each.why}" for each in chooser.left_out if each.kind in REMARKABLE]
+            case = Case(scan.case, NiftiFile(Path(scan.path)), mask, scan.case, None, channel=scan.channel)
+            cases.append(with_sequences(case, scan.sequences, problems))
+        problems = list(dict.fromkeys(problems))
+        problems += [f"{each.path.name}: {each.why}" for each in chooser.left_out if each.kind in REMARKABLE]
         if not any(judge_text(channel).kind == "FLAIR" for channel in channels.values()):
             problems.append(f"{DATASET}: no FLAIR among its channels ({', '.join(channels.values())[:200]})")
         known = {case.id for case in cases}
@@ -73,11 +74,13 @@ class Msd:
 class Kaggle:
     """Kaggle's LGG set: ``kaggle_3m/TCGA_CS_4938_19970222/TCGA_CS_4938_19970222_{1,1_mask}.tif`` and ``data.csv``.
 
-    One file for each slice, 256 × 256 × 3; channel 1 is FLAIR. Grades 1 and 2 in ``neoplasm_histologic_grade`` are WHO
-    II and III. The spacing is unknown, so volumes in millilitres are meaningless.
+    One file for each slice, 256 × 256 × 3: T1 before contrast, FLAIR, T1 after contrast. Where one of the two is
+    missing, the set has a copy of FLAIR in its place, which is not used. Grades 1 and 2 in
+    ``neoplasm_histologic_grade`` are WHO II and III. The spacing is unknown, so volumes in millilitres are meaningless.
     """
 
     name = "kaggle"
+    flair, others = 1, {"t1": 0, "t1ce": 2}
     folder = re.compile(r"(TCGA_\w\w_\w+)_\d{8}")
     slice = re.compile(r".+_(\d{1,4})(_mask)?\.tif", re.IGNORECASE)
 
@@ -102,9 +105,14 @@ class Kaggle:
                 problems.append(f"{sub.name}: no slice {', '.join(map(str, gaps))}")
             if unmasked := sorted(set(numbers) - set(masks)):
                 problems.append(f"{sub.name}: slice {', '.join(map(str, unmasked))} without a mask")
-            scan = TiffStack(tuple(images[number] for number in numbers), channel=1)
+            scan = TiffStack(tuple(images[number] for number in numbers), channel=self.flair)
             mask = None if unmasked else TiffStack(tuple(masks[number] for number in numbers))
-            cases.append(Case(sub.name, scan, mask, match[1], None))
+            sequences = {
+                name: SequenceFile(replace(scan, channel=channel))
+                for name, channel in self.others.items()
+                if not scan.repeats(channel)
+            }
+            cases.append(Case(sub.name, scan, mask, match[1], None, sequences=sequences))
         return graded_by(folder / "data.csv", Cohort("Kaggle LGG", cases, problems))
 
 
@@ -132,8 +140,8 @@ class Bids:
         problems: list[str] = []
         pipelines = folders_in(folder / "derivatives")
         for sub in subjects:
-            chooser = Chooser()
-            scans = [Path(scan.path) for anat in _anats(sub) if anat.is_dir() for scan in chooser.folder(anat)]
+            chooser = Chooser(sequences=OTHERS)
+            scans = [scan for anat in _anats(sub) if anat.is_dir() for scan in chooser.folder(anat)]
             if not scans:
                 problems.append(f"{sub.name}: no *_FLAIR.nii.gz in anat")
             problems += [
@@ -141,10 +149,11 @@ class Bids:
             ]
             places = [*_anats(sub), *(place for p in pipelines for place in _places(p / sub.name))]
             files = [path for place in places for path in files_in(place).values()]
-            for path in scans:
-                mask = self._mask(folder, stem(path), files, problems)
-                case = re.sub("_flair$", "", stem(path), flags=re.IGNORECASE)
-                cases.append(Case(case, NiftiFile(path), mask, sub.name, None))
+            for scan in scans:
+                mask = self._mask(folder, stem(scan.path), files, problems)
+                name = re.sub("_flair$", "", stem(scan.path), flags=re.IGNORECASE)
+                case = Case(name, NiftiFile(Path(scan.path)), mask, sub.name, None)
+                cases.append(with_sequences(case, scan.sequences, problems))
         return participants(folder, Cohort("BIDS", cases, problems))
 
     def _mask(self, folder: Path, scan: str, files: list[Path], problems: list[str]) -> Volume | None:
@@ -168,70 +177,6 @@ class Bids:
             several = ", ".join(str(path.relative_to(folder)) for path in best)
             problems.append(f"{scan[: -len('_FLAIR')]}: several files may be its mask: {several}")
         return None
-
-
-@dataclass(frozen=True)
-class Csv:
-    """A table, or a folder with ``cohort.csv`` in it: columns ``scan``, ``mask``, ``patient``, ``grade``, ``channel``.
-
-    Only ``scan`` is required: a NIfTI file, or a folder of DICOM. Paths are relative to the table. A relative path must
-    stay inside the table's folder, links followed: the table may come from someone else, and point anywhere.
-
-    ``rules``: which DICOM series are FLAIR; None: the default rules.
-    """
-
-    rules: FlairRules | None = None
-    name = "csv"
-
-    def read(self, folder: Path) -> Cohort | None:
-        """See ``Reader.read``."""
-        candidates = (folder, folder / "cohort.csv", folder / "cohort.tsv")
-        path = next((path for path in candidates if path.is_file()), None)
-        if path is None or path.suffix.casefold() not in (".csv", ".tsv", ".txt"):
-            return None
-        try:
-            table = read_table(path)
-        except (OSError, ValueError) as error:
-            return Cohort("CSV", [], [str(error)])
-        problems = list(table.problems)
-        try:
-            columns = _columns(table, problems)
-        except ValueError as error:
-            return Cohort("CSV", [], [str(error)])
-        cases: list[Case] = []
-        searched: list[DicomScans] = []
-        for row in table.rows:
-            cell = {known: row.cells[column] for known, column in columns.items()}
-            where = f"{path.name} line {row.line}"
-            try:
-                scan = _located(path.parent, cell["scan"])
-            except (OSError, ValueError) as error:
-                problems.append(f"{where}: scan {error}; ignored")
-                continue
-            name = stem(scan)
-            if not (patient := cell.get("patient", name)):
-                problems.append(f"{where}: no patient; ignored")
-                continue
-            mask = None
-            try:
-                mask = NiftiFile(_located(path.parent, cell["mask"])) if cell.get("mask") else None
-            except (OSError, ValueError) as error:
-                problems.append(f"{where}: mask {error}")
-            volume: Volume = NiftiFile(scan)
-            if scan.is_dir():
-                try:
-                    volume = only_scan(scan, self.rules, searched)
-                except ValueError as error:
-                    problems.append(f"{where}: scan {error}; ignored")
-                    continue
-            cases.append(Case(name, volume, mask, patient, cell.get("grade"), channel=cell.get("channel") or None))
-        if searched:
-            require_matches(self.rules, searched)
-        used = ", ".join(f"{known}s by {column!r}" for known, column in columns.items())
-        unused = [column for column in table.columns if column not in columns.values()]
-        how = f"{path.name}: {used}" + (f"; not used: {few(unused)}" if unused else "")
-        left_out = [left for each in searched for left in each.left_out]
-        return Cohort("CSV", cases, problems, tables=[how], left_out=left_out)
 
 
 @dataclass(frozen=True)
@@ -269,7 +214,8 @@ class Dicom:
                     problems.append(f"{name}: several masks: {', '.join(path.name for path in masks)}")
                 mask = NiftiFile(masks[0]) if len(masks) == 1 else None
                 assert scan.series is not None
-                cases.append(Case(name, scan.series, mask, sub.name, None))
+                case = Case(name, scan.series, mask, sub.name, None)
+                cases.append(with_series(case, scan.series, problems))
         left_out = [left for each in found.values() for left in each.left_out]
         return Cohort("DICOM", cases, problems, left_out=left_out)
 
@@ -289,43 +235,6 @@ def _places(subject: Path) -> Iterator[Path]:
 def _entities(stem: str) -> dict[str, str]:
     """The entities of a BIDS file name, such as ``run-1``."""
     return {key: value for key, dash, value in (part.partition("-") for part in stem.split("_")) if dash}
-
-
-def _columns(table: Table, problems: list[str]) -> dict[str, str]:
-    """The columns of a table of scans, by the names above: ``patient`` may be called ``Patient ID``.
-
-    Raises
-    ------
-    ValueError: there is no column ``scan``, or several columns would do. The text names them.
-    """
-    names = ("scan", "mask", "patient", "grade", "channel")
-    columns = {name: column for name in names if (column := table.find(name))}
-    if "scan" not in columns:
-        raise ValueError(f"{table.path.name}: no column 'scan'; there is: {', '.join(table.columns)}")
-    patients = [column for column in table.columns if names_patients(column)]
-    if "patient" not in columns and len(patients) > 1:
-        raise ValueError(f"{table.path}: several columns may be the patient: {quoted(patients)}; call one 'patient'")
-    if "patient" not in columns and patients:
-        columns["patient"] = patients[0]
-    elif "patient" not in columns:
-        problems.append(f"{table.path.name}: no column 'patient', so every scan counts as a patient of its own")
-    if "grade" not in columns and any(map(is_grade, table.columns)):
-        columns["grade"] = grade_column_of(table)
-    return columns
-
-
-def _located(base: Path, text: str) -> Path:
-    """The file or folder that a table names. Raises OSError or ValueError if it does not exist or is not allowed."""
-    if not text:
-        raise ValueError("is missing")
-    path = Path(text)
-    if not path.is_absolute():
-        path = base / path
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(base)):
-            raise ValueError(f"{text} is outside the table's folder; if this is intended, write an absolute path")
-    if not path.exists():
-        raise FileNotFoundError(f"{text} does not exist")
-    return path
 
 
 # From the most specific to the most general: PatientFolders would read several of the others, but less well.

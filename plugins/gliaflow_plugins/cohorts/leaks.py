@@ -11,6 +11,7 @@ from gliaflow_plugins.cohorts.patient_names import loose
 from gliaflow_plugins.cohorts.tables import listed, quoted
 from gliaflow_plugins.cohorts.volumes import TiffStack
 from gliaflow_plugins.contracts import Case, Volume
+from gliaflow_plugins.sequence_names import OTHERS
 
 
 def leaks_by_name(cases: Sequence[Case]) -> list[str]:
@@ -29,12 +30,18 @@ def leaks_by_name(cases: Sequence[Case]) -> list[str]:
 def same_files(cases: Sequence[Case]) -> tuple[list[str], list[str]]:
     """Leaks: one file is the scan or the mask of several patients. Problems: of several scans of one patient."""
     leaks, problems = [], []
-    for what in ("scan", "mask"):
-        files = [(getattr(case, what), case) for case in cases]
+    for what in ("scan", "mask", *OTHERS):
+        files = [(_volume(case, what), case) for case in cases]
         of_several, of_one = shared((_file(file), case.patient, case.id) for file, case in files if file is not None)
         leaks += [f"one file is the {what} of {names}" for names in of_several]
         problems += [f"one file is the {what} of {names}" for names in of_one]
     return leaks, problems
+
+
+def _volume(case: Case, what: str) -> Volume | None:
+    if what in OTHERS:
+        return case.sequences[what].volume if what in case.sequences else None
+    return case.mask if what == "mask" else case.scan
 
 
 def same_headers(cases: Sequence[Case]) -> list[str]:

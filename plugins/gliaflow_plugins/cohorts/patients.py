@@ -20,8 +20,8 @@ from gliaflow_plugins.cohorts.image_names import (
     patient_folder,
     patient_of,
     stem,
-    words,
 )
+from gliaflow_plugins.image_words import words
 
 SERIES = re.compile(r"(s|se|ser|series|scan|i|im|img|image|slice|exam|v|vol|volume|acq|run)?\d+[a-z]?")
 CASE = re.compile(

@@ -12,8 +12,9 @@ from gliaflow_proto import CLASSES
 
 from gliaflow_plugins.cohorts.clinical_tables import normal_grade, with_grades
 from gliaflow_plugins.cohorts.dicom_scans import UnmatchedSeriesError
-from gliaflow_plugins.cohorts.layouts import Csv, Dicom
+from gliaflow_plugins.cohorts.layouts import Dicom
 from gliaflow_plugins.cohorts.leaks import leaks_by_name, same_files, same_headers
+from gliaflow_plugins.cohorts.scan_tables import Csv
 from gliaflow_plugins.contracts import Case, Cohort, PluginError, Reader
 from gliaflow_plugins.registry import Registry
 

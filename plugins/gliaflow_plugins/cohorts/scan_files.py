@@ -10,11 +10,12 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from gliaflow_plugins.cohorts import image_names
+from gliaflow_plugins.cohorts.case_sequences import CaseSequences, SequenceFinder, SequencePath
 from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES, Datasets, Files
 from gliaflow_plugins.cohorts.doubts import doubts
 from gliaflow_plugins.cohorts.image_names import (
@@ -26,10 +27,11 @@ from gliaflow_plugins.cohorts.image_names import (
     is_visit,
     simplicity,
     stem,
-    words,
 )
+from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.cohorts.walk import by_ending, is_dicom, once, unusable, walk
-from gliaflow_plugins.contracts import Cohort, Volume
+from gliaflow_plugins.contracts import Case, Cohort, SequenceFile, Volume
+from gliaflow_plugins.image_words import words
 from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class ScanFile:
     path: its file; of a DICOM series, the folder that contains all its files.
     channel: the number of the FLAIR volume, if ``dataset.json`` says it. case: the case's name in such a dataset.
     warnings: doubts whether it is a FLAIR scan.
-    series: the DICOM series.
+    series: the DICOM series, which has its own ``sequences``.
+    sequences: the other sequences of the study, as far as the chooser looked for them.
     """
 
     path: PurePath
@@ -69,6 +72,14 @@ class ScanFile:
     case: str = ""
     warnings: tuple[str, ...] = ()
     series: DicomSeries | None = None
+    sequences: CaseSequences = field(default_factory=CaseSequences)
+
+
+def with_sequences(case: Case, sequences: CaseSequences, problems: list[str]) -> Case:
+    """The case with these sequences. ``problems`` gets a line for each that is not used though it may be there."""
+    problems += [f"{case.id}: {name} is not used: {why}" for name, why in sequences.problems.items()]
+    files = {name: SequenceFile(NiftiFile(Path(each.path)), each.channel) for name, each in sequences.found.items()}
+    return replace(case, sequences=files)
 
 
 class LocalFiles:
@@ -98,16 +109,23 @@ class Chooser:
     Parameters
     ----------
     files: where the files are. wanted: the name or number of the channel to take in place of FLAIR.
+    sequences: the other sequences to look for: of ``t1``, ``t1ce`` and ``t2``. Their files are no scans.
 
     Attributes
     ----------
     left_out: the files that are no scans. dicom: the DICOM files, of which ``dicom_scans`` makes scans.
     """
 
-    def __init__(self, files: Files | None = None, wanted: str | None = None) -> None:
-        self._datasets, self._wanted = Datasets(files or LocalFiles()), wanted
+    def __init__(self, files: Files | None = None, wanted: str | None = None, sequences: Sequence[str] = ()) -> None:
+        self._files = files or LocalFiles()
+        self._datasets, self._wanted = Datasets(self._files), wanted
+        self._sequences = SequenceFinder(self._files, sequences)
         self.left_out: list[LeftOut] = []
         self.dicom: list[Path] = []
+
+    def beside(self, path: Path) -> CaseSequences:
+        """The other sequences of a FLAIR scan that is the only one in its folder."""
+        return self._with_sequences([ScanFile(path)])[0].sequences
 
     def folder(self, folder: Path) -> list[ScanFile]:
         """The scans under a folder of this machine."""
@@ -142,7 +160,7 @@ class Chooser:
         """The scan that a user named alone. It is taken in any case, with a warning if its name says otherwise."""
         verdict = self.judge(path)
         doubt = () if verdict.kind in ("FLAIR", "unknown") else (f"{verdict.why}; is it a FLAIR scan?",)
-        return self._scan(path, doubt)
+        return self._with_sequences([self._scan(path, doubt)])[0]
 
     def judge(self, path: PurePath, root: PurePath | None = None) -> NameSays:
         """What a file is, by its dataset, or else by its name and folders."""
@@ -170,7 +188,37 @@ class Chooser:
         unknown = self._one_of_each(unknown)
         in_doubt = doubts(unknown, [*by_dataset, *scans], named)
         self.left_out += [LeftOut(path, why, "doubtful file", path.name) for path, why in in_doubt.items()]
-        return [self._scan(path) for path in sorted([*by_dataset, *scans, *unknown]) if path not in in_doubt]
+        taken = [path for path in sorted([*by_dataset, *scans, *unknown]) if path not in in_doubt]
+        return self._with_sequences([self._scan(path) for path in taken])
+
+    def _with_sequences(self, scans: Sequence[ScanFile]) -> list[ScanFile]:
+        """The scans with the sequences that are looked for, whose files are no longer left out."""
+        if not self._sequences.wanted:
+            return list(scans)
+        plain = [scan.path for scan in scans if self._datasets.of(scan.path) is None]
+        beside = self._sequences.beside(plain)
+        found = []
+        for scan in scans:
+            dataset = self._datasets.of(scan.path)
+            of = self._sequences.in_dataset(scan.path, dataset) if dataset else beside.get(scan.path, CaseSequences())
+            found.append(replace(scan, sequences=self._usable_sequences(of)))
+        used = {each.path for scan in found for each in scan.sequences.found.values()}
+        versions = {each.path: each for each in self._sequences.left_out}
+        self._sequences.left_out.clear()
+        self.left_out[:] = [versions.get(each.path, each) for each in self.left_out if each.path not in used]
+        return found
+
+    def _usable_sequences(self, of: CaseSequences) -> CaseSequences:
+        """The sequences without those that are links to nothing, or not fetched: these are problems."""
+        found: dict[str, SequencePath] = {}
+        problems = dict(of.problems)
+        for name, each in of.found.items():
+            reason = unusable(Path(each.path)) if isinstance(self._files, LocalFiles) else None
+            if reason is None:
+                found[name] = each
+            else:
+                problems[name] = f"{each.path.name}: {reason.why}"
+        return CaseSequences(found, problems)
 
     def _one_of_each(self, paths: Sequence[PurePath]) -> list[PurePath]:
         """One image of each case: of several versions, the one with the simplest name."""
@@ -211,7 +259,7 @@ def _tells_apart(word: str) -> bool:
 
 def not_read(cohort: Cohort, folder: Path) -> list[LeftOut]:
     """What is under a cohort's folder and belongs to no case: what ``submit`` leaves out, and unread scans."""
-    used = {str(path) for case in cohort.cases for volume in (case.scan, case.mask) for path in _paths(volume)}
+    used = {str(path) for case in cohort.cases for volume in _volumes(case) for path in _paths(volume)}
     parents = {str(up) for path in used for up in Path(path).parents}
     chooser = Chooser()
     scans = chooser.folder(folder)
@@ -235,6 +283,10 @@ def not_read(cohort: Cohort, folder: Path) -> list[LeftOut]:
             if not used & {str(each.path), *map(str, each.path.parents)} and str(each.path) not in parents
         ),
     ]
+
+
+def _volumes(case: Case) -> list[Volume | None]:
+    return [case.scan, case.mask, *(each.volume for each in case.sequences.values())]
 
 
 def _paths(volume: Volume | None) -> list[Path]:

@@ -77,6 +77,20 @@ class TiffStack:
         x, y, z = self.spacing
         return as_nifti(np.stack(planes, axis=-1).transpose(1, 0, 2), np.diag([-x, -y, z, 1]))
 
+    def repeats(self, channel: int) -> bool:
+        """Whether another channel has the same values on the middle slice, or cannot be read there."""
+        try:
+            from PIL import Image
+
+            with Image.open(self.paths[len(self.paths) // 2], formats=["TIFF"]) as image:
+                check_size((*image.size, 1))
+                pixels = np.asarray(image)
+        except Exception:  # Pillow raises many types; reading the scan reports them
+            return True
+        if pixels.ndim != 3 or max(channel, self.channel or 0) >= pixels.shape[2]:
+            return True
+        return bool((pixels[..., channel] == pixels[..., self.channel or 0]).all())
+
     def _plane(self, pixels: NDArray[Any]) -> NDArray[Any]:
         if self.channel is not None and pixels.ndim == 3 and self.channel < pixels.shape[2]:
             pixels = pixels[..., self.channel]

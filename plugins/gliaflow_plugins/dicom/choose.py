@@ -6,14 +6,15 @@ import filecmp
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gliaflow_plugins.dicom.doubts import arranged, warnings_of
 from gliaflow_plugins.dicom.geometry import listed
 from gliaflow_plugins.dicom.headers import OtherFile, quiet
 from gliaflow_plugins.dicom.images import DicomImage, DicomSlice, read_image
+from gliaflow_plugins.dicom.roles import Roles, find_roles
 from gliaflow_plugins.dicom.series import DicomSeries
 from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
 
@@ -40,6 +41,8 @@ class FlairRules:
     wanted: the series to take, whatever the other rules say: a SeriesInstanceUID, a SeriesNumber, one of both with
         ``:ECHO_MS``, or a text in the description. In a study where none matches, the other rules choose.
     must_match: such a study is refused instead.
+    sequences: the other sequences to look for in the study of each FLAIR series: of ``t1``, ``t1ce`` and ``t2``.
+    sequence_series: by sequence, the series to take for it, written as in ``wanted``.
     describe: whether the reasons of what is left out quote descriptions. People write names into them, so: only on the
         user's own terminal.
     """
@@ -51,6 +54,8 @@ class FlairRules:
     wanted: tuple[str, ...] = ()
     must_match: bool = False
     describe: bool = True
+    sequences: tuple[str, ...] = ()
+    sequence_series: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
@@ -178,9 +183,10 @@ class Candidate:
     @property
     def wanted_by(self) -> set[str]:
         """The values of ``FlairRules.wanted`` that take this series."""
-        return {wanted for wanted in self.rules.wanted if wanted.strip() and not self.never and self._matches(wanted)}
+        return {wanted for wanted in self.rules.wanted if wanted.strip() and not self.never and self.matches(wanted)}
 
-    def _matches(self, wanted: str) -> bool:
+    def matches(self, wanted: str) -> bool:
+        """Whether a value of ``FlairRules.wanted`` names this series."""
         names = (self.head.series, str(self.head.number))
         start, _, echo = wanted.rpartition(":")
         if re.fullmatch(r"[\d.]+:\d+(\.\d+)?", wanted):
@@ -234,9 +240,16 @@ def find_series(
         candidates = [each for images in group for each in _candidates(images, rules)]
         found.every.extend(each.in_list(rules.describe) for each in candidates)
         found.matched.update(*(each.wanted_by for each in candidates))
-        if chosen := _choose(candidates, rules, found.left_out):
+        chosen = _choose(candidates, rules)
+        others = [each for each in candidates if each not in chosen]
+        roles = find_roles(chosen[0], others) if len(chosen) == 1 and rules.sequences else Roles()
+        found.matched.update(roles.matched)
+        _leave_out([each for each in others if each not in roles.taken.values()], chosen, found.left_out)
+        if chosen:
             by_number = not part and len(studies) == 1
-            found.flair.append(_series(chosen, damaged, by_number=by_number))
+            series = _series(chosen, damaged, by_number=by_number)
+            sequences = {name: _sequence(each, roles.doubts[name], damaged) for name, each in roles.taken.items()}
+            found.flair.append(replace(series, sequences=sequences, sequence_problems=roles.problems))
         else:
             place = _place([image for images in group for image in images])
             found.left_out.append(LeftOut(place, "a study without a FLAIR series", NO_FLAIR))
@@ -248,21 +261,30 @@ def _stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _choose(candidates: Sequence[Candidate], rules: FlairRules, left_out: list[LeftOut]) -> list[Candidate]:
+def _choose(candidates: Sequence[Candidate], rules: FlairRules) -> list[Candidate]:
     """The FLAIR series of one study; several, if the rules cannot choose; all, if one must match and none does."""
     wanted = [each for each in candidates if each.wanted_by]
     if rules.wanted and (wanted or rules.must_match):
-        chosen = wanted or list(candidates)
-    else:
-        flair = [each for each in candidates if not each.not_flair]
-        best = max((each.rank for each in flair), default=None)
-        chosen = [each for each in flair if each.rank == best]
-    for each in candidates:
-        if each not in chosen:
-            why = each.never if wanted else each.not_flair
-            why = why or ("not the one of --series" if wanted else f"{chosen[0].text}, is FLAIR more surely")
-            left_out.append(LeftOut(_place(each.images), f"{each.text}: {why}", "DICOM series"))
-    return chosen
+        return wanted or list(candidates)
+    flair = [each for each in candidates if not each.not_flair]
+    best = max((each.rank for each in flair), default=None)
+    return [each for each in flair if each.rank == best]
+
+
+def _leave_out(others: Sequence[Candidate], chosen: Sequence[Candidate], left_out: list[LeftOut]) -> None:
+    """Note why the other series of a study are not taken."""
+    wanted = any(each.wanted_by for each in chosen)
+    for each in others:
+        why = each.never if wanted else each.not_flair
+        why = why or ("not the one of --series" if wanted else f"{chosen[0].text}, is FLAIR more surely")
+        left_out.append(LeftOut(_place(each.images), f"{each.text}: {why}", "DICOM series"))
+
+
+def _sequence(each: Candidate, doubts: Sequence[str], damaged: dict[Path, list[str]]) -> DicomSeries:
+    """A series that is another sequence of a study."""
+    series = _series([each], damaged, by_number=False)
+    warnings = (*warnings_of(each.images), *doubts, *_beside(each.images, damaged))
+    return replace(series, problem="", warnings=warnings)  # ``find_roles`` takes only what can be read
 
 
 def _once(images: Sequence[DicomImage], left_out: list[LeftOut]) -> tuple[DicomImage, ...]:

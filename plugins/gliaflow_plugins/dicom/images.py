@@ -37,11 +37,13 @@ KEYWORDS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber"),
     *("SeriesDescription", "ProtocolName", "ImageType", "PatientID", "FrameOfReferenceUID", "Modality"),
     *("ScanningSequence", "InversionTime", "EchoTime", "AcquisitionContrast", "ImagesInAcquisition"),
+    *("RepetitionTime", "ContrastBolusAgent", "ContrastBolusAgentSequence"),
     *("ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber"),
     *("TemporalPositionIdentifier", *PLACE, "SliceThickness", "SpacingBetweenSlices"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "LossyImageCompression", *PIXEL_FORMAT),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
+NO_AGENT = ("", "no", "none", "n", "n/a", "na", "nein", "ohne", "without", "without contrast", "no contrast", "0")
 Triple = tuple[float, float, float]
 Value = TypeVar("Value")
 
@@ -82,7 +84,9 @@ class DicomImage:
     Parameters
     ----------
     patient: is only compared, and never shown.
-    contrast: FLUID_ATTENUATED in an Enhanced image of FLAIR.
+    contrast: FLUID_ATTENUATED in an Enhanced image of FLAIR, T1 or T2 in one of these.
+    agent: whether it states a contrast agent.
+    pulses: ScanningSequence: SE, IR, GR, EP. repetition_ms: the repetition time.
     inversion: whether an inversion pulse was used. inversion_ms: its time.
     in_acquisition: how many images belong to the acquisition. part: of a concatenation, its UID, number and total.
     problem: why its slices cannot be used.
@@ -99,6 +103,9 @@ class DicomImage:
     description: str
     image_type: tuple[str, ...]
     contrast: str
+    agent: bool
+    pulses: tuple[str, ...]
+    repetition_ms: float | None
     inversion: bool
     inversion_ms: float | None
     lossy: bool
@@ -178,6 +185,9 @@ def read_image(path: Path) -> DicomImage:
         description=" / ".join(text[:64] for text in texts),
         image_type=fields.texts("ImageType"),
         contrast=first.find("AcquisitionContrast", "MRImageFrameTypeSequence").text("AcquisitionContrast"),
+        agent=_optional(lambda: _agent(fields)) or False,
+        pulses=fields.texts("ScanningSequence"),
+        repetition_ms=_optional(lambda: _repetition(first)),
         inversion=inversion,
         inversion_ms=inversion_ms,
         lossy=is_lossy(header.syntax, fields.text("LossyImageCompression")),
@@ -280,6 +290,17 @@ def _time(frame: Frame) -> int | None:
         if time is not None:
             return time
     return None
+
+
+def _agent(fields: Fields) -> bool:
+    """Whether a contrast agent is stated: also by the sequence of an Enhanced image (PS3.3, C.7.6.4b)."""
+    agent = fields.text("ContrastBolusAgent").casefold().strip(" .-_")
+    return agent not in NO_AGENT or bool(fields.items("ContrastBolusAgentSequence"))
+
+
+def _repetition(frame: Frame) -> float | None:
+    time = frame.find("RepetitionTime", "MRTimingAndRelatedParametersSequence").number("RepetitionTime")
+    return time if time is not None and math.isfinite(time) and time > 0 else None
 
 
 def _inversion(frame: Frame) -> tuple[bool, float | None]:

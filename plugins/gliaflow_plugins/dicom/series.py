@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ class DicomSeries:
     patient_id: PatientID, only to compare, never to show.
     choices: if several series of the study may be FLAIR, the values of --series that choose; then there is a
         ``problem``.
+    sequences: of a FLAIR series, the other sequences of its study (t1, t1ce, t2), as far as they were looked for.
+    sequence_problems: why one is not used, though the study has series that may be it.
     """
 
     uid: str
@@ -47,6 +50,8 @@ class DicomSeries:
     unusable: tuple[Path, ...] = ()
     choices: tuple[str, ...] = ()
     patient_id: str = field(default="", repr=False)
+    sequences: Mapping[str, DicomSeries] = field(default_factory=dict, compare=False, repr=False)
+    sequence_problems: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         first, *more = self.paths

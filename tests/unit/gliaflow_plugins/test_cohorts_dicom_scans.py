@@ -142,14 +142,14 @@ def test_the_series_that_are_not_read_are_counted_without_reading_them_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_flair(tmp_path / "P1/flair", VOXELS)
-    write(single_frames(VOXELS, series="ax t1", change=t1), tmp_path / "P1/t1")
+    write(single_frames(VOXELS, series="ax swi", change=t1), tmp_path / "P1/swi")
     cohort = CohortRequest(tmp_path).read(load_registry())
     monkeypatch.delattr("gliaflow_plugins.dicom.choose.read_image")
     left_out = not_read(cohort, tmp_path)
     assert summary(left_out) == ["1 DICOM series"]
     (left,) = left_out
     assert (left.path, left.why) == (
-        tmp_path / "P1/t1",
+        tmp_path / "P1/swi",
         "series 7, 12 images: not FLAIR by its description or timing",
     )
 

@@ -433,12 +433,12 @@ def test_a_cohort_has_the_patients_that_submit_sends(tmp_path: Path, files: list
 
 
 def test_what_belongs_to_no_case_is_left_out_with_a_reason(tmp_path: Path) -> None:
-    write(tmp_path, ["a/a_flair.nii.gz", "a/a_t1.nii.gz", "a/a_seg.nii.gz", "images/x.nii.gz", "b/b_t1.nii.gz"])
+    write(tmp_path, ["a/a_flair.nii.gz", "a/a_swi.nii.gz", "a/a_seg.nii.gz", "images/x.nii.gz", "b/b_t1.nii.gz"])
     cohort = replace(read(PatientFolders(), tmp_path), reader="folders")
     left_out = {str(each.path.relative_to(tmp_path)): each.why for each in not_read(cohort, tmp_path)}
     assert left_out == {
         "images/x.nii.gz": "the reader folders does not read it",
-        "a/a_t1.nii.gz": "its name says t1: another sequence",
+        "a/a_swi.nii.gz": "its name says swi: another sequence",
         "b/b_t1.nii.gz": "its name says t1: another sequence",
     }
 
