@@ -46,7 +46,7 @@ bench: $(DEV)/.done ## speed relative to a bare onnxruntime loop, on both broker
 bench-peers: $(DEV)/.done $(PEERS)/.done ## speed beside BentoML, LitServe and Ray Serve (Linux); BENCH='--widths 8 --rounds 3' sets options
 	$(DEV)/bin/python tests/rabbitmq.py $(DEV)/bin/python bench/peers --programs $(PEERS)/bin $(BENCH)
 
-bench-augment: $(AUGMENTATION_PEERS)/.done ## speed of Table 1 beside albumentations, batchgeneratorsv2, MONAI and TorchIO; BENCH='--rounds 5'
+bench-augment: $(AUGMENTATION_PEERS)/.done ## speed of augmentations beside albumentations, batchgeneratorsv2, MONAI and TorchIO; BENCH='--rounds 5'
 	$(AUGMENTATION_PEERS)/bin/python bench/augmentation.py $(BENCH)
 
 chaos: $(DEV)/.done ## 200 faults while 1,000 scans stream; CHAOS='--seed 7 --only kill-stage' sets other options

@@ -1,8 +1,7 @@
-"""Speed of augmentations on a slice and its mask, beside four libraries that can do the same.
+"""Speed of augmentations beside four libraries: the paper's Table 1 together, and each of the scanner's by itself.
 
 make bench-augment
-.venv-peers-augmentation/bin/python bench/augmentation.py [--rounds 15] [--calls 20] [--json FILE]    Table 1
-.venv-peers-augmentation/bin/python bench/augmentation.py --scanner     each of the scanner's: noise, motion, …
+.venv-peers-augmentation/bin/python bench/augmentation.py [--rounds 15] [--calls 20] [--json FILE]
 .venv-peers-augmentation/bin/python bench/augmentation.py --training    its share of a training step
 
 240×240, float32 and uint8, one thread, all in turn in one process. Times are CPU seconds of this process, so that other
@@ -326,7 +325,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--calls", type=int, default=20, help="calls of each contender in a round")
     parser.add_argument("--json", type=Path, help="write the milliseconds of each round into this file")
-    parser.add_argument("--scanner", action="store_true", help="the augmentations of the scanner, each by itself")
     parser.add_argument("--training", action="store_true", help="the share of a training step instead")
     flags = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the peers
@@ -334,14 +332,12 @@ def main() -> None:
     if flags.training:
         print(share_of_training(flags.rounds))
         return
-    if flags.scanner:
-        times: Any = compare_scanner(flags.rounds, flags.calls)
-        print(scanner_markdown(times))
-    else:
-        times = compare(flags.rounds, flags.calls)
-        print(markdown(times))
+    together = compare(flags.rounds, flags.calls)
+    print(markdown(together))
+    apart = compare_scanner(flags.rounds, flags.calls)
+    print(f"\n{scanner_markdown(apart)}")
     if flags.json:
-        flags.json.write_text(json.dumps(times, indent=1), encoding="utf-8")
+        flags.json.write_text(json.dumps({"Table 1": together, "scanner": apart}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
