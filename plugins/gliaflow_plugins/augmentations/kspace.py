@@ -6,6 +6,7 @@ artefact that changes whole lines needs a transform along that axis only. The im
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -49,7 +50,7 @@ class LowResolution(_PhaseEncoded):
 
     def change_lines(self, signal: Image, rng: np.random.Generator, options: LowResolutionOptions) -> Image:
         lines = fft.rfft(signal, axis=0)
-        lines[round(len(lines) / rng.uniform(1, options.factor)) :] = 0
+        lines[math.ceil(len(lines) / rng.uniform(1, options.factor)) :] = 0
         changed: Image = fft.irfft(lines, len(signal), axis=0, overwrite_x=True)
         return np.abs(changed, out=changed)
 

@@ -18,7 +18,12 @@ def augment(
     scan: Annotated[Path, typer.Argument(help="A scan (NIfTI).")],
     out: Annotated[Path, typer.Option("--out", help="A PNG: the original slice, and the slice after each draw.")],
     augmentation: Annotated[
-        list[str] | None, typer.Option("--augmentation", help="Name, or name:option=value,…; repeatable, in order.")
+        list[str] | None,
+        typer.Option(
+            "--augmentation",
+            help="Name (gliaflow plugins -v lists them), or name:option=value,…; repeatable, in order. "
+            "Such as motion, spikes:number=1 or rician-noise:deviation=0.2.",
+        ),
     ] = None,
     pipeline: Annotated[Path | None, typer.Option("--pipeline", help="A TOML file of augmentations.")] = None,
     mask: Annotated[Path | None, typer.Option("--mask", help="Its mask: the outline is drawn too.")] = None,

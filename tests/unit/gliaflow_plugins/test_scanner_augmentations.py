@@ -203,3 +203,19 @@ def test_the_list_runs_as_a_pipeline_and_leaves_some_slices_alone() -> None:
     changed = [pipeline(image, image > 1, np.random.default_rng(seed))[0] for seed in range(40)]
     assert 2 < sum(np.array_equal(each, image) for each in changed) < 25
     assert all(each.min() >= 0 for each in changed)
+
+
+@pytest.mark.parametrize("plugin", ALL, ids=NAMES)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2), (31, 17)])
+def test_the_strongest_options_give_finite_slices_of_any_shape(plugin: Scanner, shape: tuple[int, int]) -> None:
+    strongest = {  # ``le`` of each number
+        name: next(bound.le for bound in field.metadata if hasattr(bound, "le"))
+        for name, field in plugin.options.model_fields.items()
+        if field.metadata
+    }
+    image = head(shape) + np.linspace(0, 4, np.prod(shape), dtype=np.float32).reshape(shape)
+    for seed in range(5):
+        changed = change(plugin, image, seed, **strongest)
+        assert np.isfinite(changed).all()
+        assert changed.min() >= image.min() - 1e-5
+        assert changed.max() > image.min() or np.ptp(image) == 0
