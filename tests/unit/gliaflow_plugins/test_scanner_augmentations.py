@@ -22,7 +22,7 @@ def head(shape: tuple[int, int] = (60, 48)) -> np.ndarray:
     """A stripped head: 0.6 to 1.4 in an ellipse, 0 around it."""
     rows, columns = (np.indices(shape) + 0.5) / np.reshape(shape, (2, 1, 1)) - 0.5
     inside = (rows / 0.4) ** 2 + (columns / 0.35) ** 2 < 1
-    return np.float32(inside * np.random.default_rng(0).uniform(0.6, 1.4, shape))
+    return np.asarray(inside * np.random.default_rng(0).uniform(0.6, 1.4, shape), np.float32)
 
 
 def change(plugin: Scanner, image: np.ndarray, seed: int = 0, **options: Any) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_the_result_does_not_depend_on_the_unit_of_intensities(
 ) -> None:
     image = head(shape)
     changed = change(plugin, image, seed)
-    other = change(plugin, np.float32(scale * (image + offset)), seed)
+    other = change(plugin, (scale * (image + offset)).astype(np.float32), seed)
     assert changed.dtype == np.float32
     assert changed.shape == shape
     near = 3e-3 * max(1, changed.max())  # a value at the edge of a table's step may get the next one
@@ -143,7 +143,7 @@ def test_blur_spreads_a_point_along_each_axis_by_itself() -> None:
 def waves(period: float) -> np.ndarray:
     """Stripes across rows and columns."""
     rows, columns = np.indices((96, 96))
-    return np.float32(2 + np.cos(2 * np.pi * rows / period) + np.cos(2 * np.pi * columns / period))
+    return np.asarray(2 + np.cos(2 * np.pi * rows / period) + np.cos(2 * np.pi * columns / period), np.float32)
 
 
 def test_low_resolution_takes_fine_detail_away_along_one_axis_and_leaves_the_rest() -> None:
