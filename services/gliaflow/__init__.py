@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from gliaflow.answer import Answer
     from gliaflow.features import ScanFeatures, extract
-    from gliaflow.flow import Flow, open
+    from gliaflow.flow import Flow
+    from gliaflow.opening import open
 
 __all__ = ["Answer", "BrokerError", "Flow", "ScanFeatures", "UsageError", "__version__", "extract", "open"]
 
@@ -32,7 +33,7 @@ _HOMES = {
     "ScanFeatures": "gliaflow.features",
     "UsageError": "gliaflow_runtime.errors",
     "extract": "gliaflow.features",
-    "open": "gliaflow.flow",
+    "open": "gliaflow.opening",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from gliaflow_plugins.contracts import PluginError
-from gliaflow_proto import FeaturesMessage, Scan, ScanMessage, Source, expect
+from gliaflow_proto import FeaturesMessage, Scan, ScanMessage, SequenceFile, Source, expect
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.bundle.load import load_bundle
@@ -19,6 +20,7 @@ from gliaflow_runtime.stage import InvalidInput, TemporarilyUnavailable
 from numpy.typing import NDArray
 
 from gliaflow.scans import Input, find_one
+from gliaflow.sequences import GivenSequences, SequenceInput, wanted_sequences
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ def extract(
     bundle: str | Path | None = None,
     channel: str | None = None,
     series: str | None = None,
+    sequences: Mapping[str, str | PathLike[str]] | None = None,
     device: str | None = None,
     threads: int | None = None,
 ) -> ScanFeatures:
@@ -71,6 +74,7 @@ def extract(
         the bundle grades by.
     channel: of a 4-D file, the number of the FLAIR volume, from 0.
     series: the DICOM series to take: its SeriesInstanceUID, its number, or a part of its description.
+    sequences: as for ``Flow.submit``.
     bundle, device, threads: as for ``gliaflow.open``.
 
     Raises
@@ -80,14 +84,28 @@ def extract(
     from gliaflow_extractor.extractor import Extractor, UNetSession
     from gliaflow_preprocessor.preprocessor import Preprocessor
 
-    item = find_one(scan, channel=channel, series=() if series is None else (series,))
     settings = load_settings({"tap": tap, "bundle": bundle and str(bundle), "device": device, "threads": threads})
     served = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles)
-    source = _source(item)
-    message = ScanMessage(id="scan", scan=Scan(id="scan"), source=source, channel=item.channel)
+    item = find_one(
+        scan,
+        channel=channel,
+        series=() if series is None else (series,),
+        sequences=wanted_sequences(settings, served),
+        given=GivenSequences.of(sequences or {}),
+    )
+    message = ScanMessage(
+        id="scan",
+        scan=Scan(id="scan"),
+        source=_source(item),
+        channel=item.channel,
+        sequences={
+            name: SequenceFile(source=_source(each), channel=each.channel) for name, each in item.sequences.items()
+        },
+    )
     delivery = Delivery("", "", b"")
     try:
-        preprocessor = Preprocessor(served, MemoryBroker(), [item.root])
+        roots = [item.root, *(each.root for each in item.sequences.values())]
+        preprocessor = Preprocessor(served, MemoryBroker(), roots)
         unet = UNetSession(served, batch=settings.batch, device=settings.device, threads=settings.threads)
         extractor = Extractor(served, unet)
         parts = [
@@ -107,7 +125,7 @@ def extract(
     )
 
 
-def _source(item: Input) -> Source:
+def _source(item: Input | SequenceInput) -> Source:
     if item.volume is None:
         return Source(uri=item.uri or item.path.resolve().as_uri())
     try:

@@ -1,36 +1,28 @@
-"""A pipeline as a Python object: scans and requests go in, answers and features come out."""
+"""An open pipeline as a Python object: scans and requests go in, answers and features come out."""
 
 from __future__ import annotations
 
 import time
-import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
+from dataclasses import replace
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from uuid import uuid4
 
 import numpy as np
-import structlog
-from gliaflow_plugins.contracts import PluginError
 from gliaflow_proto import FailureMessage, PredictionMessage, Queue, SyntheticMessage
-from gliaflow_proto.routing import STAGE_QUEUES
-from gliaflow_runner.broker import open_broker
-from gliaflow_runtime import tracing
-from gliaflow_runtime.broker.connect import forget
 from gliaflow_runtime.broker.interface import Broker, BrokerError
 from gliaflow_runtime.errors import UsageError
-from gliaflow_runtime.logs import configure_logging
-from gliaflow_runtime.settings import Settings, load_settings
 from numpy.typing import NDArray
 
 from gliaflow.answer import Answer
 from gliaflow.scans import Input, ScanPath, as_inputs, check_grade, find_one
 from gliaflow.sent_scan import SentScan
+from gliaflow.sequences import GivenSequences, SequenceInput
 from gliaflow.submission import NoStage, Submission
-from gliaflow.waiting import FOR_FEATURES, FOR_SCANS, Waiting, cause
+from gliaflow.waiting import FOR_FEATURES, FOR_SCANS, Waiting, cause, warn
 
 if TYPE_CHECKING:
     from gliaflow_runner.running import RunningStages
@@ -45,87 +37,6 @@ class Stopped(BrokerError):
     """``Flow.stop`` was called while answers were still to come."""
 
 
-def _warn(reason: str) -> None:
-    warnings.warn(f"waiting: {reason}", stacklevel=2)
-
-
-def open(
-    broker: str | None = None,
-    *,
-    bundle: str | Path | None = None,
-    generator: str | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    timeout: float = TIMEOUT_S,
-    waiting: Callable[[str], None] = _warn,
-) -> Flow:
-    """Open a pipeline.
-
-    An argument that is not given comes from ``GLIAFLOW_*`` in the environment, then from a settings file, as for
-    the command.
-
-    Parameters
-    ----------
-    broker: ``memory://`` (the default) runs the stages in this process. ``amqp://user:password@host/vhost`` connects
-        to a RabbitMQ on which stages run.
-    bundle: the model bundle for stages in this process: a folder or ``s3://bucket/path``. Default: the shipped
-        demonstration, which is trained on drawings of scans. Stages on RabbitMQ have a bundle of their own.
-    generator: the bundle's generator that ``generate`` uses. Default: the bundle's own choice.
-    device, threads: for stages in this process: ``cpu``, ``cuda`` or another device of the installed onnxruntime, and
-        onnxruntime's threads (0: one per core).
-    timeout: after so many seconds without any answer, open scans fail.
-    waiting: called once whenever the pipeline begins to wait for something, with the reason and the remedy: RabbitMQ
-        is away or refuses messages because of an alarm, a stage does not run, the stages are behind. Default: a Python
-        warning.
-
-    Raises
-    ------
-    UsageError: a setting is wrong, or bundle, generator or device cannot be used. The text says what to do.
-    BrokerError: the broker cannot be reached, or denies access.
-    """
-    flags = {"broker": broker, "bundle": bundle and str(bundle), "generator": generator}
-    return open_flow(load_settings({**flags, "device": device, "threads": threads}), timeout, waiting)
-
-
-def open_flow(
-    settings: Settings,
-    timeout: float = TIMEOUT_S,
-    waiting: Callable[[str], None] = _warn,
-    connect_timeout: float = 60,
-    outage_timeout: float = 300,
-) -> Flow:
-    """``open`` with settings that are loaded already. ``connect_timeout``, ``outage_timeout``: as for ``connect``."""
-    if not structlog.is_configured():
-        level = settings.log_level if "log_level" in settings.model_fields_set else "error"
-        configure_logging(level, settings.log_format)
-    tracing.start("client")
-    stages = None
-    waits = Waiting(waiting)
-    embedded = settings.broker.startswith("memory:")
-    if embedded:  # a URL of its own, so that two flows in one process do not share their stages
-        settings = settings.model_copy(update={"broker": f"memory://{uuid4().hex}"})
-    with ExitStack() as resources:
-        if embedded:
-            resources.callback(forget, settings.broker)
-        connection = resources.enter_context(
-            open_broker(settings, connect_timeout=connect_timeout, outage_timeout=outage_timeout, waiting=waits.say)
-        )
-        if embedded:
-            from gliaflow_runner.running import RunningStages
-            from gliaflow_runner.services import PIPELINE
-
-            for queue in STAGE_QUEUES:  # after the stages have stopped; scans of a loop that was left may still wait
-                resources.callback(connection.delete, queue.name)
-            try:
-                stages = resources.enter_context(RunningStages(PIPELINE, settings))
-            except PluginError as error:
-                raise UsageError(str(error)) from error
-        waits.over()
-        flow = Flow(connection, stages=stages, generator=settings.generator, timeout=timeout, waiting=waits)
-        flow._resources = resources.pop_all()
-        return flow
-
-
 class Flow:
     """An open pipeline. ``gliaflow.open`` makes one. Use it from one thread, and close it: ``with`` does.
 
@@ -135,6 +46,7 @@ class Flow:
     stages: the stages, if they run in this process.
     generator, timeout: as for ``open``.
     waiting: reports what the flow waits for.
+    sequences: those that are looked for beside the FLAIR, and sent (``wanted_sequences``).
     """
 
     def __init__(
@@ -145,16 +57,23 @@ class Flow:
         generator: str = "",
         timeout: float = TIMEOUT_S,
         waiting: Waiting | None = None,
+        sequences: Sequence[str] = (),
     ) -> None:
-        self.broker = broker
+        self.broker, self.sequences = broker, tuple(sequences)
         self._stages, self._generator, self._timeout = stages, generator, timeout
-        self._waiting = waiting or Waiting(_warn)
+        self._waiting = waiting or Waiting(warn)
         self._running: weakref.WeakSet[Generator[Answer]] = weakref.WeakSet()
         self._stopped = False
         self._resources = ExitStack()
 
     def submit(
-        self, scan: ScanPath, *, grade: str | None = None, channel: str | None = None, series: str | None = None
+        self,
+        scan: ScanPath,
+        *,
+        grade: str | None = None,
+        channel: str | None = None,
+        series: str | None = None,
+        sequences: Mapping[str, str | PathLike[str]] | None = None,
     ) -> Answer:
         """Submit one scan and wait for its answer.
 
@@ -167,6 +86,8 @@ class Flow:
         grade: its class, HGG or LGG, if known. It does not change the answer: stages that learn use it.
         channel: of a 4-D file, the number of the FLAIR volume, from 0.
         series: the DICOM series to take: its SeriesInstanceUID, its number, or a part of its description.
+        sequences: by ``t1``, ``t1ce`` and ``t2``, the file of another sequence, or a DICOM series of the study. Without
+            it, the sequences are found that ``self.sequences`` names.
 
         Raises
         ------
@@ -174,7 +95,12 @@ class Flow:
         BrokerError: no stage takes the scan, or the broker is lost.
         """
         chosen = () if series is None else (series,)
-        item = scan if isinstance(scan, Input) else find_one(scan, grade=grade, channel=channel, series=chosen)
+        given = GivenSequences.of(sequences or {})
+        item = (
+            scan
+            if isinstance(scan, Input)
+            else find_one(scan, grade=grade, channel=channel, series=chosen, sequences=self.sequences, given=given)
+        )
         (answer,) = self._answers([item])
         return answer
 
@@ -200,7 +126,8 @@ class Flow:
         UsageError: a path does not exist, or holds no scan.
         BrokerError: no stage takes the scans, or the broker is lost.
         """
-        answers = self._answers(as_inputs(scans, grade, channel, [series] if isinstance(series, str) else series))
+        chosen = [series] if isinstance(series, str) else series
+        answers = self._answers(as_inputs(scans, grade, channel, chosen, self.sequences))
         self._running.add(answers)
         return answers
 
@@ -308,8 +235,8 @@ class Flow:
                         break
                     if item is None:
                         break
-                    if self._stages and item.volume is None:
-                        self._stages.allow([item.root])
+                    if self._stages:
+                        item = self._for_stages(self._stages, item)
                     try:
                         sent[submission.submit(item)] = SentScan(item, time.monotonic())
                         since_sent = 0.0
@@ -369,6 +296,15 @@ class Flow:
                             submission.submit(scan.item, attempt)
                             scan.attempt, scan.due_at = attempt, None
                     since_sent = 0.0
+
+    def _for_stages(self, stages: RunningStages, item: Input) -> Input:
+        """The scan for stages in this process: they may read its files, and get only what their bundle reads."""
+        if item.sequences:
+            channels = stages.bundle.manifest.input.channels
+            item = replace(item, sequences={name: each for name, each in item.sequences.items() if name in channels})
+        files: list[Input | SequenceInput] = [item, *item.sequences.values()]
+        stages.allow([each.root for each in files if each.volume is None])
+        return item
 
     def _submission(self, queues: Sequence[Queue]) -> Submission:
         by_uri = self._stages is not None and queues is FOR_SCANS

@@ -5,13 +5,13 @@ from __future__ import annotations
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
 import fsspec
-from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES
+from gliaflow_plugins.cohorts.decathlon import MAX_JSON_BYTES, Files
 from gliaflow_plugins.cohorts.dicom_scans import UnmatchedSeriesError, dicom_scans, require_matches, series_of
 from gliaflow_plugins.cohorts.image_names import is_image
 from gliaflow_plugins.cohorts.scan_files import Chooser, LocalFiles, ScanFile
@@ -32,7 +32,7 @@ from gliaflow_runtime.errors import UsageError, describe_error
 from gliaflow.flair_rules import flair_rules
 
 if TYPE_CHECKING:
-    from gliaflow_plugins.dicom.choose import KnownImages
+    from gliaflow_plugins.dicom.choose import FlairRules, KnownImages
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,18 @@ class Places:
             scan.path.name if base in (None, scan.path) else str(scan.path.relative_to(base)) for scan in self.scans
         ]
         return [text.replace(os.sep, "/").encode("utf-8", "replace").decode("utf-8") for text in texts]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user chose among files: a channel in place of FLAIR, and other sequences, as for ``Chooser``."""
+
+    channel: str | None
+    sequences: Sequence[str]
+
+    def chooser(self, files: Files | None = None) -> Chooser:
+        """A chooser among these files."""
+        return Chooser(files, self.channel, self.sequences)
 
 
 class StoreFiles:
@@ -108,35 +120,37 @@ def names_in(files: Iterable[PurePath]) -> dict[PurePath, set[str]]:
 def search(
     texts: Sequence[str],
     channel: str | None = None,
-    series: Sequence[str] = (),
-    *,
-    describe: bool = False,
+    rules: Callable[[], FlairRules | None] = flair_rules,
+    sequences: Sequence[str] = (),
     known: KnownImages | None = None,
 ) -> Places:
     """The scans at these paths. One file that is named alone is always a scan; of a DICOM file, it is its series.
 
-    ``series``, ``describe``: as for ``flair_rules``. ``known``: as for ``find_series``.
+    Parameters
+    ----------
+    rules: gives the rules for DICOM series, if there is a DICOM file.
+    sequences: the other sequences to look for, as for ``Chooser``. known: as for ``find_series``.
 
     Raises
     ------
     UsageError: a path does not exist, a glob matches nothing, a store cannot be read, a file is not fetched, or a value
-        of ``series`` matches nothing.
+        of ``--series`` matches nothing.
     """
     found = Places()
     local = [Path(os.path.normpath(Path(text).absolute())) for text in texts if "://" not in text]  # links stay
     for text in texts:
         if "://" in text:
-            _search_store(text, found, channel, alone=len(texts) == 1)
+            _search_store(text, found, Wanted(channel, sequences), alone=len(texts) == 1)
     if len(texts) == 1 and local and not _is_folder(local[0]) and os.path.lexists(local[0]):
-        _take(local[0], found, channel)
+        _take(local[0], found, Wanted(channel, sequences))
     elif local:
-        _search_local(local, found, channel, alone=len(texts) == 1)
+        _search_local(local, found, Wanted(channel, sequences), alone=len(texts) == 1)
     if found.dicom:
-        rules = flair_rules(series, describe=describe)
+        wanted = rules()
         lone = len(texts) == 1 and found.dicom == local
-        dicom = series_of(local[0], rules) if lone else dicom_scans(found.dicom, rules, known)
+        dicom = series_of(local[0], wanted) if lone else dicom_scans(found.dicom, wanted, known)
         try:
-            require_matches(rules, [dicom])
+            require_matches(wanted, [dicom])
         except UnmatchedSeriesError as error:
             raise UsageError(str(error)) from None
         found.scans.extend(dicom.scans)
@@ -148,7 +162,7 @@ def _is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - where no status can be read, Path.is_dir raises
 
 
-def _take(path: Path, found: Places, channel: str | None) -> None:
+def _take(path: Path, found: Places, chosen: Wanted) -> None:
     reason = unusable(path)
     if reason is not None and reason.kind in ("unfetched file", "broken link"):
         raise UsageError(f"{path}: {reason.why}")
@@ -158,11 +172,11 @@ def _take(path: Path, found: Places, channel: str | None) -> None:
     if is_dicom(path, status_of(path)):
         found.dicom.append(path)
     else:
-        found.scans.append(Chooser(wanted=channel).one(path))
+        found.scans.append(chosen.chooser().one(path))
 
 
-def _search_local(paths: Sequence[Path], found: Places, channel: str | None, *, alone: bool) -> None:
-    chooser = Chooser(wanted=channel)
+def _search_local(paths: Sequence[Path], found: Places, chosen: Wanted, *, alone: bool) -> None:
+    chooser = chosen.chooser()
     folders: dict[Path, dict[Path, os.stat_result | None]] = {}
     searched = []
     named: list[Path] = []
@@ -204,7 +218,7 @@ def _search_local(paths: Sequence[Path], found: Places, channel: str | None, *, 
     found.left_out.extend(chooser.left_out)
 
 
-def _search_store(url: str, found: Places, channel: str | None, *, alone: bool) -> None:
+def _search_store(url: str, found: Places, chosen: Wanted, *, alone: bool) -> None:
     """The scans behind the URL of a file, a folder or a glob."""
     try:
         store, place = fsspec.core.url_to_fs(url)
@@ -226,9 +240,11 @@ def _search_store(url: str, found: Places, channel: str | None, *, alone: bool) 
     found.uris.update(uris)
     root = _path_of(place).parent if lone else _fixed(_path_of(place))
     found.bases.append(root)
-    chooser = Chooser(StoreFiles(store, None if lone or magic else root, uris), channel)
+    chooser = chosen.chooser(StoreFiles(store, None if lone or magic else root, uris))
     if lone and alone:
-        found.scans.append(chooser.one(_path_of(place)))
+        found.scans.append(scan := chooser.one(_path_of(place)))
+        for each in scan.sequences.found.values():
+            found.uris[each.path] = str(store.unstrip_protocol(str(each.path)))
         return
     visible = list(_without_derived(uris, root, chooser.left_out))
     files = []

@@ -6,8 +6,9 @@ import os
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ from gliaflow_plugins.cohorts.image_names import name_of, stem
 from gliaflow_plugins.cohorts.other_formats import is_other_format
 from gliaflow_plugins.cohorts.patients import PatientOf, find_patients
 from gliaflow_plugins.cohorts.scan_files import SHOWN, ScanFile, summary
+from gliaflow_plugins.cohorts.scan_tables import Csv
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Cohort, Volume
 from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
+from gliaflow_plugins.sequence_names import OTHERS
 from gliaflow_proto import CLASSES
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.visible import visible
@@ -27,6 +30,7 @@ from gliaflow_runtime.visible import visible
 from gliaflow.dicom_names import apart, series_name, series_place
 from gliaflow.flair_rules import flair_rules
 from gliaflow.places import search
+from gliaflow.sequences import NONE_GIVEN, OWN_FILE, GivenSequences, SequenceInput, case_sequences, scan_sequences
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.choose import KnownImages
@@ -50,6 +54,7 @@ class Input:
     relative: its path, relative to the folder that was submitted.
     warnings: doubts about the file, from its name and its folder, for its answer.
     series: the SeriesInstanceUID of a DICOM series, which is then in ``volume``.
+    sequences: the other sequences of the study that are sent with it, by name.
     id: the scan's id in messages, unique in the pipeline. Default: derived from the submission and the name.
     """
 
@@ -65,6 +70,7 @@ class Input:
     warnings: tuple[str, ...] = ()
     series: str = ""
     id: str = ""
+    sequences: Mapping[str, SequenceInput] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -82,10 +88,11 @@ ScanPath = str | PathLike[str] | Input
 
 @dataclass(frozen=True)
 class Found:
-    """The scans at the paths that a user gave, and what was left out."""
+    """The scans at the paths that a user gave, what was left out, and problems of a table of scans."""
 
     inputs: list[Input]
     left_out: list[LeftOut]
+    problems: list[str] = field(default_factory=list)
 
 
 class NoScanError(UsageError):
@@ -105,6 +112,8 @@ def find_inputs(
     describe: bool = False,
     known: KnownImages | None = None,
     root: Path | None = None,
+    sequences: Sequence[str] = (),
+    given: GivenSequences = NONE_GIVEN,
 ) -> Found:
     """The scans at these paths (files, folders, globs, or URLs of them), each with a unique name, in a fixed order.
 
@@ -119,18 +128,27 @@ def find_inputs(
     describe: what is left out is described in the words of DICOM headers: for the user's own terminal alone.
     known: the DICOM images of an earlier search (``gliaflow_plugins.dicom.choose.find_series``).
     root: the folder of ours in which a client's files are. Its own name and its parents' name no patient.
+    sequences: the other sequences to look for, of ``t1``, ``t1ce`` and ``t2`` (``wanted_sequences``).
+    given: other sequences that the user named, of the only scan.
 
     Raises
     ------
-    UsageError: a path does not exist, a path is empty, a glob or a value of ``series`` matches nothing, or the grade is
-        unknown.
+    UsageError: a path does not exist, a path is empty, a glob or a value of ``series`` matches nothing, the grade is
+        unknown, or ``given`` has a file and there are several scans.
     NoScanError: there is no scan.
     """
     grade = None if grade is None else check_grade(grade)
     texts = [fspath(path) for path in paths]
     if not all(text.strip() for text in texts):
         raise UsageError("PATH is empty (an unset shell variable?): name a scan or a folder; for this folder, write .")
-    places = search(texts, channel, series, describe=describe, known=known)
+    if len(texts) == 1 and is_table(texts[0]):
+        return _of_table(Path(texts[0]), grade, channel, series, sequences, given)
+    wanted = [name for name in OTHERS if name in (*sequences, *given.series)]
+    rules = partial(flair_rules, series, describe=describe, sequences=wanted, sequence_series=given.series)
+    places = search(texts, channel, rules, sequences, known)
+    if given.series and not places.dicom:
+        name, text = next(iter(given.series.items()))
+        raise UsageError(f"--{name} {text}: no such file, and there is no DICOM of which it may be a series")
     if not places.scans:
         raise NoScanError(f"no FLAIR scan in {', '.join(texts)}{_why_none(places.left_out)}", places.left_out)
     relative = places.relative()
@@ -143,6 +161,7 @@ def find_inputs(
         if not uri and not absolute:
             path = Path(os.path.relpath(path))  # as the user writes paths
         chosen = None if scan.series else _channel(scan, channel)
+        beside, doubts = scan_sequences(scan, path, places.uris)
         volume = scan.series or (NiftiFile(path) if is_other_format(path) and not uri else None)
         inputs.append(
             Input(
@@ -155,15 +174,65 @@ def find_inputs(
                 volume,
                 uri=uri,
                 relative=where,
-                warnings=(*scan.warnings, *patient.warnings),
+                warnings=(*scan.warnings, *patient.warnings, *doubts),
                 series=scan.series.uid if scan.series else "",
+                sequences=beside,
             )
         )
-    return Found(inputs, places.left_out)
+    return Found(_with_given(inputs, given), places.left_out)
+
+
+def is_table(text: str) -> bool:
+    """Whether a path is that of a table of scans."""
+    return "://" not in text and Path(text).suffix.casefold() in (".csv", ".tsv") and Path(text).is_file()
+
+
+def _of_table(
+    path: Path,
+    grade: str | None,
+    channel: str | None,
+    series: Sequence[str],
+    sequences: Sequence[str],
+    given: GivenSequences,
+) -> Found:
+    """The scans of a table, without its grades."""
+    cohort = Csv(flair_rules(series)).read(path)
+    assert cohort is not None
+    if not cohort.cases:
+        raise NoScanError(f"no scan in {path}: {'; '.join(cohort.problems[:SHOWN])}", cohort.left_out)
+    items = [
+        replace(item, grade=grade, relative=os.path.relpath(item.path, path.parent))
+        for item in _inputs_of(cohort, "", channel, sequences)
+    ]
+    return Found(_with_given(items, given), cohort.left_out, cohort.problems)
+
+
+def _with_given(inputs: list[Input], given: GivenSequences) -> list[Input]:
+    """The scans with the files that the user named for their other sequences."""
+    if not given.files:
+        return inputs
+    if len(inputs) > 1:
+        flags = ", ".join(f"--{name}" for name in given.files)
+        raise UsageError(
+            f"{flags}: a file of one scan, but there are {len(inputs)}: name one scan, or write a table with a column "
+            "for each sequence (docs/cohorts.md)"
+        )
+    own = {
+        name: replace(each, path=inputs[0].path, volume=inputs[0].volume, uri=inputs[0].uri)
+        if each.path == OWN_FILE
+        else each
+        for name, each in given.files.items()
+    }
+    doubts = tuple(text for text in inputs[0].warnings if text.split(" ")[0].rstrip(":") not in own)
+    return [replace(inputs[0], sequences={**inputs[0].sequences, **own}, warnings=doubts)]
 
 
 def as_inputs(
-    scans: ScanPath | Iterable[ScanPath], grade: str | None, channel: str | None, series: Sequence[str] = ()
+    scans: ScanPath | Iterable[ScanPath],
+    grade: str | None,
+    channel: str | None,
+    series: Sequence[str] = (),
+    sequences: Sequence[str] = (),
 ) -> list[Input]:
     """The scans at these paths, or these Inputs. A Python warning counts what is left out.
 
@@ -176,17 +245,23 @@ def as_inputs(
         return each
     if any(isinstance(scan, Input) for scan in each):
         raise UsageError("scans: give paths or Inputs, not both")
-    found = find_inputs(each, grade=grade, channel=channel, series=series)
-    for line in summary(found.left_out):
-        warnings.warn(visible(f"left out: {line}"), stacklevel=3)
+    found = find_inputs(each, grade=grade, channel=channel, series=series, sequences=sequences)
+    for line in (*found.problems, *(f"left out: {line}" for line in summary(found.left_out))):
+        warnings.warn(visible(line), stacklevel=3)
     return found.inputs
 
 
 def find_one(
-    path: str | PathLike[str], *, grade: str | None = None, channel: str | None = None, series: Sequence[str] = ()
+    path: str | PathLike[str],
+    *,
+    grade: str | None = None,
+    channel: str | None = None,
+    series: Sequence[str] = (),
+    sequences: Sequence[str] = (),
+    given: GivenSequences = NONE_GIVEN,
 ) -> Input:
     """The one scan at this path. Raises UsageError as ``find_inputs`` does, and if there are several."""
-    found = find_inputs([path], grade=grade, channel=channel, series=series).inputs
+    found = find_inputs([path], grade=grade, channel=channel, series=series, sequences=sequences, given=given).inputs
     if len(found) > 1:
         raise UsageError(f"{path}: {len(found)} scans, where one is expected")
     return found[0]
@@ -199,12 +274,13 @@ def find_series(folder: Path, uid: str) -> Input | None:
     return Input(folder, folder.name, "", volume=series, series=uid) if series else None
 
 
-def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None) -> list[Input]:
+def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None, sequences: Sequence[str] = ()) -> list[Input]:
     """Every scan of a cohort with its patient and, if known, its label.
 
     Parameters
     ----------
     name: the cohort's name. channel: the FLAIR volume of 4-D scans for which the cohort does not state it.
+    sequences: the other sequences to send.
 
     Raises
     ------
@@ -212,6 +288,10 @@ def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None) -> list
     """
     if not any(case.label for case in cohort.cases):
         raise UsageError(f"{name}: no scan has a label (--grades TABLE gives grades; see `gliaflow cohort`)")
+    return _inputs_of(cohort, name, channel, sequences)
+
+
+def _inputs_of(cohort: Cohort, name: str, channel: str | None, sequences: Sequence[str]) -> list[Input]:
     names = _unique([_short(re.sub(r"[/\\]|^\.", "_", case.id)) for case in cohort.cases])
     inputs = []
     for case, unique in zip(cohort.cases, names, strict=True):
@@ -222,7 +302,7 @@ def cohort_inputs(cohort: Cohort, name: str, channel: str | None = None) -> list
             path = case.scan.path if isinstance(case.scan, NiftiFile) else Path(str(case.scan))
             volume = None if isinstance(case.scan, NiftiFile) and not is_other_format(path) else case.scan
             item = Input(path, unique, case.patient, case.label, case.channel or channel, name, volume)
-        inputs.append(item)
+        inputs.append(replace(item, sequences=case_sequences(case.sequences, sequences)))
     return inputs
 
 

@@ -23,6 +23,7 @@ from gliaflow_proto import (
     ProtocolError,
     Scan,
     ScanMessage,
+    SequenceFile,
     Source,
     SyntheticMessage,
     decode,
@@ -38,6 +39,7 @@ from gliaflow_runtime import tracing
 from gliaflow_runtime.broker.interface import AccessDenied, Broker, BrokerError, NoExchange, Refused, Unroutable
 
 from gliaflow.scans import Input
+from gliaflow.sequences import SequenceInput
 
 BY_VALUE_BYTES = 6 * 2**20  # a larger scan is sent through an upload queue, in chunks of this size
 ROUTE_WAIT_S = 60.0  # how long stages may take to start
@@ -112,9 +114,21 @@ class Submission:
             sent=time.time(),
             attempt=attempt,
         )
-        source = self._source(item, scan_id)
+        source = self._source(item, scan_id, BY_VALUE_BYTES)
+        room = BY_VALUE_BYTES - len(source.data or b"")  # of the message
+        sequences = {}
+        for name, each in item.sequences.items():
+            own = source if _is_in_file_of(item, each) else self._sequence_source(name, each, scan_id, room)
+            room -= len(own.data or b"")
+            sequences[name] = SequenceFile(source=own, channel=each.channel)
         self._publish(
-            ScanMessage(id=message_id(self.id, scan_id, "scan"), scan=scan, source=source, channel=item.channel)
+            ScanMessage(
+                id=message_id(self.id, scan_id, "scan"),
+                scan=scan,
+                source=source,
+                channel=item.channel,
+                sequences=sequences,
+            )
         )
         return scan_id
 
@@ -179,24 +193,33 @@ class Submission:
         for queue in self._uploads.pop(scan_id, ()):
             self._broker.delete(queue)
 
-    def _source(self, item: Input, scan_id: str) -> Source:
+    def _sequence_source(self, name: str, each: SequenceInput, scan_id: str, room: int) -> Source:
+        """As ``_source``; errors begin with the name of the sequence."""
+        try:
+            return self._source(each, scan_id, room)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise ValueError(f"{name}: {why if str(each.path) in why else f'{each.path}: {why}'}") from None
+
+    def _source(self, item: Input | SequenceInput, scan_id: str, room: int) -> Source:
+        """The file's path or URI; or its bytes, of which ``room`` fit into the message."""
         if item.uri:
             return Source(uri=item.uri)
         if item.volume is not None:
             data = item.volume.read()
-            return self._by_value(io.BytesIO(data), len(data), scan_id)
+            return self._by_value(io.BytesIO(data), len(data), scan_id, room)
         with open_regular(item.path) as file:
             size = os.fstat(file.fileno()).st_size
             if self._by_uri and size <= MAX_FILE_BYTES:
                 return Source(uri=item.path.resolve().as_uri())
-            return self._by_value(file, size, scan_id)
+            return self._by_value(file, size, scan_id, room)
 
-    def _by_value(self, file: BinaryIO, size: int, scan_id: str) -> Source:
+    def _by_value(self, file: BinaryIO, size: int, scan_id: str, room: int) -> Source:
         if size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"over the limit of {MAX_FILE_BYTES} bytes")
         data = file.read(BY_VALUE_BYTES)
         rest = file.read(1)
-        if not rest:
+        if not rest and len(data) <= room:
             return Source(data=data)
         queue = upload_queue(uuid.uuid4().hex)  # its own: another client, or a retry, may send the same scan
         self._broker.declare(queue)
@@ -247,3 +270,8 @@ class Submission:
                     raise NoStage(f"no stage takes {message.kind!r} messages: {missing or none}") from None
             time.sleep(pause)
             pause = min(1.0, 2 * pause)
+
+
+def _is_in_file_of(item: Input, each: SequenceInput) -> bool:
+    """Whether a sequence is another volume of the scan's own 4-D file, which is then sent once."""
+    return (each.path, each.uri, each.volume) == (item.path, item.uri, item.volume)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,11 @@ SERVICES = {  # that read each queue
 }
 FOR_SCANS = (PREPROCESSOR, EXTRACTOR, CLASSIFIER, *ASSEMBLERS)
 FOR_FEATURES = (GENERATOR,)
+
+
+def warn(reason: str) -> None:
+    """Say by a Python warning what a flow waits for."""
+    warnings.warn(f"waiting: {reason}", stacklevel=2)
 
 
 class Waiting:

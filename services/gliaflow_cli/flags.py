@@ -52,6 +52,14 @@ Series = Annotated[
         help="DICOM: the series to take: SeriesInstanceUID, number, NUMBER:ECHO_MS or part of the description.",
     ),
 ]
+Sequences = Annotated[
+    str | None,
+    typer.Option(
+        "--sequences",
+        help="Sequences to find and send beside the FLAIR: t1,t1ce,t2 or none. Default: what the bundle reads; to a "
+        "--broker, whose bundle is not known here: none.",
+    ),
+]
 Capture = Annotated[
     bool,
     typer.Option("--capture", help="DICOM: also write <scan>_sc.dcm, a picture of the answer for every viewer."),

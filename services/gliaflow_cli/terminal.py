@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +117,30 @@ def print_problems(cohort: Cohort) -> None:
     """Print how a cohort's tables were read, and its problems, one per line."""
     for table in cohort.tables:
         console.print(f"table     {table}", soft_wrap=True)
-    for problem in cohort.problems:
+    print_problem_lines(cohort.problems)
+
+
+def print_problem_lines(problems: Sequence[str]) -> None:
+    """Print problems, one per line."""
+    for problem in problems:
         console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
+
+
+def print_sequences(scans: Mapping[str, Collection[str]], wanted: Sequence[str] = ()) -> None:
+    """Print how many scans have each sequence, and which scans lack one that others have, or that is wanted.
+
+    ``scans``: the sequences beside the FLAIR of each scan, by its name.
+    """
+    from gliaflow_plugins.cohorts.tables import few
+    from gliaflow_plugins.sequence_names import OTHERS
+
+    counts, lacking = [f"flair {len(scans)}"], []
+    for name in OTHERS:
+        without = [scan for scan, has in scans.items() if name not in has]
+        if name in wanted or len(without) < len(scans):
+            counts.append(f"{name} {len(scans) - len(without)}")
+            lacking += [f"without {name}: {few(without)}"] if without else []
+    console.print(f"sequences {'; '.join([', '.join(counts), *lacking])}", soft_wrap=True)
 
 
 def print_left_out(left_out: Sequence[LeftOut], verbose: bool, how: str = "-v lists them") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -44,10 +45,12 @@ class Inbox:
     twice, and a scan that is dropped again into its place is answered again.
 
     ``dicom_settle_s``: a study is searched when none of its files has changed for so long.
+    ``sequences``: those to look for beside the FLAIR, as for ``find_inputs``.
     """
 
-    def __init__(self, path: Path, out: OutFolder, dicom_settle_s: float = 30.0) -> None:
+    def __init__(self, path: Path, out: OutFolder, dicom_settle_s: float = 30.0, sequences: Sequence[str] = ()) -> None:
         self._path, self._out, self._dicom_settle_s = path, out, dicom_settle_s
+        self._sequences = tuple(sequences)
         self._left_out: list[LeftOut] = []
         self._listed: set[PurePath] | None = None  # the paths in the list of the files that are left out
         self._all_answered: object = None  # the files in both folders when each scan had its answer
@@ -66,7 +69,7 @@ class Inbox:
         if started < self._due:
             return NewScans([], self._left_out)
         try:
-            found = find_inputs([self._path], known=self._known)
+            found = find_inputs([self._path], known=self._known, sequences=self._sequences)
         except UsageError as error:  # no scan yet
             found = Found([], error.left_out if isinstance(error, NoScanError) else [])
         copied = _Copied(self._path, self._dicom_settle_s)
@@ -130,13 +133,14 @@ class _Copied:
         }
 
     def is_complete(self, item: Input) -> bool:
-        """Whether the scan's files have not changed for a while.
+        """Whether the scan's files, and those of the sequences that are sent with it, have not changed for a while.
 
         A DICOM series waits for all files in the inbox's folder in which it is: a study is copied file by file, and
         which series is FLAIR depends on the others. A series whose files are not in a folder waits for its own files.
         """
         if (series := as_series(item.volume)) is None:
-            return _is_settled(status_of(item.path), SETTLED_S)
+            files = {item.path, *(each.path for each in item.sequences.values())}
+            return all(_is_settled(status_of(path), SETTLED_S) for path in files)
         if not all(_is_settled(status_of(path), self._dicom_settle_s) for path in series.paths):
             return False
         folders = {self._folder_of(path) for path in series.paths} - {self._inbox}

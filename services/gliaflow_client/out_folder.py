@@ -177,10 +177,10 @@ class OutFolder:
         if state.series:
             found = find_series(Path(state.location), state.series)
             item = replace(found, relative=state.source) if found else None
-            return item if item and ScanState.of(item).stamp == state.stamp else None
+            return item if item and ScanState.of(item).stamp == state.own_stamp else None
         uri = state.location if "://" in state.location else ""
         item = Input(Path(state.location), scan, "", channel=state.channel or None, uri=uri, relative=state.source)
-        return item if state.stamp and ScanState.of(item).stamp == state.stamp else None
+        return item if state.stamp and ScanState.of(item).stamp == state.own_stamp else None
 
     def keep(self, targets: Iterable[Target]) -> None:
         """Keep the answers of these scans, with the patient and the true grade that the scans come with now."""

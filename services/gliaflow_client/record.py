@@ -21,6 +21,7 @@ from typing import Any
 
 import fsspec
 from gliaflow.scans import Input
+from gliaflow.sequences import SequenceInput
 from gliaflow_plugins.cohorts.dicom_scans import as_series
 from gliaflow_plugins.regular_files import open_regular
 from gliaflow_runtime.errors import UsageError
@@ -29,6 +30,7 @@ from gliaflow_runtime.files import lock
 from gliaflow_client.table import TABLE
 
 RECORD = ".gliaflow.jsonl"
+AND_SEQUENCES = " and sequences "
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class ScanState:
     ----------
     location: its absolute path or URI. source: its path, relative to what was submitted.
     stamp: sizes and times of its files. Empty: not known.
-    sha256: the digest of its file, or of the files of a DICOM series. Empty: not known, as for a URI.
+    sha256: the digest of its file, or of the files of a DICOM series, and of the other sequences that are sent with it.
+        Empty: not known, as for a URI.
     series: the SeriesInstanceUID of a DICOM series: a folder may have several.
     undecided: the StudyInstanceUID of a study of which several series may be FLAIR.
     """
@@ -68,6 +71,11 @@ class ScanState:
             series=item.series,
             undecided=undecided,
         )
+
+    @property
+    def own_stamp(self) -> str:
+        """The stamp without that of the other sequences."""
+        return self.stamp.partition(AND_SEQUENCES)[0]
 
     @property
     def place(self) -> tuple[str, str]:
@@ -112,6 +120,15 @@ def scan_sha256(item: Input) -> str:
 
     The names of a series' files do not matter.
     """
+    if not item.sequences:
+        return _sha256(item)
+    digests = {"flair": (_sha256(item), item.channel)}
+    digests |= {name: (_sha256(each), each.channel) for name, each in item.sequences.items()}
+    text = json.dumps(digests, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest() if all(digest for digest, _ in digests.values()) else ""
+
+
+def _sha256(item: Input | SequenceInput) -> str:
     if series := as_series(item.volume):
         digests = [sha256_of(path) for path in series.paths]
         text = json.dumps([series.echo_ms, *sorted(digests)])
@@ -232,6 +249,15 @@ def _real(folder: PurePath) -> str:
 
 
 def _stamp(item: Input) -> str:
+    """The stamp of a scan's files; of a scan that is sent with other sequences, that of all of them."""
+    stamps = {name: [_stamp_of(each), str(each.path), each.channel] for name, each in item.sequences.items()}
+    own = _stamp_of(item)
+    if not stamps or not own or not all(stamp for stamp, *_ in stamps.values()):
+        return "" if stamps else own
+    return own + AND_SEQUENCES + hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp_of(item: Input | SequenceInput) -> str:
     try:
         if item.uri:
             store, place = fsspec.core.url_to_fs(item.uri)
@@ -247,7 +273,7 @@ def _stamp(item: Input) -> str:
         return ""
 
 
-def _paths(item: Input) -> Sequence[Path]:
+def _paths(item: Input | SequenceInput) -> Sequence[Path]:
     """The files and folders of a scan: of a stack its slices, of a pair both."""
     if slices := getattr(item.volume, "paths", None):
         return list(slices)

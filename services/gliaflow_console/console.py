@@ -14,7 +14,7 @@ from functools import partial
 from urllib.parse import quote
 
 import structlog
-from gliaflow.flow import open_flow
+from gliaflow.opening import open_flow
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.health import serve_health
 from gliaflow_runtime.logs import where

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from gliaflow_proto.messages import MAX_SHARDS
+from gliaflow_proto.messages import MAX_SHARDS, SEQUENCES
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -98,6 +98,11 @@ class Settings(BaseSettings):
     tap: str = Field("", description="the tap where features are read; empty: the tap of the bundle's classifier")
     batch: int = Field(
         16, ge=1, le=64, description="the most slices in the U-Net at a time: one a core; on other devices, in one run"
+    )
+    sequences: Annotated[list[str] | None, NoDecode] = Field(
+        None,
+        description="sequences that clients send beside the FLAIR: t1,t1ce,t2 or none. Default: those of the bundle of "
+        "stages in this process; none to stages on a broker",
     )
     roots: Annotated[list[str], NoDecode] = Field(
         [], description="allowed roots of scan URIs: /data,s3://bucket/scans, or JSON"
@@ -220,6 +225,15 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return _json(value) if value.lstrip().startswith("[") else [root.strip() for root in value.split(",")]
+
+    @field_validator("sequences", mode="before")
+    @classmethod
+    def _are_sequences(cls, value: Any) -> Any:
+        names = [name.strip().casefold() for name in value.split(",")] if isinstance(value, str) else value
+        names = [] if names == ["none"] else names
+        if isinstance(names, list) and (unknown := [name for name in names if name not in SEQUENCES[1:]]):
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(SEQUENCES[1:])}, and not none")
+        return names
 
     @field_validator("dicom_flair")
     @classmethod

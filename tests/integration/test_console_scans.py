@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pydicom
 import pytest
 from browser import ConsoleProcess
-from gliaflow.flow import open_flow
+from gliaflow.opening import open_flow
 from gliaflow.scans import find_inputs
 from gliaflow_client.out_folder import OutFolder
 from gliaflow_runtime.settings import Settings

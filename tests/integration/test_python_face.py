@@ -114,6 +114,6 @@ def test_a_broker_without_stages_and_no_broker_are_broker_errors(
         ):
             flow.submit(scans / "p0_flair.nii.gz")
         assert not any(broker.queue_state(queue.name) for queue in STAGE_QUEUES)
-    monkeypatch.setattr("gliaflow.flow.open_broker", lambda each, **_: connect(each.broker, connect_timeout=1))
+    monkeypatch.setattr("gliaflow.opening.open_broker", lambda each, **_: connect(each.broker, connect_timeout=1))
     with pytest.raises(gliaflow.BrokerError, match="no RabbitMQ"):
         gliaflow.open(f"amqp://guest:guest@127.0.0.1:{free_port()}/")

@@ -68,14 +68,15 @@ def dicom_scans(
 
 
 def require_matches(rules: FlairRules | None, found: Sequence[DicomScans]) -> None:
-    """Raise UnmatchedSeriesError if a value of ``--series`` matches in none of these."""
+    """Raise UnmatchedSeriesError if a value of ``--series``, ``--t1ce`` and so on matches in none of these."""
     matched = {value for each in found for value in each.matched}
-    for value in rules.wanted if rules else ():
+    named = [("series", value) for value in rules.wanted] + [*rules.sequence_series.items()] if rules else []
+    for flag, value in named:
         if value not in matched:
             every = list(dict.fromkeys(text for each in found for text in each.every))
             more = f"; {len(every) - LISTED} more" if len(every) > LISTED else ""
             listing = f"{'; '.join(every[:LISTED])}{more}" if every else "none"
-            raise UnmatchedSeriesError(f"--series {value} matches no series that can be taken; there is: {listing}")
+            raise UnmatchedSeriesError(f"--{flag} {value} matches no series that can be taken; there is: {listing}")
 
 
 def scans_of_patient(paths: Sequence[Path], patient: str, rules: FlairRules | None, problems: list[str]) -> DicomScans:

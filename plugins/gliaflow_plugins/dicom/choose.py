@@ -72,7 +72,8 @@ class FoundSeries:
     ----------
     flair: at most one for each study.
     left_out: the other series, the studies without FLAIR, and files that cannot be read.
-    matched: the values of ``FlairRules.wanted`` that chose a series. every: all series, as messages name them.
+    matched: the values of ``FlairRules.wanted`` and ``sequence_series`` that a series has.
+    every: all series, as messages name them.
     """
 
     flair: list[DicomSeries] = field(default_factory=list)
@@ -183,10 +184,13 @@ class Candidate:
     @property
     def wanted_by(self) -> set[str]:
         """The values of ``FlairRules.wanted`` that take this series."""
-        return {wanted for wanted in self.rules.wanted if wanted.strip() and not self.never and self.matches(wanted)}
+        return {wanted for wanted in self.rules.wanted if self.is_called(wanted)}
 
-    def matches(self, wanted: str) -> bool:
-        """Whether a value of ``FlairRules.wanted`` names this series."""
+    def is_called(self, wanted: str) -> bool:
+        """Whether a value of ``FlairRules.wanted`` takes this series."""
+        return wanted.strip() != "" and not self.never and self._matches(wanted)
+
+    def _matches(self, wanted: str) -> bool:
         names = (self.head.series, str(self.head.number))
         start, _, echo = wanted.rpartition(":")
         if re.fullmatch(r"[\d.]+:\d+(\.\d+)?", wanted):
@@ -240,10 +244,11 @@ def find_series(
         candidates = [each for images in group for each in _candidates(images, rules)]
         found.every.extend(each.in_list(rules.describe) for each in candidates)
         found.matched.update(*(each.wanted_by for each in candidates))
+        named = [value for value in rules.sequence_series.values() if any(each.is_called(value) for each in candidates)]
+        found.matched.update(named)
         chosen = _choose(candidates, rules)
         others = [each for each in candidates if each not in chosen]
         roles = find_roles(chosen[0], others) if len(chosen) == 1 and rules.sequences else Roles()
-        found.matched.update(roles.matched)
         _leave_out([each for each in others if each not in roles.taken.values()], chosen, found.left_out)
         if chosen:
             by_number = not part and len(studies) == 1

@@ -38,13 +38,12 @@ class Roles:
 
     Parameters
     ----------
-    taken: by sequence. problems: why none is taken, though there are candidates; by sequence. matched: the values of
-        ``FlairRules.sequence_series`` that chose one. doubts: of a series that is taken.
+    taken: by sequence. problems: why none is taken, though there are candidates; by sequence.
+    doubts: of a series that is taken.
     """
 
     taken: Mapping[str, Candidate] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
-    matched: frozenset[str] = frozenset()
     doubts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -53,14 +52,11 @@ def find_roles(flair: Candidate, others: Sequence[Candidate]) -> Roles:
     taken: dict[str, Candidate] = {}
     problems: dict[str, str] = {}
     doubts: dict[str, tuple[str, ...]] = {}
-    matched: set[str] = set()
     roles = [(each, _roles(each)) for each in others]
     for name in flair.rules.sequences:
         wanted = flair.rules.sequence_series.get(name, "")
-        chosen = [each for each in others if not each.never and each.matches(wanted)] if wanted else []
-        if chosen:
-            matched.add(wanted)
-        elif wanted:
+        chosen = [each for each in others if wanted and each.is_called(wanted)]
+        if wanted and not chosen:
             problems[name] = f"no series of the study matches --{name} {wanted}"
             continue
         pool = chosen or [each for each, may_be in roles if may_be == (name,)]
@@ -81,7 +77,7 @@ def find_roles(flair: Candidate, others: Sequence[Candidate]) -> Roles:
         elif unclear := [each for each, may_be in roles if len(may_be) > 1 and name in may_be]:
             listing = "; ".join(each.shown(False) for each in unclear)
             problems[name] = f"before or after contrast? The headers do not say it: {listing}. --{name} takes a series"
-    return Roles(taken, problems, frozenset(matched), doubts)
+    return Roles(taken, problems, doubts)
 
 
 def _roles(each: Candidate) -> tuple[str, ...]:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gliaflow_cli import flags
-from gliaflow_cli.terminal import console, print_leaks, print_left_out, print_problems, progress_bar, searching
+from gliaflow_cli.terminal import (
+    console,
+    print_leaks,
+    print_left_out,
+    print_problems,
+    print_sequences,
+    progress_bar,
+    searching,
+)
 
 if TYPE_CHECKING:
     from gliaflow_plugins.contracts import Case
@@ -49,6 +57,11 @@ def cohort(
     console.print(f"grades    {_counts([case.grade for case in cases])}")
     console.print(f"classes   {_classes(cases)}", soft_wrap=True)
     console.print(f"masks     {sum(case.mask is not None for case in cases)}")
+    if any(case.sequences for case in cases):
+        print_sequences({case.id: case.sequences for case in cases})
+    if verbose:
+        for case in cases:
+            console.print(f"scan      {case.id}: {', '.join(['flair', *case.sequences])}", soft_wrap=True)
     print_problems(found)
     print_leaks(found.leaks)
     if folder.is_dir():

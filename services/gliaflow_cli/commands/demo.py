@@ -39,7 +39,7 @@ def demo(
     import time
     from uuid import uuid4
 
-    from gliaflow.flow import open_flow
+    from gliaflow.opening import open_flow
     from gliaflow.scans import Input
     from gliaflow_client.out_folder import OutFolder
     from gliaflow_client.summary import counts, true_grades

@@ -32,7 +32,7 @@ def generate(
     A .npz has the arrays features and label, and the class, bundle, generator, tap and seed as texts.
     """
     import numpy as np
-    from gliaflow.flow import open_flow
+    from gliaflow.opening import open_flow
     from gliaflow.scans import check_grade
     from gliaflow.synthetic_file import about, labels, write_npz
     from gliaflow_runtime.errors import UsageError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,9 @@ from gliaflow_cli.terminal import (
     console,
     print_leaks,
     print_left_out,
+    print_problem_lines,
     print_problems,
+    print_sequences,
     progress_bar,
     searching,
     waiting_printer,
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from gliaflow.answer import Answer
     from gliaflow_client.out_folder import Target
     from gliaflow_client.table import ScanRow
+
+beside = partial(typer.Option, metavar="FILE|SERIES")
 
 
 @interruptible("the answers so far are in predictions.csv of --out; the same command with --resume continues")
@@ -38,6 +43,13 @@ def submit(
     grade: Annotated[str | None, typer.Option("--grade", help="The known grade of these scans: HGG or LGG.")] = None,
     channel: flags.Channel = None,
     series: flags.Series = None,
+    sequences: flags.Sequences = None,
+    t1: Annotated[str | None, beside("--t1", help="The T1 of the only scan, before contrast.")] = None,
+    t1ce: Annotated[
+        str | None,
+        beside("--t1ce", help="T1 after contrast: a file, FILE:N of a 4-D file, or a DICOM series as for --series."),
+    ] = None,
+    t2: Annotated[str | None, beside("--t2", help="The T2 of the only scan.")] = None,
     capture: flags.Capture = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip scans that are answered in OUT.")] = False,
     report: Annotated[
@@ -69,8 +81,9 @@ def submit(
     if not labelled and any(flag is not None for flag in reading):
         raise typer.BadParameter("--reader, --high, --grades, --patient-column and --grade-column need --labelled")
     from gliaflow.flair_rules import flair_rules
-    from gliaflow.flow import open_flow
+    from gliaflow.opening import open_flow
     from gliaflow.scans import cohort_inputs, find_inputs
+    from gliaflow.sequences import GivenSequences, wanted_sequences
     from gliaflow_client.out_folder import OutFolder
     from gliaflow_client.summary import ON_PHANTOMS, attention, counts, is_on_phantoms, true_grades
     from gliaflow_plugins.cohorts.read import CohortRequest
@@ -81,7 +94,17 @@ def submit(
         from gliaflow_pages.drawing import require_matplotlib
 
         require_matplotlib()
-    settings = load_settings({"broker": broker, "bundle": bundle, "device": device, "threads": threads})
+    settings = load_settings(
+        {"broker": broker, "bundle": bundle, "device": device, "threads": threads, "sequences": sequences}
+    )
+    named = {name: text for name, text in (("t1", t1), ("t1ce", t1ce), ("t2", t2)) if text is not None}
+    if labelled and named:
+        raise typer.BadParameter("--t1, --t1ce and --t2 are of one scan; a cohort has its own sequences")
+    given = GivenSequences.of(named)
+    wanted = wanted_sequences(settings)
+    if unread := [f"--{name}" for name in named if name not in wanted and settings.broker.startswith("memory:")]:
+        reads = ", ".join(["flair", *wanted])
+        raise typer.BadParameter(f"{', '.join(unread)}: the bundle reads {reads}; choose another with --bundle")
     if labelled:
         request = CohortRequest(Path(paths[0]), *reading, rules=flair_rules(series or ()))
         with searching():
@@ -91,13 +114,24 @@ def submit(
         root = Path(paths[0]) if Path(paths[0]).is_dir() else Path(paths[0]).parent
         inputs = [
             replace(item, relative=os.path.relpath(item.path, root))
-            for item in cohort_inputs(cohort, Path(paths[0]).resolve().name, channel)
+            for item in cohort_inputs(cohort, Path(paths[0]).resolve().name, channel, wanted)
         ]
     else:
         with searching():
-            found = find_inputs(paths, grade=grade, channel=channel, series=series or (), describe=True)
+            found = find_inputs(
+                paths,
+                grade=grade,
+                channel=channel,
+                series=series or (),
+                describe=True,
+                sequences=wanted,
+                given=given,
+            )
+        print_problem_lines(found.problems)
         print_left_out(found.left_out, verbose)
         inputs = found.inputs
+    if wanted or named:
+        print_sequences({item.name: item.sequences for item in inputs}, wanted)
     with OutFolder(out, capture=capture) as folder:
         targets = folder.assign(inputs)
         for note in folder.notes:

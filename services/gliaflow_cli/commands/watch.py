@@ -30,11 +30,12 @@ def watch(
     inbox: Annotated[Path, typer.Argument(help="Folder in which scans appear.", parser=flags.given, metavar="INBOX")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
     capture: flags.Capture = False,
+    sequences: flags.Sequences = None,
     broker: flags.Broker = None,
     bundle: flags.Bundle = None,
 ) -> None:
     """Answer each scan that is copied into INBOX, until Ctrl-C or SIGTERM."""
-    from gliaflow.flow import open_flow
+    from gliaflow.opening import open_flow
     from gliaflow_client.inbox import Inbox
     from gliaflow_client.out_folder import OutFolder
     from gliaflow_runtime.ending import interrupt_on_signals
@@ -47,7 +48,7 @@ def watch(
         from gliaflow_pages.drawing import require_matplotlib
 
         require_matplotlib()
-    settings = load_settings({"broker": broker, "bundle": bundle})
+    settings = load_settings({"broker": broker, "bundle": bundle, "sequences": sequences})
     configure_logging(settings.log_level, settings.log_format)
     log = _log()
     interrupt_on_signals(code=0)
@@ -66,7 +67,7 @@ def watch(
                     OutFolder(out, capture=capture) as folder,
                     open_flow(settings, waiting=lambda reason: log.warning("waiting", reason=reason)) as state.flow,
                 ):
-                    scans = Inbox(inbox, folder, settings.dicom_settle_s)
+                    scans = Inbox(inbox, folder, settings.dicom_settle_s, state.flow.sequences)
                     while True:
                         time.sleep(POLL_S)
                         state.require(why_unreadable(inbox) or why_unwritable(out))

@@ -10,7 +10,9 @@ The life of one image:
    of the settings. A series that cannot be read is set aside with its reason (``aside``); one that is not complete
    waits for ``dicom_incomplete_s``, and is then set aside too. A study without a FLAIR series waits as long, since the
    series may still arrive. Then it is deleted, if all its files can be read and all its series are clean.
-4. The series goes to the pipeline as NIfTI bytes, under the name that its UID has in the spool. No header leaves.
+   A study that lacks a sequence which the settings name waits as long, and is then answered without it.
+4. The series goes to the pipeline as NIfTI bytes, and so do the other sequences, under the name that the FLAIR's UID
+   has in the spool. No header leaves.
 5. The answer becomes DICOM objects, which are written to ``answers`` (``answers.keep_answer``). Only then the study's
    images are deleted. An answer to the same images and of the same bundle has the same UIDs, and then the bytes that
    were kept are sent again.
@@ -27,15 +29,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import structlog
 from gliaflow.answer import Answer
 from gliaflow.flair_rules import flair_rules
-from gliaflow.flow import Flow, open_flow
-from gliaflow.scans import Input
+from gliaflow.flow import Flow
+from gliaflow.opening import open_flow
+from gliaflow.sequences import wanted_sequences
 from gliaflow_plugins.dicom.choose import FlairRules, FoundSeries, find_series
 from gliaflow_plugins.dicom.series import DicomSeries
 from gliaflow_plugins.left_out import LeftOut
@@ -57,11 +59,12 @@ from gliaflow_dicom.node.answers import (
     keep_answer,
 )
 from gliaflow_dicom.node.aside import Kind, list_aside, set_aside, take_back
+from gliaflow_dicom.node.chosen import Chosen, origin_of
 from gliaflow_dicom.node.completeness import ArchiveCounts, Arrivals
 from gliaflow_dicom.node.delivery import Sender
 from gliaflow_dicom.node.peers import PeerAway, keep_libraries_quiet, named, parse_destination, parse_peer
 from gliaflow_dicom.node.scp import Listener
-from gliaflow_dicom.node.spool import Spool, SpoolLimits, hashed
+from gliaflow_dicom.node.spool import Spool, SpoolLimits
 from gliaflow_dicom.objects.make import make_objects
 
 POLL_S = 0.5
@@ -79,20 +82,6 @@ NO_ANSWER = re.compile(r"no (readable )?answer within")  # of the flow: no stage
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A series that goes to the pipeline, and what its answer will be made from."""
-
-    series: DicomSeries
-    origin: AnswerOrigin
-
-    @property
-    def item(self) -> Input:
-        """It as the pipeline's input: its name and its patient are hashes."""
-        name = f"{self.origin.series}{'' if self.series.echo_ms is None else f'-{self.series.echo_ms:g}'}"
-        return Input(Path(name), name, self.origin.study, volume=self.series, warnings=self.series.warnings)
-
-
 class Node:
     """One node on its spool. ``run`` returns at KeyboardInterrupt only.
 
@@ -105,7 +94,8 @@ class Node:
     def __init__(self, settings: Settings) -> None:
         keep_libraries_quiet()
         self._settings = settings
-        self._rules = replace(flair_rules() or FlairRules(), describe=False)
+        wanted = wanted_sequences(settings)
+        self._rules = replace(flair_rules() or FlairRules(), describe=False, sequences=wanted)
         archive = parse_peer(settings.dicom_pacs, "--pacs") if settings.dicom_pacs else None
         self._archive = ArchiveCounts(settings, archive) if archive else None
         destinations = [parse_destination(text) for text in settings.dicom_to]
@@ -234,11 +224,13 @@ class Node:
             self._no_flair(study, received, found.left_out, declared)
             return None
         series = found.flair[0]  # the only one of a study
-        origin = _origin(study, series, received)
-        if declared is None and (problem := self._why_incomplete(series, origin)):
+        origin = origin_of(study, series, received)
+        if declared is None and (problem := self._why_any_incomplete(series, origin)):
             self._wait(study, problem)
         elif series.problem:
             self._set_aside(study, "refused", series.problem)
+        elif declared is None and self._may_get_sequences(study, series):
+            self._arrivals.wait(study, self._settings.dicom_incomplete_s - self._arrivals.age_s(study))
         elif declared is not None or not self._is_loop(origin):
             killed = self._archive is None and self.spool.ending(study, origin.series) == "killed"
             return Chosen(replace(series, warnings=(*series.warnings, KILLED)) if killed else series, origin)
@@ -269,7 +261,7 @@ class Node:
     def _why_kept(self, study: str, received: dict[str, int], left_out: list[LeftOut]) -> str:
         """Why a study without a FLAIR series may have one, were all its images there; empty: it has none."""
         for short in self._find(study, received, replace(self._rules, min_slices=1)).flair:
-            if problem := self._why_incomplete(short, _origin(study, short, received)):
+            if problem := self._why_incomplete(short, origin_of(study, short, received)):
                 return problem
         if unreadable := [each for each in left_out if each.kind == FILE]:
             first = f"{unreadable[0].path.name}: {unreadable[0].why}"
@@ -302,6 +294,21 @@ class Node:
             known = len(earlier.origin.images)
             return f"these {count} images belong to a series that was answered with {known}; {len(missing)} are missing"
         return ""
+
+    def _why_any_incomplete(self, series: DicomSeries, origin: AnswerOrigin) -> str:
+        """Why more images of the series or of its sequences are expected; empty: none are. Raises PeerAway."""
+        if problem := self._why_incomplete(series, origin):
+            return problem
+        for name, each in series.sequences.items():
+            if problem := self._why_incomplete(each, origin_of(origin.study, each, origin.received)):
+                return f"{name}: {problem}"
+        return ""
+
+    def _may_get_sequences(self, study: str, series: DicomSeries) -> bool:
+        """Whether a wanted sequence is not there, and its images may be on their way."""
+        known = {*series.sequences, *series.sequence_problems}
+        late = self._arrivals.age_s(study) >= self._settings.dicom_incomplete_s or self.spool.why_full()
+        return not {*self._rules.sequences} <= known and not late
 
     def _wait(self, study: str, problem: str) -> None:
         left_s = self._settings.dicom_incomplete_s - self._arrivals.age_s(study)
@@ -388,9 +395,3 @@ def run_node(settings: Settings, stopped: Callable[[], Any]) -> None:
         stopped()
     finally:
         node.close()
-
-
-def _origin(study: str, series: DicomSeries, received: dict[str, int]) -> AnswerOrigin:
-    folder = hashed(series.uid)
-    images = sorted(name.rpartition("/")[2] for name in received if name.startswith(f"{folder}/"))
-    return AnswerOrigin(study, folder, images, received, time.time())
