@@ -1,0 +1,188 @@
+"""Other sequences come onto the FLAIR's slices by their affines; what is not there is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from gliaflow_extractor.extractor import Extractor
+from gliaflow_preprocessor.preprocessor import Preprocessor
+from gliaflow_preprocessor.sequences import prepare_beside
+from gliaflow_preprocessor.slices import UnusableScan, prepare
+from gliaflow_proto import ProtocolError, Scan, ScanMessage, SequenceFile, SlicesMessage, Source, decode, encode
+from gliaflow_runtime.broker.interface import Delivery
+from gliaflow_runtime.broker.memory import MemoryBroker
+from gliaflow_runtime.bundle.load import Bundle, write_manifest
+from gliaflow_runtime.bundle.manifest import InputSpec
+from gliaflow_runtime.stage import InvalidInput
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+SPEC = InputSpec(size=(32, 32), spacing=(6, 6), channels=("flair", "t1", "t1ce"), optional=("t1",))
+SHAPE, SIDES = (40, 44, 20), (5.0, 5.0, 8.0)
+DELIVERY = Delivery("", "scan", b"")
+
+
+def affine_of(shape: tuple[int, ...], sides: tuple[float, ...], turn: float = 0.0) -> np.ndarray:
+    """About the middle of the head, turned by so many degrees about z."""
+    affine = np.eye(4)
+    cos, sin = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    affine[:3, :3] = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ np.diag(sides)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def drawn(shape: tuple[int, ...], affine: np.ndarray, core: float = 300.0) -> np.ndarray:
+    """A smooth head with an off-centre core, as a scanner with this grid would image it."""
+    x, y, z = np.einsum("ab,b...->a...", affine, np.stack([*np.indices(shape), np.ones(shape)]))[:3]
+    radius = np.sqrt((x / 80) ** 2 + (y / 95) ** 2 + (z / 70) ** 2)
+    volume = 500 / (1 + np.exp((radius - 1) * 20))
+    return volume + core * np.exp(-((x - 25) ** 2 + (y + 30) ** 2 + (z - 10) ** 2) / 500)
+
+
+FLAIR = affine_of(SHAPE, SIDES)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.floats(-25, 25),
+    st.tuples(*[st.floats(2.5, 6.0)] * 3),
+    st.permutations([0, 1, 2]),
+    st.tuples(*[st.sampled_from([1, -1])] * 3),
+)
+def test_a_pixel_shows_one_place_whatever_the_grid_of_the_other_sequence(
+    turn: float, sides: tuple[float, ...], axes: list[int], flips: tuple[int, ...]
+) -> None:
+    flair = prepare(drawn(SHAPE, FLAIR), FLAIR, SPEC)
+    shape = tuple(round(240 / side) for side in sides)
+    affine = affine_of(shape, sides, turn)
+    image = nib.Nifti1Image(drawn(shape, affine, core=-400), affine)
+    image = image.as_reoriented(np.array([*zip(axes, flips, strict=True)], dtype=float))
+    there, doubts = prepare_beside(image.get_fdata(), image.affine, flair, SPEC)
+    same_grid, _ = prepare_beside(drawn(SHAPE, FLAIR, core=-400), FLAIR, flair, SPEC)
+    assert doubts == []
+    inside = ndimage.binary_erosion(same_grid > 0.3, np.ones((1, 3, 3)), border_value=1)
+    assert np.abs(there - same_grid)[inside].max() < 0.15
+
+
+def test_one_grid_is_not_interpolated_and_the_flair_itself_gives_its_own_slices() -> None:
+    volume = np.random.default_rng(0).normal(1, 0.2, SHAPE) * drawn(SHAPE, FLAIR)
+    flair = prepare(volume, FLAIR, SPEC)
+    nearly = FLAIR + np.random.default_rng(1).uniform(-1e-4, 1e-4, (4, 4)) * (np.arange(4) < 3)[:, None]
+    for affine in (FLAIR, nearly):
+        image, doubts = prepare_beside(volume, affine, flair, SPEC)
+        assert np.array_equal(image, flair.image)
+        assert doubts == []
+
+
+@pytest.mark.parametrize(("away", "says"), [(80.0, "covers [456].% of the head"), (140.0, None), (1000.0, None)])
+def test_a_sequence_that_does_not_cover_the_head_is_doubted_or_refused(away: float, says: str | None) -> None:
+    flair = prepare(drawn(SHAPE, FLAIR), FLAIR, SPEC)
+    moved = FLAIR.copy()
+    moved[1, 3] += away
+    if says is None:
+        with pytest.raises(UnusableScan, match=r"covers \d+% of the head in the FLAIR scan.*same patient and visit"):
+            prepare_beside(drawn(SHAPE, FLAIR), moved, flair, SPEC)
+    else:
+        _, doubts = prepare_beside(drawn(SHAPE, FLAIR), moved, flair, SPEC)
+        assert len(doubts) == 1
+        assert re.search(says, doubts[0])
+
+
+def blank(folder: Path, spec: InputSpec) -> Bundle:
+    manifest = {
+        "name": "blank", "notice": "No networks.", "input": spec.model_dump(), "classes": ["HGG", "LGG"],
+        "taps": {"enc5": [4, 2, 2]}, "tap": "enc5", "generator": "", "generators": {}, "training": {}, "metrics": {},
+        "versions": {},
+    }  # fmt: skip
+    return write_manifest(folder, manifest)
+
+
+def nifti(volume: np.ndarray, affine: np.ndarray = FLAIR) -> bytes:
+    return nib.Nifti1Image(volume.astype(np.float32), affine).to_bytes()
+
+
+BESIDE = nifti(drawn(SHAPE, FLAIR, core=-400))
+T1CE = SequenceFile(source=Source(data=BESIDE))
+
+
+def handled(folder: Path, spec: InputSpec, sequences: Mapping[str, SequenceFile]) -> SlicesMessage:
+    stage = Preprocessor(blank(folder, spec), MemoryBroker(), [])
+    source = Source(data=nifti(drawn(SHAPE, FLAIR)))
+    message = ScanMessage(id="m", scan=Scan(id="s"), source=source, sequences=dict(sequences))
+    parts = [decode(encode(part)) for part in stage.handle(message, DELIVERY).publish]
+    assert all(isinstance(part, SlicesMessage) for part in parts)
+    return parts[0]
+
+
+def test_slices_have_a_channel_for_each_sequence_and_a_missing_one_that_may_be_missing_is_air(tmp_path: Path) -> None:
+    part = handled(tmp_path, SPEC, {"t1ce": T1CE})
+    flair = prepare(drawn(SHAPE, FLAIR).astype(np.float32), FLAIR, SPEC)
+    t1ce, _ = prepare_beside(drawn(SHAPE, FLAIR, core=-400).astype(np.float32), FLAIR, flair, SPEC)
+    expected = np.stack([flair.image, 0 * t1ce, t1ce], axis=1)[: len(part.image)].astype(np.float16)
+    assert np.array_equal(part.image, expected)
+    assert part.warnings == ["t1: the scan came without it; this bundle was trained to answer without it, too"]
+
+
+def test_a_bundle_of_flair_reads_no_other_sequence(tmp_path: Path) -> None:
+    nowhere = SequenceFile(source=Source(uri="file:///nowhere"))
+    flair = SPEC.model_copy(update={"channels": ("flair",), "optional": ()})
+    part = handled(tmp_path, flair, {"t1ce": nowhere})
+    assert part.image.shape[1] == 1
+    assert part.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("sequences", "reason"),
+    [
+        ({}, r"^t1ce: the scan came without it, and this bundle needs flair, t1, t1ce: submit the folder"),
+        ({"t1ce": SequenceFile(source=Source(data=b"no scan"))}, r"^t1ce: not a NIfTI file"),
+        ({"t1ce": SequenceFile(source=Source(uri="file:///x"))}, r"^t1ce: source.uri: this pipeline reads no URIs"),
+        ({"t1ce": SequenceFile(source=Source(data=nifti(np.zeros(SHAPE))))}, r"^t1ce: it is constant or almost empty"),
+        (
+            {"t1ce": SequenceFile(source=Source(data=nifti(np.stack([drawn(SHAPE, FLAIR)] * 2, axis=-1))))},
+            r"^t1ce: 4-D image .*name its volume in sequences.t1ce.channel",
+        ),
+        (
+            {"t1ce": SequenceFile(source=Source(data=nifti(drawn(SHAPE, FLAIR))))},
+            r"^t1ce: it is the FLAIR volume itself",
+        ),
+        ({"t1ce": SequenceFile(source=Source(upload="gliaflow.upload.none", chunks=1))}, "its sender deleted it"),
+    ],
+    ids=["missing", "no NIfTI", "not allowed", "empty", "no channel", "the FLAIR again", "upload gone"],
+)
+def test_a_sequence_that_cannot_be_used_is_named(
+    tmp_path: Path, sequences: dict[str, SequenceFile], reason: str
+) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        handled(tmp_path, SPEC, sequences)
+
+
+def test_the_sequences_of_one_4d_file_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = np.stack([drawn(SHAPE, FLAIR), drawn(SHAPE, FLAIR, core=-400)], axis=-1)
+    source = Source(uri=(tmp_path / "both.nii").as_uri())
+    (tmp_path / "both.nii").write_bytes(nifti(both))
+    stage = Preprocessor(blank(tmp_path, SPEC), MemoryBroker(), [str(tmp_path)])
+    read = []
+    monkeypatch.setattr(stage, "_fetch", lambda source: read.append(source) or (tmp_path / "both.nii").read_bytes())
+    t1ce = SequenceFile(source=source, channel="1")
+    message = ScanMessage(id="m", scan=Scan(id="s"), source=source, channel="0", sequences={"t1ce": t1ce})
+    (part, *_) = stage.handle(message, DELIVERY).publish
+    assert len(read) == 1
+    assert not np.array_equal(part.image[:, 0], part.image[:, 2])
+
+
+class _NoNetwork:
+    size, channels = (32, 32), 3
+
+
+def test_slices_of_another_number_of_sequences_are_refused_by_the_extractor(tmp_path: Path) -> None:
+    part = handled(tmp_path, SPEC, {"t1ce": T1CE})
+    one = SlicesMessage(id="m", scan=part.scan, geometry=part.geometry, image=part.image[:, :1])
+    with pytest.raises(ProtocolError, match=r"tensors.image: shape \(\d+, 1, 32, 32\), but this bundle takes \(\d+, 3"):
+        Extractor(blank(tmp_path, SPEC), _NoNetwork()).handle(one, DELIVERY)
