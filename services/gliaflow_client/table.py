@@ -3,8 +3,7 @@
 Spreadsheet programs change the encoding, the separator, the decimal point, the order of columns, and add columns of the
 user. The user's columns are kept. Where a value has two meanings, the table is refused.
 
-A text from a name or a message must not be a formula for these programs, also if they separate columns at other
-characters. So ``'`` is written before what may begin one, and removed again when the table is read.
+A text from a name or a message must not be a formula for these programs (``gliaflow_runtime.formulas``).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 from gliaflow.answer import Answer
 from gliaflow_proto import CLASSES, NO_TUMOUR
 from gliaflow_runtime.errors import UsageError
+from gliaflow_runtime.formulas import quoted, unquoted
 
 TABLE = "predictions.csv"
 ANSWERED = ("ok", NO_TUMOUR)
@@ -30,10 +30,6 @@ LARGEST = {"p_hgg": 1.0, "tumour_ml": 3000.0, "slices": 1e4, "seconds": 1e7}  # 
 WHERE_KNOWN = ("true_grade", "series")  # columns of a table only if a row has a value
 BETWEEN = " | "  # warnings; their own texts have semicolons
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-SKIPPED = r"""(?:[^\S\t\r\n]|["\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff])"""  # by some programs
-FORMULA = rf"'*{SKIPPED}*[=+\-@\t\r＝＋－＠]"
-CELL = re.compile(rf"(?:^|(?<=[;\t\r\n]))(?={FORMULA})")  # a text may be separated at these characters too
-QUOTED_CELL = re.compile(rf"(?:^|(?<=[;\t\r\n]))'(?={FORMULA})")
 THOUSANDS = re.compile(r"[1-9]\d{0,2}([.,]\d{3})+")
 
 
@@ -138,16 +134,7 @@ def _cell(column: str, value: Any) -> str:
         return f"{value:.6f}".rstrip("0").rstrip(".")  # never 1e-05, which spreadsheet programs rewrite
     if isinstance(value, tuple):
         value = BETWEEN.join(each.replace(BETWEEN, " / ") for each in value)
-    return _quoted(value) if isinstance(value, str) else "" if value is None else str(value)
-
-
-def _quoted(text: str) -> str:
-    return CELL.sub("'", text)
-
-
-def _unquoted(text: str) -> str:
-    """The text that ``_quoted`` was called with."""
-    return QUOTED_CELL.sub("", text)
+    return quoted(value) if isinstance(value, str) else "" if value is None else str(value)
 
 
 class _Reader:
@@ -232,7 +219,7 @@ class _Reader:
         return ","
 
     def _row(self, number: int, cells: dict[str, str], decimal: str) -> ScanRow:
-        values: dict[str, Any] = {name: _unquoted(cells[name]) for name in COLUMNS if name in cells}
+        values: dict[str, Any] = {name: unquoted(cells[name]) for name in COLUMNS if name in cells}
         for name in LARGEST:
             values[name] = self._number(number, name, cells.get(name, ""), decimal)
         if values["slices"] is not None:
