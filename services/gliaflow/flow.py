@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gliaflow.answer import Answer
 from gliaflow.scans import Input, ScanPath, as_inputs, check_grade, find_one
 from gliaflow.sent_scan import SentScan
-from gliaflow.sequences import GivenSequences, SequenceInput
+from gliaflow.sequences import UNUSED, GivenSequences, SequenceInput
 from gliaflow.submission import NoStage, Submission
 from gliaflow.waiting import FOR_FEATURES, FOR_SCANS, Waiting, cause, warn
 
@@ -279,7 +279,8 @@ class Flow:
                     if isinstance(message, PredictionMessage):
                         yield Answer.of_prediction(item, message, seconds)
                     else:
-                        yield Answer.failed(item, f"{message.stage}: {message.reason}", seconds)
+                        unused = "".join(f"; {text}" for text in item.warnings if UNUSED in text)
+                        yield Answer.failed(item, f"{message.stage}: {message.reason}{unused}", seconds)
                 elif quiet > self._timeout:
                     why = "".join(cause(self.broker, FOR_SCANS))
                     reason = f"no answer within {self._timeout:g} s: {why}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gliaflow_plugins.dicom.series import DicomSeries
 
 CHANNEL = re.compile(r"(.*):(\d+)", re.DOTALL)
+UNUSED = " is not used: "  # in a doubt: the sequence in front of it, and the reason behind
 OWN_FILE = Path()  # of a sequence that is in the scan's own file
 
 
@@ -147,11 +148,11 @@ def scan_sequences(
         found[name] = (
             SequenceInput(file, each.channel, uri=uri) if uri else sequence_input(NiftiFile(file), each.channel)
         )
-    return found, [f"{name} is not used: {why}" for name, why in scan.sequences.problems.items()]
+    return found, [f"{name}{UNUSED}{why}" for name, why in scan.sequences.problems.items()]
 
 
 def series_sequences(series: DicomSeries) -> tuple[dict[str, SequenceInput], list[str]]:
     """The sequences that were found in the study of a FLAIR series, and doubts about them."""
-    doubts = [f"{name} is not used: {why}" for name, why in series.sequence_problems.items()]
+    doubts = [f"{name}{UNUSED}{why}" for name, why in series.sequence_problems.items()]
     doubts += [f"{name}: {doubt}" for name, each in series.sequences.items() for doubt in each.warnings]
     return {name: sequence_input(each) for name, each in series.sequences.items()}, doubts

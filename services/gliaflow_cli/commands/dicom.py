@@ -53,6 +53,7 @@ def dicom(
     settle: Annotated[
         float | None, typer.Option("--settle", help="A study is read when no image came for so many seconds.")
     ] = None,
+    sequences: flags.Sequences = None,
     broker: flags.Broker = None,
     bundle: flags.Bundle = None,
     health_port: Annotated[
@@ -85,6 +86,7 @@ def dicom(
         dicom_host=host,
         dicom_port=port,
         dicom_settle_s=settle,
+        sequences=sequences,
         broker=broker,
         bundle=bundle,
         health_port=health_port,

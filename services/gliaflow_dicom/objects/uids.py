@@ -20,11 +20,15 @@ def derived_uid(*parts: str) -> str:
 def object_uid(series: DicomSeries, bundle: str, kind: str) -> str:
     """The UID of one thing (``kind``) that this bundle makes of the images of ``series``.
 
-    It follows from the series' UID, its images (and frames, since two echoes may share a file) and the digest in
-    ``bundle`` (``name@digest``). It does not follow from the answer.
+    It follows from the series' UID, its images (and frames, since two echoes may share a file), the same of the other
+    sequences that were sent with it, and the digest in ``bundle`` (``name@digest``), but not from the answer.
     """
-    images = sorted(f"{each.sop_uid}:{each.frame}" for each in series.slices)
-    return derived_uid(series.uid, *images, bundle.rpartition("@")[2], kind)
+    others = [f"{name}:{part}" for name, each in sorted(series.sequences.items()) for part in _parts(each)]
+    return derived_uid(*_parts(series), *others, bundle.rpartition("@")[2], kind)
+
+
+def _parts(series: DicomSeries) -> list[str]:
+    return [series.uid, *sorted(f"{each.sop_uid}:{each.frame}" for each in series.slices)]
 
 
 def series_number(series: DicomSeries, kind: str) -> int:

@@ -50,6 +50,16 @@ def test_the_command_prints_layout_scans_grades_and_problems(tmp_path: Path) -> 
     assert "classes HGG 1 (IV → HGG), LGG 2 (II, III → LGG), none 1" in run(tmp_path, "--high", "IV")[1]
 
 
+def test_the_sequences_of_the_scans_are_counted_and_with_v_listed(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"a": "II", "b": "III"})
+    for name in ("t1ce", "t2", "t2_tse"):
+        (tmp_path / "a" / f"a_{name}.nii.gz").touch()
+    _, lines = run(tmp_path, "-v")
+    assert "sequences flair 2, t1ce 1, t2 1; without t1ce: b; without t2: b" in lines
+    assert lines[lines.index("scan a: flair, t1ce, t2") + 1] == "scan b: flair"
+    assert not any("a_t1ce" in line for line in lines), "what is used is not left out"
+
+
 def test_leaks_are_listed(tmp_path: Path) -> None:
     write_folders(tmp_path, {"p1": "II", "P01": "III"})
     code, lines = run(tmp_path)

@@ -90,6 +90,26 @@ def test_a_scan_that_is_replaced_or_has_lost_its_answer_is_answered_again(
     assert answers(out) == before
 
 
+def test_a_scan_waits_for_its_sequences_and_is_answered_again_when_one_comes_or_changes(
+    inbox: Path, tmp_path: Path, flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch_t1ce() -> list[str]:
+        with OutFolder(tmp_path / "out") as folder:
+            return poll(Inbox(inbox, folder, sequences=["t1ce"]), folder, flow)
+
+    real = time.time_ns
+    monkeypatch.setattr(NOW, lambda: int((time.time() + 100) * 1e9))
+    assert len(watch_t1ce()) == 3
+    drop(inbox / "P1/t1_gd.nii.gz", "another sequence")
+    assert watch_t1ce() == ["P1/flair.nii.gz"]
+    assert watch_t1ce() == []
+    drop(inbox / "P1/t1_gd.nii.gz", "another one")
+    assert watch_t1ce() == ["P1/flair.nii.gz"]
+    monkeypatch.setattr(NOW, real)
+    drop(inbox / "P2/t1_gd.nii.gz", "is still being copied")
+    assert watch_t1ce() == []
+
+
 def test_an_answer_has_the_fields_of_a_row(inbox: Path, tmp_path: Path, flow: Flow, later: None) -> None:
     watch(inbox, tmp_path / "out", flow)
     answer = json.loads((tmp_path / "out" / answers(tmp_path / "out")["P1/flair.nii.gz"]).read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,6 +83,29 @@ def test_no_header_leaves_the_node(tmp_path: Path, capfd: pytest.CaptureFixture[
     for secret in (CANARY, uid("study"), uid("study", f"flair {CANARY}"), "P1"):
         assert secret not in text
     assert item.name == hashed(uid("study", f"flair {CANARY}"))
+
+
+def test_a_study_waits_for_its_sequences_and_is_sent_with_them(tmp_path: Path) -> None:
+    pipeline = Pipeline()
+    with running(tmp_path, incomplete_s=60) as node:
+        node._rules = replace(node._rules, sequences=("t1ce",))
+        send(node.listener.port, images())
+        settle(node, pipeline)
+        assert not pipeline.sent
+        send(node.listener.port, images(series="t1 km", change=other_contrast))
+        answer_all(node, pipeline, lambda: answers(node))
+        assert not node.spool.waiting(), "the images of both series are deleted"
+    (item,) = pipeline.sent
+    assert set(item.sequences) == {"t1ce"}
+
+
+def test_a_study_without_a_sequence_is_answered_after_a_while(tmp_path: Path) -> None:
+    pipeline = Pipeline()
+    with running(tmp_path, incomplete_s=0.3) as node:
+        node._rules = replace(node._rules, sequences=("t1ce",))
+        send(node.listener.port, images())
+        answer_all(node, pipeline, lambda: answers(node))
+    assert pipeline.sent[0].sequences == {}
 
 
 def test_after_an_abort_the_node_waits_for_the_resend(tmp_path: Path) -> None:

@@ -29,9 +29,11 @@ def test_uids_are_derived_from_images_bundle_and_kind(tmp_path: Path) -> None:
         object_uid(fewer, "demo@0123456789ab", "SEG"),
         object_uid(series, "demo@ba9876543210", "SEG"),
         object_uid(series, "demo@0123456789ab", "SR"),
+        object_uid(replace(series, sequences={"t1ce": fewer}), "demo@0123456789ab", "SEG"),
+        object_uid(replace(series, sequences={"t2": fewer}), "demo@0123456789ab", "SEG"),
     }
     assert uid not in others
-    assert len(others) == 3
+    assert len(others) == 5
     assert object_uid(shuffled, "renamed@0123456789ab", "SEG") == uid
     assert UID(uid).is_valid
     assert uid.startswith("2.25.")
