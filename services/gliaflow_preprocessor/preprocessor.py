@@ -69,6 +69,8 @@ class Preprocessor(Stage):
             warnings = [*scan.warnings, *nifti.warnings, *doubts(nifti.volume)]
             warnings += doubt(prepared.image, manifest.input, manifest.typical)
             prepared = replace(prepared, geometry=replace(prepared.geometry, forms=nifti.forms))
+            if scan.source not in (file.source for file in scan.sequences.values()):
+                data = b""
             del nifti, volume  # one volume is in memory at a time
             images = self._add_sequences(scan, data, prepared, warnings)
         except (SourceError, NiftiError, UnusableScan) as error:
