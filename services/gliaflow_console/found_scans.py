@@ -28,13 +28,14 @@ class NotTaken(UsageError):
         self.left_out = left_out
 
 
-def find_scans(upload: Upload, *, alone: bool, series: Sequence[str]) -> FoundScans:
+def find_scans(upload: Upload, series: Sequence[str], sequences: Sequence[str] = (), *, alone: bool) -> FoundScans:
     """The scans of an upload. Reads files.
 
     Parameters
     ----------
-    alone: it is one file, which is always a scan. Otherwise it is a folder, of which the FLAIR scans are taken.
     series: of DICOM files, the series to take, as for ``find_inputs``.
+    sequences: those to look for beside the FLAIR, as for ``find_inputs``.
+    alone: it is one file, which is always a scan. Otherwise it is a folder, of which the FLAIR scans are taken.
 
     Raises
     ------
@@ -46,7 +47,7 @@ def find_scans(upload: Upload, *, alone: bool, series: Sequence[str]) -> FoundSc
     if place is None:
         raise NotTaken("the upload has no file: send the file, or a folder of files", [])
     try:
-        found = find_inputs([place], series=series, root=root)
+        found = find_inputs([place], series=series, root=root, sequences=sequences)
     except UsageError as error:
         left_out = _left_out(upload, error.left_out) if isinstance(error, NoScanError) else []
         raise NotTaken(sender_text(upload, str(error)), left_out) from None

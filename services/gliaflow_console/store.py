@@ -17,6 +17,7 @@ from typing import Any, Self
 import structlog
 from gliaflow.answer import Answer, PackedMask
 from gliaflow.scans import Input
+from gliaflow.sequences import wanted_sequences
 from gliaflow_client.out_folder import MASK, OutFolder
 from gliaflow_client.table import ScanRow
 from gliaflow_plugins.nibabel_alone import nib
@@ -52,9 +53,8 @@ class Taken:
 class ScanStore:
     """All scans of one console. Any thread may call any method; those that read or write files say so.
 
-    With the setting ``console_folder``, own scans and their answers are still there after a restart, and those without
-    an answer are queued again. Answers are then also written there as ``gliaflow submit`` writes them. Without that
-    setting, all files are in a temporary folder, which ``close`` deletes.
+    With the setting ``console_folder``, scans and answers outlive a restart, scans without an answer are queued again,
+    and answers are also written there as ``gliaflow submit`` does. Without it, ``close`` deletes all files.
 
     Raises
     ------
@@ -62,7 +62,7 @@ class ScanStore:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self._sequences = settings, wanted_sequences(settings)
         self._open: dict[str, Upload] = {}  # those that are not taken yet, by their own ids
         self._items: dict[str, Input] = {}
         self._packed = PackedAnswers(PACKED_BYTES)
@@ -142,7 +142,7 @@ class ScanStore:
         if item is None and upload is not None:
             try:
                 about = self._kept.about(upload)
-                inputs = find_scans(upload, alone=about.alone, series=about.series).inputs
+                inputs = find_scans(upload, about.series, self._sequences, alone=about.alone).inputs
             except (ValueError, OSError, TypeError):
                 return None
             by_name = {each.name: each for each in inputs}
@@ -243,7 +243,7 @@ class ScanStore:
             del self._open[upload.id]
         upload.close()
         try:
-            found = find_scans(upload, alone=alone, series=series)
+            found = find_scans(upload, series, self._sequences, alone=alone)
             items = [replace(item, id=self._kept.new_id()) for item in found.inputs]
             scans = [StoredScan.of(item, time.time(), drawn) for item in items]
             self._kept.add(upload, scans, alone=alone, series=series)

@@ -65,3 +65,11 @@ def test_no_text_has_the_path_of_the_store(tmp_path: Path) -> None:
         texts = [str(caught.value), *(text for pair in caught.value.left_out for text in pair)]
         assert not any(str(tmp_path) in text or upload.id in text for text in texts)
         upload.discard()
+
+
+def test_the_sequences_of_a_scan_are_found_in_its_upload(tmp_path: Path) -> None:
+    file = good_scan(tmp_path / "file.nii")
+    upload = upload_of({"P1/P1_flair.nii": file, "P1/P1_t1ce.nii": file}, tmp_path)
+    found = find_scans(upload, [], ["t1ce"], alone=False)
+    assert [[*item.sequences] for item in found.inputs] == [["t1ce"]]
+    assert found.left_out == []
