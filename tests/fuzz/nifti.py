@@ -1,6 +1,7 @@
 """Fuzz target: an untrusted scan is read, cut into slices and published, as the preprocessor does it.
 
-Only InvalidInput may be raised. Slices must be finite, and the next stage must accept their geometry.
+Some come as another sequence beside a good FLAIR scan. Only InvalidInput may be raised. Slices must be finite, and the
+next stage must accept their geometry.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import gzip
 import random
 import struct
 import zlib
+from dataclasses import replace
 from unittest.mock import patch
 
 import gliaflow_preprocessor.nifti as nifti
@@ -17,7 +19,7 @@ import numpy as np
 from fuzz.bounds import readable
 from fuzz.tiny import scratch, write_bundle
 from gliaflow_preprocessor.preprocessor import Preprocessor
-from gliaflow_proto import Scan, ScanMessage, SlicesMessage, Source, decode, encode, restore
+from gliaflow_proto import Scan, ScanMessage, SequenceFile, SlicesMessage, Source, decode, encode, restore
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.stage import InvalidInput
@@ -30,6 +32,7 @@ CHANNELS = (None, None, "0", "1", "7", "-1", "FLAIR", "")
 MAX_VOXELS = 2**14  # small like the inputs, so that a missing check of the limit is noticed
 _folder = scratch()
 _preprocessor = Preprocessor(write_bundle(_folder), connect("memory://fuzz"), [str(_folder)])
+_of_two = Preprocessor(write_bundle(scratch(), ("flair", "t1ce")), connect("memory://fuzz"), [str(_folder)])
 _delivery = Delivery("gliaflow.preprocessor", "scan", b"")
 
 
@@ -45,7 +48,12 @@ def _run(data: bytes) -> None:
         source = Source(uri=(_folder / "scan").as_uri())
     else:
         source = Source(data=data)
-    message = ScanMessage(id="m", scan=Scan(id="s"), source=source, channel=CHANNELS[kind // 8 % len(CHANNELS)])
+    channel = CHANNELS[kind // 8 % len(CHANNELS)]
+    message = ScanMessage(id="m", scan=Scan(id="s"), source=source, channel=channel)
+    preprocessor = _preprocessor
+    if kind % 32 == 8:
+        beside = {"t1ce": SequenceFile(source=source, channel=channel)}
+        message, preprocessor = replace(message, source=_FLAIR, channel=None, sequences=beside), _of_two
     if kind % 8:  # cutting slices takes five times as long as reading
         try:
             volume, affine = nifti.read_nifti(data, message.channel)
@@ -56,7 +64,7 @@ def _run(data: bytes) -> None:
             assert np.isfinite(affine).all()
         return
     try:
-        parts = list(_preprocessor.handle(message, _delivery).publish)
+        parts = list(preprocessor.handle(message, _delivery).publish)
     except InvalidInput as error:
         readable(error)
         return
@@ -70,10 +78,17 @@ def _run(data: bytes) -> None:
         assert restore(mask, part.geometry).shape == tuple(part.geometry.shape)
 
 
+def _head() -> np.ndarray:
+    i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in (10, 12, 5)), indexing="ij")
+    return (i**2 + j**2 + k**2 < 0.8) * (300.0 + 40 * i) + 200.0 * ((i - 0.3) ** 2 + j**2 + k**2 < 0.1)
+
+
+_FLAIR = Source(data=nib.Nifti1Image(_head().astype("i2"), np.diag([15.0, 15, 20, 1])).to_bytes())
+
+
 def seeds() -> list[bytes]:
     files = []
-    i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in (10, 12, 5)), indexing="ij")
-    head = (i**2 + j**2 + k**2 < 0.8) * (300.0 + 40 * i) + 200.0 * ((i - 0.3) ** 2 + j**2 + k**2 < 0.1)
+    head = _head()
     turned = np.array([[0, -16.0, 0, 5], [15, 0, 0, 6], [0, 0, 20, 7], [0, 0, 0, 1]])
     for kind in (nib.Nifti1Image, nib.Nifti2Image):
         for dtype in ("i1", "u1", "i2", ">i2", "u2", "i4", "i8", "u8", "f4", ">f4", "f8"):

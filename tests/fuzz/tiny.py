@@ -65,13 +65,13 @@ def networks() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def write_bundle(folder: Path) -> Bundle:
+def write_bundle(folder: Path, channels: tuple[str, ...] = ("flair",)) -> Bundle:
     for name, data in networks().items():
         (folder / f"{name}.onnx").write_bytes(data)
     manifest = {
         "name": "tiny",
         "notice": "a test",
-        "input": {"size": SIZE, "spacing": (20.0, 20.0), "mean": 0.5, "std": 0.5},
+        "input": {"size": SIZE, "spacing": (20.0, 20.0), "mean": 0.5, "std": 0.5, "channels": channels},
         "classes": ("HGG", "LGG"),
         "taps": {"tap": TAP},
         "tap": "tap",
