@@ -19,7 +19,7 @@ from gliaflow_proto import (
     PredictionMessage,
     Scan,
     ScanMessage,
-    SequenceFile,
+    SequenceSource,
     SlicesMessage,
     Source,
     SyntheticMessage,
@@ -51,7 +51,7 @@ ONE_OF_EACH: list[Message] = [
         **COMMON,
         source=Source(uri="file:///a.nii.gz"),
         channel="0",
-        sequences={"t1ce": SequenceFile(source=Source(data=b"after contrast"), channel="2")},
+        sequences={"t1ce": SequenceSource(source=Source(data=b"after contrast"), channel="2")},
     ),
     SlicesMessage(
         **COMMON,

@@ -78,7 +78,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceFile:
+class SequenceSource:
     """Where a sequence beside the FLAIR is. ``channel`` is the number of its volume in a 4-D file, from 0."""
 
     source: Source
@@ -116,7 +116,7 @@ class ScanMessage(Message):
 
     source: Source
     channel: str | None = None
-    sequences: dict[str, SequenceFile] = field(default_factory=dict)
+    sequences: dict[str, SequenceSource] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

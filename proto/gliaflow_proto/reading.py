@@ -32,7 +32,7 @@ from gliaflow_proto.messages import (
     Message,
     PredictionMessage,
     Scan,
-    SequenceFile,
+    SequenceSource,
     Source,
     Tensor,
 )
@@ -69,10 +69,10 @@ MAPPED: dict[str, type[Any]] = {
     "Scan": Scan,
     "Geometry": Geometry,
     "Source": Source,
-    "SequenceFile": SequenceFile,
+    "SequenceSource": SequenceSource,
     "Forms": Forms,
 }
-OF_SEQUENCES = "dict[str, SequenceFile]"
+OF_SEQUENCES = "dict[str, SequenceSource]"
 
 Built = TypeVar("Built")
 
@@ -235,13 +235,13 @@ def _check(value: Any, kind: str, where: str) -> Any:
     return [_checked(entry, kind[5:-1], where, f"[{index}]") for index, entry in enumerate(value)]
 
 
-def _sequences(value: Any, where: str) -> dict[str, SequenceFile]:
+def _sequences(value: Any, where: str) -> dict[str, SequenceSource]:
     """The sequences beside the FLAIR, by name. One that is nil is left out."""
     if not isinstance(value, dict):
         raise ProtocolError(f"{where}: expected a map, got {type_name(value)}")
     if unknown := next((name for name in value if name not in SEQUENCES[1:]), None):
         raise ProtocolError(f"{where}: {shown(unknown)} is not one of {', '.join(SEQUENCES[1:])}")
-    return {name: _check(each, "SequenceFile", f"{where}.{name}") for name, each in value.items() if each is not None}
+    return {name: _check(each, "SequenceSource", f"{where}.{name}") for name, each in value.items() if each is not None}
 
 
 def _checked(value: Any, kind: str, where: str, index: str = "") -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from gliaflow_plugins.contracts import PluginError
-from gliaflow_proto import FeaturesMessage, Scan, ScanMessage, SequenceFile, Source, expect
+from gliaflow_proto import FeaturesMessage, Scan, ScanMessage, SequenceSource, Source, expect
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.bundle.load import load_bundle
@@ -99,7 +99,7 @@ def extract(
         source=_source(item),
         channel=item.channel,
         sequences={
-            name: SequenceFile(source=_source(each), channel=each.channel) for name, each in item.sequences.items()
+            name: SequenceSource(source=_source(each), channel=each.channel) for name, each in item.sequences.items()
         },
     )
     delivery = Delivery("", "", b"")

@@ -23,7 +23,7 @@ from gliaflow_proto import (
     ProtocolError,
     Scan,
     ScanMessage,
-    SequenceFile,
+    SequenceSource,
     Source,
     SyntheticMessage,
     decode,
@@ -120,7 +120,7 @@ class Submission:
         for name, each in item.sequences.items():
             own = source if _is_in_file_of(item, each) else self._sequence_source(name, each, scan_id, room)
             room -= len(own.data or b"")
-            sequences[name] = SequenceFile(source=own, channel=each.channel)
+            sequences[name] = SequenceSource(source=own, channel=each.channel)
         self._publish(
             ScanMessage(
                 id=message_id(self.id, scan_id, "scan"),

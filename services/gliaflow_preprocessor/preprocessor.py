@@ -144,8 +144,9 @@ def missing_sequence(spec: InputSpec, sent: Collection[str]) -> str:
     if not lacking:
         return ""
     return (
-        f"{', '.join(lacking)}: the scan came without it, and this bundle needs {', '.join(spec.channels)}: submit the "
-        "folder of the study, in which the sequences are found by their names, or choose a bundle of fewer sequences"
+        f"{', '.join(lacking)}: the scan came without it, and this bundle needs {', '.join(spec.channels)}: name "
+        f"its file (--{lacking[0]} FILE), or submit the folder of the study; to stages on a broker, with --sequences "
+        f"{','.join(lacking)} (docs/scans.md)"
     )
 
 

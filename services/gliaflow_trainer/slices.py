@@ -24,7 +24,7 @@ from gliaflow_proto import (
     Geometry,
     Scan,
     ScanMessage,
-    SequenceFile,
+    SequenceSource,
     SlicesMessage,
     Source,
     expect,
@@ -204,7 +204,7 @@ def _cut(case: Case, stage: Preprocessor) -> CutResult:
         source=Source(data=data),
         channel=case.channel,
         sequences={
-            name: SequenceFile(source=Source(data=read[name][0]), channel=file.channel)
+            name: SequenceSource(source=Source(data=read[name][0]), channel=file.channel)
             for name, file in case.sequences.items()
             if name in read
         },

@@ -36,7 +36,7 @@ from gliaflow_proto import (
     ProtocolError,
     Scan,
     ScanMessage,
-    SequenceFile,
+    SequenceSource,
     SlicesMessage,
     Source,
     SyntheticMessage,
@@ -140,7 +140,7 @@ def seeds() -> list[bytes]:
         ScanMessage(
             **common,
             source=Source(data=b"\x1f\x8bnot a scan"),
-            sequences={"t1ce": SequenceFile(source=Source(uri="file:///nowhere/b.nii.gz"), channel="1")},
+            sequences={"t1ce": SequenceSource(source=Source(uri="file:///nowhere/b.nii.gz"), channel="1")},
         ),
         ScanMessage(**common, source=Source(upload="gliaflow.upload.x", chunks=2)),
         SlicesMessage(**common, geometry=geometry, image=np.ones((2, 1, *SIZE), np.float16)),

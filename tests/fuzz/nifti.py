@@ -19,7 +19,7 @@ import numpy as np
 from fuzz.bounds import readable
 from fuzz.tiny import scratch, write_bundle
 from gliaflow_preprocessor.preprocessor import Preprocessor
-from gliaflow_proto import Scan, ScanMessage, SequenceFile, SlicesMessage, Source, decode, encode, restore
+from gliaflow_proto import Scan, ScanMessage, SequenceSource, SlicesMessage, Source, decode, encode, restore
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.stage import InvalidInput
@@ -52,7 +52,7 @@ def _run(data: bytes) -> None:
     message = ScanMessage(id="m", scan=Scan(id="s"), source=source, channel=channel)
     preprocessor = _preprocessor
     if kind % 32 == 8:
-        beside = {"t1ce": SequenceFile(source=source, channel=channel)}
+        beside = {"t1ce": SequenceSource(source=source, channel=channel)}
         message, preprocessor = replace(message, source=_FLAIR, channel=None, sequences=beside), _of_two
     if kind % 8:  # cutting slices takes five times as long as reading
         try:

@@ -13,7 +13,7 @@ from gliaflow_extractor.extractor import Extractor
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_preprocessor.sequences import prepare_beside
 from gliaflow_preprocessor.slices import UnusableScan, prepare
-from gliaflow_proto import ProtocolError, Scan, ScanMessage, SequenceFile, SlicesMessage, Source, decode, encode
+from gliaflow_proto import ProtocolError, Scan, ScanMessage, SequenceSource, SlicesMessage, Source, decode, encode
 from gliaflow_runtime.broker.interface import Delivery
 from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.bundle.load import Bundle, write_manifest
@@ -108,10 +108,10 @@ def nifti(volume: np.ndarray, affine: np.ndarray = FLAIR) -> bytes:
 
 
 BESIDE = nifti(drawn(SHAPE, FLAIR, core=-400))
-T1CE = SequenceFile(source=Source(data=BESIDE))
+T1CE = SequenceSource(source=Source(data=BESIDE))
 
 
-def handled(folder: Path, spec: InputSpec, sequences: Mapping[str, SequenceFile]) -> SlicesMessage:
+def handled(folder: Path, spec: InputSpec, sequences: Mapping[str, SequenceSource]) -> SlicesMessage:
     stage = Preprocessor(blank(folder, spec), MemoryBroker(), [])
     source = Source(data=nifti(drawn(SHAPE, FLAIR)))
     message = ScanMessage(id="m", scan=Scan(id="s"), source=source, sequences=dict(sequences))
@@ -130,7 +130,7 @@ def test_slices_have_a_channel_for_each_sequence_and_a_missing_one_that_may_be_m
 
 
 def test_a_bundle_of_flair_reads_no_other_sequence(tmp_path: Path) -> None:
-    nowhere = SequenceFile(source=Source(uri="file:///nowhere"))
+    nowhere = SequenceSource(source=Source(uri="file:///nowhere"))
     flair = SPEC.model_copy(update={"channels": ("flair",), "optional": ()})
     part = handled(tmp_path, flair, {"t1ce": nowhere})
     assert part.image.shape[1] == 1
@@ -140,24 +140,27 @@ def test_a_bundle_of_flair_reads_no_other_sequence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sequences", "reason"),
     [
-        ({}, r"^t1ce: the scan came without it, and this bundle needs flair, t1, t1ce: submit the folder"),
-        ({"t1ce": SequenceFile(source=Source(data=b"no scan"))}, r"^t1ce: not a NIfTI file"),
-        ({"t1ce": SequenceFile(source=Source(uri="file:///x"))}, r"^t1ce: source.uri: this pipeline reads no URIs"),
-        ({"t1ce": SequenceFile(source=Source(data=nifti(np.zeros(SHAPE))))}, r"^t1ce: it is constant or almost empty"),
+        ({}, r"^t1ce: the scan came without it, and this bundle needs flair, t1, t1ce: name its file"),
+        ({"t1ce": SequenceSource(source=Source(data=b"no scan"))}, r"^t1ce: not a NIfTI file"),
+        ({"t1ce": SequenceSource(source=Source(uri="file:///x"))}, r"^t1ce: source.uri: this pipeline reads no URIs"),
         (
-            {"t1ce": SequenceFile(source=Source(data=nifti(np.stack([drawn(SHAPE, FLAIR)] * 2, axis=-1))))},
+            {"t1ce": SequenceSource(source=Source(data=nifti(np.zeros(SHAPE))))},
+            r"^t1ce: it is constant or almost empty",
+        ),
+        (
+            {"t1ce": SequenceSource(source=Source(data=nifti(np.stack([drawn(SHAPE, FLAIR)] * 2, axis=-1))))},
             r"^t1ce: 4-D image .*name its volume in sequences.t1ce.channel",
         ),
         (
-            {"t1ce": SequenceFile(source=Source(data=nifti(drawn(SHAPE, FLAIR))))},
+            {"t1ce": SequenceSource(source=Source(data=nifti(drawn(SHAPE, FLAIR))))},
             r"^t1ce: it is the FLAIR volume itself",
         ),
-        ({"t1ce": SequenceFile(source=Source(upload="gliaflow.upload.none", chunks=1))}, "its sender deleted it"),
+        ({"t1ce": SequenceSource(source=Source(upload="gliaflow.upload.none", chunks=1))}, "its sender deleted it"),
     ],
     ids=["missing", "no NIfTI", "not allowed", "empty", "no channel", "the FLAIR again", "upload gone"],
 )
 def test_a_sequence_that_cannot_be_used_is_named(
-    tmp_path: Path, sequences: dict[str, SequenceFile], reason: str
+    tmp_path: Path, sequences: dict[str, SequenceSource], reason: str
 ) -> None:
     with pytest.raises(InvalidInput, match=reason):
         handled(tmp_path, SPEC, sequences)
@@ -170,7 +173,7 @@ def test_the_sequences_of_one_4d_file_are_fetched_once(tmp_path: Path, monkeypat
     stage = Preprocessor(blank(tmp_path, SPEC), MemoryBroker(), [str(tmp_path)])
     read = []
     monkeypatch.setattr(stage, "_fetch", lambda source: read.append(source) or (tmp_path / "both.nii").read_bytes())
-    t1ce = SequenceFile(source=source, channel="1")
+    t1ce = SequenceSource(source=source, channel="1")
     message = ScanMessage(id="m", scan=Scan(id="s"), source=source, channel="0", sequences={"t1ce": t1ce})
     (part, *_) = stage.handle(message, DELIVERY).publish
     assert len(read) == 1

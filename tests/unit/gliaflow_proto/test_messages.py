@@ -14,7 +14,7 @@ from gliaflow_proto import (
     ProtocolError,
     Scan,
     ScanMessage,
-    SequenceFile,
+    SequenceSource,
     SlicesMessage,
     Source,
     decode,
@@ -64,7 +64,7 @@ scans = st.builds(
 sources = st.builds(Source, data=st.binary(max_size=99)) | st.builds(Source, uri=text)
 
 sequences = st.dictionaries(
-    st.sampled_from(SEQUENCES[1:]), st.builds(SequenceFile, source=sources, channel=st.none() | text)
+    st.sampled_from(SEQUENCES[1:]), st.builds(SequenceSource, source=sources, channel=st.none() | text)
 )
 
 
