@@ -242,9 +242,9 @@ def _search_store(url: str, found: Places, chosen: Wanted, *, alone: bool) -> No
     found.bases.append(root)
     chooser = chosen.chooser(StoreFiles(store, None if lone or magic else root, uris))
     if lone and alone:
-        found.scans.append(scan := chooser.one(_path_of(place)))
-        for each in scan.sequences.found.values():
-            found.uris[each.path] = str(store.unstrip_protocol(str(each.path)))
+        scan = chooser.one(_path_of(place))
+        found.scans.append(scan)
+        _name_sequences([scan], store, found.uris)
         return
     visible = list(_without_derived(uris, root, chooser.left_out))
     files = []
@@ -258,8 +258,17 @@ def _search_store(url: str, found: Places, chosen: Wanted, *, alone: bool) -> No
             files.append(path)
     if not (lone or magic) and not any(is_image(path.name) or named_dicom(path) for path in visible):
         chooser.left_out.append(LeftOut(root, "no image in it", "empty folder"))
-    found.scans.extend(chooser.of(files, root))
+    scans = chooser.of(files, root)
+    found.scans.extend(scans)
+    _name_sequences(scans, store, found.uris)
     found.left_out.extend(chooser.left_out)
+
+
+def _name_sequences(scans: Iterable[ScanFile], store: fsspec.AbstractFileSystem, uris: dict[PurePath, str]) -> None:
+    """Add the URIs of other sequences, which a glob need not match."""
+    for scan in scans:
+        for each in scan.sequences.found.values():
+            uris.setdefault(each.path, str(store.unstrip_protocol(str(each.path))))
 
 
 def _without_derived(paths: Iterable[PurePath], root: PurePath, left_out: list[LeftOut]) -> Iterator[PurePath]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -46,16 +46,16 @@ class SequenceFinder:
         self._files, self.wanted = files, tuple(wanted)
         self._names: dict[PurePath, list[str]] = {}
         self._cases: dict[PurePath, dict[tuple[str, ...], list[PurePath]]] = {}
+        self._flairs: dict[PurePath, set[tuple[str, ...]]] = {}  # the words that name the cases of FLAIR images
         self.left_out: list[LeftOut] = []
 
     def beside(self, flairs: Sequence[PurePath]) -> dict[PurePath, CaseSequences]:
         """Of scans that are in no dataset: by the names of the files beside them."""
-        count = Counter(map(place_of, flairs))
         found = {}
         for flair in flairs:
             place = place_of(flair)
-            alone = count[place] == 1
             cases = self._others(place)
+            alone = self._flairs[place] <= {case_words(flair)}
             others = [path for case in cases.values() for path in case] if alone else cases.get(case_words(flair), [])
             of = siblings(flair, others, alone=alone)
             self.left_out += [
@@ -99,10 +99,11 @@ class SequenceFinder:
                 if not is_image(name) and is_sequence_folder(name):
                     images += self._below(place / name, LEVELS)
             cases: dict[tuple[str, ...], list[PurePath]] = defaultdict(list)
-            for path in sorted(images):
-                if image_names.judge(path, place).kind == "other sequence":
-                    cases[case_words(path)].append(path)
+            kinds = {path: image_names.judge(path, place).kind for path in sorted(images)}
+            for path in (path for path, kind in kinds.items() if kind == "other sequence"):
+                cases[case_words(path)].append(path)
             self._cases[place] = cases
+            self._flairs[place] = {case_words(path) for path, kind in kinds.items() if kind == "FLAIR"}
         return self._cases[place]
 
     def _below(self, folder: PurePath, levels: int) -> list[PurePath]:

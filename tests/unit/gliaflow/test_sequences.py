@@ -187,6 +187,26 @@ def test_bytes_are_sent_as_far_as_the_message_has_room_and_one_4d_file_once(
     assert all(file.source == message.source for file in message.sequences.values())
 
 
+def test_in_a_store_the_sequences_are_found_beside_what_a_glob_matches() -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for name in ("A_flair", "A_t1ce", "B_flair", "B_t1ce"):
+        store.pipe(f"/in-a-store/{name}.nii.gz", b"x")
+    for place, count in (("*_flair.nii.gz", 2), ("A_flair.nii.gz", 1), ("", 2)):
+        items = find_inputs([f"memory://in-a-store/{place}"], sequences=["t1ce"]).inputs
+        pairs = [(item.uri.replace("flair", "t1ce"), item.sequences["t1ce"].uri) for item in items]
+        assert len(pairs) == count
+        assert all(expected == uri for expected, uri in pairs)
+
+
+def test_a_number_in_a_folder_of_several_scans_is_not_that_of_a_series(tmp_path: Path) -> None:
+    for name in ("1_flair.nii.gz", "2_flair.nii.gz", "2_t1.nii.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    assert find_one(tmp_path / "1_flair.nii.gz", sequences=["t1"]).sequences == {}
+    assert set(find_one(tmp_path / "2_flair.nii.gz", sequences=["t1"]).sequences) == {"t1"}
+
+
 def test_a_sequence_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "A_flair.nii.gz").write_bytes(b"x")
     gone = GivenSequences.of({"t1ce": tmp_path / "A_flair.nii.gz"})
