@@ -69,6 +69,7 @@ def read_profile(
     classifier: str | None,
     preprocess: Sequence[str] | None,
     epochs: int | None = None,
+    folds: int | None = None,
 ) -> Profile:
     """The profile of this name, with the choices of these flags; None keeps the profile's own choice."""
     from gliaflow_trainer.profiles import PROFILES
@@ -88,6 +89,7 @@ def read_profile(
         fine_tune={**profile.fine_tune, **length},
         tap=profile.tap if tap is None else tap,
         cropped=profile.cropped if crop is None else crop,
+        folds=profile.folds if folds is None else folds,
     )
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from gliaflow_evaluation.cluster import Cluster
 
 AFTER_THE_UNET = ("tap", "cropped", "classifier", "generators", "classifiers")  # of a profile
+OF_TRAIN = "folds"  # of a profile; an evaluation has folds of its own
 
 
 def evaluate(request: EvaluateRequest, bar: Progress) -> Metrics:
@@ -139,7 +140,9 @@ def _identity(request: EvaluateRequest, cases: Iterable[Case]) -> dict[str, Any]
         "threads": _threads(request),
         "device": request.device,
         "scan": settings_of(cases, request.profile.input.channels),
-        "profile": {key: value for key, value in asdict(request.profile).items() if key not in AFTER_THE_UNET},
+        "profile": {
+            key: value for key, value in asdict(request.profile).items() if key not in (*AFTER_THE_UNET, OF_TRAIN)
+        },
         "protocol": [design.protocol, design.task, design.folds, design.seed],
         "init": request.init and Bundle(request.init).id,
         "unet": request.unet and Bundle(request.unet).id,
@@ -254,7 +257,7 @@ def _made(
         "command": " ".join(["gliaflow", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "profile": asdict(request.profile),
+        "profile": {key: value for key, value in asdict(request.profile).items() if key != OF_TRAIN},
         "device": request.device,
         "cohort": {
             "folder": request.folder.resolve().name,

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
-from gliaflow_plugins.contracts import Case, PluginError
+from gliaflow_plugins.contracts import Case
 from gliaflow_plugins.registry import load_registry
-from gliaflow_preprocessor.masks import read_mask
-from gliaflow_proto import restore
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import write_whole
 from gliaflow_store.feature_store import FeatureStore
 from gliaflow_trainer.features import extract
+from gliaflow_trainer.own_grid import on_own_grid
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.slices import CutScan, Slices, kept_scans
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle, unet_to_fine_tune
@@ -70,21 +67,9 @@ def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: in
 def _masks(
     scans: Sequence[CutScan], store: FeatureStore, cases: Mapping[str, Case]
 ) -> Iterator[tuple[str, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Each scan's patient, true mask and found mask, on the scan's own grid.
-
-    Raises
-    ------
-    PluginError: a mask's file is not the one that was cut.
-    """
+    """Each scan's patient, true mask and found mask, on the scan's own grid."""
     for scan in scans:
-        mask = cases[scan.case].mask
-        assert mask is not None
-        data = mask.read()
-        if hashlib.sha256(data).hexdigest() != scan.mask_file:
-            raise PluginError(f"{mask}: not the file that was cut into slices. Is this another copy of the cohort?")
-        index = np.flatnonzero(store.scans == scan.id)
-        geometry = replace(scan.geometry, slices=[int(z) for z in store.slices[index]])
-        yield scan.patient, read_mask(data)[0] > 0, restore(store.masks(index), geometry) > 0
+        yield on_own_grid(scan, cases[scan.case], store.masks(np.flatnonzero(store.scans == scan.id)))
 
 
 def table2(plan: Plan, folds: Sequence[Fold], scans: Sequence[CutScan]) -> schema.Table2:

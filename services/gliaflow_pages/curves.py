@@ -64,11 +64,11 @@ def generator_curves(folds: Sequence[Epochs]) -> list[Picture]:
 
 
 def unet_curves(folds: Sequence[Epochs]) -> list[Picture]:
-    """The loss on training patients, and Dice and IoU of validation patients."""
-    return [
-        learning_curves(folds, ["loss"], "Loss, training patients"),
-        learning_curves(folds, ["val_dice", "val_iou"], "Validation patients", share=True, kept="val_iou"),
-    ]
+    """The loss on training patients, and Dice and IoU of validation patients, if there were any."""
+    plots = [learning_curves(folds, ["loss"], "Loss, training patients")]
+    if any("val_iou" in epoch for fold in folds for epoch in fold):
+        plots += [learning_curves(folds, ["val_dice", "val_iou"], "Validation patients", share=True, kept="val_iou")]
+    return plots
 
 
 def finished(figure: Any, axes: Any, columns: int = 2) -> Picture:

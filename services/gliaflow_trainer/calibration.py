@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from gliaflow_classifier.spots import without_spots
@@ -21,8 +21,9 @@ SHARE_OF_TUMOUR = 0.1  # a spot that is not a tumour has at most this share of t
 
 @dataclass(frozen=True)
 class Masks:
-    """The ``true`` mask and the ``found`` mask [n, rows, columns] of a scan, and the volume of a pixel in ml."""
+    """The ``true`` mask and the ``found`` mask [n, rows, columns] of a patient's scan, and a pixel's volume in ml."""
 
+    patient: str
     true: NDArray[np.bool_]
     found: NDArray[np.uint8]
     pixel_ml: float
@@ -48,25 +49,30 @@ def typical_limits(images: Iterable[NDArray[np.float16]], spec: InputSpec) -> di
     return limits
 
 
-def min_tumour_ml(scans: Sequence[Masks]) -> float:
+def min_tumour_ml(scans: Iterable[Masks]) -> float:
     """The volume under which a spot in a mask is not a tumour, from scans that the U-Net did not learn from.
 
     The largest of SPOTS_ML for which three things hold: it is at most a tenth of the smallest tumour; to remove smaller
     spots does not lower the mean Dice; something is left of every mask that met the tumour. If there is none, 0.
+
+    Parameters
+    ----------
+    scans: taken one by one, so that a cohort need not fit into memory.
     """
-    tumours = [scan.true.sum() * scan.pixel_ml for scan in scans if scan.true.any()]
+    tumours: list[float] = []
+    dice: dict[float, list[float]] = {volume: [] for volume in (0.0, *SPOTS_ML)}
+    emptied: set[float] = set()
+    for scan in scans:
+        if scan.true.any():
+            tumours.append(scan.true.sum() * scan.pixel_ml)
+        met = (scan.true & (scan.found > 0)).any()
+        for volume, each in dice.items():
+            cleaned = without_spots(scan.found, volume / scan.pixel_ml)
+            each += dice_by_patient([("", scan.true, cleaned > 0)]).values()
+            if met and not cleaned.any():
+                emptied.add(volume)
     for volume in SPOTS_ML if tumours else ():
-        cleaned = [replace(scan, found=without_spots(scan.found, volume / scan.pixel_ml)) for scan in scans]
-        lost = any(
-            (scan.true & (scan.found > 0)).any() and not clean.found.any()
-            for scan, clean in zip(scans, cleaned, strict=True)
-        )
         small = volume <= SHARE_OF_TUMOUR * min(tumours)
-        if small and not lost and _mean_dice(cleaned) >= _mean_dice(scans):
+        if small and volume not in emptied and np.mean(dice[volume]) >= np.mean(dice[0]):
             return volume
     return 0.0
-
-
-def _mean_dice(scans: Sequence[Masks]) -> float:
-    masks = ((str(number), scan.true, scan.found > 0) for number, scan in enumerate(scans))
-    return float(np.mean([*dice_by_patient(masks).values()]))

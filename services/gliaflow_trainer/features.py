@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from gliaflow_trainer.slices import CutScan, kept_scans
 from gliaflow_trainer.stream import DELIVERY, stream
 from gliaflow_trainer.unet_bundle import load_served_unet
 
+COMPLETE = "complete"
+
 
 def extract(
     scans: Sequence[CutScan], bundle: Bundle, folder: Path, context: RunContext, *, cropped: bool, threads: int = 0
@@ -33,7 +36,7 @@ def extract(
     bundle: whose U-Net, and whose tap.
     cropped: crop features to the tumour that the U-Net finds.
     """
-    complete = folder / "complete"
+    complete = folder / COMPLETE
     if complete.exists():
         return FeatureStore(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,12 @@ def extract(
         raise RuntimeError(f"features of {len(failed)} scans could not be recorded, the first: {failed[0]}")
     complete.touch()
     return FeatureStore(folder)
+
+
+def remove_features(folder: Path) -> None:
+    """Remove what ``extract`` left in ``folder``. Half of it never counts as complete."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class FeaturesWithSlices:

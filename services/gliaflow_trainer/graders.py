@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from gliaflow_plugins.contracts import FitSamples, Fitted, FittedClassifier, PluginError
-from gliaflow_plugins.networks.cnn import patient_scores, slice_logits
+from gliaflow_plugins.networks.cnn import PatientScores, patient_scores, slice_logits
 from gliaflow_plugins.networks.export import export, export_generator
 from gliaflow_proto import CLASSES, message_id
 from gliaflow_runtime.bundle.load import Bundle, write_manifest
@@ -50,6 +50,14 @@ class SplitFeatures:
         part = np.array([self.split[patient] for patient in self.samples.patients])
         return self.samples.select(np.isin(part, parts) & (self.samples.tumour > 0))
 
+    def require_both_classes(self) -> None:
+        """Raise PluginError if there is nothing to grade by."""
+        if len(set(self.of("train").labels)) < len(CLASSES):
+            raise PluginError(
+                "the U-Net found tumour in one class of training patients only, so there is nothing to grade by: "
+                "give it more --epochs, or start from another bundle's by --init"
+            )
+
 
 def fit_graders(
     features: SplitFeatures, variants: Variants, manifest: dict[str, Any], work: Path, out: Path, context: RunContext
@@ -58,24 +66,24 @@ def fit_graders(
 
     Parameters
     ----------
-    manifest: the base's, with what is known of the training so far.
+    manifest: the base's, with what is known of the training so far. Without a part ``test``, its grading scores stay.
     work: keeps the networks and the checkpoints.
 
     Raises
     ------
     PluginError: a fit or an export fails, or the U-Net found tumour in one class of training patients only.
     """
-    base, tested = features.base, features.of("test")
+    base = features.base
     work.mkdir(parents=True, exist_ok=True)
-    if len(set(features.of("train").labels)) < len(CLASSES):
-        raise PluginError(
-            "the U-Net found tumour in one class of training patients only, so there is nothing to grade by: "
-            "give it more --epochs, or start from another bundle's by --init"
-        )
+    features.require_both_classes()
     for left in work.glob("*.onnx"):  # of a run with other generators
         left.unlink()
     fitted = _fit_generators(features, variants, work, context)
-    graded = _fit_classifier(features, variants, work, context)
+    graded = _fit_classifier(features, variants, context)
+    with _exporting("classifier", variants.classifier):
+        train = features.of("train")
+        example = torch.from_numpy(train.batch(np.arange(min(5, len(train)))))
+        export(graded.module, [example], work / "classifier.onnx", ["features"], ["logit"])
     for file in ("unet.onnx", WEIGHTS):
         if file in base.manifest.files:  # older bundles have no weights to fine-tune
             (work / file).write_bytes(base.read(file))
@@ -94,10 +102,11 @@ def fit_graders(
     manifest["training"].setdefault("history", {}).update(
         generator={name: each.history for name, each in fitted.items()}, classifier=graded.history
     )
-    manifest["metrics"] |= {
-        "grading": _grading(graded.module, tested),
-        "synthetic": {name: _accuracies(each, graded.module, context.seed) for name, each in fitted.items()},
+    manifest["metrics"]["synthetic"] = {
+        name: _accuracies(each, graded.module, context.seed) for name, each in fitted.items()
     }
+    if "test" in features.split.values():
+        manifest["metrics"]["grading"] = _grading(_scores(graded.module, features.of("test")))
     return publish(work, out, manifest)
 
 
@@ -117,19 +126,27 @@ def _fit_generators(features: SplitFeatures, variants: Variants, work: Path, con
     return fitted
 
 
-def _fit_classifier(features: SplitFeatures, variants: Variants, work: Path, context: RunContext) -> FittedClassifier:
-    """Fit the classifier on the training patients and export it. A plugin never gets the features of test patients."""
+def _fit_classifier(features: SplitFeatures, variants: Variants, context: RunContext) -> FittedClassifier:
+    """Fit the classifier on the training patients. A plugin never gets the features of test patients."""
     name, samples = variants.classifier, features.of("train", "validation")
     part = np.array([features.split[patient] for patient in samples.patients])
     learn, choose = np.flatnonzero(part == "train"), np.flatnonzero(part == "validation")
     split = FitSamples(learn, choose, samples.patients.tolist(), "balanced")
     with context.fit(f"classifier {name}") as fit:
         variant = variants.registry.classifier(name)
-        graded = fit_classifier(variant, samples, variants.classifier_options, split, fit)
-    example = torch.from_numpy(samples.batch(learn[:5]))
-    with _exporting("classifier", name):
-        export(graded.module, [example], work / "classifier.onnx", ["features"], ["logit"])
-    return graded
+        return fit_classifier(variant, samples, variants.classifier_options, split, fit)
+
+
+def grade_test_patients(features: SplitFeatures, variants: Variants, context: RunContext) -> dict[str, float]:
+    """Fit a classifier on the training patients: the mean logit of each test patient in whom the U-Net found tumour.
+
+    Raises
+    ------
+    PluginError: the fit fails, or the U-Net found tumour in one class of training patients only.
+    """
+    features.require_both_classes()
+    scores = _scores(_fit_classifier(features, variants, context).module, features.of("test"))
+    return dict(zip(scores.patients.tolist(), scores.logits.tolist(), strict=True))
 
 
 def publish(work: Path, out: Path, manifest: Mapping[str, Any]) -> Bundle:
@@ -157,10 +174,13 @@ def _exporting(kind: str, name: str) -> Iterator[None]:
         raise PluginError(f"{kind} {name!r} cannot be exported: {' '.join(str(error).split())[:500]}") from error
 
 
-def _grading(classifier: nn.Module, tested: Samples) -> dict[str, Any]:
-    """Scores by test patient: the mean logit of the slices with tumour. A patient without any has no score."""
+def _scores(classifier: nn.Module, tested: Samples) -> PatientScores:
+    """By patient: the mean logit of the slices with tumour. A patient without any has no score."""
     logits = slice_logits(classifier, tested, np.arange(len(tested)))
-    scores = patient_scores(logits, tested.labels, [str(patient) for patient in tested.patients])
+    return patient_scores(logits, tested.labels, [str(patient) for patient in tested.patients])
+
+
+def _grading(scores: PatientScores) -> dict[str, Any]:
     return {
         "auc": rounded(scores.auc),
         "balanced_accuracy": rounded(scores.balanced_accuracy),

@@ -27,6 +27,7 @@ class Profile:
     cropped: bool = True  # crop features to the mask: the paper's last suggestion
     classifier: str = "pooled"  # "cnn" in the paper
     augmentations: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    folds: int = 0  # in which ``gliaflow train`` measures every patient before a last fit on all; 0: one split
     mirror: bool = False  # the mask is the mean of the slice's and its mirror image's: twice the work, about +0.01 Dice
     generators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     classifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -73,6 +74,7 @@ PROFILES = {
         input=SMALL_INPUT,
         unet={**QUICK, "epochs": 24, "epoch_slices": 1500, "learning_rate": 3e-3},
         fine_tune={"epochs": 20},
+        folds=5,
         mirror=True,
     ),
     "paper": Profile(

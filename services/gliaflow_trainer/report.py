@@ -27,22 +27,28 @@ def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "patients", "; ".join(_patients(manifest.training.get("cohort", {})))
     if bundle.trained_on == "phantoms":
         yield "", "they are phantoms, that is, drawings: no figure here says anything about people"
+    if (sequences := manifest.input.channels)[1:]:
+        may = f"; a scan may lack {', '.join(manifest.input.optional)}" if manifest.input.optional else ""
+        yield "sequences", f"{', '.join(sequences)}{may}"
     segmentation, grading = metrics.get("segmentation"), metrics.get("grading")
     if segmentation:
-        dice = f"Dice {_figure(segmentation['dice_mean'])} (median {_figure(segmentation['dice_median'])})"
-        yield "U-Net", f"{dice}, {_on(segmentation['patients'])}"
+        median = f"median {_figure(segmentation['dice_median'])}"
+        yield "U-Net", f"{_score('Dice', segmentation, 'dice_mean', 'dice_ci95', median)}, {_on(segmentation)}"
     elif "test" in metrics.get("unet", {}):
         yield "U-Net", f"Dice {_figure(metrics['unet']['test']['hard_dice'])} over all pixels of the test patients"
     if grading:
-        scores = f"AUC {_figure(grading['auc'])}, balanced accuracy {_figure(grading['balanced_accuracy'])}"
-        yield "grade", f"{scores}, {_on(grading['patients'])}; 0.5 is chance"
+        auc = _score("AUC", grading, "auc", "auc_ci95")
+        accuracy = _score("balanced accuracy", grading, "balanced_accuracy", "balanced_accuracy_ci95")
+        yield "grade", f"{auc}, {accuracy}, {_on(grading)}; 0.5 is chance"
+    if scores_of := (segmentation or {}).get("scores_of"):
+        yield "", f"these are scores of {scores_of}"
     for name, shares in metrics.get("synthetic", {}).items():
         yield (
             f"generator {name}",
             f"its critic accepts {_percent(shares['critic_accuracy'])} of its synthetic features; the classifier puts "
             f"{_percent(shares['classifier_accuracy'])} of those into their class",
         )
-    tested = min((part["patients"] for part in (segmentation, grading) if part), default=FEW)
+    tested = min((part["patients"] for part in (segmentation, grading) if part and "folds" not in part), default=FEW)
     if tested < FEW:
         yield "", "so few patients say little: `gliaflow evaluate` tests every patient and gives intervals"
 
@@ -100,8 +106,19 @@ def _classifier_curves(epochs: list[dict[str, Any]]) -> list[Picture]:
     return plots + ([learning_curves([epochs], shares, "Scores", share=True)] if shares else [])
 
 
-def _on(patients: int) -> str:
+def _on(part: dict[str, Any]) -> str:
+    patients, by = part["patients"], "networks that did not learn from it"
+    if "folds" in part:
+        return f"on all {patients} patients, each measured by {by}"
     return f"on {patients} patient{'s' if patients != 1 else ''} that nothing was fitted on"
+
+
+def _score(title: str, part: dict[str, Any], value: str, interval: str, *more: str) -> str:
+    """``Dice 0.84 (0.81–0.87, median 0.88)``; an interval is known of out-of-fold scores alone."""
+    ends = part.get(interval)
+    brackets = [f"{_figure(ends[0])}–{_figure(ends[1])}"] if ends else []
+    inside = ", ".join([*brackets, *more])
+    return f"{title} {_figure(part[value])}" + (f" ({inside})" if inside else "")
 
 
 def _figure(value: float | None) -> str:

@@ -13,20 +13,32 @@ from rich.progress import Progress
 
 @dataclass(frozen=True)
 class RunContext:
-    """Passed whole from step to step. With a ``bar`` of ``Progress(disable=True)``, nothing is shown or printed."""
+    """Passed whole from step to step. With a ``bar`` of ``Progress(disable=True)``, nothing is shown or printed.
+
+    Parameters
+    ----------
+    of: what the fits are of, before the title of each row: ``fold 1/5: ``.
+    fits_after: how many fits of a U-Net follow the one that runs, each about as long; for the time left.
+    """
 
     seed: int
     device: str
     bar: Progress
+    of: str = ""
+    fits_after: int = 0
 
     @contextmanager
     def fit(self, title: str, epochs: int | None = None, checkpoint: Path | None = None) -> Iterator[FitContext]:
         """A row of the bar for one fit, and what the fit is passed. Without a terminal, each epoch prints a line."""
-        bar = self.bar
+        bar, title = self.bar, f"{self.of}{title}"
         row = bar.add_task(title, total=epochs)
 
         def show(epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
             bar.update(row, completed=epoch, total=epochs)
+            if self.fits_after and "left_seconds" in figures:
+                left = figures["left_seconds"] + self.fits_after * (figures["seconds"] + figures["left_seconds"])
+                bar.update(row, description=f"{title} ({left / 60:.0f} min left of all fits)")
+                figures = {**figures, "left_seconds_of_all_fits": left}
             if not bar.console.is_terminal and not bar.disable:
                 values = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
                 bar.console.print(f"{title} {epoch}/{epochs}: {values}", soft_wrap=True)

@@ -1,29 +1,36 @@
 """``gliaflow train``: a cohort of labelled scans becomes a model bundle.
 
-U-Net, generators and classifier are fitted in this order, each on the output of the one before. Patients are split
-once. No patient of the test part is used to fit, normalise or choose: the metrics are measured on them. Each step keeps
-its result in a folder of its own and is skipped if the result is there, so a run that was interrupted resumes.
+U-Net, generators and classifier are fitted in this order, each on the output of the one before. Each step keeps its
+result in a folder of its own and is skipped if the result is there, so a run that was interrupted resumes.
+
+No patient is used to fit, normalise or choose the networks that are measured on it. Without folds, patients are split
+once, and those of the test part are measured. With folds, every patient is measured by the networks of its fold
+(``folds``), and the bundle's own networks are fitted on all patients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gliaflow_phantoms.phantom import made_by
 from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
-from gliaflow_plugins.contracts import PluginError
+from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_proto import CLASSES, voxel_ml
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.bundle.manifest import MANIFEST
 from gliaflow_store.feature_store import Samples
+from numpy.typing import NDArray
 from rich.progress import Progress
 
+from gliaflow_trainer import out_of_fold
 from gliaflow_trainer.calibration import Masks, min_tumour_ml, typical_limits
 from gliaflow_trainer.distributed import first_process_first, is_first
 from gliaflow_trainer.features import extract
+from gliaflow_trainer.folds import NOT_KNOWN, CrossFit, split_into_folds
 from gliaflow_trainer.graders import NOTICE, SplitFeatures, fit_graders, publish, rounded
 from gliaflow_trainer.leaks import refuse_copies, refuse_leaks
 from gliaflow_trainer.request import TrainRequest
@@ -48,8 +55,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
 
     Raises
     ------
-    PluginError: no generator is named, too few scans can be used, the cohort leaks, or ``<out>.work`` is of another
-        run.
+    PluginError: no generator is named, too few scans can be used, there are more folds than patients of a grade, the
+        cohort leaks, or ``<out>.work`` is of another run.
     BundleError: ``request.init`` cannot be fine-tuned with this profile.
     """
     cohort, out, profile, variants = request.cohort, request.out, request.profile, request.variants
@@ -58,37 +65,31 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
         raise PluginError("no generator was named")
     refuse_leaks(cohort.leaks, request.allow, bar)
     augment = AugmentationPipeline(variants.registry, request.augmentations or profile.augmentations)
+    if profile.folds:  # a mistake shows before any work
+        split_into_folds(_grades(case for case in cohort.cases if case.mask is not None), profile.folds, request.seed)
     start = unet_to_fine_tune(request.init, profile) if request.init is not None else None
     if out.exists() and not (out / MANIFEST).exists():
         raise PluginError(f"{out}: exists and is not a bundle; name another folder")
     work = out.with_name(out.name + ".work")
     init = Bundle(request.init).id if request.init is not None else None
-    with first_process_first():
-        if is_first():
-            same_run(
-                work,
-                {
-                    "scan": settings_of(
-                        (case for case in cohort.cases if case.mask is not None), profile.input.channels
-                    ),
-                    "profile": asdict(profile),
-                    "augmentations": list(request.augmentations),
-                    "init": init or False,
-                    "high": list(request.high),
-                    "seed": request.seed,
-                },
-            )
-            scans = cut_cohort(cohort.cases, profile, work, bar)
-        else:
-            scans = kept_scans(work / "slices")
+    scans = _cut(request, init, work, bar)
     leaks = [*cohort.leaks, *refuse_copies(scans, request.allow, bar)]
     graded = [scan for scan in scans if scan.label is not None]
     if 0 < len(graded) < len(scans):
         bar.console.print(
             f"{len(scans) - len(graded)} scans have no grade: only the U-Net learns from them", style="yellow"
         )
-    split = split_patients([(scan.patient, scan.label or "not known") for scan in scans], request.seed)
     recipe = UNetRecipe(request.name, profile, augment if augment.augmentations else None, start)
+    folds, scored = None, list[out_of_fold.OutOfFold]()
+    if profile.folds:
+        split = dict.fromkeys((scan.patient for scan in scans), "train")
+        folds = CrossFit(request, scans, split_into_folds(_grades(scans), profile.folds, request.seed), work)
+        scored = folds.scores(recipe, context)
+        context = replace(context, of="all patients: ")
+    else:
+        split = split_patients(_grades(scans), request.seed)
+    if scored:
+        out_of_fold.write_table(work / out_of_fold.TABLE_FILE, scored)
     base = fit_unet_bundle(Slices(scans), split, recipe, work / "unet", context)
     if base is None:
         return None
@@ -112,16 +113,43 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
         },
         "init": init,
     }
+    if folds is not None:
+        manifest["metrics"] |= out_of_fold.metrics(scored)
+        manifest["min_tumour_ml"] = min_tumour_ml(_masks(scan, found) for scan, found in folds.masks())
     if not graded:
         bar.console.print("no scan has a grade: this bundle segments, and grades nothing", style="yellow")
         return publish(work / "unet", out, manifest)
     store = extract(graded, base, work / "features", context, cropped=profile.cropped)
-    manifest["min_tumour_ml"] = min_tumour_ml(
-        [_masks(scan, store) for scan in graded if split[scan.patient] == "validation"]
-    )
-    manifest["metrics"]["segmentation"] = _test_dice(graded, store, split)
+    if folds is None:
+        manifest["min_tumour_ml"] = min_tumour_ml(_stored_masks(graded, store, split, "validation"))
+        manifest["metrics"]["segmentation"] = _test_dice(_stored_masks(graded, store, split, "test"))
     features = SplitFeatures(store, split, base, work / "slices")
     return fit_graders(features, variants, manifest, work / "bundle", out, context)
+
+
+def _cut(request: TrainRequest, init: str | None, work: Path, bar: Progress) -> list[CutScan]:
+    """The cohort's slices, after a check that ``work`` is of the same run. ``init``: the id of the bundle."""
+    cases, profile = request.cohort.cases, request.profile
+    with first_process_first():
+        if not is_first():
+            return kept_scans(work / "slices")
+        same_run(
+            work,
+            {
+                "scan": settings_of((case for case in cases if case.mask is not None), profile.input.channels),
+                "profile": asdict(profile),
+                "augmentations": list(request.augmentations),
+                "init": init or False,
+                "high": list(request.high),
+                "seed": request.seed,
+            },
+        )
+        return cut_cohort(cases, profile, work, bar)
+
+
+def _grades(scans: Iterable[Case | CutScan]) -> list[tuple[str, str]]:
+    """The patient and the grade of each scan."""
+    return [(scan.patient, scan.label or NOT_KNOWN) for scan in scans]
 
 
 def split_patients(patients: Sequence[tuple[str, str]], seed: int) -> dict[str, str]:
@@ -140,7 +168,7 @@ def split_patients(patients: Sequence[tuple[str, str]], seed: int) -> dict[str, 
     rng = np.random.default_rng(seed)
     split: dict[str, str] = {}
     grades = sorted({grade for _, grade in patients})
-    for grade in grades if grades == ["not known"] else CLASSES:
+    for grade in grades if grades == [NOT_KNOWN] else CLASSES:
         of_grade = sorted({patient for patient, its_grade in patients if its_grade == grade})
         if len(of_grade) < 4:
             raise PluginError(f"{len(of_grade)} patients of grade {grade} have scan and mask; at least 4 are needed")
@@ -154,20 +182,25 @@ def split_patients(patients: Sequence[tuple[str, str]], seed: int) -> dict[str, 
 def patients_by_part(split: Mapping[str, str], grade: Mapping[str, str | None]) -> dict[str, dict[str, int]]:
     """How many patients of each grade are in each part. No names: the bundle may be given away."""
     return {
-        part: {each: sum(split[p] == part and grade[p] == each for p in split) for each in CLASSES} for part in SHARES
+        part: {each: sum(split[p] == part and grade[p] == each for p in split) for each in CLASSES}
+        for part in SHARES
+        if part in split.values()
     }
 
 
-def _test_dice(scans: Sequence[CutScan], store: Samples, split: Mapping[str, str]) -> dict[str, Any]:
+def _test_dice(scans: Iterable[Masks]) -> dict[str, Any]:
     """Dice by test patient, over all slices of the patient on the network's grid."""
-    dice = dice_by_patient(
-        (scan.patient, masks.true, masks.found > 0)
-        for scan, masks in ((scan, _masks(scan, store)) for scan in scans if split[scan.patient] == "test")
-    )
-    scores = list(dice.values())
+    scores = list(dice_by_patient((scan.patient, scan.true, scan.found > 0) for scan in scans).values())
     return {"dice_mean": rounded(np.mean(scores)), "dice_median": rounded(np.median(scores)), "patients": len(scores)}
 
 
-def _masks(scan: CutScan, store: Samples) -> Masks:
+def _stored_masks(scans: Iterable[CutScan], store: Samples, split: Mapping[str, str], part: str) -> Iterator[Masks]:
+    """Those of the scans of this part."""
+    for scan in scans:
+        if split[scan.patient] == part:
+            yield _masks(scan, store.masks(np.flatnonzero(store.scans == scan.id)))
+
+
+def _masks(scan: CutScan, found: NDArray[np.uint8]) -> Masks:
     pixel_ml = voxel_ml(scan.geometry) * scan.geometry.step[0] * scan.geometry.step[1]
-    return Masks(np.asarray(scan.mask) > 0, store.masks(np.flatnonzero(store.scans == scan.id)), pixel_ml)
+    return Masks(scan.patient, np.asarray(scan.mask) > 0, found, pixel_ml)

@@ -10,7 +10,6 @@ from gliaflow_evaluation.measures import (
     GradedUnits,
     Measure,
     Units,
-    bootstrap,
     calibration,
     chance_inside,
     confusion,
@@ -19,6 +18,7 @@ from gliaflow_evaluation.measures import (
     roc_curve,
 )
 from gliaflow_evaluation.score import Score
+from gliaflow_trainer.bootstrap import bootstrap
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtr

@@ -41,7 +41,7 @@ def masks(spots=(), tumour=20):
     found = true.astype(np.uint8)
     for row, pixels in enumerate(spots):
         found[: pixels // 10, 30 + 4 * row, 40:50] = 1
-    return Masks(true, found, 0.001)
+    return Masks("P1", true, found, 0.001)
 
 
 def test_the_smallest_tumour_is_far_above_the_spots_that_are_removed():

@@ -1,4 +1,4 @@
-"""``gliaflow train`` under torchrun: several processes fit one U-Net."""
+"""``gliaflow train`` under torchrun: several processes fit each U-Net, those of the folds too."""
 
 from __future__ import annotations
 
@@ -36,14 +36,18 @@ def test_several_processes_share_an_epoch_and_only_the_first_prints(tmp_path: Pa
     script = tmp_path / "small_train.py"
     script.write_text(SMALL_TRAIN)
     command = ["torch.distributed.run", "--nproc-per-node", "2", str(script), "train", str(cohort)]
-    command += ["--out", str(tmp_path / "made"), "--profile", "demo", "--epochs", "1"]
+    command += ["--out", str(tmp_path / "made"), "--profile", "demo", "--epochs", "1", "--folds", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(small.__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("U-Net 1/1:") == 1
+    printed = done.stdout + done.stderr
+    assert [printed.count(f"{of}: U-Net 1/1:") for of in ("fold 1/2", "fold 2/2", "all patients")] == [1, 1, 1]
+    assert printed.count("left_seconds_of_all_fits") == 2
+    assert "lowest Dice: " in done.stdout
     assert done.stdout.count("bundle made@") == 1
     made = Bundle(tmp_path / "made")
     assert made.manifest.metrics["unet"]["train"]["hard_dice"] > 0.3
     assert len(made.manifest.training["history"]["unet"]) == 1
+    assert len(made.manifest.metrics["segmentation"]["dice"]) == 4, "a U-Net alone is measured out of fold, too"
