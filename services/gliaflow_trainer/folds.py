@@ -1,4 +1,4 @@
-"""Every patient measured by networks that did not learn from it (cross-fitting, nnU-Net's habit).
+"""Every patient measured by networks that did not learn from it (cross-validation, as nnU-Net does).
 
 Patients are split into folds. For each fold a U-Net and a classifier are fitted on the other folds' patients, without
 patients to choose an epoch by, as the last fit on all patients has none: they are measured, and thrown away. Each step
@@ -30,6 +30,7 @@ from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.slices import CutScan, Slices
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
+from gliaflow_trainer.unlabelled import unlabelled_features
 from gliaflow_trainer.variants import Variants
 
 NOT_KNOWN = "not known"
@@ -148,8 +149,12 @@ class CrossFit:
         if not file.exists():
             features = folder / "features"
             store = extract(graded, unet, features, context, cropped=self.request.profile.cropped)
-            logits = grade_test_patients(SplitFeatures(store, split, unet), self.request.variants, context)
+            without = unlabelled_features(self.request, self.work, unet, folder / "unlabelled", context)
+            found = SplitFeatures(store, split, unet, unlabelled=without)
+            logits = grade_test_patients(found, self.request.variants, context)
             write_whole(file, json.dumps(logits))
+            if without is not None:
+                remove_features(folder / "unlabelled")
             remove_features(features)  # as large as those of all patients, in each fold
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
