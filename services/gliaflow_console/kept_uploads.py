@@ -29,6 +29,7 @@ from gliaflow_console.uploads import Upload
 ABOUT = "upload.json"
 MARK = ".gliaflow-console"  # in the folder of the uploads: gliaflow may delete what is there
 ID = re.compile(r"[0-9a-f]{32}")
+LISTS = ("warnings", "sequences")  # of what is written of a queued scan
 PREFIX = re.compile(r"[0-9a-f]{16}")  # of the ids of the scans, in MARK
 
 log = structlog.get_logger()
@@ -118,8 +119,8 @@ class KeptUploads:
 
     def add(self, upload: Upload, scans: Iterable[StoredScan], *, alone: bool, series: Sequence[str]) -> None:
         """Write the scans of a complete upload. Raises OSError."""
-        known = ("id", "name", "patient", "own", "created", "warnings", "dicom", "series", "relative", "drawn")
-        values = [{name: getattr(scan, name) for name in known} for scan in scans]
+        known = ("id", "name", "patient", "own", "created", "dicom", "series", "relative", "drawn")
+        values = [{name: getattr(scan, name) for name in (*known, *LISTS)} for scan in scans]
         about = About(upload.created, alone, list(series), values)
         write_whole(upload.folder / ABOUT, json.dumps(asdict(about)))
 
@@ -191,7 +192,7 @@ class KeptUploads:
             values = json.loads(self._place(upload, queued.id, ".json").read_text(encoding="utf-8"))
             return StoredScan.read(values["scan"])
         except (OSError, ValueError, KeyError, TypeError):
-            return StoredScan(**{**vars(queued), "warnings": tuple(queued.warnings)})
+            return StoredScan(**vars(queued) | {name: tuple(getattr(queued, name)) for name in LISTS})
 
     def _place(self, upload: Upload, scan: str, ending: str) -> Path:
         return upload.folder / f"{scan}{ending}"

@@ -85,17 +85,18 @@ def scan_maps(networks: Networks, store: ScanStore, scan: StoredScan, request: M
     tap = request.tap or networks.tap
     if tap not in networks.taps:
         raise UsageError(f"tap: {tap[:40]!r} is not one of {', '.join(networks.taps)}")
-    prepared = networks.prepared(store, scan)
-    numbers = prepared.geometry.slices
+    slices = networks.slices(store, scan)
+    geometry = slices.geometry
+    numbers = geometry.slices
     number = request.slice if request.slice is not None else _telling(scan, numbers)
-    last = prepared.geometry.shape[prepared.geometry.orientation[::2].index(2)] - 1  # of canonical z
+    last = geometry.shape[geometry.orientation[::2].index(2)] - 1  # of canonical z
     if not 0 <= number <= last:
         raise UsageError(f"slice: {number} is not one of this scan's, 0 to {last}")
     if number not in numbers:
         raise UsageError(
             f"slice: {number} shows no head, so the networks do not see it; they see {numbers[0]} to {numbers[-1]}"
         )
-    features = networks.features(prepared, np.array([numbers.index(number)]), tap, cropped=False)
+    features = networks.features(slices, np.array([numbers.index(number)]), tap, cropped=False)
     return Scale.of(features, request.count).draw(features[0], tap, number)
 
 

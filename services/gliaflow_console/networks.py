@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 import threading
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from gliaflow.scans import Input
 from gliaflow_extractor.extractor import UNetSession
 from gliaflow_generator.synthesis import Synthesizer
 from gliaflow_plugins.contracts import PluginError
-from gliaflow_preprocessor.slices import Prepared, UnusableScan, prepare
+from gliaflow_preprocessor.sequences import missing_beside, prepare_beside
+from gliaflow_preprocessor.slices import UnusableScan, prepare
 from gliaflow_preprocessor.steps import Steps
+from gliaflow_proto import Geometry
 from gliaflow_runtime.bundle.load import Bundle, load_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.errors import UsageError
@@ -26,10 +30,21 @@ from numpy.typing import NDArray
 from gliaflow_console.store import ScanStore
 from gliaflow_console.stored_scan import StoredScan
 from gliaflow_console.turn import Turn
-from gliaflow_console.view import ALONE, WITH_STAGES, read_image
+from gliaflow_console.view import ALONE, WITH_STAGES, read_image, read_sequence
 
 RETRY_S = 60.0  # after a bundle was not loaded: a store that is away answers slowly
 KEPT_BYTES = 2**26  # of the slices of the last scan, which are kept for its next maps
+
+
+@dataclass(frozen=True)
+class ScanSlices:
+    """``image`` float16 [n, C, rows, columns] has the slices of a scan as the preprocessor sends them.
+
+    C is the number of the bundle's sequences, of which the FLAIR is the first.
+    """
+
+    image: NDArray[np.float16]
+    geometry: Geometry
 
 
 class Networks:
@@ -48,7 +63,7 @@ class Networks:
         self._failure: str | None = None
         self._failed_at = 0.0
         self._lock = threading.Lock()
-        self._last: tuple[str, Prepared] | None = None
+        self._last: tuple[str, ScanSlices] | None = None
         self.synthesizer = lru_cache(maxsize=2)(self._synthesizer)  # the page compares two
         self._unet = lru_cache(maxsize=2)(self._load_unet)
         self._steps = lru_cache(maxsize=1)(self._load_steps)
@@ -106,8 +121,8 @@ class Networks:
             )
         return ""
 
-    def prepared(self, store: ScanStore, scan: StoredScan) -> Prepared:
-        """The slices of a scan as the preprocessor cuts them.
+    def slices(self, store: ScanStore, scan: StoredScan) -> ScanSlices:
+        """The slices of a scan, of all sequences that the bundle reads.
 
         Raises
         ------
@@ -120,17 +135,33 @@ class Networks:
         if problem := self.maps_problem(scan, item is not None):
             raise UsageError(f"no feature maps: {problem}")
         assert item is not None, "maps_problem checks it"
-        image = read_image(item, self.bounds)
         try:
-            prepared = prepare(self._steps()(image.volume, image.affine), image.affine, self.bundle.manifest.input)
+            slices = self._cut(item)
         except (PluginError, UnusableScan) as error:
             raise UsageError(f"no feature maps: {error}") from None
-        if prepared.image.nbytes <= KEPT_BYTES:
-            self._last = scan.id, prepared
-        return prepared
+        if slices.image.nbytes <= KEPT_BYTES:
+            self._last = scan.id, slices
+        return slices
+
+    def _cut(self, item: Input) -> ScanSlices:
+        spec, steps = self.bundle.manifest.input, self._steps()
+        scan = read_image(item, self.bounds)
+        flair = prepare(steps(scan.volume, scan.affine), scan.affine, spec)
+        del scan  # one volume is in memory at a time
+        image = np.empty((len(flair.image), len(spec.channels), *spec.size), np.float16)
+        image[:, 0] = flair.image
+        for number, name in enumerate(spec.channels[1:], 1):
+            if name in item.sequences:
+                scan = read_sequence(item, name, self.bounds)
+                image[:, number], _ = prepare_beside(steps(scan.volume, scan.affine), scan.affine, flair, spec)
+            elif name in spec.optional:
+                image[:, number] = missing_beside(flair, spec)
+            else:
+                raise UnusableScan(f"the networks read {name} too, and the console has none of this scan")
+        return ScanSlices(image, flair.geometry)
 
     def features(
-        self, prepared: Prepared, numbers: NDArray[np.intp], tap: str, *, cropped: bool
+        self, slices: ScanSlices, numbers: NDArray[np.intp], tap: str, *, cropped: bool
     ) -> NDArray[np.float16]:
         """Features [n, C, H, W] of the slices with these indices, as the extractor computes them.
 
@@ -138,8 +169,7 @@ class Networks:
         ------
         UsageError: the bundle has no such tap.
         """
-        image = prepared.image[numbers, None].astype(np.float16).astype(np.float32)  # as in the message
-        features, _ = self._unet(tap, cropped)(image)
+        features, _ = self._unet(tap, cropped)(slices.image[numbers])
         return features
 
     def _load_unet(self, tap: str, cropped: bool) -> UNetSession:

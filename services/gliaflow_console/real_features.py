@@ -105,12 +105,12 @@ class RealFeatures:
     def _features(self, scan: StoredScan, numbers: list[int]) -> NDArray[np.float16]:
         """The features of slices, cropped if the bundle crops: as the classifier and the generators see them."""
         networks = self._networks
-        prepared = networks.prepared(self._store, scan)
-        rows = np.flatnonzero(np.isin(prepared.geometry.slices, numbers))
+        slices = networks.slices(self._store, scan)
+        rows = np.flatnonzero(np.isin(slices.geometry.slices, numbers))
         if not rows.size:
             raise UsageError("the preprocessor made other slices of this scan when it was answered")
         manifest = networks.bundle.manifest
-        return networks.features(prepared, rows, manifest.tap, cropped=manifest.cropped)
+        return networks.features(slices, rows, manifest.tap, cropped=manifest.cropped)
 
     def _pool(self, scan: StoredScan) -> Floats:
         """The pooled features of slices with tumour, evenly spaced."""

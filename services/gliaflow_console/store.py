@@ -56,13 +56,11 @@ class ScanStore:
     With the setting ``console_folder``, scans and answers outlive a restart, scans without an answer are queued again,
     and answers are also written there as ``gliaflow submit`` does. Without it, ``close`` deletes all files.
 
-    Raises
-    ------
-    UsageError: the folder cannot be used. The text names it and the remedy.
+    ``sequences``: those that are looked for beside the FLAIR. Raises UsageError: the folder cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._sequences = settings, wanted_sequences(settings)
+        self._settings, self.sequences = settings, wanted_sequences(settings)
         self._open: dict[str, Upload] = {}  # those that are not taken yet, by their own ids
         self._items: dict[str, Input] = {}
         self._packed = PackedAnswers(PACKED_BYTES)
@@ -142,7 +140,7 @@ class ScanStore:
         if item is None and upload is not None:
             try:
                 about = self._kept.about(upload)
-                inputs = find_scans(upload, about.series, self._sequences, alone=about.alone).inputs
+                inputs = find_scans(upload, about.series, self.sequences, alone=about.alone).inputs
             except (ValueError, OSError, TypeError):
                 return None
             by_name = {each.name: each for each in inputs}
@@ -243,7 +241,7 @@ class ScanStore:
             del self._open[upload.id]
         upload.close()
         try:
-            found = find_scans(upload, series, self._sequences, alone=alone)
+            found = find_scans(upload, series, self.sequences, alone=alone)
             items = [replace(item, id=self._kept.new_id()) for item in found.inputs]
             scans = [StoredScan.of(item, time.time(), drawn) for item in items]
             self._kept.add(upload, scans, alone=alone, series=series)
@@ -316,7 +314,8 @@ class ScanStore:
         elif answer.packed_mask is not None:
             row = replace(row, mask=scan.name + MASK)
         row = replace(row, source=scan.relative, series=scan.series)
-        scan = scan.answered(answer, row)
+        sent = tuple(item.sequences) if item is not None else scan.sequences  # another bundle may read others
+        scan = replace(scan.answered(answer, row), sequences=sent)
         self._kept.add_answer(upload, scan, answer, row)
         return scan
 

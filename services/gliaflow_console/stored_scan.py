@@ -67,6 +67,7 @@ class StoredScan:
     relative: its path in what was uploaded, which ``submit`` writes into the column ``source``.
     grid: of a scan with a mask.
     drawn: the class, HGG or LGG, with which the console drew this phantom; empty: it is no phantom of this console.
+    sequences: the other sequences of the study that are sent with it.
     """
 
     id: str
@@ -92,6 +93,7 @@ class StoredScan:
     relative: str = ""
     grid: ScanGrid | None = None
     drawn: str = ""
+    sequences: tuple[str, ...] = ()
     graded_parts: frozenset[int] = frozenset()
 
     @classmethod
@@ -108,6 +110,7 @@ class StoredScan:
             series=item.series,
             relative=item.relative,
             drawn=drawn,
+            sequences=tuple(item.sequences),
         )
 
     @classmethod
@@ -136,7 +139,8 @@ class StoredScan:
     def read(cls, values: Mapping[str, Any]) -> Self:
         """The scan from the fields that ``written`` gave. Raises TypeError, KeyError or ValueError: they are not."""
         grid = values["grid"]
-        pairs = {"slice_p_hgg": _pairs(values["slice_p_hgg"]), "warnings": tuple(values["warnings"])}
+        pairs: dict[str, Any] = {"slice_p_hgg": _pairs(values["slice_p_hgg"])}
+        pairs |= {name: tuple(values.get(name, ())) for name in ("warnings", "sequences")}
         if grid is not None:
             grid = ScanGrid(tuple(grid["shape"]), tuple(grid["spacing"]), _pairs(grid["slice_ml"]))
         scan = cls(**{**values, **pairs, "grid": grid})
@@ -252,6 +256,7 @@ class StoredScan:
             "trained_on": self.trained_on,
             "dicom": self.dicom,
             "drawn": self.drawn,
+            "sequences": list(self.sequences),
         }
 
 

@@ -1,8 +1,8 @@
 """A scan and its mask as the browser shows them.
 
-The file of a scan is untrusted, so the browser never gets it. It gets a NIfTI file that is written here: the FLAIR
-volume alone, along canonical axes (RAS+), as int16 or float32. Its affine has no rotation, so a plane of it is a slice
-as the stages number it.
+The file of a scan is untrusted, so the browser never gets it. It gets a NIfTI file that is written here: one volume,
+the FLAIR or another sequence on its grid, along canonical axes (RAS+), as int16 or float32. Its affine has no
+rotation, so a plane of it is a slice as the stages number it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import gzip
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from gliaflow.scans import Input
+from gliaflow.sequences import SequenceInput
 from gliaflow_plugins.nibabel_alone import nib, voxel_sizes
 from gliaflow_plugins.nifti_bytes import MAX_FILE_BYTES
 from gliaflow_plugins.regular_files import open_regular
 from gliaflow_preprocessor.intensities import fit_float32
 from gliaflow_preprocessor.nifti import MAX_VOLUME_BYTES, NiftiError, NiftiScan, read_scan
+from gliaflow_preprocessor.scaling import UnusableScan
+from gliaflow_preprocessor.sequences import on_grid
 from gliaflow_proto.geometry import MAX_VOXELS
 from gliaflow_runtime.errors import UsageError
 from numpy.typing import NDArray
@@ -42,8 +45,8 @@ WITH_STAGES = ReadBounds(MAX_FILE_BYTES, MAX_VOLUME_BYTES, MAX_VOXELS)  # stages
 ALONE = ReadBounds(2**26, 2**27, 12 * 2**20)  # a console beside a broker stays below 400 MB; 256 x 256 x 192 voxels
 
 
-def read_image(item: Input, bounds: ReadBounds) -> NiftiScan:
-    """The FLAIR volume of an uploaded scan, within the bounds.
+def read_image(item: Input | SequenceInput, bounds: ReadBounds) -> NiftiScan:
+    """The FLAIR volume of an uploaded scan, or that of another sequence, within the bounds.
 
     Raises
     ------
@@ -58,6 +61,34 @@ def read_image(item: Input, bounds: ReadBounds) -> NiftiScan:
     except ValueError as error:
         text = str(error).replace(f"{item.path}{os.sep}", "").replace(f"{item.path.parent}{os.sep}", "")
         raise UsageError(f"the image cannot be read: {text}") from None
+
+
+def read_sequence(item: Input, name: str, bounds: ReadBounds) -> NiftiScan:
+    """The volume of another sequence of an uploaded scan, on its own grid.
+
+    Raises
+    ------
+    UsageError: as ``read_image``, or it has too many voxels to be put onto the FLAIR's grid here.
+    """
+    try:
+        scan = read_image(item.sequences[name], bounds)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    if (voxels := scan.volume.size) > bounds.voxels:
+        raise UsageError(f"{name}: {voxels} voxels are over this console's limit of {bounds.voxels}")
+    return scan
+
+
+def read_on_flair(item: Input, name: str, bounds: ReadBounds) -> NiftiScan:
+    """As ``read_sequence``, on the grid of the FLAIR. Raises UsageError also if an affine is singular."""
+    flair = read_image(item, bounds)
+    shape, grid = flair.volume.shape, flair.affine
+    del flair  # one volume is in memory at a time
+    scan = read_sequence(item, name, bounds)
+    try:
+        return replace(scan, volume=on_grid(scan.volume, scan.affine, shape, grid), affine=grid)
+    except (UnusableScan, np.linalg.LinAlgError) as error:
+        raise UsageError(f"{name}: the image cannot be shown: {error}") from None
 
 
 def view_image(scan: NiftiScan) -> bytes:
@@ -120,7 +151,7 @@ def _nifti(voxels: NDArray[Any], affine: NDArray[np.float64], grey: tuple[float,
     return gzip.compress(start + voxels.tobytes(order="F"), compresslevel=1, mtime=0)
 
 
-def _read(item: Input, bounds: ReadBounds) -> bytes:
+def _read(item: Input | SequenceInput, bounds: ReadBounds) -> bytes:
     if item.volume is not None:
         return item.volume.read()
     with open_regular(item.path) as file:

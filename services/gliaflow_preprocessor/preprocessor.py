@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gliaflow_preprocessor.intensities import doubts
 from gliaflow_preprocessor.nifti import NiftiError, SeveralVolumes, read_scan
-from gliaflow_preprocessor.sequences import prepare_beside
+from gliaflow_preprocessor.sequences import missing_beside, prepare_beside
 from gliaflow_preprocessor.slices import Prepared, UnusableScan, prepare
 from gliaflow_preprocessor.sources import SourceError, UploadGone, read_source
 from gliaflow_preprocessor.steps import Steps
@@ -97,7 +97,7 @@ class Preprocessor(Stage):
         for name in spec.channels[1:]:
             if (file := scan.sequences.get(name)) is None:
                 warnings.append(f"{name}: the scan came without it; this bundle was trained to answer without it, too")
-                images.append(np.full_like(flair.image, -spec.mean / spec.std))
+                images.append(missing_beside(flair, spec))
                 continue
             if (file.source, file.channel) == (scan.source, scan.channel):
                 raise NiftiError(f"{name}: it is the FLAIR volume itself")

@@ -5,6 +5,7 @@ The two may have different grids. Their affines say where they are: nothing is r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def prepare_beside(
     geometry = flair.geometry
     orientation = np.array(geometry.orientation, dtype=float).reshape(3, 2)
     grid = np.array(geometry.affine).reshape(4, 4)
-    if [*volume.shape] == geometry.shape and voxels_apart(affine, grid, volume.shape) < SAME_VOXELS:
+    if _same_grid(volume, affine, geometry.shape, grid):
         canonical = nib.apply_orientation(volume, orientation)
         image = resample(lambda x, y, z: canonical[x, y, z], scale, geometry, spec)
     else:
@@ -54,6 +55,35 @@ def prepare_beside(
         canonical_grid = grid @ nib.orientations.inv_ornt_aff(orientation, geometry.shape)
         image = resample(_interpolated(scaled, affine, canonical_grid), None, geometry, spec)
     return image, _doubts(image, flair)
+
+
+def missing_beside(flair: Prepared, spec: InputSpec) -> NDArray[np.float32]:
+    """The slices of a sequence that a scan lacks, as the network learned to do without it: air."""
+    return np.full_like(flair.image, -spec.mean / spec.std)
+
+
+def on_grid(
+    volume: NDArray[Any], affine: NDArray[np.float64], shape: tuple[int, ...], grid: NDArray[np.float64]
+) -> NDArray[Any]:
+    """A volume on the grid of another, of this shape and affine: as it is, or interpolated (float32), 0 outside.
+
+    Raises
+    ------
+    UnusableScan: the affine is singular.
+    """
+    if _same_grid(volume, affine, shape, grid):
+        return volume
+    plane = _interpolated(native(volume).astype(np.float32, copy=False), affine, grid)
+    placed = np.empty(shape, np.float32)
+    for z in range(shape[2]):
+        placed[:, :, z] = plane(slice(0, shape[0]), slice(0, shape[1]), z)
+    return placed
+
+
+def _same_grid(
+    volume: NDArray[Any], affine: NDArray[np.float64], shape: Sequence[int], grid: NDArray[np.float64]
+) -> bool:
+    return [*volume.shape] == [*shape] and voxels_apart(affine, grid, volume.shape) < SAME_VOXELS
 
 
 def _interpolated(volume: NDArray[np.float32], affine: NDArray[Any], grid: NDArray[Any]) -> Plane:

@@ -32,6 +32,7 @@ def console(
     broker: flags.Broker = None,
     management: flags.Management = None,
     bundle: flags.Bundle = None,
+    sequences: flags.Sequences = None,
     device: flags.Device = None,
     threads: flags.Threads = None,
 ) -> None:
@@ -63,6 +64,7 @@ def console(
             "broker": broker,
             "management": management,
             "bundle": bundle,
+            "sequences": sequences,
             "device": device,
             "threads": threads,
         }

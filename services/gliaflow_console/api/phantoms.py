@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from gliaflow.scans import check_grade
+from gliaflow_proto import SEQUENCES
 from gliaflow_runtime.errors import UsageError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,7 +25,7 @@ from gliaflow_console.store import ScanStore
 from gliaflow_console.turn import Turn
 
 NAME = "phantom_{grade}_{seed}"
-SIZE = 2**24  # bytes, more than any phantom has
+SIZE = 2**24  # bytes, more than any image of a phantom has
 TIMEOUT_S = 120.0
 POLL_S = 0.1
 
@@ -47,23 +49,25 @@ def routes(console: Console) -> list[Route]:
 
 def _send(store: ScanStore, grade: str, stopping: threading.Event) -> str:
     """Draw a phantom and queue it for the pipeline; returns its id."""
-    store.make_room(SIZE)
+    kinds = [SEQUENCES[0], *store.sequences]
+    store.make_room(SIZE * len(kinds))
     name = NAME.format(grade=grade, seed=(seed := secrets.randbelow(10**6)))
     upload = store.new_upload()
     try:
         folder = upload.part()
-        _draw(folder, grade, seed, stopping)
-        (drawn,) = folder.glob(f"{grade}/*/*_flair.nii.gz")
-        upload.add(drawn, f"{name}.nii.gz")
+        _draw(folder, grade, seed, kinds, stopping)
+        for kind in kinds:
+            (drawn,) = folder.glob(f"{grade}/*/*_{kind}.nii.gz")
+            upload.add(drawn, f"{name}_{kind}.nii.gz" if store.sequences else f"{name}.nii.gz")
         shutil.rmtree(folder)
-        (scan,) = store.take(upload, alone=True, drawn=grade).ids
+        (scan,) = store.take(upload, alone=not store.sequences, drawn=grade).ids
         return scan
     except BaseException:
         store.discard(upload)
         raise
 
 
-def _draw(folder: Path, grade: str, seed: int, stopping: threading.Event) -> None:
+def _draw(folder: Path, grade: str, seed: int, kinds: Sequence[str], stopping: threading.Event) -> None:
     """In a process of its own: it takes 300 MB, and the console is to stay small.
 
     Raises
@@ -73,6 +77,7 @@ def _draw(folder: Path, grade: str, seed: int, stopping: threading.Event) -> Non
     share = "1" if grade == "HGG" else "0"
     command = [sys.executable, "-P", "-m", "gliaflow_cli", "phantom", str(folder), "--patients", "1"]
     command += ["--seed", str(seed), "--hgg-share", share]
+    command += ["--sequences", ",".join(kinds)] if kinds[1:] else []
     quiet = subprocess.DEVNULL
     failed = HTTPException(503, "the phantom was not drawn: free some memory and disk, and try again")
     try:

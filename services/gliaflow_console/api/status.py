@@ -40,6 +40,7 @@ def read_status(console: Console) -> dict[str, Any]:
         "notice": served.notice,
         "dicom": find_spec("pydicom") is not None,
         "phantoms": True,
+        "sequences": list(console.store.sequences),
         "kept": settings.console_folder is not None,
         "limits": {
             "upload_bytes": int(settings.console_upload_mib * 2**20),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gliaflow_proto import SEQUENCES
 from gliaflow_runtime.errors import UsageError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,7 +15,9 @@ from gliaflow_console.api.scan_files import check_size, read, scan_of
 from gliaflow_console.context import Console
 from gliaflow_console.maps import COUNT, MapsRequest, scan_maps
 from gliaflow_console.stored_scan import StoredScan
-from gliaflow_console.view import read_image, shown_step, view_image, view_mask
+from gliaflow_console.view import read_image, read_on_flair, shown_step, view_image, view_mask
+
+FLAIR = SEQUENCES[0]
 
 
 def routes(console: Console) -> list[Route]:
@@ -22,7 +25,8 @@ def routes(console: Console) -> list[Route]:
     store, networks = console.store, console.networks
 
     async def image(request: Request) -> Response:
-        return await read(console, _image, console, scan_of(console, request))
+        sequence = request.query_params.get("sequence", FLAIR)
+        return await read(console, _image, console, scan_of(console, request), sequence)
 
     async def mask(request: Request) -> Response:
         scan = scan_of(console, request)
@@ -41,11 +45,15 @@ def routes(console: Console) -> list[Route]:
     ]
 
 
-def _image(console: Console, scan: StoredScan) -> Response:
+def _image(console: Console, scan: StoredScan, sequence: str) -> Response:
     item = console.store.item(scan.id)
     if item is None:
         raise HTTPException(404, "the console has no image of this scan: it was sent by another client")
-    scan_file = read_image(item, console.networks.bounds)
+    if sequence not in (FLAIR, *item.sequences):
+        there = ", ".join((FLAIR, *item.sequences))
+        raise HTTPException(404, f"sequence: {sequence[:40]!r} is not one of this scan's: {there}")
+    bounds = console.networks.bounds
+    scan_file = read_image(item, bounds) if sequence == FLAIR else read_on_flair(item, sequence, bounds)
     return _file(view_image(scan_file), scan_file.volume.shape)
 
 

@@ -163,7 +163,7 @@ def test_a_grade_that_does_not_exist_is_refused(app: App) -> None:
 
 
 def test_a_phantom_is_queued_like_an_upload(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(folder: Path, grade: str, seed: int, stopping: threading.Event) -> None:
+    def draw(folder: Path, grade: str, seed: int, kinds: list[str], stopping: threading.Event) -> None:
         (folder / grade / "p").mkdir(parents=True)
         good_scan(folder / grade / "p" / "p_flair.nii.gz", seed)
 
@@ -206,6 +206,6 @@ def test_a_huge_mask_of_another_client_is_not_unpacked_beside_a_broker(app: App)
 
 @pytest.mark.slow
 def test_a_phantom_is_drawn_with_the_grade(tmp_path: Path) -> None:
-    phantoms._draw(tmp_path, "LGG", 7, threading.Event())
+    phantoms._draw(tmp_path, "LGG", 7, ["flair"], threading.Event())
     (file,) = tmp_path.glob("LGG/*/*_flair.nii.gz")
     assert nib.load(file).ndim == 3

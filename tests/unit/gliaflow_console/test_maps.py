@@ -75,10 +75,10 @@ def test_features_are_those_of_the_extractor(
     networks: Networks, store: ScanStore, scan: StoredScan, tmp_path: Path
 ) -> None:
     extracted = gliaflow.extract(tmp_path / "a_flair.nii.gz")
-    prepared, manifest = networks.prepared(store, scan), networks.bundle.manifest
-    assert prepared.geometry.slices == extracted.slices.tolist()
+    slices, manifest = networks.slices(store, scan), networks.bundle.manifest
+    assert slices.geometry.slices == extracted.slices.tolist()
     every = np.arange(len(extracted))
-    assert (networks.features(prepared, every, manifest.tap, cropped=manifest.cropped) == extracted.features).all()
+    assert (networks.features(slices, every, manifest.tap, cropped=manifest.cropped) == extracted.features).all()
 
 
 @pytest.mark.parametrize(

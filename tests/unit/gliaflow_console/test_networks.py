@@ -79,10 +79,10 @@ def test_features_come_from_the_pinned_bundle_alone() -> None:
 def test_the_slices_of_the_last_scan_are_kept(store: ScanStore, tmp_path: Path) -> None:
     own = Networks(Settings())
     first, second = (answer(store, send(store, good_scan(tmp_path / f"{name}.nii.gz")), own.bundle.id) for name in "ab")
-    prepared = own.prepared(store, first)
-    assert own.prepared(store, first) is prepared
-    assert own.prepared(store, second) is not prepared
-    assert own.prepared(store, first) is not prepared
+    slices = own.slices(store, first)
+    assert own.slices(store, first) is slices
+    assert own.slices(store, second) is not slices
+    assert own.slices(store, first) is not slices
 
 
 def test_a_scan_whose_file_is_gone_is_refused(store: ScanStore, tmp_path: Path) -> None:
@@ -92,4 +92,4 @@ def test_a_scan_whose_file_is_gone_is_refused(store: ScanStore, tmp_path: Path) 
     assert item is not None
     item.path.unlink()
     with pytest.raises(UsageError, match="the image cannot be read"):
-        own.prepared(store, answered)
+        own.slices(store, answered)

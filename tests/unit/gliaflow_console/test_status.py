@@ -56,6 +56,8 @@ def a_console(
 class Scans(list[Any]):
     """The scans of a store: bundles and what they were trained on, the newest first."""
 
+    sequences = ("t1ce",)
+
     def newest(self, limit: int) -> list[Any]:
         return [SimpleNamespace(bundle=bundle, trained_on=trained_on) for bundle, trained_on in self[:limit]]
 

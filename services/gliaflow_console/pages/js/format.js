@@ -125,10 +125,23 @@ export function statusText(row) {
   return row.status === "working" && row.progress ? `${text}, ${percent(row.progress)}` : text;
 }
 
+const SEQUENCES = { flair: "FLAIR", t1: "T1", t1ce: "T1 after contrast", t2: "T2" };
+const MISSING = /([\w, ]+): the scan came without it, and this bundle needs/;
+
+/** The name of a sequence in words. */
+export function sequenceName(name) {
+  return SEQUENCES[name] ?? name;
+}
+
 /** Why a scan failed or a message died, with a remedy that the page has. */
 export function remedy(reason) {
   if (/4-D image/.test(reason)) return `Several volumes in one file. Save the FLAIR volume as a 3-D file and send that, or use “gliaflow submit --channel”. (${reason})`;
   if (/not a NIfTI file/.test(reason)) return `${reason}. Send a NIfTI file (.nii, .nii.gz) or a DICOM series.`;
+  const missing = MISSING.exec(reason)?.[1].trim();
+  if (missing) {
+    const names = missing.split(", ").map(sequenceName).join(", ");
+    return `The scan came without ${names}, which this bundle needs. Send the folder of the study, or all files of the scan at once. If they were there, start the console with --sequences ${missing.replaceAll(" ", "")}. (${reason})`;
+  }
   return reason ?? "";
 }
 

@@ -2,7 +2,7 @@
 
 import { complain, get, remove } from "./api.js";
 import { curve, lastSlice, sliceName, strongest } from "./curve.js";
-import { confirmed, duration, el, EXPLAINED, fixed, gradeChip, ml, plural, probability, remedy, setText, STATUS, statusText, when } from "./format.js";
+import { confirmed, duration, el, EXPLAINED, fixed, gradeChip, ml, plural, probability, remedy, sequenceName, setText, STATUS, statusText, when } from "./format.js";
 import { mapsPanel } from "./maps.js";
 import { slicesPanel } from "./slices.js";
 
@@ -216,6 +216,7 @@ function curvePanel(row, graph) {
 function factsPanel(row, path) {
   const facts = [
     ["Patient", row.patient],
+    ["Sequences", row.own && ["flair", ...row.sequences].map(sequenceName).join(", ")],
     ["Sent", row.own ? when(row.created) : `${when(row.created)}, by another client`],
     ["Answer took", row.seconds === null ? null : duration(row.seconds)],
     ["Voxels", row.shape && row.shape.join(" × ")],

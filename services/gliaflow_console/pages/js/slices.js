@@ -3,7 +3,7 @@
 import { complain, request } from "./api.js";
 import { openCanvasViewer } from "./canvas_viewer.js";
 import { lastSlice, sliceText } from "./curve.js";
-import { el, setText } from "./format.js";
+import { el, sequenceName, setText } from "./format.js";
 import { read } from "./nifti.js";
 import { NoWebGL, openViewer } from "./viewer.js";
 
@@ -36,16 +36,25 @@ export function slicesPanel(details, onSlice) {
   const share = el("span", { class: "slice-number" }, `${OPACITY} %`);
   const plain = el("button", { type: "button", class: "quiet", "aria-pressed": "false", hidden: true, on: { click: swap } }, "Axial only");
   const coarse = el("span");
+  const kinds = ["flair", ...details.sequences];
+  const sequence = el(
+    "select",
+    { disabled: true, on: { change: choose } },
+    kinds.map((name) => el("option", { value: name }, sequenceName(name))),
+  );
   const said = el("p", { class: "slice-text" });
+  const unread = el("p", { class: "bad-text small", role: "alert", hidden: true });
   let shown = 0;
   let viewer = null;
   let volumes = null;
+  let drawn = kinds[0];
 
   async function start() {
     try {
       volumes = await Promise.all([load("image"), details.has_mask ? load("mask") : null]);
       if (volumes[0].step > 1) setText(coarse, ` The scan is large: 1 of ${volumes[0].step} pixels along each side is shown.`);
       await open(true);
+      sequence.disabled = false;
     } catch (error) {
       if (stop.signal.aborted) return;
       const failed = el("p", { class: "bad-text no-slices", role: "alert" });
@@ -54,8 +63,26 @@ export function slicesPanel(details, onSlice) {
     }
   }
 
-  async function load(name) {
-    const path = `api/scans/${encodeURIComponent(details.id)}/view/${name}.nii.gz`;
+  /** Draw the sequence that the user chose. */
+  async function choose() {
+    sequence.disabled = true;
+    try {
+      const image = await load("image", `?sequence=${encodeURIComponent(sequence.value)}`);
+      volumes = [image, volumes[1]];
+      await open(viewer.planes);
+      drawn = sequence.value;
+      unread.hidden = true;
+    } catch (error) {
+      if (stop.signal.aborted) return;
+      sequence.value = drawn;
+      unread.hidden = false;
+      complain(unread, error);
+    }
+    sequence.disabled = false;
+  }
+
+  async function load(name, query = "") {
+    const path = `api/scans/${encodeURIComponent(details.id)}/view/${name}.nii.gz${query}`;
     const response = await request(path, { signal: stop.signal });
     return { ...(await read(await response.arrayBuffer())), step: Number(response.headers.get("Gliaflow-Step")) };
   }
@@ -126,11 +153,13 @@ export function slicesPanel(details, onSlice) {
   element.firstChild.append(plain);
   element.append(
     problem,
+    unread,
     host,
     said,
     el(
       "div",
       { class: "controls sliders" },
+      kinds.length > 1 && el("label", { title: "All are shown on the voxels of the FLAIR, as the networks see them" }, el("span", {}, "Sequence"), sequence),
       el("label", { title: "0 is the slice nearest the feet" }, el("span", {}, "Slice"), slider, number),
       details.has_mask &&
         el("label", { title: "How strongly the mask covers the scan. 0 % hides it" }, el("span", {}, "Mask opacity"), opacity, share),

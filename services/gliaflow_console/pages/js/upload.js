@@ -5,7 +5,7 @@
  * takes the FLAIR scans and says what it leaves out.
  */
 
-import { bytes, el, percent, plural, setText } from "./format.js";
+import { bytes, el, percent, plural, sequenceName, setText } from "./format.js";
 
 const AT_ONCE = 4; // files of a folder that are sent side by side
 const KEPT_MS = 4000; // how long the line of a sent scan stays
@@ -17,7 +17,7 @@ const results = el("ul", { class: "upload-results", "aria-label": "Results of up
 export function uploadPanel(app) {
   const files = picker({ multiple: true }, (chosen) => sendFiles(app, chosen));
   const folder = picker({ webkitdirectory: true }, (chosen) => sendFolders(app, byTopFolder(chosen)));
-  const { dicom, limits } = app.status() ?? {};
+  const { dicom, limits, sequences = [] } = app.status() ?? {};
   const kinds = `NIfTI (.nii, .nii.gz), up to ${bytes(limits?.upload_bytes)} a file, or a folder`;
   return el(
     "section",
@@ -27,6 +27,12 @@ export function uploadPanel(app) {
       {},
       el("h2", { id: "send-title" }, "Drop a FLAIR scan anywhere on this page"),
       el("p", { class: "muted small" }, kinds, dicom ? " of DICOM or NIfTI files." : ". DICOM needs: pip install 'gliaflow[dicom]'."),
+      sequences.length > 0 &&
+        el(
+          "p",
+          { class: "muted small" },
+          `The bundle also reads ${sequences.map(sequenceName).join(", ")}: send them with the FLAIR, as a folder or all files at once.`,
+        ),
     ),
     el(
       "div",
