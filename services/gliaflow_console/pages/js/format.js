@@ -140,7 +140,7 @@ export function remedy(reason) {
   const missing = MISSING.exec(reason)?.[1].trim();
   if (missing) {
     const names = missing.split(", ").map(sequenceName).join(", ");
-    return `The scan came without ${names}, which this bundle needs. Send the folder of the study, or all files of the scan at once. If they were there, start the console with --sequences ${missing.replaceAll(" ", "")}. (${reason})`;
+    return `The scan came without ${names}, which this bundle needs. Send the folder of the study, or all its files at once. Beside another pipeline, the console must be started with --sequences ${missing.replaceAll(" ", "")}.`;
   }
   return reason ?? "";
 }

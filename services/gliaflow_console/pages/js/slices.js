@@ -39,7 +39,7 @@ export function slicesPanel(details, onSlice) {
   const kinds = ["flair", ...details.sequences];
   const sequence = el(
     "select",
-    { disabled: true, on: { change: choose } },
+    { "aria-label": "Sequence", disabled: true, on: { change: choose } },
     kinds.map((name) => el("option", { value: name }, sequenceName(name))),
   );
   const said = el("p", { class: "slice-text" });
@@ -156,10 +156,10 @@ export function slicesPanel(details, onSlice) {
     unread,
     host,
     said,
+    kinds.length > 1 ? el("div", { class: "controls", title: "Each is shown on the voxels of the FLAIR" }, el("label", {}, "Sequence", sequence)) : "",
     el(
       "div",
       { class: "controls sliders" },
-      kinds.length > 1 && el("label", { title: "All are shown on the voxels of the FLAIR, as the networks see them" }, el("span", {}, "Sequence"), sequence),
       el("label", { title: "0 is the slice nearest the feet" }, el("span", {}, "Slice"), slider, number),
       details.has_mask &&
         el("label", { title: "How strongly the mask covers the scan. 0 % hides it" }, el("span", {}, "Mask opacity"), opacity, share),

@@ -31,7 +31,7 @@ export function uploadPanel(app) {
         el(
           "p",
           { class: "muted small" },
-          `The bundle also reads ${sequences.map(sequenceName).join(", ")}: send them with the FLAIR, as a folder or all files at once.`,
+          `The bundle also reads ${sequences.map(sequenceName).join(", ")}. Send the files of a scan together: their folder, or all at once.`,
         ),
     ),
     el(
