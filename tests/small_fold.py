@@ -23,8 +23,11 @@ def patients_in(fold: Fold, part: str) -> set[str]:
     return {patient for patient, its in fold.split.items() if its == part}
 
 
-def store_of(folder: Path, spoilt: str = "") -> FeatureStore:
-    """Six slices a patient, tumour in the middle four. Patients in ``spoilt`` have wild features and a wrong label."""
+def store_of(folder: Path, spoilt: str = "", prefix: str = "") -> FeatureStore:
+    """Six slices a patient, tumour in the middle four. Patients in ``spoilt`` have wild features and a wrong label.
+
+    ``prefix``: of the patients' names in the store.
+    """
     folder.mkdir(parents=True)
     for number, (patient, label) in enumerate(COHORT.items()):
         rng = np.random.default_rng(number)
@@ -34,7 +37,7 @@ def store_of(folder: Path, spoilt: str = "") -> FeatureStore:
         if patient in spoilt.split():
             features, label = 1000 * rng.random((6, 4, 6, 6)), {"HGG": "LGG", "LGG": "HGG"}[label]
             mask[1:5] = 1
-        scan = Scan(id=f"s{patient}", name=patient, patient=patient, label=label)
+        scan = Scan(id=f"s{patient}", name=patient, patient=prefix + patient, label=label)
         write_part(folder, StoredPart(scan, [0, 1], ORIGIN, features.astype(np.float16), mask, list(range(6))))
     return FeatureStore(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples, FittedClassifier, Options
@@ -32,6 +33,29 @@ class Pooled:
         return FittedClassifier(
             fit_pooled(table, features.labels[learn], patients, weights=samples.weights, penalty=options.penalty)
         )
+
+
+class Shared:
+    """A linear discriminant of the same statistics, with one covariance for both classes: for few patients of a class.
+
+    Scans without labels are a part of it, if there are any (``networks.shared_covariance``).
+    """
+
+    name = "shared"
+    options = Options
+    unlabelled = True
+
+    def fit(self, features: FeatureSource, options: Any, samples: FitSamples, context: FitContext) -> FittedClassifier:
+        """See ``ClassifierVariant.fit``. Raises ValueError if the samples are all of one class."""
+        from gliaflow_plugins.networks.pooled_classifier import statistics
+        from gliaflow_plugins.networks.shared_covariance import Labelled, Unlabelled, fit_shared
+
+        table, patients = statistics(features), np.asarray(samples.patients, dtype=np.str_)
+        learn, choose = (
+            Labelled(table[some], features.labels[some], patients[some]) for some in (samples.learn, samples.choose)
+        )
+        without = samples.unlabelled
+        return FittedClassifier(fit_shared(learn, choose, Unlabelled(table[without], patients[without])))
 
 
 class CNNOptions(Options):

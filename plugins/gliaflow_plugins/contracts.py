@@ -140,12 +140,15 @@ class FitSamples:
     choose: indices of other patients' samples, to choose the best epoch by. May be empty.
     patients: the patient of each sample of the features [N]; an empty name marks a synthetic sample.
     weights: "balanced": both classes weigh the same, however many samples each has.
+    unlabelled: indices of samples of further patients, whose class is not known: their labels mean nothing. May be
+        empty, and a variant may ignore them.
     """
 
     learn: Indices
     choose: Indices
     patients: Sequence[str]
     weights: Literal["balanced"] | None = None
+    unlabelled: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass
@@ -196,7 +199,10 @@ class FittedClassifier:
 
 @runtime_checkable
 class ClassifierVariant(Named, Protocol):
-    """A way of learning to grade. It may import torch in ``fit`` only."""
+    """A way of learning to grade. It may import torch in ``fit`` only.
+
+    One that learns from ``FitSamples.unlabelled`` has an attribute ``unlabelled`` that is true.
+    """
 
     def fit(self, features: FeatureSource, options: Any, samples: FitSamples, context: FitContext) -> FittedClassifier:
         """Learn from the ``samples.learn`` of ``features``. ``options`` is an instance of ``self.options``."""

@@ -15,13 +15,13 @@ from gliaflow_plugins.augmentations.shipped import (
     Shift,
     Zoom,
 )
-from gliaflow_plugins.classifiers import CNN, Pooled
+from gliaflow_plugins.classifiers import CNN, Pooled, Shared
 from gliaflow_plugins.cohorts.layouts import SHIPPED
 from gliaflow_plugins.contracts import Augmentation, ClassifierVariant, GeneratorVariant, Reader, Step
 from gliaflow_plugins.generators.acgan import ACGAN, PaperACGAN
 from gliaflow_plugins.generators.acgan_image import ACGANImage
 from gliaflow_plugins.generators.adcgan import ADCGAN
-from gliaflow_plugins.generators.baselines import SMOTE, Gaussian, Mixup
+from gliaflow_plugins.generators.baselines import SMOTE, Gaussian, Mixup, Transfer
 from gliaflow_plugins.generators.infogan import InfoGAN
 from gliaflow_plugins.generators.reacgan import ReACGAN
 from gliaflow_plugins.generators.sngan_projection import SNGANProjection
@@ -41,13 +41,13 @@ def register_augmentations(register: Callable[[Augmentation], None]) -> None:
 @hookimpl
 def register_generators(register: Callable[[GeneratorVariant], None]) -> None:
     gans = (InfoGAN, ACGAN, PaperACGAN, SNGANProjection, ReACGAN, ADCGAN, WGANGP, ACGANImage)
-    for variant in (*gans, Gaussian, SMOTE, Mixup):
+    for variant in (*gans, Gaussian, SMOTE, Transfer, Mixup):
         register(variant())
 
 
 @hookimpl
 def register_classifiers(register: Callable[[ClassifierVariant], None]) -> None:
-    for variant in (Pooled, CNN):
+    for variant in (Pooled, Shared, CNN):
         register(variant())
 
 

@@ -89,6 +89,14 @@ Cohort = Annotated[
     Path,
     typer.Argument(help="A folder of labelled scans (see `gliaflow cohort`).", parser=given, metavar="COHORT"),
 ]
+Unlabelled = Annotated[
+    Path | None,
+    typer.Option(
+        "--unlabelled",
+        metavar="DIR",
+        help="Scans of other patients, without labels: they show how features vary. No mask and no grade is read.",
+    ),
+]
 Profile = Annotated[
     str, typer.Option("--profile", help="demo: minutes on two cores. small: hours. paper: the paper's sizes, on a GPU.")
 ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from gliaflow_plugins.augmentations.pipeline import parse_named
 from gliaflow_plugins.cohorts.read import CohortRequest
 from gliaflow_plugins.cohorts.scan_files import not_read
-from gliaflow_plugins.contracts import Cohort
+from gliaflow_plugins.cohorts.volumes import NiftiFile
+from gliaflow_plugins.contracts import Case, Cohort, SequenceFile
 from gliaflow_plugins.registry import Registry
 from gliaflow_proto import SEQUENCES
 from gliaflow_runtime.bundle.load import Bundle, find_bundle
@@ -60,6 +61,30 @@ def read_cohort(request: CohortRequest, registry: Registry) -> Cohort:
     if request.folder.is_dir():
         print_left_out(not_read(cohort, request.folder), False, f"gliaflow cohort {request.folder} -v lists them")
     return cohort
+
+
+def read_unlabelled(folder: Path | None, profile: Profile) -> list[Case]:
+    """The scans of ``--unlabelled``, found as ``gliaflow submit`` does, after what was left out is printed.
+
+    Raises
+    ------
+    UsageError: there is no scan.
+    """
+    from gliaflow.scans import find_inputs
+
+    if folder is None:
+        return []
+    found = find_inputs([folder], sequences=profile.input.channels[1:])
+    print_left_out(found.left_out, False)
+    cases = []
+    for item in found.inputs:
+        others = {
+            name: SequenceFile(each.volume or NiftiFile(each.path), each.channel)
+            for name, each in item.sequences.items()
+        }
+        scan = item.volume or NiftiFile(item.path)
+        cases.append(Case(item.name, scan, None, item.patient, None, item.channel, sequences=others))
+    return cases
 
 
 def read_profile(

@@ -39,7 +39,8 @@ def answers_file(plan: Plan, fold: Fold, seed: int, entrant: Comparator | Planne
 
 def _version(plan: Plan, entrant: Comparator | PlannedVariant) -> list[Any]:
     if isinstance(entrant, Comparator):
-        return [entrant.version, plan.comparator_code.get(entrant.name, "")]
+        with_scans = [plan.unlabelled] if entrant.unlabelled else []
+        return [entrant.version, plan.comparator_code.get(entrant.name, ""), *with_scans]
     return [entrant.options, entrant.code]
 
 

@@ -14,6 +14,7 @@ from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples, Fi
 from gliaflow_plugins.features import ArrayFeatures, Joined
 from gliaflow_plugins.networks.cnn import slice_logits
 from gliaflow_plugins.networks.pooled_classifier import PooledClassifier, statistics
+from gliaflow_plugins.networks.shared_covariance import Labelled, Unlabelled, fit_shared
 from gliaflow_plugins.registry import Registry
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_store.feature_store import Samples
@@ -24,11 +25,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
-from gliaflow_evaluation.comparators import balanced_offset
 from gliaflow_evaluation.measures import Floats, mean_by_patient
 from gliaflow_evaluation.progress import report
 from gliaflow_evaluation.protocol import Plan, PlannedVariant
 from gliaflow_evaluation.samples import Parts
+from gliaflow_evaluation.threshold import balanced_offset
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,11 @@ class Arms:
     ----------
     samples: of the task.
     index: which of them to learn from, to choose with, and to measure on.
+    unlabelled: samples of other patients, whose labels mean nothing.
     """
 
-    def __init__(self, setting: FitSetting, samples: Samples, index: Parts) -> None:
-        self.setting, self.samples, self.index = setting, samples, index
+    def __init__(self, setting: FitSetting, samples: Samples, index: Parts, unlabelled: Samples | None = None) -> None:
+        self.setting, self.samples, self.index, self.unlabelled = setting, samples, index, unlabelled
         self.parts = {which: samples.select(some) for which, some in index.items()}
         self.train, self.test = self.parts["train"], self.parts["test"]
 
@@ -125,16 +127,44 @@ class Arms:
         """Fitted on real features alone, with class weights."""
         return self.fit(weights="balanced")
 
+    def labelled(self, which: str) -> Labelled:
+        """The statistics, labels and patients of a part."""
+        part = self.parts[which]
+        return Labelled(statistics(part), part.labels, part.patients)
+
+    @property
+    def without_labels(self) -> Samples:
+        """The samples of scans without labels. Raises ValueError: there are no such scans."""
+        if self.unlabelled is None:
+            raise ValueError("this run has no scans without labels")
+        return self.unlabelled
+
+    def shared(self, unlabelled: Samples | None = None) -> FittedArm:
+        """The classifier ``shared`` on real features, and on samples without labels."""
+        without = Unlabelled(statistics(unlabelled), unlabelled.patients) if unlabelled is not None else None
+        return FittedArm(self, fit_shared(self.labelled("train"), self.labelled("validation"), without))
+
     def fit(
-        self, more: FeatureSource | None = None, weights: Literal["balanced"] | None = None, alone: bool = False
+        self,
+        more: FeatureSource | None = None,
+        weights: Literal["balanced"] | None = None,
+        alone: bool = False,
+        of_patients: bool = False,
     ) -> FittedArm:
-        """A classifier fitted on the training samples and ``more``; ``alone``: on the latter only."""
+        """A classifier fitted on the training samples and ``more``.
+
+        Parameters
+        ----------
+        alone: on ``more`` only.
+        of_patients: ``more`` are samples of further patients, each of whom weighs as much as one of the training.
+        """
         known = [self.train, self.parts["validation"]]  # a plugin can read all it is given: no test samples
         source = Joined(*known, *([more] if more is not None else []))
         ends = np.cumsum([0, *(len(part) for part in source.sources)])
         learn, choose, *added = (np.arange(*between) for between in pairwise(ends))
         # an added sample has no patient: it counts as much as the average one, also where it repeats a real one
-        patients = [*(str(patient) for part in known for patient in part.patients), *[""] * (len(source) - ends[2])]
+        added_of = more.patients if of_patients and isinstance(more, Samples) else [""] * (len(source) - ends[2])
+        patients = [*(str(patient) for part in known for patient in part.patients), *map(str, added_of)]
         planned = self.setting.plan.classifier
         variant = self.setting.registry.classifier(planned.name)
         samples = FitSamples(np.concatenate([*([] if alone else [learn]), *added]), choose, patients, weights)

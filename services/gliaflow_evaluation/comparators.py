@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from gliaflow_plugins.generators.baselines import SMOTE, Baseline, Gaussian, Mixup
-from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import expit
+from numpy.typing import NDArray
 
 from gliaflow_evaluation.generator_quality import pool
 from gliaflow_evaluation.measures import Floats
@@ -24,11 +22,12 @@ if TYPE_CHECKING:
     from gliaflow_evaluation.arms import Arms
 
 Labels = NDArray[np.int64]
-Kind = Literal["real", "remedy", "linear", "shortcut"]
+Kind = Literal["real", "remedy", "carried", "linear", "shortcut"]
 
 KINDS: dict[Kind, str] = {
     "real": "Real features",
     "remedy": "Other remedies for too few samples",
+    "carried": "Variation of the other class, and of scans without labels",
     "linear": "Simpler classifiers",
     "shortcut": "Shortcuts that look at no feature",
 }
@@ -39,12 +38,14 @@ LINEAR_SAMPLES = 2000  # the most training samples of the linear model, which ho
 class Comparator(Entry[Callable[["Arms"], Floats]]):
     """An arm without synthetic features.
 
-    ``real`` and remedies are also fitted on fewer patients, ``real`` also on shuffled labels. A shortcut looks at no
-    feature, grades patients only, and is never the best comparator.
+    ``real``, remedies and what is carried over are also fitted on fewer patients, all but remedies also on shuffled
+    labels. What is carried over is judged against the other arms. A shortcut looks at no feature, grades patients only,
+    and is never the best comparator.
     """
 
     kind: Kind
     version: int = 1  # counts up when the arm comes to mean something else, so that earlier answers are not used
+    unlabelled: bool = False  # needs scans without labels
     plain_generator: bool = False  # a generator of this name, if requested, takes the comparator's place
     table: ClassVar[dict[str, Comparator]] = {}
 
@@ -65,6 +66,42 @@ def weights(arms: Arms) -> Floats:
 def threshold(arms: Arms) -> Floats:
     """``real`` with its threshold moved, as in all arms with more samples. A gain over it comes from the samples."""
     return arms.real.shifted
+
+
+@Comparator("real features, penalty chosen", "remedy")
+def penalty(arms: Arms) -> Floats:
+    """``threshold``, with the penalty of the classifier that grades patients best who are left out."""
+    from gliaflow_evaluation.remedies import penalty_chosen  # here: readers of metrics.json need no torch
+
+    return penalty_chosen(arms).shifted
+
+
+@Comparator("self-training on scans without labels", "remedy", unlabelled=True)
+def self_training(arms: Arms) -> Floats:
+    """``real`` labels the other scans, and the classifier is fitted again with those it is surest of."""
+    from gliaflow_evaluation.remedies import self_trained
+
+    return self_trained(arms).shifted
+
+
+@Comparator("label propagation to scans without labels", "remedy", unlabelled=True)
+def propagation(arms: Arms) -> Floats:
+    """Labels spread to the nearest samples without one, and the classifier is fitted with these too."""
+    from gliaflow_evaluation.remedies import propagated
+
+    return propagated(arms).shifted
+
+
+@Comparator("covariance shared by the classes", "carried")
+def shared(arms: Arms) -> Floats:
+    """The classifier ``shared``: the samples of both classes show how either varies."""
+    return arms.shared().logits("test")
+
+
+@Comparator("covariance shared with scans without labels", "carried", unlabelled=True)
+def shared_unlabelled(arms: Arms) -> Floats:
+    """The classifier ``shared``, fitted with scans without labels too."""
+    return arms.shared(arms.without_labels).logits("test")
 
 
 @Comparator("oversampling", "remedy")
@@ -132,24 +169,6 @@ def oversampled(labels: Labels, seed: int) -> Labels:
         rounds = [rng.permutation(index) for _ in range(-(-count // len(index)))]
         more.append(np.concatenate([index[:0], *rounds])[:count])
     return np.concatenate(more)
-
-
-def balanced_offset(logits: ArrayLike, positive: ArrayLike) -> float:
-    """What to add to logits so that their log-loss is least where both classes count alike; at most 30 either way.
-
-    More samples of a class move the threshold between the classes, which is no merit of the samples: so one rule places
-    it in all arms with added samples. 0 where there is one class only. NaN, not graded, is left out.
-    """
-    scores, kind = np.asarray(logits, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
-    kind, scores = kind[~np.isnan(scores)], scores[~np.isnan(scores)]
-    if len(np.unique(kind)) < 2:
-        return 0.0
-
-    def slope(offset: float) -> float:
-        missing = kind - expit(scores + offset)
-        return float(missing[kind].mean() + missing[~kind].mean())
-
-    return float(brentq(slope, -30, 30)) if slope(-30) > 0 > slope(30) else 30.0 * np.sign(slope(0))
 
 
 def logistic(

@@ -27,7 +27,7 @@ from gliaflow_evaluation.own_process import Limits, ProcessEnded, call_in_own_pr
 from gliaflow_evaluation.progress import report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 from gliaflow_evaluation.runners import Task
-from gliaflow_evaluation.samples import Indices, parts_of, samples_of, shuffled_labels, thinned
+from gliaflow_evaluation.samples import Indices, parts_of, samples_of, shuffled_labels, thinned, unlabelled_of
 from gliaflow_evaluation.threads import use_threads
 
 Answers = tuple[dict[str, NDArray[Any]], dict[str, Any]]
@@ -60,14 +60,15 @@ class FoldArms:
         names, counts = np.unique(store.patients, return_counts=True)
         slices = dict(zip(map(str, names), map(int, counts), strict=True))
         setting = FitSetting(plan, load_registry(), seed, bundle, slices, row_of(plan, fold, seed))
+        without = unlabelled_of(plan, fold)
         fewer = {few: thinned(samples, parts, plan.rare, few, seed) for few in plan.design.scarce}
         shuffled = None
         if plan.design.shuffle:
             labels = shuffled_labels(samples, plan.design.task)
-            shuffled = Arms(setting, samples.with_labels(labels, samples.classes), parts)
+            shuffled = Arms(setting, samples.with_labels(labels, samples.classes), parts, without)
         return cls(
-            Arms(setting, samples, parts),
-            {few: Arms(setting, samples, some) for few, some in fewer.items() if some is not None},
+            Arms(setting, samples, parts, without),
+            {few: Arms(setting, samples, some, without) for few, some in fewer.items() if some is not None},
             shuffled,
             index[parts["test"]],
         )
@@ -86,6 +87,16 @@ def grading_tasks(plan: Plan, fold: Fold, seed: int) -> list[Task]:
     return tasks
 
 
+def comparators_of(plan: Plan) -> list[Comparator]:
+    """Those that this run can fit."""
+    return [
+        comparator
+        for comparator in COMPARATORS.values()
+        if (comparator.kind != "shortcut" or plan.design.task == "grade")
+        and (not comparator.unlabelled or plan.unlabelled)
+    ]
+
+
 def row_of(plan: Plan, fold: Fold, seed: int) -> str:
     """The name of a fold, seed and generator in the progress."""
     return ", ".join([f"fold {fold.number}, seed {seed}", *(generator.name for generator in plan.generators)])
@@ -100,7 +111,7 @@ def grade_fold(plan: Plan, fold: Fold, seed: int, alone: bool = False) -> list[P
     row = row_of(plan, fold, seed)
     entrants: list[Comparator | PlannedVariant] = [*plan.generators]
     if not alone:
-        entrants[:0] = (e for e in COMPARATORS.values() if e.kind != "shortcut" or plan.design.task == "grade")
+        entrants[:0] = comparators_of(plan)
     files = [answers_file(plan, fold, seed, entrant) for entrant in entrants]
     if all(file.exists() for file in files):
         return files
@@ -129,12 +140,12 @@ def grade_fold(plan: Plan, fold: Fold, seed: int, alone: bool = False) -> list[P
 
 
 def compare(comparator: Comparator, arms: FoldArms) -> Answers:
-    """A comparator's arm; those of ``real`` and of remedies on fewer patients too, ``real`` on shuffled labels too."""
+    """A comparator's arm; all but simpler ones and shortcuts also on fewer patients; some also on shuffled labels."""
     name = comparator.name
     logits = {f"arm/{name}": comparator.compute(arms.all)}
-    if comparator.kind in ("real", "remedy"):
+    if comparator.kind in ("real", "remedy", "carried"):
         logits |= {f"scarce/{few}/{name}": comparator.compute(scarce) for few, scarce in arms.scarce.items()}
-    if comparator.kind == "real" and arms.shuffled is not None:
+    if comparator.kind in ("real", "carried") and arms.shuffled is not None:
         logits[f"control/{name}"] = comparator.compute(arms.shuffled)
     return logits, {}
 

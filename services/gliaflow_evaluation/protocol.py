@@ -70,6 +70,7 @@ class Plan:
     comparator_code: Mapping[str, str] = field(default_factory=dict)  # digests, of those that are generators
     init: Path | None = None  # a bundle whose U-Net every fold's starts from
     unet: Path | None = None  # a bundle whose U-Net is used unchanged
+    unlabelled: str = ""  # the folder in ``work`` of the scans without labels, if there are any
     device: str = "cpu"
     threads: int = 1
     deadline_s: float = 86400  # the longest fit of a third-party generator
@@ -100,6 +101,11 @@ class Fold:
         """The folder of this fold's features. A U-Net that is used unchanged gives all folds the same features."""
         name = f"features-{plan.profile.tap}{'-cropped' if plan.profile.cropped else ''}"
         return plan.work / name if plan.unet is not None else self.folder(plan) / name
+
+    def unlabelled(self, plan: Plan) -> Path:
+        """The folder of the features of scans without labels, by this fold's U-Net."""
+        features = self.features(plan)
+        return features.with_name(f"{features.name}-{plan.unlabelled}")
 
 
 def split_into_folds(label_of: Mapping[str, str], design: Design) -> list[Fold]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gliaflow_plugins.contracts import Cohort
+from gliaflow_plugins.contracts import Case, Cohort
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.variants import Variants
 
@@ -26,6 +26,7 @@ class EvaluateRequest:
     init: Path | None = None  # a bundle whose U-Net every fold's starts from
     unet: Path | None = None  # a bundle whose U-Net is used unchanged; neither may have seen this cohort
     high: Sequence[str] = ()  # the grades that count as HGG; they are noted in the report
+    unlabelled: Sequence[Case] = ()  # scans of other patients, of which no mask and no grade is read
     allow: bool = False  # evaluate in spite of leaks, and note them in the report
     device: str = "cpu"
     jobs: int = 0  # processes; 0: as many as the cores allow

@@ -26,11 +26,12 @@ from gliaflow_trainer.leaks import refuse_copies, refuse_leaks
 from gliaflow_trainer.run_folder import only_command, same_run, settings_of, versions
 from gliaflow_trainer.slices import CutScan, cut_cohort
 from gliaflow_trainer.unet_bundle import unet_to_fine_tune
+from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, refuse_known
 from rich.progress import Progress
 
 from gliaflow_evaluation.comparators import COMPARATORS
 from gliaflow_evaluation.conditions import conditions_of
-from gliaflow_evaluation.fold import grading_tasks
+from gliaflow_evaluation.fold import comparators_of, grading_tasks
 from gliaflow_evaluation.progress import Rows, RunProgress
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant, rare_class, split_into_folds
 from gliaflow_evaluation.report.page import FIGURES_FILE, METRICS_FILE, REPORT_FILE, write_report
@@ -92,6 +93,10 @@ def _evaluate_cases(
     same_run(work, _identity(request, cases.values()))
     scans = cut_cohort(cases.values(), request.profile, work, bar)
     leaks = [*request.cohort.leaks, *refuse_copies(scans, request.allow, bar)]
+    without: list[CutScan] = []
+    if request.unlabelled:
+        without = cut_unlabelled(request.unlabelled, request.profile, work / folder_name(request.unlabelled), bar)
+        leaks += refuse_known(without, scans, request.allow, bar)
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
     folds = split_into_folds(label_of, request.design)
     plan = _plan(request, rare_class(label_of, request.design.task))
@@ -100,7 +105,7 @@ def _evaluate_cases(
     files = _run_folds(plan, folds, cases, cluster or jobs, bar)
     figures, pictures = summarise(plan, folds, files, scans)
     made = _made(request, len(folds), label_of, scans) | figures["made"] | {"threads": plan.threads}
-    made["cohort"]["leaks"] = leaks
+    made["cohort"] |= {"leaks": leaks, "unlabelled": len({scan.patient for scan in without})}
     made["seconds"] = round(time.monotonic() - began, 1)
     metrics = write_metrics(
         Metrics.model_validate({**figures, "schema": SCHEMA, "made": made}), request.out / METRICS_FILE
@@ -181,6 +186,7 @@ def _plan(request: EvaluateRequest, rare: int) -> Plan:
         },
         init=request.init and request.init.resolve(),
         unet=request.unet and request.unet.resolve(),
+        unlabelled=folder_name(request.unlabelled) if request.unlabelled else "",
         device=request.device,
         threads=_threads(request),
         deadline_s=request.deadline_s,
@@ -196,7 +202,7 @@ def _announce(plan: Plan, folds: Sequence[Fold], label_of: Mapping[str, str], wh
     bar.console.print(
         f"{len(label_of)} patients, {len(folds)} folds, {plan.design.seeds} seeds, "
         f"{f'{where} at a time' if isinstance(where, int) else f'on {where}'}: a U-Net for each fold; then, for each "
-        f"fold and seed, {len(COMPARATORS)} comparators" + (f" and {', '.join(names)}" if names else ""),
+        f"fold and seed, {len(comparators_of(plan))} comparators" + (f" and {', '.join(names)}" if names else ""),
         soft_wrap=True,
     )
 

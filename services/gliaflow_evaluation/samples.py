@@ -33,6 +33,19 @@ def samples_of(plan: Plan, store: FeatureStore) -> tuple[Samples, Indices]:
     return store.with_labels(labels, TASK_CLASSES["tumour"]), np.arange(len(store))
 
 
+def unlabelled_of(plan: Plan, fold: Fold) -> Samples | None:
+    """The samples of scans without labels, chosen as those of the cohort are; None: there are no such scans.
+
+    Their labels mean nothing.
+    """
+    if not plan.unlabelled:
+        return None
+    store = FeatureStore(fold.unlabelled(plan))
+    if plan.design.task == "grade":
+        return store.select(store.tumour > 0)
+    return store.with_labels(np.zeros(len(store), np.int64), TASK_CLASSES["tumour"])
+
+
 def parts_of(samples: Samples, fold: Fold) -> Parts:
     """The fold's split, by sample."""
     part = np.array([fold.split.get(patient, "") for patient in samples.patients])

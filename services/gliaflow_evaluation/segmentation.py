@@ -19,6 +19,7 @@ from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.slices import CutScan, Slices, kept_scans
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle, unet_to_fine_tune
 from gliaflow_trainer.unet_fit import dice_by_patient
+from gliaflow_trainer.unlabelled import extract_unlabelled
 from numpy.typing import NDArray
 
 from gliaflow_evaluation.progress import ReportingBar, report
@@ -58,6 +59,9 @@ def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: in
         bundle = Bundle(fold.unet(plan), plan.profile.tap)
         features, cropped = fold.features(plan), plan.profile.cropped
         store = extract(scans, bundle, features, context, cropped=cropped, threads=plan.threads)
+        if plan.unlabelled:
+            cut, without = plan.work / plan.unlabelled, fold.unlabelled(plan)
+            extract_unlabelled(cut, bundle, without, context, cropped=cropped, threads=plan.threads)
     if not (folder / DICE_FILE).exists():
         tested = [scan for scan in scans if fold.split.get(scan.patient) == "test"]
         write_whole(folder / DICE_FILE, json.dumps(dice_by_patient(_masks(tested, store, cases))))

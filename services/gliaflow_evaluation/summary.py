@@ -80,6 +80,7 @@ def summarise(
         # validation patients chose the number of samples, but test patients the one of several generators
         "augmented_chosen_on": "validation" if len(generators) < 2 else "test",
         "augmented_minus_best": arms[augmented].minus(arms[best]) if augmented else None,
+        "against_best_auc": _against_best_auc(arms, generators),
         "counts": {
             name: [
                 schema.CountArm(count=count, **_series(f"{name}@{count}", arms))
@@ -108,8 +109,19 @@ def _judged(arms: Mapping[str, Measured], generators: Sequence[str]) -> tuple[st
 
     learnt = [name for name in generators if name not in COMPARATORS] or generators
     augmented = first(learnt) if learnt else None
-    rivals = comparators("real", "remedy", "linear")
+    rivals = comparators("real", "remedy", "carried", "linear")
     return augmented, first(name for name in rivals if name in arms and name != augmented)
+
+
+def _against_best_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -> dict[str, schema.AgainstBest]:
+    """What is carried over, and each generator, against the comparator of the highest AUC on the test patients."""
+    rivals = [name for name in comparators("real", "remedy", "linear") if name in arms and name not in generators]
+    best = max(rivals, key=lambda name: float(arms[name].values["auc"][0]))
+    return {
+        name: schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best]))
+        for name in (*comparators("carried"), *generators)
+        if name in arms
+    }
 
 
 def _series(name: str, arms: Mapping[str, Measured]) -> dict[str, Any]:
@@ -131,6 +143,7 @@ def _scarce(results: Results, few: int) -> schema.Scarce | None:
         augmented_arm=augmented,
         best_comparator=best,
         augmented_minus_best=arms[augmented].minus(arms[best]) if augmented else None,
+        against_best_auc=_against_best_auc(arms, results.generators),
     )
 
 
@@ -161,11 +174,13 @@ def _quality(results: Results, name: str) -> schema.GeneratorQuality:
 
 
 def _control(results: Results) -> schema.Control:
-    arms = {name: results.measured(f"control/{name}").scores() for name in ("real", *results.generators)}
+    carried = [name for name in comparators("carried") if name in results.names()]
+    names = ["real", *carried, *results.generators]
+    arms = {name: results.measured(f"control/{name}").scores() for name in names}
     return schema.Control(
         shuffled_labels=True,
         scores=arms["real"],
-        arms={name: arms[name] for name in results.generators},
+        arms={name: arms[name] for name in names if name != "real"},
         chance_inside=all(
             chance_inside(scores[name], MEASURES[name].chance) for scores in arms.values() for name in AGAINST_CHANCE
         ),

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from gliaflow_plugins.contracts import FitSamples, Fitted, FittedClassifier, PluginError
+from gliaflow_plugins.contracts import FeatureSource, FitSamples, Fitted, FittedClassifier, PluginError
+from gliaflow_plugins.features import Joined
 from gliaflow_plugins.networks.cnn import PatientScores, patient_scores, slice_logits
 from gliaflow_plugins.networks.export import export, export_generator
 from gliaflow_proto import CLASSES, message_id
@@ -38,12 +39,14 @@ class SplitFeatures:
     ----------
     base: the bundle of the U-Net that the features come from.
     slices: the folder of the slices that the features come from; None: they are not known.
+    unlabelled: features of other patients' slices, whose labels mean nothing.
     """
 
     samples: Samples
     split: Mapping[str, str]
     base: Bundle
     slices: Path | None = None
+    unlabelled: Samples | None = None
 
     def of(self, *parts: str) -> Samples:
         """The samples of these parts in which the U-Net found tumour: serving grades by no others."""
@@ -131,10 +134,15 @@ def _fit_classifier(features: SplitFeatures, variants: Variants, context: RunCon
     name, samples = variants.classifier, features.of("train", "validation")
     part = np.array([features.split[patient] for patient in samples.patients])
     learn, choose = np.flatnonzero(part == "train"), np.flatnonzero(part == "validation")
-    split = FitSamples(learn, choose, samples.patients.tolist(), "balanced")
+    source: FeatureSource = samples
+    patients, without = samples.patients.tolist(), features.unlabelled
+    if without is not None:
+        without = without.select(without.tumour > 0)
+        source, patients = Joined(samples, without), [*patients, *without.patients.tolist()]
+    split = FitSamples(learn, choose, patients, "balanced", np.arange(len(samples), len(patients)))
     with context.fit(f"classifier {name}") as fit:
         variant = variants.registry.classifier(name)
-        return fit_classifier(variant, samples, variants.classifier_options, split, fit)
+        return fit_classifier(variant, source, variants.classifier_options, split, fit)
 
 
 def grade_test_patients(features: SplitFeatures, variants: Variants, context: RunContext) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gliaflow_plugins.contracts import Cohort
+from gliaflow_plugins.contracts import Case, Cohort
 
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.variants import Variants
@@ -26,6 +26,7 @@ class TrainRequest:
     variants: generators and classifier with their options (``choose``).
     augmentations: names and options, in place of the profile's.
     init: a bundle whose U-Net is fine-tuned (the paper pre-trains on BraTS and fine-tunes on REMBRANDT).
+    unlabelled: scans of other patients, of which no mask and no grade is read; the classifier learns from them too.
     high: the grades that count as HGG; they are noted in the bundle.
     allow: train in spite of leaks (``Cohort.leaks``, scans with the same voxels); the bundle notes their number.
     """
@@ -38,6 +39,7 @@ class TrainRequest:
     variants: Variants
     augmentations: Sequence[tuple[str, Mapping[str, Any]]] = ()
     init: Path | None = None
+    unlabelled: Sequence[Case] = ()
     high: Sequence[str] = ()
     allow: bool = False
     seed: int = 0

@@ -117,7 +117,15 @@ def cut_cohort(cases: Iterable[Case], profile: Profile, work: Path, bar: Progres
     ------
     PluginError: no case can be used, or files changed since an earlier run cut them.
     """
-    folder, usable = work / "slices", [case for case in cases if case.mask is not None]
+    scans = cut_cases([case for case in cases if case.mask is not None], profile, work, bar)
+    if not scans:
+        raise PluginError("no scan with a mask can be used")
+    return scans
+
+
+def cut_cases(usable: Sequence[Case], profile: Profile, work: Path, bar: Progress) -> list[CutScan]:
+    """``cut_cohort``, also of cases without a mask; it may be that none can be used."""
+    folder = work / "slices"
     if changed := changed_files(usable, folder, profile.input.channels):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise PluginError(
@@ -135,8 +143,6 @@ def cut_cohort(cases: Iterable[Case], profile: Profile, work: Path, bar: Progres
 
     scans = cut(usable, blank_bundle(profile, work / "blank"), folder, answered)
     bar.remove_task(row)
-    if not scans:
-        raise PluginError("no scan with a mask can be used")
     return scans
 
 
@@ -157,7 +163,7 @@ def blank_bundle(profile: Profile, folder: Path) -> Bundle:
 
 
 def cut(cases: Sequence[Case], bundle: Bundle, folder: Path, answered: Callable[[CutResult], None]) -> list[CutScan]:
-    """Keep the slices of every case with a mask in ``folder``. Cases that cannot be used are left out.
+    """Keep the slices of every case in ``folder``. Cases that cannot be used are left out.
 
     Cases that an earlier run cut or refused are not cut again, so an interrupted run resumes.
 
@@ -169,8 +175,6 @@ def cut(cases: Sequence[Case], bundle: Bundle, folder: Path, answered: Callable[
     folder.mkdir(parents=True, exist_ok=True)
     new = []
     for case in cases:
-        if case.mask is None:
-            continue
         known = _record(folder, case)
         if known is None:
             new.append(case)

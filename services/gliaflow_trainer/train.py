@@ -39,6 +39,7 @@ from gliaflow_trainer.run_folder import same_run, settings_of
 from gliaflow_trainer.slices import CutScan, Slices, cut_cohort, kept_scans
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle, unet_to_fine_tune
 from gliaflow_trainer.unet_fit import dice_by_patient
+from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, refuse_known, unlabelled_features
 
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
@@ -63,6 +64,11 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     context = RunContext(request.seed, request.device, bar)
     if not variants.generators:
         raise PluginError("no generator was named")
+    if request.unlabelled and not getattr(variants.registry.classifier(variants.classifier), "unlabelled", False):
+        raise PluginError(
+            f"--unlabelled: the classifier {variants.classifier!r} does not learn from scans without labels; "
+            "give --classifier shared"
+        )
     refuse_leaks(cohort.leaks, request.allow, bar)
     augment = AugmentationPipeline(variants.registry, request.augmentations or profile.augmentations)
     if profile.folds:  # a mistake shows before any work
@@ -74,6 +80,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     init = Bundle(request.init).id if request.init is not None else None
     scans = _cut(request, init, work, bar)
     leaks = [*cohort.leaks, *refuse_copies(scans, request.allow, bar)]
+    without = kept_scans(work / folder_name(request.unlabelled) / "slices") if request.unlabelled else []
+    leaks += refuse_known(without, scans, request.allow, bar)
     graded = [scan for scan in scans if scan.label is not None]
     if 0 < len(graded) < len(scans):
         bar.console.print(
@@ -110,6 +118,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             "leaks": len(leaks),  # no names: the bundle may be given away
             "patients": patients_by_part(split, {scan.patient: scan.label for scan in scans}),
             "ungraded": len({scan.patient for scan in scans if scan.label is None}),
+            "unlabelled": len({scan.patient for scan in without}),
         },
         "init": init,
     }
@@ -123,7 +132,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     if folds is None:
         manifest["min_tumour_ml"] = min_tumour_ml(_stored_masks(graded, store, split, "validation"))
         manifest["metrics"]["segmentation"] = _test_dice(_stored_masks(graded, store, split, "test"))
-    features = SplitFeatures(store, split, base, work / "slices")
+    others = unlabelled_features(request, work, base, work / "unlabelled-features", context)
+    features = SplitFeatures(store, split, base, work / "slices", others)
     return fit_graders(features, variants, manifest, work / "bundle", out, context)
 
 
@@ -142,8 +152,11 @@ def _cut(request: TrainRequest, init: str | None, work: Path, bar: Progress) -> 
                 "init": init or False,
                 "high": list(request.high),
                 "seed": request.seed,
+                **({"unlabelled": folder_name(request.unlabelled)} if request.unlabelled else {}),
             },
         )
+        if request.unlabelled:
+            cut_unlabelled(request.unlabelled, profile, work / folder_name(request.unlabelled), bar)
         return cut_cohort(cases, profile, work, bar)
 
 

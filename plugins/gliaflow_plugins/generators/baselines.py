@@ -2,10 +2,13 @@
 
 - ``gaussian`` draws from each class's Gaussian, whose covariance is shrunk (Ledoit and Wolf 2004);
 - ``smote`` draws between a sample and one of its nearest neighbours of the class (Chawla et al. 2002);
+- ``transfer`` adds to a sample the difference of two samples of the class that has most: in what that class varies, the
+  class of few patients does too (Hariharan and Girshick 2017);
 - ``mixup`` mixes two samples of one class and of different patients, by a beta distribution (Zhang et al. 2018). It
   mixes within the class because the classifier learns from hard labels.
 
-``smote`` and ``mixup`` contain the scores of all training samples, and their features resemble real patients' features.
+``smote``, ``transfer`` and ``mixup`` contain the scores of all training samples, and their features resemble those of
+real patients.
 """
 
 from __future__ import annotations
@@ -59,6 +62,10 @@ class Gaussian(Baseline):
 class SMOTE(Baseline):
     name, sampler = "smote", "NeighbourSampler"
     options = SMOTEOptions
+
+
+class Transfer(Baseline):
+    name, sampler = "transfer", "TransferSampler"
 
 
 class Mixup(Baseline):

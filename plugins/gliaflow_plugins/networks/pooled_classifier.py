@@ -63,10 +63,22 @@ def statistics(features: FeatureSource) -> NDArray[np.float32]:
     return _tables[features]
 
 
+def sample_weights(patients: Sequence[str] | NDArray[np.str_]) -> NDArray[np.float64]:
+    """The weight of each sample [n]: 1 over the patient's number of samples.
+
+    A sample without a patient (an empty name: a synthetic one) has the mean weight of the others.
+    """
+    names, index, count = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True, return_counts=True)
+    weight: NDArray[np.float64] = 1 / count[index]
+    synthetic = names[index] == ""
+    weight[synthetic] = weight[~synthetic].mean() if (~synthetic).any() else 1.0
+    return weight
+
+
 def fit_pooled(
     table: NDArray[np.float32],
     labels: NDArray[np.int64],
-    patients: Sequence[str],
+    patients: Sequence[str] | NDArray[np.str_],
     *,
     weights: Literal["balanced"] | None = None,
     penalty: float = PENALTY,
@@ -89,10 +101,7 @@ def fit_pooled(
     """
     if len(np.unique(labels)) < 2:
         raise ValueError(f"the training samples are all of one class: {np.bincount(labels).tolist()}")
-    names, index, count = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True, return_counts=True)
-    weight = 1 / count[index]
-    synthetic = names[index] == ""
-    weight[synthetic] = weight[~synthetic].mean() if (~synthetic).any() else 1.0
+    weight = sample_weights(patients)
     if weights == "balanced":
         total = np.bincount(labels, weight, minlength=2)
         weight = weight / total[labels]

@@ -147,8 +147,8 @@ class GaussianSampler(ScoreSampler):
         return self.mean[label] + (self.root[label] @ z[:, :, None])[:, :, 0]
 
 
-class _PairSampler(ScoreSampler, ABC):
-    """A point between two samples of a class."""
+class _MemberSampler(ScoreSampler):
+    """Draws training samples of a class."""
 
     nz = 3
     scores: Tensor
@@ -161,9 +161,33 @@ class _PairSampler(ScoreSampler, ABC):
         self.register_buffer("starts", training.starts)
         self.register_buffer("counts", training.counts)
 
+    def member(self, label: Tensor, chance: Tensor) -> Tensor:
+        """The index [n] of a sample of each class in ``label`` [n], by ``chance`` [n] from 0 to 1."""
+        return self.starts[label] + _index_below(self.counts[label], chance)
+
+
+class TransferSampler(_MemberSampler):
+    """A sample of the class, plus the difference of two samples of the class that has most."""
+
+    common: Tensor
+
+    def __init__(self, training: TrainingScores, options: Any) -> None:
+        super().__init__(training)
+        self.register_buffer("common", training.counts.argmax())
+
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        chance = (1 + torch.erf(z / 2**0.5)) / 2  # Gaussian noise as uniform
-        first = self.starts[label] + _index_below(self.counts[label], chance[:, 0])
+        chance = _uniform(z)
+        common = self.common.expand_as(label)
+        own, one, other = map(self.member, (label, common, common), chance.T)
+        return self.scores[own] + self.scores[one] - self.scores[other]
+
+
+class _PairSampler(_MemberSampler, ABC):
+    """A point between two samples of a class."""
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        chance = _uniform(z)
+        first = self.member(label, chance[:, 0])
         second, share = self.other(first, label, chance[:, 1]), self.share(chance[:, 2])[:, None]
         return self.scores[second] + share * (self.scores[first] - self.scores[second])
 
@@ -254,6 +278,11 @@ class StatisticsCritic(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         statistics = self.statistics.standardised(tumour_statistics.pooled_coarsely(features * self.inverse))
         return 1 - statistics.square().mean(dim=1), self.grade(statistics)
+
+
+def _uniform(z: Tensor) -> Tensor:
+    """Gaussian noise as a share from 0 to 1."""
+    return (1 + torch.erf(z / 2**0.5)) / 2
 
 
 def _index_below(count: Tensor, chance: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ def evaluate(
             help="Patients of the rare class to learn from, separated by commas: one series for each number.",
         ),
     ] = "",
+    unlabelled: flags.Unlabelled = None,
     init: flags.Init = None,
     unet: Annotated[
         str | None,
@@ -121,7 +122,15 @@ def evaluate(
 
     OUT/work keeps the work so far: after an interruption, the same command resumes. Needs the extra "train".
     """
-    from gliaflow_cli.learning import choose_sequences, find_unet, prepare, read_cohort, read_options, read_profile
+    from gliaflow_cli.learning import (
+        choose_sequences,
+        find_unet,
+        prepare,
+        read_cohort,
+        read_options,
+        read_profile,
+        read_unlabelled,
+    )
 
     prepare(*([("distributed", "dask")] if scheduler else []))
     from gliaflow.flair_rules import flair_rules
@@ -174,6 +183,7 @@ def evaluate(
             init=init_bundle,
             unet=unet_bundle,
             high=reading.high_grades,
+            unlabelled=read_unlabelled(unlabelled, chosen),
             allow=allow,
             device=device,
             jobs=jobs,

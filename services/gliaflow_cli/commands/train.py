@@ -46,6 +46,7 @@ def train(
             min=0,
         ),
     ] = None,
+    unlabelled: flags.Unlabelled = None,
     init: flags.Init = None,
     tap: flags.Tap = None,
     crop: flags.Crop = None,
@@ -68,7 +69,15 @@ def train(
 
     OUT.work keeps the work so far: after an interruption, the same command resumes.
     """
-    from gliaflow_cli.learning import choose_sequences, find_unet, prepare, read_cohort, read_options, read_profile
+    from gliaflow_cli.learning import (
+        choose_sequences,
+        find_unet,
+        prepare,
+        read_cohort,
+        read_options,
+        read_profile,
+        read_unlabelled,
+    )
 
     prepare()
     from gliaflow.flair_rules import flair_rules
@@ -101,6 +110,7 @@ def train(
                 for step in (read_augmentations(Path(text)) if text.endswith(".toml") else [parse_named(text)])
             ],
             init=init_bundle,
+            unlabelled=read_unlabelled(unlabelled, chosen),
             high=reading.high_grades,
             allow=allow,
             seed=seed,

@@ -54,6 +54,9 @@ class CohortMade(Part):
     high: list[str | int] = Field(description="the grades that count as HGG; empty where the folder says HGG or LGG")
     phantoms: bool = Field(default=False, description="the scans are drawings, made by `gliaflow phantom`")
     leaks: list[str] = Field(default=[], description="leaks that `--allow` allowed")
+    unlabelled: int = Field(
+        default=0, ge=0, description="other patients, of `--unlabelled`: no class of theirs is read"
+    )
 
 
 class ProtocolMade(Part):
@@ -157,6 +160,13 @@ class Table3(Part):
     )
 
 
+class AgainstBest(Part):
+    """An arm that is judged by its AUC against the comparator of the highest AUC on the same test patients."""
+
+    best_comparator: str = Field(description="of those that fit real features, guessed labels or plain new samples")
+    minus_best: Differences = Field(description="the arm − best_comparator")
+
+
 class Scarce(Part):
     """The same comparison with fewer patients of the rare class to fit on."""
 
@@ -165,6 +175,7 @@ class Scarce(Part):
     augmented_arm: str | None = Field(description="as in Metrics")
     best_comparator: str | None = Field(description="as in Metrics")
     augmented_minus_best: Differences | None = Field(description="as in Metrics")
+    against_best_auc: dict[str, AgainstBest] = Field(default={}, description="as in Metrics")
 
 
 class Against(Part):
@@ -202,7 +213,9 @@ class Control(Part):
 
     shuffled_labels: Literal[True] = Field(description="always true")
     scores: UnitScores = Field(description="of the arm `real`")
-    arms: dict[str, UnitScores] = Field(description="of each generator with the most samples, the first seed alone")
+    arms: dict[str, UnitScores] = Field(
+        description="of each generator with the most samples, the first seed alone; of `shared` and `shared_unlabelled`"
+    )
     chance_inside: bool = Field(
         description="each of these intervals includes chance, by each measure that has a chance level"
     )
@@ -270,6 +283,9 @@ class Metrics(Part):
         description="which patients chose it; `test` flatters it, and the report says so"
     )
     augmented_minus_best: Differences | None = Field(description="augmented_arm − best_comparator: the verdict")
+    against_best_auc: dict[str, AgainstBest] = Field(
+        default={}, description="by arm: each generator, `shared`, and `shared_unlabelled` with scans without labels"
+    )
     counts: dict[str, list[CountArm]] = Field(description="by generator: the score against the number of samples")
     scarce: list[Scarce] | None = Field(description="with fewer patients of the rare class")
     gan: dict[str, GeneratorQuality] = Field(description="by generator")

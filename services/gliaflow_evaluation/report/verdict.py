@@ -68,6 +68,15 @@ def _beyond_zero(score: Score) -> str:
 
 
 def _details(metrics: Metrics) -> Iterator[str]:
+    yield from _of_the_verdict(metrics)
+    for name in comparators("carried"):
+        if (against := metrics.against_best_auc.get(name)) is not None:
+            change = with_interval(against.minus_best["auc"], signed=True)
+            best = arm_name(against.best_comparator)
+            yield f"Without synthetic features, {arm_name(name)}: AUC changed by {change} against {best}."
+
+
+def _of_the_verdict(metrics: Metrics) -> Iterator[str]:
     difference, best, table = metrics.augmented_minus_best, metrics.best_comparator, metrics.table3
     if difference is None or difference["balanced_accuracy"].ci95 is None:
         return

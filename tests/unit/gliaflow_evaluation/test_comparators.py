@@ -5,8 +5,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from gliaflow_evaluation.comparators import COMPARATORS, Comparator, balanced_offset, comparators, logistic, oversampled
+from gliaflow_evaluation.comparators import COMPARATORS, Comparator, comparators, logistic, oversampled
 from gliaflow_evaluation.generator_quality import pool
+from gliaflow_evaluation.threshold import balanced_offset
 
 Sample = tuple[np.ndarray, np.ndarray, list[str]]
 

@@ -18,10 +18,11 @@ from gliaflow_evaluation import fold as folds
 from gliaflow_evaluation import progress
 from gliaflow_evaluation.answers import load_answers
 from gliaflow_evaluation.comparators import COMPARATORS
-from gliaflow_evaluation.fold import FoldArms, grade_fold
+from gliaflow_evaluation.fold import FoldArms, comparators_of, grade_fold
 from gliaflow_evaluation.generator_arms import GeneratorSamples, augmented
 from gliaflow_evaluation.progress import Report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
+from gliaflow_evaluation.remedies import penalty_chosen
 from gliaflow_plugins.contracts import Fitted
 from gliaflow_trainer.synthetic import synthetic
 from gliaflow_trainer.variants import fit_classifier
@@ -57,8 +58,9 @@ def test_test_patients_change_nothing_that_is_fitted(
     """
     weights: dict[str, list[dict[str, np.ndarray]]] = {}
     for name, spoilt in (("clean", ""), ("spoilt", " ".join(patients_in(FOLD, "test")))):
-        plan = plan_of(tmp_path / name, classifier=classifier, shuffle=False, scarce=())
+        plan = plan_of(tmp_path / name, classifier=classifier, shuffle=False, scarce=(), unlabelled="more")
         store_of(FOLD.features(plan), spoilt)
+        store_of(FOLD.unlabelled(plan), prefix="other ")
         fits: list[dict[str, np.ndarray]] = []
         offsets: list[float] = []
 
@@ -80,11 +82,15 @@ def test_test_patients_change_nothing_that_is_fitted(
             fitted = arms.fit_generator(LEVELS)
             logits = augmented(arms, "levels", fitted)
             GeneratorSamples(arms, fitted).alone()
-        assert len(offsets) == 7, "threshold, four comparators, two counts"
+        assert len(offsets) == 10, "threshold, a chosen penalty, two with guessed labels, four others, two counts"
         chosen = [f"levels@{count}" for count in (5, 10) if np.array_equal(logits["levels"], logits[f"levels@{count}"])]
         made = synthetic(fitted, 0, 10, 0)[0]
+        others = (arms.shared(), arms.shared(arms.without_labels), penalty_chosen(arms))
+        fits += [{"logits": other.logits("validation")} for other in others]
         weights[name] = [*fits, {"made": made, "chosen": np.array(chosen), "offsets": np.array(offsets)}]
-    assert len(weights["clean"]) == 10, "real, weights, four comparators, two counts, the generator alone; the rest"
+    assert len(weights["clean"]) == 15, (
+        "real, weights, six comparators, two counts, the generator alone; three; the rest"
+    )
     for clean, spoilt_fit in zip(weights["clean"], weights["spoilt"], strict=True):
         for key, value in clean.items():
             assert np.array_equal(value, spoilt_fit[key]), key
@@ -164,8 +170,9 @@ def test_a_folds_answers_are_logits_of_its_test_slices_by_arm(tmp_path: Path) ->
     assert set(store.patients[tested]) == patients_in(FOLD, "test")
     assert len(tested) == 4 * len(patients_in(FOLD, "test"))
     augmented_arms = {"levels@5", "levels@10", "levels", "levels alone"}
-    assert {key.removeprefix("arm/") for key in arrays if key.startswith("arm/")} == {*COMPARATORS, *augmented_arms}
-    assert {key for key in arrays if key.startswith("control/")} == {"control/real", "control/levels"}
+    fitted = {comparator.name for comparator in comparators_of(plan)}
+    assert {key.removeprefix("arm/") for key in arrays if key.startswith("arm/")} == fitted | augmented_arms
+    assert {key for key in arrays if key.startswith("control/")} == {"control/real", "control/shared", "control/levels"}
     for key in arrays:
         if key.startswith(("arm/", "scarce/", "control/")):
             assert arrays[key].shape == tested.shape, key
@@ -284,7 +291,7 @@ def test_a_fold_reports_each_arm_and_each_epoch_of_a_generator(tmp_path: Path, m
     grade_fold(plan, FOLD, 0)
     assert {each.row for each in reports} == {"fold 0, seed 0, levels"}
     arms = [each.step for each in reports if each.step.endswith(", arms")]
-    assert arms == [f"{name}, arms" for name in (*COMPARATORS, "levels")]
+    assert arms == [f"{name}, arms" for name in (*(each.name for each in comparators_of(plan)), "levels")]
     epochs = [(each.done, each.total) for each in reports if each.step == "epochs"]
     assert epochs == [(1, 2), (2, 2)]
     assert reports[-1].step == "", "the row ends"

@@ -146,11 +146,12 @@ def test_real_features_grade_and_shuffled_labels_do_not(metrics: Metrics) -> Non
 
 
 def test_every_arm_is_compared_with_real_features_alone(metrics: Metrics) -> None:
-    assert set(metrics.comparators) == {*COMPARATORS, "levels", "levels@5", "levels@10"}
+    fitted = [name for name, comparator in COMPARATORS.items() if not comparator.unlabelled]
+    assert set(metrics.comparators) == {*fitted, "levels", "levels@5", "levels@10"}
     assert all((arm.difference is None) == (name == "real") for name, arm in metrics.comparators.items())
     assert metrics.augmented_arm == "levels"
     assert metrics.augmented_chosen_on == "validation"
-    assert metrics.best_comparator in comparators("real", "remedy", "linear")
+    assert metrics.best_comparator in comparators("real", "remedy", "carried", "linear")
     assert [each.count for each in metrics.counts["levels"]] == [5, 10]
     assert metrics.gan["levels"].options == {"spread": 0.5}
     assert metrics.scarce is not None
@@ -172,6 +173,32 @@ def test_each_patients_answers_are_listed_and_agree_with_the_scores(metrics: Met
             assert all(a.probability is None or (a.probability > 0.5) == ((a.logit or 0) > 0) for a in answers)
         assert metrics.roc[arm][0].true_positive_rate == 0
         assert metrics.roc[arm][-1].true_positive_rate == pytest.approx(1)
+
+
+def test_scans_without_labels_add_their_arms_and_must_be_of_other_patients(folder: Path, metrics: Metrics) -> None:
+    known = {each.patient for each in metrics.patients}
+    scans = small.cohort(small.write_cohort(folder / "others", 11, 9)).cases
+    shutil.copytree(folder / "report", folder / "more")
+    with pytest.raises(PluginError, match=r"--allow\n(?s:.*)the scan without a label 'H0' has the voxels of 'H0'"):
+        run(folder, "more", scarce=(2,), unlabelled=scans)
+    renamed = [dataclasses.replace(scan, patient="h 0") for scan in scans if scan.patient == "H8"]
+    with pytest.raises(PluginError, match="leak: the scan without a label 'H8' is of a patient with the name of 'H0'"):
+        run(folder, "more", scarce=(2,), unlabelled=renamed)
+    found = run(folder, "more", scarce=(2,), unlabelled=[scan for scan in scans if scan.patient not in known])
+    assert found.made.cohort.unlabelled == 6
+    added = {"shared_unlabelled", "self_training", "propagation"}
+    assert set(found.comparators) - set(metrics.comparators) == added
+    assert all(found.comparators[name] == metrics.comparators[name] for name in metrics.comparators), "and no other"
+    judged = {"shared", "shared_unlabelled", "levels"}
+    assert found.scarce is not None
+    assert found.control is not None
+    assert judged == set(found.against_best_auc) == set(found.scarce[0].against_best_auc) == set(found.control.arms)
+    rivals = [found.comparators[name].scores["auc"].mean for name in comparators("real", "remedy", "linear")]
+    best = found.comparators[found.against_best_auc["shared"].best_comparator]
+    assert best.scores["auc"].mean == max(score for score in rivals if score is not None)
+    assert "Without synthetic features, covariance shared with scans without labels: AUC" in "".join(
+        (folder / "more/report.html").read_text().splitlines()
+    )
 
 
 def test_a_generator_cannot_have_the_name_of_an_arm(folder: Path) -> None:
@@ -438,7 +465,8 @@ def test_a_cluster_resumes_and_gives_the_same_digits_also_when_a_worker_is_kille
     found = run(folder, "cluster", generators="", bar=bar, shuffle=False, scheduler=cluster.address)
     killer.join()
     assert killed[0] in cluster.workers
-    assert found.comparators == {name: metrics.comparators[name] for name in COMPARATORS}
+    fitted = [name for name, comparator in COMPARATORS.items() if not comparator.unlabelled]
+    assert found.comparators == {name: metrics.comparators[name] for name in fitted}
     assert (found.table2, found.learning) == (metrics.table2, metrics.learning)
     assert (found.made.threads, metrics.made.threads) == (1, 1)
     assert f"2 folds, 1 seeds, on {cluster.address}" in text.getvalue()

@@ -7,14 +7,16 @@ import onnxruntime as ort
 import pytest
 from gliaflow_plugins.contracts import FitContext, Fitted
 from gliaflow_plugins.features import ArrayFeatures
-from gliaflow_plugins.generators.baselines import SMOTE, Baseline, Gaussian, Mixup
+from gliaflow_plugins.generators.baselines import SMOTE, Baseline, Gaussian, Mixup, Transfer
 
 torch = pytest.importorskip("torch")
 
 from gliaflow_plugins.networks.export import export  # noqa: E402
 from gliaflow_plugins.networks.principal_components import ComponentSpace  # noqa: E402
 
-every = pytest.mark.parametrize("baseline", [SMOTE(), Gaussian(), Mixup()], ids=lambda baseline: baseline.name)
+every = pytest.mark.parametrize(
+    "baseline", [SMOTE(), Gaussian(), Transfer(), Mixup()], ids=lambda baseline: baseline.name
+)
 
 
 class FeaturesOfPatients(ArrayFeatures):
@@ -152,3 +154,17 @@ def test_a_class_without_samples_and_a_wrong_option_are_refused(baseline: Baseli
         fit(baseline, sample(rare=0))
     with pytest.raises(ValueError, match="dims"):
         fit(baseline, sample(), dims=0)
+
+
+def test_transfer_adds_to_a_sample_what_two_samples_of_the_common_class_differ_in() -> None:
+    features = sample(20, 2)
+    space = ComponentSpace(features, 64, 0)
+    scores = space.scores(features).numpy()
+    common, rare = scores[features.labels == 0], scores[features.labels == 1]
+    fitted = fit(Transfer(), features)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        drawn = fitted.generator.first(torch.randn(20, fitted.nz), torch.ones(20, dtype=torch.long)).numpy()
+    possible = (rare[:, None, None] + common[:, None] - common).reshape(-1, scores.shape[1])
+    off = np.linalg.norm(drawn[:, None] - possible, axis=2).min(axis=1)
+    assert off.max() < 1e-3 * np.ptp(scores)

@@ -252,8 +252,11 @@ def test_one_tumour_in_the_masks_of_two_scans_has_one_digest(
     assert "problem   the same mask voxels: H1 and again" in capsys.readouterr().out
 
 
-def test_a_scan_without_mask_is_not_read(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
-    assert cut_all([replace(cases[0], mask=None, scan=Missing(b""))], bundle, tmp_path) == ([], {})
+def test_a_cohorts_scan_without_mask_is_not_read(cases: list[Case], tmp_path: Path) -> None:
+    unmasked = replace(cases[1], mask=None, scan=Missing(b""))
+    with Progress(disable=True) as bar:
+        scans = cut_cohort([cases[0], unmasked], small.PROFILE, tmp_path, bar)
+    assert [scan.case for scan in scans] == [cases[0].id]
 
 
 def test_gzip_and_the_stored_order_make_no_difference(cases: list[Case], bundle: Bundle, tmp_path: Path) -> None:
