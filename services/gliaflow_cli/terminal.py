@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from gliaflow_runtime.ending import INTERRUPTED
@@ -66,7 +66,8 @@ def _visible_errors() -> Iterator[None]:
         raise Exit(INTERRUPTED) from None
     except Exception as error:
         if isinstance(message := getattr(error, "message", None), str):  # typer's own errors
-            error.message = visible(message)  # type: ignore[attr-defined]
+            with suppress(AttributeError):  # jinja2's cannot be changed
+                error.message = visible(message)  # type: ignore[attr-defined]
         raise
 
 

@@ -117,8 +117,9 @@ def test_the_demo_adds_dice_and_feature_maps() -> None:
     assert len(PageReader(page).all("img")) == 3 + 4
 
 
-def test_a_demo_in_which_all_failed_has_a_page() -> None:
-    page = answers_page([Shown(replace(FAILED, true_grade="HGG"), None, "")], demo_parts(channels=4))
+def test_a_demo_in_which_all_failed_by_a_bundle_without_scores_has_a_page() -> None:
+    parts = replace(demo_parts(channels=4), metrics={})  # as of an int8 bundle
+    page = answers_page([Shown(replace(FAILED, true_grade="HGG"), None, "")], parts)
     check(page, ["0 of 1 scans answered: 1 failed", "failed: no head in it", "strongest of 4 channels"])
 
 
