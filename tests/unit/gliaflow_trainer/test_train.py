@@ -21,7 +21,8 @@ import small  # noqa: E402
 from gliaflow_extractor.extractor import UNetSession  # noqa: E402
 from gliaflow_extractor.extractor import crop as served_crop  # noqa: E402
 from gliaflow_generator.synthesis import Synthesizer  # noqa: E402
-from gliaflow_plugins.contracts import Cohort, FitContext  # noqa: E402
+from gliaflow_plugins.classifiers import Shared  # noqa: E402
+from gliaflow_plugins.contracts import Cohort, FitContext, FitSamples  # noqa: E402
 from gliaflow_plugins.features import ArrayFeatures  # noqa: E402
 from gliaflow_plugins.generators.acgan_image import ACGANImage  # noqa: E402
 from gliaflow_plugins.networks.image_gan import crop  # noqa: E402
@@ -37,7 +38,7 @@ from gliaflow_trainer.request import TrainRequest  # noqa: E402
 from gliaflow_trainer.run_context import RunContext  # noqa: E402
 from gliaflow_trainer.train import split_patients, train  # noqa: E402
 from gliaflow_trainer.unet_bundle import unet_to_fine_tune  # noqa: E402
-from gliaflow_trainer.variants import choose  # noqa: E402
+from gliaflow_trainer.variants import choose, fit_classifier  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -267,6 +268,34 @@ def test_the_cnn_can_be_the_classifier(folder: Path, bundle: Bundle, tmp_path: P
         )  # fmt: skip
     assert len(made.manifest.training["history"]["classifier"]) == 2
     assert 0 <= made.manifest.metrics["grading"]["auc"] <= 1
+
+
+def test_the_classifier_shared_learns_from_scans_without_labels_and_others_refuse_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {case.patient for case in small.cohort(folder / "cohort").cases}
+    scans = [
+        case for case in small.cohort(small.write_cohort(folder / "others", 8, 7)).cases if case.patient not in known
+    ]
+    with pytest.raises(
+        PluginError, match="'pooled' does not learn from scans without labels; give --classifier shared"
+    ):
+        fit(folder, "refused", unlabelled=scans)
+    profile = dataclasses.replace(small.PROFILE, classifier="shared")
+    registry = dataclasses.replace(small.REGISTRY, classifiers={"shared": Shared()})
+    given: list[FitSamples] = []
+
+    def spy(variant: Any, source: Any, options: Any, samples: FitSamples, context: Any) -> Any:
+        given.append(samples)
+        return fit_classifier(variant, source, options, samples, context)
+
+    monkeypatch.setattr("gliaflow_trainer.graders.fit_classifier", spy)
+    made = fit(folder, "with-scans", profile=profile, registry=registry, unlabelled=scans)
+    assert made.manifest.training["cohort"]["unlabelled"] == len(scans) == 5
+    assert made.manifest.training["classifier"]["name"] == "shared"
+    assert {given[0].patients[sample] for sample in given[0].unlabelled} <= {scan.patient for scan in scans}
+    assert len(given[0].unlabelled) > 0
+    assert not set(given[0].unlabelled) & {*given[0].learn, *given[0].choose}
 
 
 class Broken(small.Levels):
