@@ -22,6 +22,7 @@ class FakeBundle:
     class manifest:
         classes = ("HGG", "LGG")
         min_tumour_ml = 0.0
+        min_tumour_share = 0.0
 
         class input:
             size = (8, 8)

@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 
 from gliaflow_classifier.spots import without_spots
 
+NOTED_ML = 3.0  # so much that is left out beside a larger part may be a second tumour
+
 
 def predict(parts: Iterable[GradedMessage], bundle: Bundle) -> PredictionMessage:
     """Mean logit, mask on the scan's own grid, tumour volume.
 
-    Spots in the mask that are smaller than the bundle's ``min_tumour_ml`` are removed. The logit of a scan is the mean
-    over the slices with tumour, since a slice without tumour says nothing about the grade. A scan without tumour has
-    no grade.
+    Spots in the mask that are smaller than the bundle's ``min_tumour_ml``, or ``min_tumour_share`` of the largest part,
+    are removed. The logit of a scan is the mean over the slices with tumour, since a slice without tumour says nothing
+    about the grade. A scan without tumour has no grade.
 
     Parameters
     ----------
     parts: all parts of the scan, in order. They are taken one by one, and only masks and logits with tumour matter.
-    bundle: has the classes, the volume of the smallest tumour, and what it was trained on.
+    bundle: has the classes, the size of the smallest tumour, and what it was trained on.
     """
     first, forms = None, None
     slices, logits, warnings = list[int](), list[NDArray[np.float64]](), list[str]()
@@ -42,6 +44,14 @@ def predict(parts: Iterable[GradedMessage], bundle: Bundle) -> PredictionMessage
     geometry = replace(first.geometry, slices=slices[start : start + len(masks)])
     pixel_ml = voxel_ml(geometry) * geometry.step[0] * geometry.step[1]
     masks = without_spots(masks, bundle.manifest.min_tumour_ml / pixel_ml)
+    largest = without_spots(masks, 0, bundle.manifest.min_tumour_share)
+    left_out = float(np.count_nonzero(masks) - np.count_nonzero(largest)) * pixel_ml
+    if left_out >= NOTED_ML:
+        warnings.append(
+            f"the mask leaves out {left_out:.1f} ml in parts that have under {bundle.manifest.min_tumour_share:.0%} of "
+            "the largest one's volume; is one of them a second tumour?"
+        )
+    masks = largest
     mask = restore(masks, geometry)
     logit, with_tumour = np.concatenate(logits), start + np.flatnonzero(masks.any(axis=(1, 2)))
     graded = len(with_tumour) > 0

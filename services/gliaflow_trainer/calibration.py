@@ -16,6 +16,7 @@ from gliaflow_trainer.unet_fit import dice_by_patient
 
 BEYOND = 0.00135  # of the scans like the training scans, so many exceed a limit: 3 standard deviations
 SPOTS_ML = (1.0, 0.5, 0.2, 0.1)
+SHARES = (0.1, 0.05)  # not more: a second tumour is often much smaller than the first
 SHARE_OF_TUMOUR = 0.1  # a spot that is not a tumour has at most this share of the smallest tumour's volume
 
 
@@ -49,30 +50,36 @@ def typical_limits(images: Iterable[NDArray[np.float16]], spec: InputSpec) -> di
     return limits
 
 
-def min_tumour_ml(scans: Iterable[Masks]) -> float:
-    """The volume under which a spot in a mask is not a tumour, from scans that the U-Net did not learn from.
+def spot_limits(scans: Iterable[Masks]) -> dict[str, float]:
+    """The limits under which a spot in a mask is not a tumour, from scans that the U-Net did not learn from.
 
-    The largest of SPOTS_ML for which three things hold: it is at most a tenth of the smallest tumour; to remove smaller
-    spots does not lower the mean Dice; something is left of every mask that met the tumour. If there is none, 0.
+    ``min_tumour_ml``: the largest of SPOTS_ML for which three things hold: it is at most a tenth of the smallest
+    tumour; to remove smaller spots does not lower the mean Dice; something is left of every mask that met the tumour.
+    If there is none, 0. ``min_tumour_share``: the largest of SHARES of the largest part for which, of what is left
+    then, to remove smaller parts does not lower the mean Dice. If there is none, 0.
 
     Parameters
     ----------
     scans: taken one by one, so that a cohort need not fit into memory.
     """
     tumours: list[float] = []
-    dice: dict[float, list[float]] = {volume: [] for volume in (0.0, *SPOTS_ML)}
+    dice: dict[tuple[float, float], list[float]] = {
+        (volume, share): [] for volume in (0.0, *SPOTS_ML) for share in (0.0, *SHARES)
+    }
     emptied: set[float] = set()
     for scan in scans:
         if scan.true.any():
             tumours.append(scan.true.sum() * scan.pixel_ml)
         met = (scan.true & (scan.found > 0)).any()
-        for volume, each in dice.items():
-            cleaned = without_spots(scan.found, volume / scan.pixel_ml)
+        for (volume, share), each in dice.items():
+            cleaned = without_spots(scan.found, volume / scan.pixel_ml, share)
             each += dice_by_patient([("", scan.true, cleaned > 0)]).values()
             if met and not cleaned.any():
                 emptied.add(volume)
-    for volume in SPOTS_ML if tumours else ():
-        small = volume <= SHARE_OF_TUMOUR * min(tumours)
-        if small and volume not in emptied and np.mean(dice[volume]) >= np.mean(dice[0]):
-            return volume
-    return 0.0
+    if not tumours:
+        return {"min_tumour_ml": 0.0, "min_tumour_share": 0.0}
+    mean = {limits: np.mean(each) for limits, each in dice.items()}
+    fit = [v for v in SPOTS_ML if v <= SHARE_OF_TUMOUR * min(tumours) and v not in emptied]
+    volume = next((v for v in fit if mean[v, 0.0] >= mean[0.0, 0.0]), 0.0)
+    share = next((s for s in SHARES if mean[volume, s] >= mean[volume, 0.0]), 0.0)
+    return {"min_tumour_ml": volume, "min_tumour_share": share}

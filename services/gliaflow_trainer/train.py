@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from gliaflow_trainer import out_of_fold
-from gliaflow_trainer.calibration import Masks, min_tumour_ml, typical_limits
+from gliaflow_trainer.calibration import Masks, spot_limits, typical_limits
 from gliaflow_trainer.distributed import first_process_first, is_first
 from gliaflow_trainer.features import extract
 from gliaflow_trainer.folds import NOT_KNOWN, CrossFit, split_into_folds
@@ -124,13 +124,13 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     }
     if folds is not None:
         manifest["metrics"] |= out_of_fold.metrics(scored)
-        manifest["min_tumour_ml"] = min_tumour_ml(_masks(scan, found) for scan, found in folds.masks())
+        manifest |= spot_limits(_masks(scan, found) for scan, found in folds.masks())
     if not graded:
         bar.console.print("no scan has a grade: this bundle segments, and grades nothing", style="yellow")
         return publish(work / "unet", out, manifest)
     store = extract(graded, base, work / "features", context, cropped=profile.cropped)
     if folds is None:
-        manifest["min_tumour_ml"] = min_tumour_ml(_stored_masks(graded, store, split, "validation"))
+        manifest |= spot_limits(_stored_masks(graded, store, split, "validation"))
         manifest["metrics"]["segmentation"] = _test_dice(_stored_masks(graded, store, split, "test"))
     others = unlabelled_features(request, work, base, work / "unlabelled-features", context)
     features = SplitFeatures(store, split, base, work / "slices", others)

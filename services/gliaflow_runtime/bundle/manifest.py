@@ -134,6 +134,7 @@ class Manifest(Strict):
     tap: str
     cropped: bool = Field(default=False, description="whether features are cropped to the predicted mask")
     min_tumour_ml: float = Field(default=0.0, ge=0, le=1000, description="a smaller spot in a mask is not a tumour")
+    min_tumour_share: float = Field(default=0.0, ge=0, lt=1, description="nor one below this share of the largest part")
     trained_on: Literal["", "phantoms", "patients"] = Field(default="", description="what the U-Net learned from")
     typical: dict[Statistic, float] = Field(default={}, description="limits; a scan beyond one gets a warning")
     generator: str = Field(description="the generator that is served by default; empty: there is none")

@@ -48,6 +48,21 @@ def test_spots_smaller_than_the_bundles_smallest_tumour_are_removed(monkeypatch)
     assert (prediction.status, int(prediction.mask.sum())) == ("no tumour", 0)
 
 
+def test_parts_far_smaller_than_the_largest_are_removed_and_named_if_they_may_be_a_second_tumour(monkeypatch):
+    """The parts have a spot of 4 voxels (80 µl) in slice 0, and one of 8 in slices 2 and 3."""
+    monkeypatch.setattr(FakeBundle.manifest, "min_tumour_share", 0.4)
+    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
+    assert (int(prediction.mask.sum()), prediction.warnings) == (12, [])
+    monkeypatch.setattr(FakeBundle.manifest, "min_tumour_share", 0.6)
+    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
+    assert prediction.mask.sum(axis=(0, 1)).tolist() == [0, 0, 4, 4, 0, 0]
+    assert prediction.warnings == []
+    monkeypatch.setattr("gliaflow_classifier.prediction.NOTED_ML", 0.05)
+    (prediction,) = predictions(run(assembler(), [0, 1, 2]))
+    (warning,) = prediction.warnings
+    assert warning.startswith("the mask leaves out 0.1 ml in parts that have under 60% of the largest one's volume")
+
+
 def test_pixels_that_touch_at_a_corner_are_one_tumour():
     masks = np.zeros((5, 5, 5), np.uint8)
     masks[0, 0, 0] = masks[1, 1, 1] = masks[4, 4, 4] = 1

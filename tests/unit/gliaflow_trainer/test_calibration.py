@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 
 from gliaflow_preprocessor.typical import statistics
 from gliaflow_runtime.bundle.manifest import InputSpec
-from gliaflow_trainer.calibration import Masks, min_tumour_ml, typical_limits
+from gliaflow_trainer.calibration import Masks, spot_limits, typical_limits
 
 SPEC = InputSpec(size=(48, 48), spacing=(4.0, 4.0))
 RNG = np.random.default_rng(0)
@@ -45,13 +45,20 @@ def masks(spots=(), tumour=20):
 
 
 def test_the_smallest_tumour_is_far_above_the_spots_that_are_removed():
-    assert min_tumour_ml([masks((400, 90)), masks((30,))]) == 0.5  # a tenth of 8 ml is 0.8
-    assert min_tumour_ml([masks((400, 90)), masks((30,), tumour=11)]) == 0.1  # of 1.3 ml, 0.13
+    assert spot_limits([masks((400, 90)), masks((30,))])["min_tumour_ml"] == 0.5  # a tenth of 8 ml is 0.8
+    assert spot_limits([masks((400, 90)), masks((30,), tumour=11)])["min_tumour_ml"] == 0.1  # of 1.3 ml, 0.13
 
 
 def test_it_is_zero_where_removal_would_do_harm():
     part = masks()
     part.found[...] = 0
     part.found[:2, :5, :5] = 1  # all that was found of the tumour: 0.05 ml
-    assert min_tumour_ml([part]) == 0
-    assert min_tumour_ml([]) == 0
+    assert spot_limits([part])["min_tumour_ml"] == 0
+    assert spot_limits([]) == {"min_tumour_ml": 0, "min_tumour_share": 0}
+
+
+def test_parts_far_smaller_than_the_largest_are_removed_unless_they_are_tumour():
+    assert spot_limits([masks((400, 90))])["min_tumour_share"] == 0.1
+    second = masks((240,))
+    second.true[second.found > 0] = True  # a second tumour of 3 % of the first
+    assert spot_limits([second, second])["min_tumour_share"] == 0
