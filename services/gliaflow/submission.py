@@ -114,13 +114,7 @@ class Submission:
             sent=time.time(),
             attempt=attempt,
         )
-        source = self._source(item, scan_id, BY_VALUE_BYTES)
-        room = BY_VALUE_BYTES - len(source.data or b"")  # of the message
-        sequences = {}
-        for name, each in item.sequences.items():
-            own = source if _is_in_file_of(item, each) else self._sequence_source(name, each, scan_id, room)
-            room -= len(own.data or b"")
-            sequences[name] = SequenceSource(source=own, channel=each.channel)
+        source, sequences = self._sources(item, scan_id)
         self._publish(
             ScanMessage(
                 id=message_id(self.id, scan_id, "scan"),
@@ -192,6 +186,27 @@ class Submission:
     def _forget_uploads(self, scan_id: str) -> None:
         for queue in self._uploads.pop(scan_id, ()):
             self._broker.delete(queue)
+
+    def _sources(self, item: Input, scan_id: str) -> tuple[Source, dict[str, SequenceSource]]:
+        """The sources of the FLAIR and of the other sequences. If one cannot be read, no upload of theirs is left."""
+        before = len(self._uploads.get(scan_id, ()))
+        times = 1 + sum(_is_in_file_of(item, each) for each in item.sequences.values())  # that the message has the file
+        try:
+            source = self._source(item, scan_id, BY_VALUE_BYTES // times)
+            room = BY_VALUE_BYTES - times * len(source.data or b"")  # of the message
+            sequences = {}
+            for name, each in item.sequences.items():
+                own = source
+                if not _is_in_file_of(item, each):
+                    own = self._sequence_source(name, each, scan_id, room)
+                    room -= len(own.data or b"")
+                sequences[name] = SequenceSource(source=own, channel=each.channel)
+        except (OSError, ValueError):
+            uploads = self._uploads.get(scan_id, [])
+            while len(uploads) > before:
+                self._broker.delete(uploads.pop())
+            raise
+        return source, sequences
 
     def _sequence_source(self, name: str, each: SequenceInput, scan_id: str, room: int) -> Source:
         """As ``_source``; errors begin with the name of the sequence."""
@@ -273,5 +288,5 @@ class Submission:
 
 
 def _is_in_file_of(item: Input, each: SequenceInput) -> bool:
-    """Whether a sequence is another volume of the scan's own 4-D file, which is then sent once."""
+    """Whether a sequence is another volume of the scan's own 4-D file: then both have one path, URI or upload."""
     return (each.path, each.uri, each.volume) == (item.path, item.uri, item.volume)

@@ -7,10 +7,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from gliaflow_proto import Queue, submission_queue, upload_queue
-from gliaflow_proto.routing import exchange_of
+from gliaflow.scans import Input
+from gliaflow.sequences import SequenceInput
+from gliaflow.submission import Submission
+from gliaflow_preprocessor.sources import read_source
+from gliaflow_proto import Queue, ScanMessage, decode, expect, submission_queue, upload_queue
+from gliaflow_proto.routing import PREPROCESSOR, exchange_of
 from gliaflow_runtime.broker.connect import connect
 from gliaflow_runtime.broker.interface import (
     DIED_AT,
@@ -323,6 +328,50 @@ def test_upload_is_read_to_its_end_and_deleted(open_broker: Callable[[], Broker]
     with pytest.raises(Unroutable):
         client.publish(queue.keys[0], b"")
     stage.delete(queue.name)  # a second delete is no error
+
+
+@pytest.mark.parametrize(("size", "by_value"), [(256, True), (257, False)])
+def test_a_4d_file_whose_sequences_make_a_message_too_large_is_an_upload(
+    open_broker: Callable[[], Broker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, by_value: bool
+) -> None:
+    monkeypatch.setattr("gliaflow.submission.BY_VALUE_BYTES", 1024)
+    stage, path = open_broker(), tmp_path / "four.nii"
+    path.write_bytes(bytes(size))
+    stage.declare(PREPROCESSOR)
+    sequences = {name: SequenceInput(path, str(number)) for number, name in enumerate(("t1", "t1ce", "t2"), 1)}
+    with Submission(open_broker(), by_uri=False) as submission, stage.consume(PREPROCESSOR, 1) as consumer:
+        submission.submit(Input(path, "P1", "P1", channel="0", sequences=sequences))
+        [delivery] = receive(consumer, 1)
+        consumer.ack(delivery)
+        message = expect(decode(delivery.body), ScanMessage)
+        assert (message.source.data is not None) == by_value
+        assert {file.source for file in message.sequences.values()} == {message.source}
+        assert read_source(message.source, [], stage) == bytes(size)
+
+
+def test_a_scan_whose_sequence_cannot_be_read_leaves_no_upload(
+    open_broker: Callable[[], Broker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads of an attempt that was sent before stay: it may be answered yet."""
+    monkeypatch.setattr("gliaflow.submission.BY_VALUE_BYTES", 64)
+    broker, path, made = open_broker(), tmp_path / "flair.nii", list[str]()
+    broker.declare(PREPROCESSOR)
+
+    def recorded(name: str) -> Queue:
+        made.append(upload_queue(name).name)
+        return upload_queue(name)
+
+    monkeypatch.setattr("gliaflow.submission.upload_queue", recorded)
+    path.write_bytes(bytes(100))
+    scan = Input(path, "P1", "P1", sequences={"t1ce": SequenceInput(path.with_name("missing.nii"))})
+    with Submission(open_broker(), by_uri=False) as submission, broker.consume(PREPROCESSOR, 1) as consumer:
+        submission.submit(replace(scan, sequences={}))
+        consumer.ack(*receive(consumer, 1))
+        with pytest.raises(ValueError, match=r"^t1ce: .*missing.nii: No such file"):
+            submission.submit(scan, attempt=1)
+        first, second = made
+        assert broker.depth(first) == 2
+        assert broker.queue_state(second) is None
 
 
 def test_submission_receives_only_its_own_answers(broker: Broker) -> None:
