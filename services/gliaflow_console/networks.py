@@ -146,14 +146,16 @@ class Networks:
     def _cut(self, item: Input) -> ScanSlices:
         spec, steps = self.bundle.manifest.input, self._steps()
         scan = read_image(item, self.bounds)
-        flair = prepare(steps(scan.volume, scan.affine), scan.affine, spec)
+        flair, placed = prepare(steps(scan.volume, scan.affine), scan.affine, spec), scan.is_placed
         del scan  # one volume is in memory at a time
         image = np.empty((len(flair.image), len(spec.channels), *spec.size), np.float16)
         image[:, 0] = flair.image
         for number, name in enumerate(spec.channels[1:], 1):
             if name in item.sequences:
                 scan = read_sequence(item, name, self.bounds)
-                image[:, number], _ = prepare_beside(steps(scan.volume, scan.affine), scan.affine, flair, spec)
+                volume, both = steps(scan.volume, scan.affine), placed and scan.is_placed
+                image[:, number], _ = prepare_beside(volume, scan.affine, flair, spec, placed=both)
+                del scan, volume
             elif name in spec.optional:
                 image[:, number] = missing_beside(flair, spec)
             else:

@@ -80,13 +80,14 @@ def read_sequence(item: Input, name: str, bounds: ReadBounds) -> NiftiScan:
 
 
 def read_on_flair(item: Input, name: str, bounds: ReadBounds) -> NiftiScan:
-    """As ``read_sequence``, on the grid of the FLAIR. Raises UsageError also if an affine is singular."""
+    """As ``read_sequence``, on the grid of the FLAIR. Raises UsageError also if the files do not say where they are."""
     flair = read_image(item, bounds)
-    shape, grid = flair.volume.shape, flair.affine
+    shape, grid, placed = flair.volume.shape, flair.affine, flair.is_placed
     del flair  # one volume is in memory at a time
     scan = read_sequence(item, name, bounds)
     try:
-        return replace(scan, volume=on_grid(scan.volume, scan.affine, shape, grid), affine=grid)
+        placed = placed and scan.is_placed
+        return replace(scan, volume=on_grid(scan.volume, scan.affine, shape, grid, placed=placed), affine=grid)
     except (UnusableScan, np.linalg.LinAlgError) as error:
         raise UsageError(f"{name}: the image cannot be shown: {error}") from None
 

@@ -21,6 +21,7 @@ GZIP_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its
 MAX_VOLUME_BYTES = 2**30
 MAX_MEMBERS = 2**15  # of a gzip file: bgzip makes so many from 2 GiB
 MAX_HEADER_BYTES = 2**20  # extensions included
+MAX_DIGITS = 6  # of a channel's number
 HEADER_BYTES = 540  # of a NIfTI-2 header; NIfTI-1 has 348
 _SILENT = logging.getLogger("gliaflow.nifti")  # nibabel's warnings about headers, which NiftiError replaces
 _SILENT.disabled = True
@@ -48,6 +49,12 @@ class NiftiScan:
     affine: NDArray[np.float64]
     forms: Forms
     warnings: list[str]
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the header states where the scan is. Programs that do not know it write no form, or the identity."""
+        stated = self.forms.sform_code > 0 or self.forms.qform_code > 0
+        return stated and not np.array_equal(self.affine, np.eye(4))
 
 
 def read_nifti(data: bytes, channel: str | None = None) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -158,7 +165,7 @@ def _shape(header: Any, channel: str | None) -> tuple[int, ...]:
     if len(shape) == 4:
         if channel is None:
             raise SeveralVolumes(shape)
-        if not channel.isdecimal() or int(channel) >= shape[3]:
+        if len(channel) > MAX_DIGITS or not channel.isdecimal() or int(channel) >= shape[3]:
             raise NiftiError(f"channel: not a number from 0 to {shape[3] - 1}")
     return shape
 

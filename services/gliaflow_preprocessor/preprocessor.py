@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gliaflow_preprocessor.intensities import doubts
 from gliaflow_preprocessor.nifti import NiftiError, SeveralVolumes, read_scan
-from gliaflow_preprocessor.sequences import missing_beside, prepare_beside
+from gliaflow_preprocessor.sequences import is_same_grid, missing_beside, prepare_beside
 from gliaflow_preprocessor.slices import Prepared, UnusableScan, prepare
 from gliaflow_preprocessor.sources import SourceError, UploadGone, read_source
 from gliaflow_preprocessor.steps import Steps
@@ -71,8 +71,9 @@ class Preprocessor(Stage):
             prepared = replace(prepared, geometry=replace(prepared.geometry, forms=nifti.forms))
             if scan.source not in (file.source for file in scan.sequences.values()):
                 data = b""
+            placed = nifti.is_placed
             del nifti, volume  # one volume is in memory at a time
-            images = self._add_sequences(scan, data, prepared, warnings)
+            images = self._add_sequences(scan, data, prepared, placed, warnings)
         except (SourceError, NiftiError, UnusableScan) as error:
             sent_again = scan.scan.attempt and not scan.scan.replayed  # by its sender
             if isinstance(error, UploadGone) and (delivery.attempts or sent_again):
@@ -85,29 +86,37 @@ class Preprocessor(Stage):
         metrics.SLICES.labels(self.name).inc(len(prepared.image))
         return Outcome(self._parts(scan, prepared, images, warnings[:MAX_WARNINGS]))
 
-    def _add_sequences(self, scan: ScanMessage, data: bytes, flair: Prepared, warnings: list[str]) -> Images:
+    def _add_sequences(
+        self, scan: ScanMessage, data: bytes, flair: Prepared, placed: bool, warnings: list[str]
+    ) -> Images:
         """The bundle's channels, of which only these sequences are fetched. Doubts are added to ``warnings``.
 
         Parameters
         ----------
         data: the FLAIR's file, which may have the other sequences, too.
+        placed: it states where it is.
         """
         spec = self._bundle.manifest.input
+        shape, grid = flair.geometry.shape, np.array(flair.geometry.affine).reshape(4, 4)
         images = [flair.image]
         for name in spec.channels[1:]:
             if (file := scan.sequences.get(name)) is None:
                 warnings.append(f"{name}: the scan came without it; this bundle was trained to answer without it, too")
                 images.append(missing_beside(flair, spec))
                 continue
-            if (file.source, file.channel) == (scan.source, scan.channel):
-                raise NiftiError(f"{name}: it is the FLAIR volume itself")
             with _named(name):
                 own = data if file.source == scan.source else self._fetch(file.source)
                 nifti = read_scan(own, file.channel)
-                image, about = prepare_beside(self._steps(nifti.volume, nifti.affine), nifti.affine, flair, spec)
-            of_file = [text for text in nifti.warnings if text not in warnings]  # said of the FLAIR: said of all
+                volume, both = self._steps(nifti.volume, nifti.affine), placed and nifti.is_placed
+                image, about = prepare_beside(volume, nifti.affine, flair, spec, placed=both)
+                for earlier, other in zip(spec.channels, images, strict=False):
+                    if np.array_equal(image, other):
+                        raise UnusableScan(f"it is the image that came as {earlier}, too: name another file or volume")
+            known = warnings if is_same_grid(volume, nifti.affine, shape, grid) else []  # said of the FLAIR
+            of_file = [text for text in nifti.warnings if text not in known]
             warnings += [f"{name}: {text}" for text in (*of_file, *doubts(nifti.volume), *about)]
             images.append(image)
+            del nifti, volume
         return images
 
     def _fetch(self, source: Source) -> bytes:

@@ -23,7 +23,7 @@ LEAST_COVER, GOOD_COVER = 1 / 3, 0.8  # of the FLAIR's head; a brain without its
 
 
 def prepare_beside(
-    volume: NDArray[Any], affine: NDArray[np.float64], flair: Prepared, spec: InputSpec
+    volume: NDArray[Any], affine: NDArray[np.float64], flair: Prepared, spec: InputSpec, *, placed: bool = True
 ) -> tuple[NDArray[np.float32], list[str]]:
     """The slices of another sequence, float32 [n, rows, columns], on those of the FLAIR, and doubts about it.
 
@@ -34,10 +34,11 @@ def prepare_beside(
     ----------
     volume: [i, j, k] of any real dtype, in stored order.
     affine: [4, 4], stored voxel to mm.
+    placed: the files of both state where they are (``NiftiScan.is_placed``).
 
     Raises
     ------
-    UnusableScan: it shows no head, or hardly any of the FLAIR's.
+    UnusableScan: it shows no head, or hardly any of the FLAIR's; or it has another grid, and is not ``placed``.
     """
     volume = native(volume)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -45,10 +46,11 @@ def prepare_beside(
     geometry = flair.geometry
     orientation = np.array(geometry.orientation, dtype=float).reshape(3, 2)
     grid = np.array(geometry.affine).reshape(4, 4)
-    if _same_grid(volume, affine, geometry.shape, grid):
+    if is_same_grid(volume, affine, geometry.shape, grid):
         canonical = nib.apply_orientation(volume, orientation)
         image = resample(lambda x, y, z: canonical[x, y, z], scale, geometry, spec)
     else:
+        _check_placed(placed)
         scaled = volume.astype(np.float32)
         del volume
         scale.apply(scaled)
@@ -63,16 +65,24 @@ def missing_beside(flair: Prepared, spec: InputSpec) -> NDArray[np.float32]:
 
 
 def on_grid(
-    volume: NDArray[Any], affine: NDArray[np.float64], shape: tuple[int, ...], grid: NDArray[np.float64]
+    volume: NDArray[Any],
+    affine: NDArray[np.float64],
+    shape: tuple[int, ...],
+    grid: NDArray[np.float64],
+    *,
+    placed: bool = True,
 ) -> NDArray[Any]:
     """A volume on the grid of another, of this shape and affine: as it is, or interpolated (float32), 0 outside.
 
+    ``placed``: as for ``prepare_beside``.
+
     Raises
     ------
-    UnusableScan: the affine is singular.
+    UnusableScan: the affine is singular; or the grid is another, and the files are not ``placed``.
     """
-    if _same_grid(volume, affine, shape, grid):
+    if is_same_grid(volume, affine, shape, grid):
         return volume
+    _check_placed(placed)
     plane = _interpolated(native(volume).astype(np.float32, copy=False), affine, grid)
     placed = np.empty(shape, np.float32)
     for z in range(shape[2]):
@@ -80,9 +90,19 @@ def on_grid(
     return placed
 
 
-def _same_grid(
+def _check_placed(placed: bool) -> None:
+    if not placed:
+        raise UnusableScan(
+            "its grid is not the FLAIR's, and one of the two files does not state where its image is (sform_code and "
+            "qform_code are 0, or the affine is the identity): convert both anew from DICOM, or register it to the "
+            "FLAIR scan"
+        )
+
+
+def is_same_grid(
     volume: NDArray[Any], affine: NDArray[np.float64], shape: Sequence[int], grid: NDArray[np.float64]
 ) -> bool:
+    """Whether the volume is on the grid of this shape and affine, to ``SAME_VOXELS``."""
     return [*volume.shape] == [*shape] and voxels_apart(affine, grid, volume.shape) < SAME_VOXELS
 
 

@@ -58,15 +58,21 @@ def expected(heads: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.Temp
     return np.asarray(answer.mask.dataobj)
 
 
+def other(voxels: np.ndarray, number: int) -> np.ndarray:
+    """The head as another sequence shows it: brighter, and of less contrast."""
+    return (1 + number) * np.minimum(voxels, 320 - 5 * number)
+
+
 def brats(folder: Path, heads: tuple[np.ndarray, np.ndarray], name: str = "A") -> Path:
-    for kind in ("flair", "t1", "t2"):
-        save(folder / name / f"{name}_{kind}.nii.gz", len(kind) * heads[1])
+    for number, kind in enumerate(("flair", "t1", "t2")):
+        save(folder / name / f"{name}_{kind}.nii.gz", other(heads[1], number))
     save(folder / name / f"{name}_t1ce.nii.gz", 3 * heads[0])
     return folder
 
 
 def msd(folder: Path, heads: tuple[np.ndarray, np.ndarray]) -> Path:
-    save(folder / "imagesTr/BRATS_306.nii.gz", np.stack([heads[1], 2 * heads[1], heads[0], 3 * heads[1]], axis=-1))
+    volumes = [heads[1], other(heads[1], 1), heads[0], other(heads[1], 2)]
+    save(folder / "imagesTr/BRATS_306.nii.gz", np.stack(volumes, axis=-1))
     channels = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
     (folder / "dataset.json").write_text(json.dumps({"modality": channels}))
     return folder
@@ -74,7 +80,13 @@ def msd(folder: Path, heads: tuple[np.ndarray, np.ndarray]) -> Path:
 
 def study(folder: Path, heads: tuple[np.ndarray, np.ndarray]) -> Path:
     for number, (name, voxels) in enumerate(
-        [("ax flair", heads[1]), ("t1 tse", 2 * heads[1]), ("t1 tse KM", heads[0]), ("t2 tse", 3 * heads[1])], 1
+        [
+            ("ax flair", heads[1]),
+            ("t1 tse", other(heads[1], 1)),
+            ("t1 tse KM", heads[0]),
+            ("t2 tse", other(heads[1], 2)),
+        ],
+        1,
     ):
 
         def change(image: object, _: int, number: int = number) -> None:
@@ -88,7 +100,7 @@ def study(folder: Path, heads: tuple[np.ndarray, np.ndarray]) -> Path:
 
 
 def table(folder: Path, heads: tuple[np.ndarray, np.ndarray]) -> Path:
-    for name, voxels in zip("abcd", (heads[1], 2 * heads[1], heads[0], 3 * heads[1]), strict=True):
+    for name, voxels in zip("abcd", (heads[1], other(heads[1], 1), heads[0], other(heads[1], 2)), strict=True):
         save(folder / f"{name}.nii.gz", voxels)
     path = folder / "scans.csv"
     path.write_text("scan,patient,T1,T1 Gd,T2\na.nii.gz,P1,b.nii.gz,c.nii.gz,d.nii.gz\n")

@@ -43,7 +43,7 @@ def test_a_4d_file_needs_the_number_of_its_channel():
     four = np.stack([volume("i2"), volume("i2") + 100, volume("i2") + 200], axis=3)
     data = gzip.compress(nib.Nifti1Image(four, AFFINE).to_bytes())
     np.testing.assert_array_equal(read_nifti(data, channel="1")[0], four[..., 1])
-    for channel in (None, "3", "-1", "FLAIR"):
+    for channel in (None, "3", "-1", "FLAIR", "9" * 4400):
         with pytest.raises(NiftiError, match="channel"):
             read_nifti(data, channel)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,9 +112,11 @@ BESIDE = nifti(drawn(SHAPE, FLAIR, core=-400))
 T1CE = SequenceSource(source=Source(data=BESIDE))
 
 
-def handled(folder: Path, spec: InputSpec, sequences: Mapping[str, SequenceSource]) -> SlicesMessage:
+def handled(
+    folder: Path, spec: InputSpec, sequences: Mapping[str, SequenceSource], flair: bytes = b""
+) -> SlicesMessage:
     stage = Preprocessor(blank(folder, spec), MemoryBroker(), [])
-    source = Source(data=nifti(drawn(SHAPE, FLAIR)))
+    source = Source(data=flair or nifti(drawn(SHAPE, FLAIR)))
     message = ScanMessage(id="m", scan=Scan(id="s"), source=source, sequences=dict(sequences))
     parts = [decode(encode(part)) for part in stage.handle(message, DELIVERY).publish]
     assert all(isinstance(part, SlicesMessage) for part in parts)
@@ -153,17 +156,84 @@ def test_a_bundle_of_flair_reads_no_other_sequence(tmp_path: Path) -> None:
         ),
         (
             {"t1ce": SequenceSource(source=Source(data=nifti(drawn(SHAPE, FLAIR))))},
-            r"^t1ce: it is the FLAIR volume itself",
+            r"^t1ce: it is the image that came as flair, too",
+        ),
+        (
+            {"t1ce": SequenceSource(source=Source(data=gzip.compress(nifti(drawn(SHAPE, FLAIR)), 1)), channel="0")},
+            r"^t1ce: it is the image that came as flair, too",
+        ),
+        (
+            {"t1": SequenceSource(source=Source(data=gzip.compress(BESIDE, 1))), "t1ce": T1CE},
+            r"^t1ce: it is the image that came as t1, too",
+        ),
+        (
+            {
+                "t1ce": SequenceSource(
+                    source=Source(data=nifti(np.stack([drawn(SHAPE, FLAIR)] * 2, -1))), channel="9" * 4400
+                )
+            },
+            r"^t1ce: channel: not a number from 0 to 1$",
         ),
         ({"t1ce": SequenceSource(source=Source(upload="gliaflow.upload.none", chunks=1))}, "its sender deleted it"),
     ],
-    ids=["missing", "no NIfTI", "not allowed", "empty", "no channel", "the FLAIR again", "upload gone"],
+    ids=[
+        "missing",
+        "no NIfTI",
+        "not allowed",
+        "empty",
+        "no channel",
+        "the FLAIR again",
+        "a copy of it",
+        "one twice",
+        "huge number",
+        "upload gone",
+    ],
 )
 def test_a_sequence_that_cannot_be_used_is_named(
     tmp_path: Path, sequences: dict[str, SequenceSource], reason: str
 ) -> None:
     with pytest.raises(InvalidInput, match=reason):
         handled(tmp_path, SPEC, sequences)
+
+
+@pytest.mark.parametrize("how", ["codes", "identity"])
+def test_files_that_do_not_state_their_place_are_used_on_one_grid_alone(tmp_path: Path, how: str) -> None:
+    """Else they would be laid over each other as they are stored: here, the other sequence is sagittal."""
+    spec = SPEC.model_copy(update={"channels": ("flair", "t1ce"), "optional": (), "spacing": (1.5, 1.5)})
+    cube = affine_of((40, 40, 40), (5.0, 5.0, 5.0))
+
+    def unplaced(volume: np.ndarray) -> bytes:
+        image = nib.Nifti1Image(volume.astype(np.float32), np.eye(4))
+        if how == "codes":
+            image.set_sform(None, 0)
+            image.set_qform(None, 0)
+        return image.to_bytes()
+
+    flair, t1ce = drawn((40, 40, 40), cube), drawn((40, 40, 40), cube, core=-400)
+    handled(tmp_path, spec, {"t1ce": SequenceSource(source=Source(data=unplaced(t1ce)))}, unplaced(flair))
+    sagittal = SequenceSource(source=Source(data=unplaced(t1ce[:, :, 2:].transpose(1, 2, 0))))
+    for own in (unplaced(flair), nifti(flair, affine_of((40, 40, 40), (1.0, 1.0, 1.0)))):
+        with pytest.raises(
+            InvalidInput, match=r"^t1ce: its grid is not the FLAIR's, and one of the two files does not"
+        ):
+            handled(tmp_path, spec, {"t1ce": sagittal}, own)
+
+
+@pytest.mark.parametrize(("away", "says"), [(0.0, []), (1.0, ["t1ce"])])
+def test_what_is_said_of_the_flairs_place_is_said_again_of_another_grid(
+    tmp_path: Path, away: float, says: list[str]
+) -> None:
+    spec = SPEC.model_copy(update={"channels": ("flair", "t1ce"), "optional": ()})
+    moved = FLAIR + np.eye(4, k=3) * away
+
+    def in_template(volume: np.ndarray, affine: np.ndarray) -> bytes:
+        image = nib.Nifti1Image(volume.astype(np.float32), affine)
+        image.set_sform(affine, 4)
+        return image.to_bytes()
+
+    t1ce = SequenceSource(source=Source(data=in_template(drawn(SHAPE, moved, core=-400), moved)))
+    part = handled(tmp_path, spec, {"t1ce": t1ce}, in_template(drawn(SHAPE, FLAIR), FLAIR))
+    assert [text.partition(": ")[0] for text in part.warnings] == ["sform_code", *says]
 
 
 def test_the_sequences_of_one_4d_file_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
