@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from gliaflow_preprocessor.intensities import doubts
 from gliaflow_preprocessor.nifti import NiftiError, SeveralVolumes, read_scan
 from gliaflow_preprocessor.sequences import is_same_grid, missing_beside, prepare_beside
 from gliaflow_preprocessor.slices import Prepared, UnusableScan, prepare
-from gliaflow_preprocessor.sources import SourceError, UploadGone, read_source
+from gliaflow_preprocessor.sources import SOURCES_S, SourceError, UploadGone, read_source
 from gliaflow_preprocessor.steps import Steps
 from gliaflow_preprocessor.typical import doubt
 
@@ -54,6 +55,7 @@ class Preprocessor(Stage):
     def __init__(self, bundle: Bundle, broker: Broker, roots: Sequence[str], *, shards: int = 1) -> None:
         self._bundle, self._broker, self._roots, self._shards = bundle, broker, roots, shards
         self._steps = Steps(bundle.manifest.input.steps)
+        self._read_until = 0.0  # by time.monotonic, for the sources of the message in work
         self.channels = bundle.manifest.input.channels
 
     def handle(self, message: Message, delivery: Delivery) -> Outcome:
@@ -61,6 +63,7 @@ class Preprocessor(Stage):
         manifest = self._bundle.manifest
         if lacking := missing_sequence(manifest.input, scan.sequences):
             raise InvalidInput(lacking)
+        self._read_until = time.monotonic() + SOURCES_S
         try:
             data = self._fetch(scan.source)
             nifti = read_scan(data, scan.channel)
@@ -122,7 +125,7 @@ class Preprocessor(Stage):
     def _fetch(self, source: Source) -> bytes:
         self.fetching = True
         try:
-            return read_source(source, self._roots, self._broker)
+            return read_source(source, self._roots, self._broker, self._read_until)
         finally:
             self.fetching = False
 

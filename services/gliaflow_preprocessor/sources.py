@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -19,6 +20,9 @@ from gliaflow_runtime.broker.interface import Broker, BrokerError, Consumer
 from gliaflow_runtime.errors import describe_error, is_temporary
 from gliaflow_runtime.files import UnsafeFile, read_within
 from gliaflow_runtime.stage import TemporarilyUnavailable
+
+# All sources of one message. A worker ends the process after the setting deadline_s, by default 600 s.
+SOURCES_S = 300.0
 
 # A file of a store is read in pieces, so that a slow store, which gets no second attempt, differs from one that hangs.
 STORE_WAIT_S = 120.0
@@ -49,28 +53,31 @@ class UploadGone(SourceError):
         super().__init__("source.upload: its sender deleted it, or it expired; submit the scan again")
 
 
-def read_source(source: Source, roots: Sequence[str], broker: Broker) -> bytes:
+def read_source(source: Source, roots: Sequence[str], broker: Broker, until: float = math.inf) -> bytes:
     """The NIfTI bytes of a scan.
 
     Parameters
     ----------
     roots: allowed folders and URL prefixes of a URI (``/data``, ``s3://bucket/scans``).
     broker: has the upload queue.
+    until: by ``time.monotonic``, when the time for all sources of the message is over (``SOURCES_S``).
 
     Raises
     ------
-    SourceError: the file is outside the roots, missing or too large, or the upload is incomplete.
+    SourceError: the file is outside the roots, missing or too large, the upload is incomplete, or the time is over.
     UploadGone: the upload no longer exists.
     TemporarilyUnavailable: the store does not answer now.
     """
     if source.data is not None:
         return source.data
+    if time.monotonic() > until:
+        raise SourceError(f"source: the files of this scan take more than {SOURCES_S:g} s to read; send smaller ones")
     if source.uri is not None:
-        return _read_uri(source.uri, roots)
-    return _read_upload(str(source.upload), source.chunks, broker)
+        return _read_uri(source.uri, roots, until)
+    return _read_upload(str(source.upload), source.chunks, broker, until)
 
 
-def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
+def _read_uri(uri: str, roots: Sequence[str], until: float) -> bytes:
     """The sender gets the same reason whatever is wrong: a more exact one would say which files exist.
 
     No text names the file, since a path may have a patient's name in it.
@@ -81,7 +88,7 @@ def _read_uri(uri: str, roots: Sequence[str]) -> bytes:
     try:
         parts = urlsplit(uri)
         url = parts.scheme not in ("", "file")
-        return _within(STORE_WAIT_S, lambda: _read_url(uri, roots)) if url else _read_file(parts.path, roots)
+        return _within(STORE_WAIT_S, lambda: _read_url(uri, roots, until)) if url else _read_file(parts.path, roots)
     except Exception as error:  # each store raises its own types
         if url and is_temporary(error):
             raise TemporarilyUnavailable(f"source.uri: {describe_error(error)}") from None
@@ -124,8 +131,8 @@ def _client_options(scheme: str) -> dict[str, Any]:
     return {}
 
 
-def _read_url(uri: str, roots: Sequence[str]) -> bytes:
-    until = time.monotonic() + SLOW_S
+def _read_url(uri: str, roots: Sequence[str], until: float) -> bytes:
+    until = min(until, time.monotonic() + SLOW_S)
     parts = urlsplit(uri)
     escapes = ".." in unquote(parts.path).split("/") or "::" in uri or parts.query or parts.fragment
     if escapes or not any(uri.startswith(root.rstrip("/") + "/") for root in roots if "://" in root):
@@ -141,20 +148,22 @@ def _read_url(uri: str, roots: Sequence[str]) -> bytes:
             if len(data) > MAX_FILE_BYTES:
                 raise too_large
             if time.monotonic() > until:
-                raise UnsafeFile(f"the store needs more than {SLOW_S:g} s for it")
+                raise UnsafeFile(
+                    f"the store needs more than {SLOW_S:g} s for it, or {SOURCES_S:g} s for all files of the scan"
+                )
     return bytes(data)
 
 
-def _read_upload(name: str, chunks: int, broker: Broker) -> bytes:
+def _read_upload(name: str, chunks: int, broker: Broker, until: float) -> bytes:
     """The bytes in an upload queue. No chunk is acknowledged, so that a retry finds them again."""
     if not UPLOAD.fullmatch(name):
         raise SourceError("source.upload: not the name of an upload queue")
     if not 0 < chunks <= MAX_CHUNKS:
         raise SourceError(f"source.chunks: {chunks}, expected 1 to {MAX_CHUNKS}")
     try:
-        waiting = _await_chunks(name, chunks, broker)
+        waiting = _await_chunks(name, chunks, broker, until)
         with broker.consume(Queue(name, expires_s=24 * 3600), prefetch=waiting) as consumer:
-            parts = _receive(consumer, waiting, chunks)
+            parts = _receive(consumer, waiting, chunks, until)
     except BrokerError as error:  # if the broker itself is lost, the stage's next call raises this again
         if _is_gone(name, broker):
             raise UploadGone from None
@@ -162,9 +171,9 @@ def _read_upload(name: str, chunks: int, broker: Broker) -> bytes:
     return b"".join(parts[index] for index in range(chunks))
 
 
-def _await_chunks(name: str, chunks: int, broker: Broker) -> int:
+def _await_chunks(name: str, chunks: int, broker: Broker, until: float) -> int:
     """The number of messages in the queue: at least ``chunks``."""
-    until = time.monotonic() + UPLOAD_WAIT_S
+    until = min(until, time.monotonic() + UPLOAD_WAIT_S)
     while (state := broker.queue_state(name)) is not None:
         if state.waiting > 2 * chunks:
             raise SourceError(f"source.upload: {state.waiting} messages for {chunks} chunks")
@@ -176,14 +185,14 @@ def _await_chunks(name: str, chunks: int, broker: Broker) -> int:
     raise UploadGone
 
 
-def _receive(consumer: Consumer, waiting: int, chunks: int) -> dict[int, bytes]:
+def _receive(consumer: Consumer, waiting: int, chunks: int, until: float) -> dict[int, bytes]:
     """The chunks by number. One may come twice: a client that missed a confirm publishes it again."""
     numbers = {str(number): number for number in range(chunks)}
     parts: dict[int, bytes] = {}
     size = arrived = lost = 0
     started = time.monotonic()
     while len(parts) < chunks and arrived < waiting:
-        left = started + UPLOAD_WAIT_S + size / UPLOAD_RATE - time.monotonic()
+        left = min(until, started + UPLOAD_WAIT_S + size / UPLOAD_RATE) - time.monotonic()
         delivery = consumer.next(timeout=max(0.0, left))
         if consumer.lost > lost:  # a new connection, on which all of them come again
             lost, arrived = consumer.lost, 0

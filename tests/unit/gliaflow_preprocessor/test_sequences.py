@@ -11,12 +11,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 from gliaflow_extractor.extractor import Extractor
+from gliaflow_preprocessor import sources
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_preprocessor.sequences import prepare_beside
 from gliaflow_preprocessor.slices import UnusableScan, prepare
-from gliaflow_proto import ProtocolError, Scan, ScanMessage, SequenceSource, SlicesMessage, Source, decode, encode
+from gliaflow_preprocessor.sources import SourceError, read_source
+from gliaflow_proto import (
+    ProtocolError,
+    Scan,
+    ScanMessage,
+    SequenceSource,
+    SlicesMessage,
+    Source,
+    decode,
+    encode,
+    upload_queue,
+)
 from gliaflow_runtime.broker.interface import Delivery
-from gliaflow_runtime.broker.memory import MemoryBroker
+from gliaflow_runtime.broker.memory import MemoryBroker, MemoryConsumer
 from gliaflow_runtime.bundle.load import Bundle, write_manifest
 from gliaflow_runtime.bundle.manifest import InputSpec
 from gliaflow_runtime.stage import InvalidInput
@@ -248,6 +260,33 @@ def test_the_sequences_of_one_4d_file_are_fetched_once(tmp_path: Path, monkeypat
     (part, *_) = stage.handle(message, DELIVERY).publish
     assert len(read) == 1
     assert not np.array_equal(part.image[:, 0], part.image[:, 2])
+
+
+def test_the_uploads_of_a_scan_have_one_limit_of_time_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each alone is quick enough. Together, they would hold the preprocessor until its deadline ends the process."""
+    clock, read, broker = [0.0], MemoryConsumer.next, MemoryBroker()
+    monkeypatch.setattr(sources.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("gliaflow_preprocessor.preprocessor.SOURCES_S", 12)
+
+    def slow(self: MemoryConsumer, timeout: float) -> Delivery | None:
+        clock[0] += min(timeout, 4.9)
+        return read(self, 0) if timeout >= 4.9 else None
+
+    monkeypatch.setattr(MemoryConsumer, "next", slow)
+    uploads = {}
+    for name, core in (("flair", 300), ("t1", 100), ("t1ce", -400)):
+        queue = upload_queue(name)
+        broker.declare(queue)
+        broker.publish(queue.keys[0], nifti(drawn(SHAPE, FLAIR, core)), message_id="0")
+        uploads[name] = Source(upload=queue.name, chunks=1)
+    stage, flair = Preprocessor(blank(tmp_path, SPEC), broker, []), uploads.pop("flair")
+    sequences = {name: SequenceSource(source=source) for name, source in uploads.items()}
+    message = ScanMessage(id="m", scan=Scan(id="s"), source=flair, sequences=sequences)
+    with pytest.raises(InvalidInput, match=r"^t1ce: source.upload: 0 of 1 chunks arrived"):
+        stage.handle(message, DELIVERY)
+    assert clock[0] <= 12
+    with pytest.raises(SourceError, match="the files of this scan take more than 300 s to read"):
+        read_source(flair, [], broker, until=clock[0] - 1)
 
 
 class _NoNetwork:

@@ -167,6 +167,16 @@ def test_a_slow_store_has_one_limit_in_all(
     assert clock[0] == 150
 
 
+def test_a_store_has_no_more_time_than_is_left_for_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sources.fsspec, "open", lambda *_, **__: SlowStore(clock))
+    with pytest.raises(SourceError, match=UNREADABLE) as caught:
+        read_source(Source(uri="s3://bucket/scan.nii"), ["s3://bucket"], MemoryBroker(), until=60)
+    assert "300 s for all files of the scan" in caught.value.detail
+    assert clock[0] == 100
+
+
 @pytest.fixture
 def silent() -> Iterator[int]:
     """The port of a store that accepts connections and never answers."""
