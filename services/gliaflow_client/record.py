@@ -239,7 +239,7 @@ class Record:
             pass  # half a line of a run that was killed
 
 
-def _location(item: Input) -> str:
+def _location(item: Input | SequenceInput) -> str:
     return item.uri or f"{_real(item.path.parent)}/{item.path.name}"  # a link to a file keeps its own name
 
 
@@ -250,7 +250,7 @@ def _real(folder: PurePath) -> str:
 
 def _stamp(item: Input) -> str:
     """The stamp of a scan's files; of a scan that is sent with other sequences, that of all of them."""
-    stamps = {name: [_stamp_of(each), str(each.path), each.channel] for name, each in item.sequences.items()}
+    stamps = {name: [_stamp_of(each), _location(each), each.channel] for name, each in item.sequences.items()}
     own = _stamp_of(item)
     if not stamps or not own or not all(stamp for stamp, *_ in stamps.values()):
         return "" if stamps else own

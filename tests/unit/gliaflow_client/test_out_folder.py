@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from gliaflow.flow import Flow
 from gliaflow.scans import Input
+from gliaflow.sequences import SequenceInput
 from gliaflow_client.out_folder import OutFolder, Target
-from gliaflow_client.record import RECORD, free_name
+from gliaflow_client.record import RECORD, ScanState, free_name
 from gliaflow_client.table import TABLE, ScanRow, read_table, write_table
 from gliaflow_proto import NO_TUMOUR, PredictionMessage, ScanMessage, encode, routing_key
 from gliaflow_runtime.broker.interface import Broker
@@ -139,6 +140,19 @@ def test_another_channel_of_a_file_is_another_question(flow: Flow, tmp_path: Pat
     four = scan(tmp_path / "P1/four.nii", "1")
     submit(flow, tmp_path / "out", [replace(four, channel="0")])
     assert submit(flow, tmp_path / "out", [replace(four, channel="1")], resume=True) == ["flair"]
+
+
+def test_a_scan_with_its_sequences_is_the_same_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four = scan(tmp_path / "P1/four.nii", "1")
+    stamps = set()
+    for folder in (tmp_path, tmp_path / "P1"):
+        monkeypatch.chdir(folder)
+        path = Path(os.path.relpath(four.path))
+        sequences = {"t1ce": SequenceInput(path, "1")}
+        stamps.add(ScanState.of(replace(four, path=path, channel="0", sequences=sequences)))
+    assert len(stamps) == 1
 
 
 def test_scans_are_known_after_their_folder_was_moved(flow: Flow, tmp_path: Path) -> None:
