@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from gliaflow_plugins.networks.pooled_classifier import fit_pooled  # noqa: E402
+from gliaflow_plugins.networks.pooled_classifier import PooledClassifier, fit_pooled  # noqa: E402
 from gliaflow_plugins.networks.shared_covariance import (  # noqa: E402
     Labelled,
     Unlabelled,
@@ -31,7 +31,7 @@ def patients(common: int, rare: int, seed: int, slices: int = 4) -> Labelled:
     return Labelled(values, grade[of], np.char.add(f"{seed}-", of.astype(np.str_)))
 
 
-def area(of: Labelled, module: torch.nn.Module) -> float:
+def area(of: Labelled, module: PooledClassifier) -> float:
     with torch.no_grad():
         return area_under_curve(of, module.grade(torch.from_numpy(of.values)).numpy())
 
