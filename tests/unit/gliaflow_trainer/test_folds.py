@@ -30,7 +30,7 @@ from gliaflow_trainer.unet_fit import fit_unet  # noqa: E402
 from gliaflow_trainer.variants import choose  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
-PROFILE = dataclasses.replace(small.PROFILE, folds=2, unet={**small.PROFILE.unet, "epochs": 5})
+PROFILE = dataclasses.replace(small.PROFILE, folds=2, unet={**small.PROFILE.unet, "epochs": 4, "epoch_slices": 64})
 EVERYONE = {"H0", "H1", "H2", "L0", "L1", "L2"}
 PATIENTS = [(f"p{n}", "HGG" if n % 3 else "LGG") for n in range(40)]
 
