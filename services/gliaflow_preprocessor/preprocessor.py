@@ -104,7 +104,7 @@ class Preprocessor(Stage):
         images = [flair.image]
         for name in spec.channels[1:]:
             if (file := scan.sequences.get(name)) is None:
-                warnings.append(f"{name}: the scan came without it; this bundle was trained to answer without it, too")
+                warnings.append(f"{name}: the scan came without it; the bundle can do without it")
                 images.append(missing_beside(flair, spec))
                 continue
             with _named(name):
@@ -156,9 +156,9 @@ def missing_sequence(spec: InputSpec, sent: Collection[str]) -> str:
     if not lacking:
         return ""
     return (
-        f"{', '.join(lacking)}: the scan came without it, and this bundle needs {', '.join(spec.channels)}: name "
-        f"its file (--{lacking[0]} FILE), or submit the folder of the study; to stages on a broker, with --sequences "
-        f"{','.join(lacking)} (docs/scans.md)"
+        f"{', '.join(lacking)}: the scan came without it, and this bundle needs {', '.join(spec.channels)}: put it "
+        f"beside the FLAIR, under a name that says so (docs/scans.md), or name it (--{lacking[0]} FILE); to stages on "
+        f"a broker, send it with --sequences {','.join(lacking)}"
     )
 
 

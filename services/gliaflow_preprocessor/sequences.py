@@ -84,10 +84,10 @@ def on_grid(
         return volume
     _check_placed(placed)
     plane = _interpolated(native(volume).astype(np.float32, copy=False), affine, grid)
-    placed = np.empty(shape, np.float32)
+    moved = np.empty(shape, np.float32)
     for z in range(shape[2]):
-        placed[:, :, z] = plane(slice(0, shape[0]), slice(0, shape[1]), z)
-    return placed
+        moved[:, :, z] = plane(slice(0, shape[0]), slice(0, shape[1]), z)
+    return moved
 
 
 def _check_placed(placed: bool) -> None:

@@ -36,12 +36,18 @@ def cohort(
     grade_column: flags.GradeColumn = None,
     series: flags.Series = None,
     check: Annotated[bool, typer.Option("--check", help="Cut every scan and mask as training does too.")] = False,
+    channels: Annotated[
+        str | None,
+        typer.Option("--channels", help="With --check: the sequences to cut, as for `gliaflow train`; default: flair."),
+    ] = None,
     verbose: flags.Verbose = False,
 ) -> None:
     """Print what is read from a folder: layout, scans, patients, grades, masks, problems.
 
     Exit code 1: there is no scan. With --check also: a scan or mask is bad, or two patients have the same data.
     """
+    if channels is not None and not check:
+        raise typer.BadParameter("--channels needs --check: it says what is cut")
     from gliaflow.flair_rules import flair_rules
     from gliaflow_plugins.cohorts.read import CohortRequest
     from gliaflow_plugins.cohorts.scan_files import not_read
@@ -68,7 +74,7 @@ def cohort(
         print_left_out(not_read(found, folder), verbose)
     good = bool(cases)
     if check:
-        good &= _check(cases) and not found.leaks
+        good &= _check(cases, channels) and not found.leaks
     raise typer.Exit(0 if good else 1)
 
 
@@ -90,16 +96,19 @@ def _classes(cases: Sequence[Case]) -> str:
     return ", ".join(texts + ([f"none {without}"] if without else []))
 
 
-def _check(cases: Sequence[Case]) -> bool:
+def _check(cases: Sequence[Case], channels: str | None) -> bool:
     """Cut every scan and mask as ``gliaflow train`` does, and print what it would refuse. True: all are good."""
     from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
     from gliaflow_trainer.profiles import PROFILES
     from gliaflow_trainer.slices import blank_bundle, cut_each
 
+    from gliaflow_cli.learning import choose_sequences
+
+    profile = choose_sequences(PROFILES["demo"], channels, None)
     voxels, masks = [], []
     with progress_bar() as bar, TemporaryDirectory() as folder:
         task = bar.add_task("scans and masks", total=len(cases))
-        for result in cut_each(cases, blank_bundle(PROFILES["demo"], Path(folder))):
+        for result in cut_each(cases, blank_bundle(profile, Path(folder))):
             if result.scan is None:
                 console.print(f"bad       {result.reason}", style="red", soft_wrap=True)
             else:

@@ -140,6 +140,17 @@ def test_check_of_good_images_has_exit_code_0(tmp_path: Path) -> None:
     assert code == 0
 
 
+def test_check_cuts_the_sequences_that_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    save_case(tmp_path, "a")
+    (tmp_path / "a" / "a_t1ce.nii.gz").write_bytes(b"no image")
+    assert run(tmp_path, "--check")[0] == 0
+    code, lines = run(tmp_path, "--check", "--channels", "flair,t1ce")
+    assert any(line.startswith("bad") and "t1ce: not a NIfTI file" in line for line in lines)
+    assert code == 1
+    assert run(tmp_path, "--channels", "flair,t1ce")[0] == 2, "without --check, nothing is cut"
+
+
 def test_check_names_patients_with_the_same_scan(tmp_path: Path) -> None:
     write_folders(tmp_path, {"a": "II", "b": "III"})
     save_case(tmp_path, "a")

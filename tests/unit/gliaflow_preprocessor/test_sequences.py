@@ -141,7 +141,7 @@ def test_slices_have_a_channel_for_each_sequence_and_a_missing_one_that_may_be_m
     t1ce, _ = prepare_beside(drawn(SHAPE, FLAIR, core=-400).astype(np.float32), FLAIR, flair, SPEC)
     expected = np.stack([flair.image, 0 * t1ce, t1ce], axis=1)[: len(part.image)].astype(np.float16)
     assert np.array_equal(part.image, expected)
-    assert part.warnings == ["t1: the scan came without it; this bundle was trained to answer without it, too"]
+    assert part.warnings == ["t1: the scan came without it; the bundle can do without it"]
 
 
 def test_a_bundle_of_flair_reads_no_other_sequence(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_bundle_of_flair_reads_no_other_sequence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sequences", "reason"),
     [
-        ({}, r"^t1ce: the scan came without it, and this bundle needs flair, t1, t1ce: name its file"),
+        ({}, r"^t1ce: the scan came without it, and this bundle needs flair, t1, t1ce: put it beside"),
         ({"t1ce": SequenceSource(source=Source(data=b"no scan"))}, r"^t1ce: not a NIfTI file"),
         ({"t1ce": SequenceSource(source=Source(uri="file:///x"))}, r"^t1ce: source.uri: this pipeline reads no URIs"),
         (
