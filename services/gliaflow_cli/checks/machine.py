@@ -70,7 +70,9 @@ def check_bundle(settings: Settings) -> str:
     for service in PIPELINE:
         SERVICES[service](bundle, settings)  # loads and warms its networks on the device
     precision = "" if bundle.manifest.quantization is None else ", U-Net in int8"
-    return f"{bundle.id} on {settings.device}{precision}, all digests match and all networks run"
+    channels = bundle.manifest.input.channels
+    reads = f", reads {', '.join(channels)}" if channels[1:] else ""
+    return f"{bundle.id} on {settings.device}{precision}{reads}, all digests match and all networks run"
 
 
 def check_plugins() -> str:
