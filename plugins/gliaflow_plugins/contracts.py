@@ -271,6 +271,7 @@ class Case:
     label: HGG or LGG. ``CohortRequest.read`` sets it, from the grade.
     sequences: the other sequences of the same study, by name: t1, t1ce (after contrast), t2. Each may be on a grid of
         its own, and may be another volume of the 4-D file ``scan``.
+    unused: why a sequence is not in ``sequences``, though the study may have it; by name.
     """
 
     id: str
@@ -281,6 +282,7 @@ class Case:
     channel: str | None = None
     label: str | None = None
     sequences: Mapping[str, SequenceFile] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,19 @@ DERIVATIVE = re.compile(
     r"prob(s|abilit(y|ies))?|pve|templates?|atlas|warp(field)?|jac(obian)?|deformation|displacement|xfm|biasfield|tpm|priors?"
     r"|uncertainty|entropy|saliency|softmax|logits|skeleton|residual|mixeltype|[a-z0-9]+map"
 )
+# Words of a series' description or of its processing: they name no patient.
+NOISE = re.compile(
+    r"flair|t2f|[23]d|axi?(al)?|tra(ns(verse)?)?|sag(ittal)?|cor(onal)?|obl(ique)?|tse|fse|se|tir|tirm|dark|fluid|darkfluid|spc"
+    r"|space|cube|vista|propeller|blade|sense|grappa|cs|fs|fatsat|iso(tropic)?|images?(tr|ts|val)?|img|scans?|anat(omy)?"
+    r"|brain|head|skull|nifti|nii|dicom|mri?|mrt|irm|vol(umes?)?|data|dataset|cohort|patients|subjects|cases|files|input|series|seq(uence)?|pre|post|gd|gad|contrast|km|w|weighted"
+    r"|native|raw|rawdata|orig(inal)?|manual|auto(matic)?|expert|final|copy|kopie|bet|hdbet|synthstrip|(skull|un)?stripped|strip|ss"
+    r"|noskull|masked|bias(corr)?|corr(ected)?|n4(itk)?|(pre)?norm(ali[sz]ed)?|zscore|reg(istered)?|coreg(istered)?|aligned|warped"
+    r"|mni(152\w*)?|r?sri(24)?|lps|ras|rai|lpi|lia|resampled?|res|\d+mm|\d*iso|denoised|restored?|cropp?(ed)?|std|reorient(ed)?|eddy"
+    r"|preproc(essed)?|defaced?|conformed|to|in|into|on|onto|weighted|study|derivatives|sourcedata|source|nifti|niftis"
+    r"|mpr|wip|view|tilt|eq|shc|clear|spair|spir|fat|sat|dis[23]d|nd|mobiview|filt(ered)?|fast|hr|hires|highres|lowres|res"
+    r"|(post|pre)?(gad|gd|contrast|km)|multi|uw|br|anon(ymi[sz]ed)?|imgs?|resources?|assessors?|outputs?|out|results?"
+    r"|exports?|downloads?|process(ed|ing)|mris?|images?nii|sequences|sessions|visits"
+)
 DARK_FLUID = re.compile(r"dark[-_ ]?fluid|(?<![^\W_])da-fl(?![^\W_])", re.IGNORECASE)  # Siemens's name of FLAIR
 
 

@@ -20,7 +20,7 @@ from gliaflow_runtime.stage import InvalidInput, TemporarilyUnavailable
 from numpy.typing import NDArray
 
 from gliaflow.scans import Input, find_one
-from gliaflow.sequences import GivenSequences, SequenceInput, wanted_sequences
+from gliaflow.sequences import GivenSequences, SequenceInput, require_read, wanted_sequences
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,7 @@ def extract(
 
     settings = load_settings({"tap": tap, "bundle": bundle and str(bundle), "device": device, "threads": threads})
     served = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles)
+    require_read(sequences or {}, served.manifest.input.channels)
     item = find_one(
         scan,
         channel=channel,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gliaflow.answer import Answer
 from gliaflow.scans import Input, ScanPath, as_inputs, check_grade, find_one
 from gliaflow.sent_scan import SentScan
-from gliaflow.sequences import UNUSED, GivenSequences, SequenceInput
+from gliaflow.sequences import UNUSED, GivenSequences, SequenceInput, require_read
 from gliaflow.submission import NoStage, Submission
 from gliaflow.waiting import FOR_FEATURES, FOR_SCANS, Waiting, cause, warn
 
@@ -91,11 +91,16 @@ class Flow:
 
         Raises
         ------
-        UsageError: there is no such file, or it is a folder with several scans.
+        UsageError: there is no such file, it is a folder with several scans, or stages in this process do not read one
+            of ``sequences``.
         BrokerError: no stage takes the scan, or the broker is lost.
         """
         chosen = () if series is None else (series,)
         given = GivenSequences.of(sequences or {})
+        if sequences and isinstance(scan, Input):
+            raise UsageError("sequences: an Input has its own; give it these, or give the scan's path")
+        if self._stages:
+            require_read(sequences or {}, self._stages.bundle.manifest.input.channels)
         item = (
             scan
             if isinstance(scan, Input)

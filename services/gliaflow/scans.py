@@ -30,7 +30,14 @@ from gliaflow_runtime.visible import visible
 from gliaflow.dicom_names import apart, series_name, series_place
 from gliaflow.flair_rules import flair_rules
 from gliaflow.places import search
-from gliaflow.sequences import NONE_GIVEN, OWN_FILE, GivenSequences, SequenceInput, case_sequences, scan_sequences
+from gliaflow.sequences import (
+    NONE_GIVEN,
+    UNUSED,
+    GivenSequences,
+    SequenceInput,
+    case_sequences,
+    scan_sequences,
+)
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.choose import KnownImages
@@ -134,7 +141,7 @@ def find_inputs(
     Raises
     ------
     UsageError: a path does not exist, a path is empty, a glob or a value of ``series`` matches nothing, the grade is
-        unknown, or ``given`` has a file and there are several scans.
+        unknown, or ``given`` has a file and there are several scans, or one image for two sequences.
     NoScanError: there is no scan.
     """
     grade = None if grade is None else check_grade(grade)
@@ -217,14 +224,10 @@ def _with_given(inputs: list[Input], given: GivenSequences) -> list[Input]:
             f"{flags}: a file of one scan, but there are {len(inputs)}: name one scan, or write a table with a column "
             "for each sequence (docs/cohorts.md)"
         )
-    own = {
-        name: replace(each, path=inputs[0].path, volume=inputs[0].volume, uri=inputs[0].uri)
-        if each.path == OWN_FILE
-        else each
-        for name, each in given.files.items()
-    }
-    doubts = tuple(text for text in inputs[0].warnings if text.split(" ")[0].rstrip(":") not in own)
-    return [replace(inputs[0], sequences={**inputs[0].sequences, **own}, warnings=doubts)]
+    (item,) = inputs
+    flair = SequenceInput(item.path, item.channel, item.volume, item.uri)
+    doubts = tuple(text for text in item.warnings if text.split(" ")[0].rstrip(":") not in given.files)
+    return [replace(item, sequences=given.beside(flair, item.sequences), warnings=doubts)]
 
 
 def as_inputs(
@@ -302,7 +305,9 @@ def _inputs_of(cohort: Cohort, name: str, channel: str | None, sequences: Sequen
             path = case.scan.path if isinstance(case.scan, NiftiFile) else Path(str(case.scan))
             volume = None if isinstance(case.scan, NiftiFile) and not is_other_format(path) else case.scan
             item = Input(path, unique, case.patient, case.label, case.channel or channel, name, volume)
-        inputs.append(replace(item, sequences=case_sequences(case.sequences, sequences)))
+        unused = (f"{each}{UNUSED}{case.unused[each]}" for each in sequences if each in case.unused)
+        found = case_sequences(case.sequences, sequences)
+        inputs.append(replace(item, sequences=found, warnings=(*item.warnings, *unused)))
     return inputs
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from gliaflow_plugins.cohorts.dicom_scans import as_series, folder_of, only_series
+from gliaflow_plugins.cohorts.dicom_scans import as_series, folder_of, only_series, volume_key
 from gliaflow_plugins.cohorts.other_formats import is_other_format
 from gliaflow_plugins.cohorts.scan_files import ScanFile
 from gliaflow_plugins.cohorts.volumes import NiftiFile
@@ -36,6 +36,11 @@ class SequenceInput:
     channel: str | None = None
     volume: Volume | None = None
     uri: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Equal for the same image."""
+        return volume_key(as_series(self.volume) or self.uri or self.path, self.channel)
 
     @property
     def root(self) -> str:
@@ -87,8 +92,32 @@ class GivenSequences:
                 series[name] = text.strip()
         return cls(files, series)
 
+    def beside(self, flair: SequenceInput, found: Mapping[str, SequenceInput]) -> dict[str, SequenceInput]:
+        """The named files and what was found for the scan ``flair``, without a file that was found for another name.
+
+        Raises
+        ------
+        UsageError: a file is the FLAIR scan, or is named twice.
+        """
+        own = {
+            name: replace(each, path=flair.path, volume=flair.volume, uri=flair.uri) if each.path == OWN_FILE else each
+            for name, each in self.files.items()
+        }
+        names = {flair.key: "the FLAIR scan"}
+        for name, each in own.items():
+            if each.key in names:
+                raise UsageError(f"--{name} {each.path}: the same image as {names[each.key]}")
+            names[each.key] = f"--{name}"
+        return {name: each for name, each in found.items() if each.key not in names} | own
+
 
 NONE_GIVEN = GivenSequences()
+
+
+def require_read(named: Iterable[str], channels: Sequence[str]) -> None:
+    """Raise UsageError if a user named a sequence that is not among the ``channels`` of the bundle."""
+    if unread := [f"--{name}" for name in named if name not in channels]:
+        raise UsageError(f"{', '.join(unread)}: the bundle reads {', '.join(channels)}; choose another with --bundle")
 
 
 def _of_file(name: str, path: Path) -> SequenceInput:

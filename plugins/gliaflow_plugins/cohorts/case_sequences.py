@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from gliaflow_plugins.cohorts import image_names
 from gliaflow_plugins.cohorts.decathlon import Dataset, Files
 from gliaflow_plugins.cohorts.image_names import is_image, stem
-from gliaflow_plugins.cohorts.sequences import case_words, is_sequence_folder, place_of, siblings
+from gliaflow_plugins.cohorts.sequences import (
+    Siblings,
+    all_words,
+    case_words,
+    is_sequence_folder,
+    place_of,
+    siblings,
+    with_t1_for_t2,
+)
 from gliaflow_plugins.cohorts.walk import is_hidden
 from gliaflow_plugins.left_out import LeftOut
-from gliaflow_plugins.sequence_names import SHOWN
+from gliaflow_plugins.sequence_names import DOUBTFUL, SHOWN
 
+MAY_BE_SCANS = ("FLAIR", "unknown", "doubtful file")
 LEVELS = 3  # a sequence's image is at most so many folders below the folder that is called after the sequence
 
 
@@ -34,6 +43,23 @@ class CaseSequences:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Images:
+    """The images in the folder of a case or of several.
+
+    Parameters
+    ----------
+    others: the other sequences, by the words that name their case (``case_words``).
+    scans: the words of all images that may be scans, taken or not. flairs: of those that are called FLAIR.
+    names: the images that may be scans, by all words of their names.
+    """
+
+    others: Mapping[tuple[str, ...], Sequence[PurePath]]
+    scans: Set[tuple[str, ...]]
+    flairs: Set[tuple[str, ...]]
+    names: Mapping[tuple[str, ...], PurePath]
+
+
 class SequenceFinder:
     """Finds the other sequences. Each folder is read once.
 
@@ -45,8 +71,7 @@ class SequenceFinder:
     def __init__(self, files: Files, wanted: Sequence[str]) -> None:
         self._files, self.wanted = files, tuple(wanted)
         self._names: dict[PurePath, list[str]] = {}
-        self._cases: dict[PurePath, dict[tuple[str, ...], list[PurePath]]] = {}
-        self._flairs: dict[PurePath, set[tuple[str, ...]]] = {}  # the words that name the cases of FLAIR images
+        self._places: dict[PurePath, Images] = {}
         self.left_out: list[LeftOut] = []
 
     def beside(self, flairs: Sequence[PurePath]) -> dict[PurePath, CaseSequences]:
@@ -54,10 +79,18 @@ class SequenceFinder:
         found = {}
         for flair in flairs:
             place = place_of(flair)
-            cases = self._others(place)
-            alone = self._flairs[place] <= {case_words(flair)}
-            others = [path for case in cases.values() for path in case] if alone else cases.get(case_words(flair), [])
-            of = siblings(flair, others, alone=alone)
+            images = self._images(place)
+            case = case_words(flair)
+            others = [*images.others.get(case, ())]
+            if images.flairs <= {case}:
+                others += [
+                    path for each in images.others.keys() - images.scans - {case} for path in images.others[each]
+                ]
+            of = siblings(flair, others, alone=images.scans <= {case})
+            if (as_t1 := with_t1_for_t2(flair)) in images.names:
+                visit = images.names[as_t1].name
+                why = f"is {visit} of another visit? Name the files with --t1, --t1ce and --t2, or in a table"
+                of = Siblings(problems=dict.fromkeys(self.wanted, why))
             self.left_out += [
                 LeftOut(path, f"another version of the same sequence: {taken.name} is taken", "other version")
                 for path, taken in of.passed_over.items()
@@ -74,9 +107,12 @@ class SequenceFinder:
         case, number = dataset.case(scan)
         for name in self.wanted:
             numbers = dataset.channels_of(name)
+            doubtful = dataset.channels_of(*DOUBTFUL) if name in DOUBTFUL and not numbers else []
+            listing = ", ".join(f"{each} ({dataset.channels[each]})" for each in [*numbers, *doubtful])
             if len(numbers) > 1:
-                several = ", ".join(f"{each} ({dataset.channels[each]})" for each in numbers)
-                problems[name] = f"several channels may be its {SHOWN[name]}: {several}"
+                problems[name] = f"several channels may be its {SHOWN[name]}: {listing}"
+            elif doubtful:
+                problems[name] = f"before or after contrast? dataset.json does not say it of channel {listing}"
             elif numbers and number is None:
                 found[name] = SequencePath(scan, str(numbers[0]))
             elif numbers:
@@ -90,21 +126,22 @@ class SequenceFinder:
             self._names[folder] = [name for name in self._files.names(folder) if not is_hidden(name)]
         return self._names[folder]
 
-    def _others(self, place: PurePath) -> dict[tuple[str, ...], list[PurePath]]:
-        """The images of other sequences in the folder of a case or of several, by the words that name their case."""
-        if place not in self._cases:
+    def _images(self, place: PurePath) -> Images:
+        """The images in the folder of a case or of several, and in their sequences' folders."""
+        if place not in self._places:
             names = self._names_in(place)
             images = [place / name for name in names if is_image(name)]
             for name in names:
                 if not is_image(name) and is_sequence_folder(name):
-                    images += self._below(place / name, LEVELS)
-            cases: dict[tuple[str, ...], list[PurePath]] = defaultdict(list)
+                    images += [path for path in self._below(place / name, LEVELS) if place_of(path) == place]
             kinds = {path: image_names.judge(path, place).kind for path in sorted(images)}
+            others: dict[tuple[str, ...], list[PurePath]] = defaultdict(list)
             for path in (path for path, kind in kinds.items() if kind == "other sequence"):
-                cases[case_words(path)].append(path)
-            self._cases[place] = cases
-            self._flairs[place] = {case_words(path) for path, kind in kinds.items() if kind == "FLAIR"}
-        return self._cases[place]
+                others[case_words(path)].append(path)
+            scans = {path: case_words(path) for path, kind in kinds.items() if kind in MAY_BE_SCANS}
+            flairs = {case for path, case in scans.items() if kinds[path] == "FLAIR"}
+            self._places[place] = Images(others, {*scans.values()}, flairs, {all_words(path): path for path in scans})
+        return self._places[place]
 
     def _below(self, folder: PurePath, levels: int) -> list[PurePath]:
         paths = [folder / name for name in self._names_in(folder)]

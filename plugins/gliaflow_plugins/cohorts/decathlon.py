@@ -61,9 +61,9 @@ class Dataset:
                 return number
         return None
 
-    def channels_of(self, sequence: str) -> list[int]:
-        """The numbers of the channels whose names are those of a sequence: t1, t1ce or t2."""
-        return [number for number, name in self.channels.items() if sequences_of(name) == (sequence,)]
+    def channels_of(self, *sequences: str) -> list[int]:
+        """The numbers of the channels whose names mean a sequence: t1, t1ce or t2; or may mean all of several."""
+        return [number for number, name in self.channels.items() if sequences_of(name) == sequences]
 
     def case(self, path: PurePath) -> tuple[str, int | None]:
         """The case's name, and the number of the channel if the file has one channel only."""

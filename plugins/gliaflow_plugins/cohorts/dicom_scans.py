@@ -118,7 +118,8 @@ def with_series(case: Case, series: DicomSeries, problems: list[str]) -> Case:
     """The case with the other sequences of its FLAIR series' study. ``problems`` gets what is doubtful about them."""
     problems += [f"{case.id}: {name} is not used: {why}" for name, why in series.sequence_problems.items()]
     problems += [f"{case.id}: {name}: {doubt}" for name, each in series.sequences.items() for doubt in each.warnings]
-    return replace(case, sequences={name: SequenceFile(each) for name, each in series.sequences.items()})
+    sequences = {name: SequenceFile(each) for name, each in series.sequences.items()}
+    return replace(case, sequences=sequences, unused=series.sequence_problems)
 
 
 def only_series(folder: Path) -> DicomSeries:
@@ -199,6 +200,14 @@ def as_series(volume: object) -> DicomSeries | None:
     """The volume, if it is a DICOM series."""
     module = sys.modules.get("gliaflow_plugins.dicom.series")  # not loaded: no volume is one
     return volume if module is not None and isinstance(volume, module.DicomSeries) else None
+
+
+def volume_key(volume: object, channel: str | None) -> tuple[str, str]:
+    """Equal for one image under two names: by its series, or by its file (or URI) and channel; none means 0."""
+    series = as_series(volume)
+    place = str(volume)
+    key = f"{series.uid} {series.echo_ms}" if series else place if "://" in place else os.path.realpath(place)
+    return key, (channel or "").strip().lstrip("0") or "0"
 
 
 def folder_of(series: DicomSeries) -> Path:

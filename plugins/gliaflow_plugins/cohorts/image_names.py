@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Literal
 
-from gliaflow_plugins.image_words import CACHED, DARK_FLUID, DERIVATIVE, FLAIR, MASK, OTHER, WORD, words
+from gliaflow_plugins.image_words import CACHED, DARK_FLUID, DERIVATIVE, FLAIR, MASK, NOISE, OTHER, WORD, words
 from gliaflow_plugins.sequence_names import JOINED
 
 Kind = Literal["FLAIR", "mask", "other sequence", "derivative", "doubtful file", "unknown"]
@@ -28,19 +28,6 @@ BIDS_PLACE = re.compile(
 WEAK_MASK = re.compile(r"tumou?rs?|lesions?|l(ä|ae)sion(en)?|o?edema|necrosis|enhancing|[gcp]tv|gt|truth")
 INTO = re.compile(r"to|2|in|into|on|onto|reg|registered|coreg|warped|aligned")
 T1_FLAIR = re.compile(r"t1[a-z]*flair\w*")
-# Words of a series' description or of its processing: they name no patient.
-NOISE = re.compile(
-    r"flair|t2f|[23]d|axi?(al)?|tra(ns(verse)?)?|sag(ittal)?|cor(onal)?|obl(ique)?|tse|fse|se|tir|tirm|dark|fluid|darkfluid|spc"
-    r"|space|cube|vista|propeller|blade|sense|grappa|cs|fs|fatsat|iso(tropic)?|images?(tr|ts|val)?|img|scans?|anat(omy)?"
-    r"|brain|head|skull|nifti|nii|dicom|mri?|mrt|irm|vol(umes?)?|data|dataset|cohort|patients|subjects|cases|files|input|series|seq(uence)?|pre|post|gd|gad|contrast|km|w|weighted"
-    r"|native|raw|rawdata|orig(inal)?|manual|auto(matic)?|expert|final|copy|kopie|bet|hdbet|synthstrip|(skull|un)?stripped|strip|ss"
-    r"|noskull|masked|bias(corr)?|corr(ected)?|n4(itk)?|(pre)?norm(ali[sz]ed)?|zscore|reg(istered)?|coreg(istered)?|aligned|warped"
-    r"|mni(152\w*)?|r?sri(24)?|lps|ras|rai|lpi|lia|resampled?|res|\d+mm|\d*iso|denoised|restored?|cropp?(ed)?|std|reorient(ed)?|eddy"
-    r"|preproc(essed)?|defaced?|conformed|to|in|into|on|onto|weighted|study|derivatives|sourcedata|source|nifti|niftis"
-    r"|mpr|wip|view|tilt|eq|shc|clear|spair|spir|fat|sat|dis[23]d|nd|mobiview|filt(ered)?|fast|hr|hires|highres|lowres|res"
-    r"|(post|pre)?(gad|gd|contrast|km)|multi|uw|br|anon(ymi[sz]ed)?|imgs?|resources?|assessors?|outputs?|out|results?"
-    r"|exports?|downloads?|process(ed|ing)|mris?|images?nii|sequences|sessions|visits"
-)
 SESSION = re.compile(
     r"(ses|session|visit|time|timepoint|tp|followup|follow-up|fu|week|day|month|year)[-_ ]?(\d{1,8}|[a-z])|ses-\w+"
     r"|baseline|bl|fu|follow[-_ ]?up|session|ses|visit|pre-?op|post-?op|pre|post|[vt]\d"

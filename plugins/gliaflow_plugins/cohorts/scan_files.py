@@ -79,7 +79,7 @@ def with_sequences(case: Case, sequences: CaseSequences, problems: list[str]) ->
     """The case with these sequences. ``problems`` gets a line for each that is not used though it may be there."""
     problems += [f"{case.id}: {name} is not used: {why}" for name, why in sequences.problems.items()]
     files = {name: SequenceFile(NiftiFile(Path(each.path)), each.channel) for name, each in sequences.found.items()}
-    return replace(case, sequences=files)
+    return replace(case, sequences=files, unused=sequences.problems)
 
 
 class LocalFiles:

@@ -15,6 +15,7 @@ from gliaflow_plugins.cohorts.dicom_scans import (
     only_scan,
     only_series,
     require_matches,
+    volume_key,
     with_series,
 )
 from gliaflow_plugins.cohorts.image_names import stem
@@ -87,8 +88,11 @@ class Csv:
             case = Case(name, volume, mask, patient, cell.get("grade"), channel=cell.get("channel") or None)
             if series := as_series(volume):
                 case = with_series(case, series, problems)
-            named = _sequences(path.parent, cell, volume, where, problems)
-            cases.append(replace(case, sequences={**case.sequences, **named}))
+            named, refused = _sequences(path.parent, cell, volume)
+            problems += [f"{where}: {name} is not used: {why}" for name, why in refused.items()]
+            found = {name: each for name, each in case.sequences.items() if name not in refused}
+            reasons = {name: why for name, why in case.unused.items() if name not in named}
+            cases.append(replace(case, sequences={**found, **named}, unused=reasons | refused))
         if searched:
             require_matches(self.rules, searched)
         used = ", ".join(f"{_shown(known)} by {column!r}" for known, column in columns.items())
@@ -132,11 +136,10 @@ def _columns(table: Table, problems: list[str]) -> dict[str, str]:
     return columns
 
 
-def _sequences(
-    base: Path, cell: Mapping[str, str], scan: Volume, where: str, problems: list[str]
-) -> dict[str, SequenceFile]:
-    """The other sequences that a row names."""
-    named = {}
+def _sequences(base: Path, cell: Mapping[str, str], scan: Volume) -> tuple[dict[str, SequenceFile], dict[str, str]]:
+    """The other sequences that a row names, and why it names one that is not used."""
+    named: dict[str, SequenceFile] = {}
+    unused: dict[str, str] = {}
     for name in OTHERS:
         text, channel = cell.get(name, ""), cell.get(f"{name}_channel") or None
         try:
@@ -146,8 +149,14 @@ def _sequences(
             elif channel:
                 named[name] = SequenceFile(scan, channel)
         except (OSError, ValueError) as error:
-            problems.append(f"{where}: {name} {error}; not used")
-    return named
+            unused[name] = str(error)
+    keys = {name: volume_key(each.volume, each.channel) for name, each in named.items()}
+    keys["scan"] = volume_key(scan, cell.get("channel"))
+    for name in [*named]:
+        if same := [other for other, key in keys.items() if other != name and key == keys[name]]:
+            unused[name] = f"it is the same image as {same[0]}"
+            del named[name]
+    return named, unused
 
 
 def _located(base: Path, text: str) -> Path:

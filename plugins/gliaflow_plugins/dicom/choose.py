@@ -21,6 +21,7 @@ from gliaflow_plugins.left_out import NO_FLAIR, LeftOut
 MAX_FILES = 500_000
 MAX_KNOWN = 50_000  # images, some KiB each
 SUFFIXES = ("", ".dcm", ".ima")  # of files that should be DICOM
+T1_FLAIR = re.compile(r"(?<![^\W_])t1(?:(?!t2)[^/])*?(flair|tirm|dark.?fluid)", re.IGNORECASE)  # a T1 sequence
 NEVER = {"LOCALIZER": "a localizer", "MOSAIC": "a Siemens mosaic, many slices in one picture"}
 
 Stamp = tuple[int, int, int]
@@ -141,7 +142,9 @@ class Candidate:
 
     @property
     def is_named(self) -> bool:
-        described = re.search(self.rules.pattern, self.head.description, re.IGNORECASE) is not None
+        text = self.head.description
+        is_t1 = T1_FLAIR.search(text) is not None and self.right_inversion is not True
+        described = re.search(self.rules.pattern, text, re.IGNORECASE) is not None and not is_t1
         return described or self.head.contrast == "FLUID_ATTENUATED"
 
     @property

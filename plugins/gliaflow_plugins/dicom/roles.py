@@ -1,8 +1,8 @@
 """Which series of a FLAIR series' study are its other sequences: T1, T1 after contrast (t1ce) and T2.
 
-A role is read from the description (``sequences_of``) and from ContrastBolusAgent; without a description from
-AcquisitionContrast, or from the timing of a spin echo. Of several series with one role, one is taken only if the rules
-below leave one: a series is never guessed.
+A role is read from the description (``sequences_of``); without one, from AcquisitionContrast or the timing of a spin
+echo. What a T1 does not say of contrast itself, ContrastBolusAgent says, unless it may be stated in the whole study. Of
+several series with one role, one is taken only if the rules below leave one: a series is never guessed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gliaflow_plugins.dicom.doubts import arranged
 from gliaflow_plugins.dicom.geometry import affine_of, normal_of
 from gliaflow_plugins.dicom.images import DicomImage, DicomSlice
 from gliaflow_plugins.image_words import DERIVATIVE, FLAIR, MASK, OTHER, words
-from gliaflow_plugins.sequence_names import ANOTHER, SHOWN, says_before_contrast, sequences_of
+from gliaflow_plugins.sequence_names import ANOTHER, DOUBTFUL, SHOWN, sequences_of, states_contrast
 
 if TYPE_CHECKING:
     from gliaflow_plugins.dicom.choose import Candidate
@@ -52,20 +52,26 @@ def find_roles(flair: Candidate, others: Sequence[Candidate]) -> Roles:
     taken: dict[str, Candidate] = {}
     problems: dict[str, str] = {}
     doubts: dict[str, tuple[str, ...]] = {}
-    roles = [(each, _roles(each)) for each in others]
+    if arranged(flair.images, flair.slices)[1]:  # then nothing is sent
+        return Roles()
+    wanted = flair.rules.sequence_series
+    named = {name: [each for each in others if each.is_called(value)] for name, value in wanted.items()}
+    given = {id(series[0]) for series in named.values() if len(series) == 1}
+    roles = [(each, may_be) for each, may_be in _all_roles(flair, others) if id(each) not in given]
     for name in flair.rules.sequences:
-        wanted = flair.rules.sequence_series.get(name, "")
-        chosen = [each for each in others if wanted and each.is_called(wanted)]
-        if wanted and not chosen:
-            problems[name] = f"no series of the study matches --{name} {wanted}"
+        chosen = named.get(name, [])
+        if name in wanted and not chosen:
+            problems[name] = f"no series of the study matches --{name} {wanted[name]}"
             continue
         pool = chosen or [each for each, may_be in roles if may_be == (name,)]
         fitting = {id(each): _misfit(flair, each) for each in pool}
         best = [each for each in pool if not fitting[id(each)]]
         if best and not chosen:
-            rank = max(_rank(flair, each) for each in best)
-            best = [each for each in best if _rank(flair, each) == rank]
-        if len(best) == 1:
+            rank = max(_rank(flair, each, name) for each in best)
+            best = [each for each in best if _rank(flair, each, name) == rank]
+        if same := [other for other, each in taken.items() if each in best and chosen]:
+            problems[name] = f"{best[0].shown(False)} is its {SHOWN[same[0]]}, by --{same[0]}"
+        elif len(best) == 1:
             taken[name] = best[0]
             doubts[name] = _doubts(flair, best[0])
         elif best:
@@ -80,18 +86,38 @@ def find_roles(flair: Candidate, others: Sequence[Candidate]) -> Roles:
     return Roles(taken, problems, doubts)
 
 
-def _roles(each: Candidate) -> tuple[str, ...]:
-    """The sequences that a series may be: none, one, or T1 before and after contrast."""
+def _all_roles(flair: Candidate, others: Sequence[Candidate]) -> list[tuple[Candidate, tuple[str, ...]]]:
+    """The sequences that each series may be, by its own headers and those of the study's other T1."""
+    beside = flair.head.description
+    roles = [(each, _roles(each, beside)) for each in others]
+    stating = {id(each) for each in others if states_contrast(each.head.description, beside)}
+    t1s = [(each, may_be) for each, may_be in roles if may_be and may_be != ("t2",)]
+    agent = any(each.head.agent for each, _ in t1s)
+    none = any(not (each.head.agent or ("t1ce" in may_be and id(each) in stating)) for each, may_be in t1s)
+
+    def by_agent(each: Candidate, may_be: tuple[str, ...]) -> tuple[str, ...]:
+        if not may_be or may_be == ("t2",) or id(each) in stating:
+            return may_be
+        plain = may_be == ("t1",)
+        if each.head.agent:
+            return ("t1ce",) if none or (plain and len(t1s) == 1) else DOUBTFUL
+        return ("t1",) if agent or plain else DOUBTFUL
+
+    return [(each, by_agent(each, may_be)) for each, may_be in roles]
+
+
+def _roles(each: Candidate, beside: str) -> tuple[str, ...]:
+    """The sequences that a series may be: none, one, or both T1. ``beside``: the description of the FLAIR."""
     head = each.head
     if each.never or each.count < each.rules.min_slices or not each.slices or OTHER_IMAGES & {*head.image_type[:4]}:
         return ()
-    named = sequences_of(head.description)
+    named = sequences_of(head.description, beside)
+    if named == ("t2",) and (each.is_named or each.is_timed):
+        return ()
     if not named and (each.not_flair == "" or head.contrast == "FLUID_ATTENUATED"):
         return ()
     if not named and not _says_other(head.description):
-        named = _by_headers(head, each.echo)
-    if named == ("t1",) and head.agent and not says_before_contrast(head.description):
-        return ("t1ce",)
+        return _by_headers(head, each.echo)
     return named
 
 
@@ -114,13 +140,12 @@ def _by_headers(head: DicomImage, echo_ms: float) -> tuple[str, ...]:
 
 def _misfit(flair: Candidate, each: Candidate) -> str:
     """Why a series cannot be laid over the FLAIR series; empty: it can."""
+    if each.head.patient != flair.head.patient:
+        return "another PatientID than the FLAIR series"
     slices, problem = arranged(each.images, each.slices)
     if problem:
         return problem
-    mine, refused = arranged(flair.images, flair.slices)
-    if refused:  # then nothing is sent
-        return ""
-    share = covered(mine, slices)
+    share = covered(arranged(flair.images, flair.slices)[0], slices)
     if share >= COVERED:
         return ""
     if each.head.frame_of_reference != flair.head.frame_of_reference:
@@ -138,10 +163,11 @@ def covered(flair: Sequence[DicomSlice], other: Sequence[DicomSlice]) -> float:
     return float(((places > -0.5) & (places < shapes[1][:, None] - 0.5)).all(axis=0).mean())
 
 
-def _rank(flair: Candidate, each: Candidate) -> tuple[bool, bool, bool]:
-    """The FLAIR's own frame of reference comes first, then a series that is not derived, then the FLAIR's own plane."""
+def _rank(flair: Candidate, each: Candidate, name: str) -> tuple[bool, bool, bool, bool]:
+    """First comes what the description says, then the FLAIR's frame of reference, then not derived, then its plane."""
+    said = sequences_of(each.head.description, flair.head.description) == (name,)
     same_plane = abs(float(normal_of(each.slices[0]) @ normal_of(flair.slices[0]))) >= SAME_PLANE
-    return each.head.frame_of_reference == flair.head.frame_of_reference, not each.is_derived, same_plane
+    return said, each.head.frame_of_reference == flair.head.frame_of_reference, not each.is_derived, same_plane
 
 
 def _doubts(flair: Candidate, each: Candidate) -> tuple[str, ...]:

@@ -221,8 +221,6 @@ def test_a_number_in_a_folder_of_several_scans_is_not_that_of_a_series(tmp_path:
 
 def test_a_sequence_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "A_flair.nii.gz").write_bytes(b"x")
-    gone = GivenSequences.of({"t1ce": tmp_path / "A_flair.nii.gz"})
-    item = find_one(tmp_path / "A_flair.nii.gz", given=gone)
     (tmp_path / "A_t1.nii.gz").write_bytes(b"y")
     item = find_one(tmp_path / "A_flair.nii.gz", sequences=["t1"])
     (tmp_path / "A_t1.nii.gz").unlink()
@@ -243,6 +241,41 @@ def test_what_is_not_there_is_refused(tmp_path: Path, given: dict[str, str], tex
     (tmp_path / "A_flair.nii.gz").write_bytes(b"x")
     with pytest.raises(UsageError, match=text):
         find_inputs([tmp_path], given=GivenSequences.of(given))
+
+
+def test_a_file_that_the_user_names_is_used_once(tmp_path: Path) -> None:
+    for name in ("A_flair.nii.gz", "A_t1.nii.gz"):
+        (tmp_path / name).write_bytes(b"x")
+
+    def named(**given: str) -> dict[str, str]:
+        files = GivenSequences.of({name: tmp_path / text for name, text in given.items()})
+        item = find_one(tmp_path / "A_flair.nii.gz", sequences=["t1", "t1ce"], given=files)
+        return {name: each.path.name for name, each in item.sequences.items()}
+
+    assert named(t1ce="A_t1.nii.gz") == {"t1ce": "A_t1.nii.gz"}  # it was found as t1
+    with pytest.raises(UsageError, match=r"--t1ce .*A_t1.nii.gz: the same image as --t1"):
+        named(t1="A_t1.nii.gz", t1ce="A_t1.nii.gz")
+    with pytest.raises(UsageError, match=r"--t1ce .*A_flair.nii.gz: the same image as the FLAIR scan"):
+        named(t1ce="A_flair.nii.gz")
+
+
+def test_sequences_that_would_not_be_used_are_refused(flow: Flow, tmp_path: Path) -> None:
+    (tmp_path / "A_flair.nii.gz").write_bytes(b"x")
+    given = {"t1ce": tmp_path / "A_t1ce.nii.gz"}
+    given["t1ce"].write_bytes(b"y")
+    with pytest.raises(UsageError, match="an Input has its own"):
+        flow.submit(find_one(tmp_path / "A_flair.nii.gz"), sequences=given)
+    with pytest.raises(UsageError, match="--t1ce: the bundle reads flair;"):
+        gliaflow.extract(tmp_path / "A_flair.nii.gz", sequences=given, threads=1)
+    with gliaflow.open(threads=1) as plain, pytest.raises(UsageError, match="--t1ce: the bundle reads flair;"):
+        plain.submit(tmp_path / "A_flair.nii.gz", sequences=given)
+
+
+def test_what_a_table_names_and_is_not_there_is_a_warning_of_its_scan(tmp_path: Path) -> None:
+    (tmp_path / "A.nii.gz").write_bytes(b"x")
+    (tmp_path / "scans.csv").write_text("scan,t1ce\nA.nii.gz,gone.nii.gz\n")
+    item = find_one(tmp_path / "scans.csv", sequences=["t1ce"])
+    assert item.warnings == ("t1ce is not used: gone.nii.gz does not exist",)
 
 
 def test_a_file_of_one_sequence_is_not_for_several_scans(tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ LAYOUTS: dict[str, tuple[dict[str, str], dict[str, dict[str, str]]]] = {
     ),
     "folders": (
         dict.fromkeys(
-            ["P1/FLAIR.nii.gz", "P1/T1.nii.gz", "P1/T1_Gd.nii.gz", "P2/6_ax_flair.nii", "P2/9_ax_t1_km.nii"], ""
+            ["P1/FLAIR.nii.gz", "P1/T1.nii.gz", "P1/T1_Gd.nii.gz", "P2/6_ax_flair/x.nii", "P2/9_ax_t1_km/x.nii"], ""
         ),
-        {"P1": {"t1": "T1.nii.gz", "t1ce": "T1_Gd.nii.gz"}, "P2": {"t1ce": "9_ax_t1_km.nii"}},
+        {"P1": {"t1": "T1.nii.gz", "t1ce": "T1_Gd.nii.gz"}, "P2": {"t1ce": "x.nii"}},
     ),
     "csv": (
         {
@@ -144,41 +144,23 @@ def test_the_other_sequences_change_neither_the_scans_nor_the_masks(tmp_path: Pa
     assert cases[0] == cases[1]
 
 
-@pytest.mark.parametrize(
-    ("text", "meaning"),
-    [
-        ("t1ce", "t1ce"),
-        ("T1Gd", "t1ce"),
-        ("t1_post", "t1ce"),
-        ("T1post", "t1ce"),
-        ("t1c", "t1ce"),
-        ("AX T1 +C", "t1ce"),
-        ("T1w MPRAGE KM", "t1ce"),
-        ("T1 fspgr 3D gad", "t1ce"),
-        ("sub-1_ce-gadolinium_T1w", "t1ce"),
-        ("acq-postgd_T1w", "t1ce"),
-        ("t1", "t1"),
-        ("t1n", "t1"),
-        ("T1 pre contrast", "t1"),
-        ("AX T1 w/o", "t1"),
-        ("T1 -C", "t1"),
-        ("T1 ohne KM", "t1"),
-        ("post-op t1", "t1"),
-        ("T2w", "t2"),
-        ("t2_tse_tra", "t2"),
-        ("T1 pre and post", "t1 t1ce"),
-        ("T2-FLAIR", ""),
-        ("T2*", ""),
-        ("t2_star", ""),
-        ("t1_map", ""),
-        ("T1 subtraction", ""),
-        ("T1 c-spine", ""),
-        ("pd_t2", ""),
-        ("dwi", ""),
-    ],
-)
-def test_what_a_name_or_a_description_means(text: str, meaning: str) -> None:
-    assert " ".join(sequences_of(text)) == meaning
+MEANINGS = {
+    "t1ce": "t1ce,T1Gd,t1_post,T1post,t1c,AX T1 +C,T1w MPRAGE KM,T1 fspgr 3D gad,sub-1_ce-gadolinium_T1w,acq-postgd_T1w"
+    ",T1 ax dopo mdc,T1 INJECTE,T1 IV+,T1 MPRAGE +,T1 xyz post,T1 nach KM",
+    "t1": "t1,t1n,T1 pre contrast,AX T1 w/o,T1 -C,T1 ohne KM,post-op t1,T1 vor KM,t1 before contrast,T1 sin contraste"
+    ",T1 zonder contrast,T1 avant gado,T1 prior to contrast,T1 minus gad,T1 senza mdc,t1_mprage_sag_p2_iso 1mm",
+    "t2": "T2w,t2_tse_tra",
+    # both, or a word that is in no list: przed means before
+    "t1 t1ce": "T1 pre and post,AX T1 W/WO GAD,T1 przed KM,T1 xyz,T1 GD001",
+    # t1_t1ce: t1 may be a visit
+    "": "T2-FLAIR,T2*,t2_star,t1_map,T1 subtraction,T1 c-spine,pd_t2,dwi,t2_tirm_tra,T2 FLR,t1_t1ce",
+}
+
+
+@pytest.mark.parametrize("meaning", MEANINGS)
+def test_what_a_name_or_a_description_means(meaning: str) -> None:
+    texts = MEANINGS[meaning].split(",")
+    assert {text: " ".join(sequences_of(text)) for text in texts} == dict.fromkeys(texts, meaning)
 
 
 def test_two_candidates_are_named_and_neither_is_used(tmp_path: Path) -> None:
@@ -187,7 +169,8 @@ def test_two_candidates_are_named_and_neither_is_used(tmp_path: Path) -> None:
     )
     assert sequences == {"t2": "P1_t2.nii.gz"}
     assert problems == [
-        "P1: t1ce is not used: several files may be its T1 after contrast: P1_t1ce.nii.gz, P1_t1gd.nii.gz"
+        "P1: t1ce is not used: several files may be its T1 after contrast: P1_t1ce.nii.gz, P1_t1gd.nii.gz. "
+        "Name it with --t1ce, or in a table"
     ]
 
 
@@ -211,6 +194,65 @@ def test_another_visit_or_another_patient_is_not_taken(tmp_path: Path) -> None:
     put(tmp_path, dict.fromkeys([*baseline, *others], ""))
     cases = {case.id: sorted(case.sequences) for case in read(tmp_path).cases}
     assert cases == {"P1_baseline": ["t1"], "P1_followup": [], "P2": [], "P4": []}
+
+
+# the files of one folder, and what the scan with the first name gets; "-": nothing, and a problem names that file
+ONE_FOLDER: dict[str, tuple[str, dict[str, str]]] = {
+    "another patient": ("001_flair 002_t1ce", {"t1ce": "-002_t1ce"}),
+    "another patient beside an unknown file": ("001_flair 002_fl 002_t1ce", {"t1ce": "-002_t1ce"}),
+    "another patient without FLAIR in the names": ("002 001 001_t1ce", {}),
+    "another date": ("20190101_flair 20190101_t1 20200615_t1ce", {"t1": "20190101_t1", "t1ce": "-20200615_t1ce"}),
+    "another date of a patient": ("P1_2019-01-01_flair P1_2020-06-15_t1ce", {"t1ce": "-P1_2020-06-15_t1ce"}),
+    "another visit of BraTS": ("BraTS-GLI-1-000-t2f BraTS-GLI-1-001-t1c", {"t1ce": "-BraTS-GLI-1-001-t1c"}),
+    "another number": ("6_ax_flair 9_ax_t1_km", {"t1ce": "-9_ax_t1_km"}),
+    "a patient called GD": ("GD001_flair GD001_t1", {"t1": "GD001_t1"}),
+    "a patient called gad": ("gaddis_flair gaddis_t1", {"t1": "gaddis_t1"}),
+    "a patient called CE": ("CE_01_flair CE_01_t1", {"t1": "-CE_01_t1", "t1ce": "-CE_01_t1"}),
+    "a patient called NC": ("NC_01_flair NC_01_t1_post NC_01_t1", {"t1": "NC_01_t1", "t1ce": "NC_01_t1_post"}),
+    "a subject of BIDS called gd": ("sub-gd_FLAIR sub-gd_T1w", {"t1": "sub-gd_T1w"}),
+    "a session of BIDS called post": ("sub-1_ses-post_FLAIR sub-1_ses-post_T1w", {"t1": "sub-1_ses-post_T1w"}),
+    "FLAIR of Siemens": ("P1_flair P1_t2_tirm", {}),
+    "visits t1 and t2": (
+        "P1_t2_flair P1_t1_flair P1_t1_t1ce P1_t1_mprage",
+        {"t1": "-P1_t1_flair", "t1ce": "-P1_t1_flair", "t2": "-P1_t1_flair"},
+    ),
+    "a visit t1": ("P1_t2_flair P1_t1_t1ce", {}),
+    "registered": ("P1_FLAIR P1_T1toFLAIR P1_T1", {"t1": "P1_T1toFLAIR"}),
+    "a plus": ("P1_flair P1_t1+c P1_t1", {"t1": "P1_t1", "t1ce": "P1_t1+c"}),
+}
+
+
+@pytest.mark.parametrize("case", ONE_FOLDER)
+def test_what_may_be_of_another_patient_or_visit_is_not_taken_and_named(tmp_path: Path, case: str) -> None:
+    names, expected = ONE_FOLDER[case]
+    place = tmp_path / "glioma"
+    put(place, dict.fromkeys([f"{name}.nii.gz" for name in names.split()], ""))
+    chooser = Chooser(sequences=OTHERS)
+    name = names.split()[0]
+    for scan in (
+        *(each for each in chooser.folder(place) if each.path.name == f"{name}.nii.gz"),
+        chooser.one(place / f"{name}.nii.gz"),
+    ):
+        used = {name: each.path.name.removesuffix(".nii.gz") for name, each in scan.sequences.found.items()}
+        assert used == {name: text for name, text in expected.items() if text[0] != "-"}
+        unused = {name: text[1:] for name, text in expected.items() if text[0] == "-"}
+        assert scan.sequences.problems.keys() == unused.keys()
+        assert all(unused[name] in why and f"--{name}" in why for name, why in scan.sequences.problems.items())
+
+
+def test_folders_called_t1_and_t2_with_a_flair_are_those_of_visits(tmp_path: Path) -> None:
+    put(tmp_path, dict.fromkeys([f"P1/{name}.nii.gz" for name in ("T1/P1_FLAIR", "T2/P1_FLAIR", "T2/P1_T1ce")], ""))
+    scans = Chooser(sequences=OTHERS).folder(tmp_path)
+    assert [[*scan.sequences.found] for scan in scans] == [[], ["t1ce"]]
+
+
+def test_a_number_of_a_folder_is_that_of_a_series_unless_it_is_padded_as_a_patients(tmp_path: Path) -> None:
+    names = ["P1/5-ax_flair/NIFTI/x", "P1/9-ax_t1_km/NIFTI/x", "study/001_FLAIR/x", "study/002_T1ce/x"]
+    put(tmp_path, dict.fromkeys([f"{name}.nii.gz" for name in names], ""))
+    series, padded = (scan.sequences for scan in Chooser(sequences=OTHERS).folder(tmp_path))
+    assert series.found["t1ce"].path == tmp_path / f"{names[1]}.nii.gz"
+    assert padded.found == {}
+    assert "002_T1ce/x.nii.gz: another number than in 001_FLAIR/x.nii.gz" in padded.problems["t1ce"]
 
 
 def test_sequences_in_folders_of_their_names(tmp_path: Path) -> None:
@@ -262,6 +304,16 @@ def test_nnunets_files_are_known_by_the_channels_of_dataset_json(tmp_path: Path)
     assert found(read(tmp_path, "msd")) == {"C1": {"t1": "C1_0000.nii.gz", "t1ce": "C1_0002.nii.gz"}}
 
 
+def test_a_channel_that_may_be_before_or_after_contrast_is_named(tmp_path: Path) -> None:
+    described = {"modality": {"0": "FLAIR", "1": "T1 vor KM", "2": "T1 xyz KM"}}
+    put(tmp_path, {"imagesTr/B1.nii.gz": "", "labelsTr/B1.nii.gz": "", "dataset.json": json.dumps(described)})
+    cohort = read(tmp_path, "msd")
+    assert found(cohort) == {"B1": {"t1": "B1.nii.gz:1"}}
+    assert any(
+        "t1ce is not used: before or after contrast?" in line and "2 (T1 xyz KM)" in line for line in cohort.problems
+    )
+
+
 def test_two_channels_of_one_meaning_are_named(tmp_path: Path) -> None:
     described = {"modality": {"0": "FLAIR", "1": "T1gd", "2": "T1c"}}
     put(tmp_path, {"imagesTr/B1.nii.gz": "", "labelsTr/B1.nii.gz": "", "dataset.json": json.dumps(described)})
@@ -295,7 +347,19 @@ def test_a_missing_file_of_a_table_is_a_problem_and_the_scan_stays(tmp_path: Pat
     put(tmp_path, {"a.nii": "", "cohort.csv": "scan,patient,t1ce\na.nii,P1,gone.nii\n"})
     cohort = read(tmp_path, "csv")
     assert found(cohort) == {"a": {}}
-    assert "cohort.csv line 2: t1ce gone.nii does not exist; not used" in cohort.problems
+    assert "cohort.csv line 2: t1ce is not used: gone.nii does not exist" in cohort.problems
+    assert cohort.cases[0].unused == {"t1ce": "gone.nii does not exist"}
+
+
+def test_a_table_that_names_one_image_twice_uses_it_for_neither(tmp_path: Path) -> None:
+    put(tmp_path, {"a.nii": "", "b.nii": "", "cohort.csv": "scan,patient,t1,t1ce,t2\na.nii,P1,b.nii,./b.nii,a.nii\n"})
+    cohort = read(tmp_path, "csv")
+    assert found(cohort) == {"a": {}}
+    assert cohort.problems == [
+        "cohort.csv line 2: t1 is not used: it is the same image as t1ce",
+        "cohort.csv line 2: t1ce is not used: it is the same image as t1",
+        "cohort.csv line 2: t2 is not used: it is the same image as scan",
+    ]
 
 
 def test_two_columns_that_may_be_one_sequence_are_refused(tmp_path: Path) -> None:

@@ -68,6 +68,86 @@ def test_a_description_beats_the_agent_which_some_scanners_state_in_the_whole_st
     assert roles(flair_of(tmp_path)) == {"t1": 1, "t1ce": 2}
 
 
+def test_the_agent_says_nothing_if_it_may_be_stated_in_the_whole_study(tmp_path: Path) -> None:
+    wide = np.array([[0.0, 0, 8, 50], [-8, 0, 0, 150], [0, 8, 0, -70], [0, 0, 0, 1]])  # sagittal, around the FLAIR
+    write_flair(tmp_path / "flair", SMALL)
+    add(tmp_path, "t1 se tra", 1, ContrastBolusAgent="Gd")
+    add(tmp_path, "t1 se post", 2, wide, ContrastBolusAgent="Gd")
+    series = flair_of(tmp_path)
+    assert roles(series) == {"t1ce": 2}
+    assert "before or after contrast?" in series.sequence_problems["t1"]
+    add(tmp_path, "t1 se", 3)  # without: then the others' agent is their own, and what a description says is preferred
+    assert roles(flair_of(tmp_path)) == {"t1": 3, "t1ce": 2}
+
+
+def test_of_a_word_that_no_list_knows_the_agent_decides_if_it_tells_two_series_apart(tmp_path: Path) -> None:
+    write_flair(tmp_path / "flair", SMALL)
+    add(tmp_path, "t1 xyz", 1)
+    series = flair_of(tmp_path)
+    assert (roles(series), sorted(series.sequence_problems)) == ({}, ["t1", "t1ce"])
+    add(tmp_path, "t1 zyx", 2, ContrastBolusAgent="Gd")
+    assert roles(flair_of(tmp_path)) == {"t1": 1, "t1ce": 2}
+
+
+def test_the_name_of_a_protocol_that_the_flair_has_too_says_nothing(tmp_path: Path) -> None:
+    def of_protocol(image: FileDataset, _: int) -> None:
+        image.ProtocolName = "HEAD GLIOM W/WO KM"
+
+    write_flair(tmp_path / "flair", SMALL, change=of_protocol)
+    for number, name in ((1, "t1 nativ"), (2, "t1 post")):
+        add(tmp_path, name, number, ProtocolName="HEAD GLIOM W/WO KM")
+    assert roles(flair_of(tmp_path)) == {"t1": 1, "t1ce": 2}
+
+
+def test_a_flair_without_positions_has_no_roles_and_its_own_problem(tmp_path: Path) -> None:
+    def unplaced(image: FileDataset, _: int) -> None:
+        del image.ImagePositionPatient
+
+    write_flair(tmp_path / "P1/flair", SMALL, change=unplaced)
+    add(tmp_path / "P1", "t1", 1)
+    series = flair_of(tmp_path, FlairRules(sequences=OTHERS, sequence_series={"t1ce": "1"}))
+    assert "ImagePositionPatient: missing" in series.problem
+    assert (series.sequences, series.sequence_problems) == ({}, {})
+
+
+def test_a_series_of_another_patient_is_refused(tmp_path: Path) -> None:
+    write_flair(tmp_path / "flair", SMALL)
+    add(tmp_path, "t1 post", 1, PatientID="another")
+    series = flair_of(tmp_path)
+    assert roles(series) == {}
+    assert series.sequence_problems == {"t1ce": "series 1, 12 images: another PatientID than the FLAIR series"}
+
+
+def test_other_flair_series_are_neither_t2_nor_the_scan(tmp_path: Path) -> None:
+    def inversion(number: int, time: float, echo: float, *types: str) -> Callable[[FileDataset, int], None]:
+        def change(image: FileDataset, _: int) -> None:
+            image.SeriesNumber, image.InversionTime, image.EchoTime = number, time, echo
+            image.ImageType = [*types, "PRIMARY"]
+
+        return change
+
+    for number, (name, *of) in enumerate(
+        [
+            ("t2_tirm_tra", 2500, 90, "ORIGINAL"),
+            ("t2_tirm_cor", 2500, 90, "DERIVED"),
+            ("AX T1 FLAIR", 780, 10, "ORIGINAL"),
+        ],
+        1,
+    ):
+        write(single_frames(SMALL, series=name, change=inversion(number, *of)), tmp_path / name)
+    series = flair_of(tmp_path)
+    assert (series.number, series.problem, roles(series)) == (1, "", {"t1": 3})
+
+
+def test_a_series_that_the_user_named_for_one_sequence_is_no_other(tmp_path: Path) -> None:
+    write_flair(tmp_path / "flair", SMALL)
+    add(tmp_path, "t1", 1)
+    assert roles(flair_of(tmp_path, FlairRules(sequences=OTHERS, sequence_series={"t1ce": "1"}))) == {"t1ce": 1}
+    twice = flair_of(tmp_path, FlairRules(sequences=OTHERS, sequence_series={"t1": "1", "t1ce": "t1"}))
+    assert roles(twice) == {"t1": 1}
+    assert twice.sequence_problems == {"t1ce": "series 1, 12 images is its T1, by --t1"}
+
+
 def test_the_flair_and_what_is_left_out_are_the_same_whether_roles_are_looked_for_or_not(tmp_path: Path) -> None:
     write_flair(tmp_path / "flair", SMALL)
     add(tmp_path, "t1", 1)
