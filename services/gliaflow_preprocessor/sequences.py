@@ -72,7 +72,9 @@ def on_grid(
     *,
     placed: bool = True,
 ) -> NDArray[Any]:
-    """A volume on the grid of another, of this shape and affine: as it is, or interpolated (float32), 0 outside.
+    """A volume on the grid of another, of this shape and affine: as it is, or interpolated, 0 outside.
+
+    Interpolated short integers are rounded; all others become float32.
 
     ``placed``: as for ``prepare_beside``.
 
@@ -83,10 +85,12 @@ def on_grid(
     if is_same_grid(volume, affine, shape, grid):
         return volume
     _check_placed(placed)
-    plane = _interpolated(native(volume).astype(np.float32, copy=False), affine, grid)
-    moved = np.empty(shape, np.float32)
+    volume = native(volume)
+    plane = _interpolated(volume.astype(np.float32, copy=False), affine, grid)
+    moved = np.empty(shape, volume.dtype)
     for z in range(shape[2]):
-        moved[:, :, z] = plane(slice(0, shape[0]), slice(0, shape[1]), z)
+        values = plane(slice(0, shape[0]), slice(0, shape[1]), z)
+        moved[:, :, z] = np.rint(values) if volume.dtype.kind in "iu" else values
     return moved
 
 
