@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from gliaflow_proto import SEQUENCES
+from gliaflow_runtime.errors import UsageError
 
 from gliaflow_cli import flags
 from gliaflow_cli.terminal import console, progress_bar
@@ -16,13 +18,21 @@ def phantom(
     patients: Annotated[int, typer.Option("--patients", help="Number of patients.", min=1)] = 20,
     seed: flags.PhantomSeed = 0,
     hgg_share: Annotated[float, typer.Option("--hgg-share", help="Share of high grade.", min=0, max=1)] = 0.6,
+    sequences: Annotated[
+        str, typer.Option("--sequences", help="flair, or flair with some of t1, t1ce, t2, separated by commas.")
+    ] = "flair",
 ) -> None:
-    """Write a cohort of phantom scans with masks and grades."""
+    """Write a cohort of phantom scans with masks and grades.
+
+    A phantom is a drawing: an average brain, bent at random, in which a tumour has grown. It is not a patient.
+    """
     from gliaflow_phantoms.phantom import write_cohort
+
+    names = tuple(dict.fromkeys(name.strip().casefold() for name in sequences.split(",")))
+    if "flair" not in names or not set(names) <= set(SEQUENCES):
+        raise UsageError(f"--sequences: {sequences!r} is not flair with some of {', '.join(SEQUENCES[1:])}")
 
     with progress_bar() as bar:
         task = bar.add_task("phantoms", total=patients)
-        write_cohort(
-            out, patients, seed, hgg_share=hgg_share, progress=lambda done, _: bar.update(task, completed=done)
-        )
+        write_cohort(out, patients, seed, hgg_share, names, progress=lambda done, _: bar.update(task, completed=done))
     console.print(f"{patients} patients: {out}")

@@ -7,8 +7,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from gliaflow_phantoms.atlas import atlas
 from gliaflow_phantoms.phantom import Phantom, make_patient, write_cohort
+from gliaflow_phantoms.tumour import _arrival
 from gliaflow_plugins.cohorts.case_folders import Brats
+from scipy import ndimage
 
 
 def volume_ml(phantom: Phantom) -> float:
@@ -36,7 +39,7 @@ def test_every_patient_has_a_tumour_in_the_head(cohort: list[Phantom]) -> None:
         assert phantom.flair.shape == phantom.mask.shape
         assert set(np.unique(phantom.mask)) <= {0, 1, 2, 4}
         tumour = phantom.mask > 0
-        assert 4 < volume_ml(phantom) < 310
+        assert 4 < volume_ml(phantom) < 360
         air = np.percentile(phantom.flair, 5)
         assert phantom.flair[tumour].mean() > 3 * air
 
@@ -108,3 +111,53 @@ def test_an_unknown_grade_or_an_impossible_share_is_an_error(tmp_path: Path) -> 
         make_patient("II", np.random.default_rng(0))
     with pytest.raises(ValueError, match="hgg_share"):
         write_cohort(tmp_path, 1, seed=0, hgg_share=60)
+
+
+def test_other_sequences_do_not_change_the_flair_and_are_on_its_grid() -> None:
+    alone = make_patient("HGG", np.random.default_rng([5, 1]))
+    four = make_patient("HGG", np.random.default_rng([5, 1]), ("flair", "t1", "t1ce", "t2"))
+    np.testing.assert_array_equal(alone.flair, four.flair)
+    assert {image.shape for image in four.images.values()} == {alone.flair.shape}
+    assert not np.array_equal(four.images["t1"], four.images["t1ce"])
+
+
+def test_each_sequence_shows_the_contrast_of_its_tissues() -> None:
+    """Medians over drawings: T1 has dark tumours and fluid, T2 bright ones; contrast medium brightens the rims."""
+    drawn = [make_patient("HGG", np.random.default_rng([6, k]), ("flair", "t1", "t1ce", "t2")) for k in range(6)]
+    rims = [phantom for phantom in drawn if (phantom.mask == 4).sum() > 200]
+    assert len(rims) >= 3
+
+    def level(phantom: Phantom, sequence: str, label: int) -> float:
+        image = phantom.images[sequence].astype(float)
+        around = ndimage.binary_dilation(phantom.mask > 0, iterations=4) & (phantom.mask == 0)
+        return float(np.median(image[phantom.mask == label]) / np.median(image[around]))
+
+    assert np.median([level(phantom, "flair", 2) for phantom in drawn]) > 1.2
+    assert np.median([level(phantom, "t1", 2) / level(phantom, "flair", 2) for phantom in drawn]) < 0.8
+    assert np.median([level(phantom, "t2", 2) for phantom in drawn]) > 1.1
+    assert np.median([level(phantom, "t1ce", 4) / level(phantom, "t1", 4) for phantom in rims]) > 1.3
+
+
+def test_the_atlas_is_the_same_on_both_sides_and_its_distances_are_those_of_its_maps() -> None:
+    maps = atlas().maps
+    for field in maps.values():
+        np.testing.assert_allclose(field, field[::-1], atol=1e-5)
+    inside = maps["brain"] < 0
+    assert 1_700 < inside.sum() * atlas().mm ** 3 / 1000 < 2_000  # ml
+    assert (maps["grey"] + maps["white"] + maps["csf"])[inside].max() < 1.2
+    assert maps["white"][maps["ventricle"] < -2].max() < 0.5
+    (brain,) = atlas().at(tuple(np.float32([[0], [0], [0]])[:, :, None, None]), "brain")
+    assert brain.item() < -20  # the middle of the head is deep in the brain
+
+
+def test_a_front_goes_around_what_is_slow() -> None:
+    slow = np.ones((9, 9, 1), np.float32)
+    slow[4, :8] = 50
+    time = _arrival(slow, (0, 0, 0), [1.0, 1.0, 1.0])
+    assert time[0, 8, 0] == 8
+    assert 12 < time[8, 0, 0] < 24  # through the gap at the end of the wall: the straight way takes over 50
+
+
+def test_an_unknown_sequence_is_an_error() -> None:
+    with pytest.raises(ValueError, match="dwi"):
+        make_patient("HGG", np.random.default_rng(0), ("flair", "dwi"))

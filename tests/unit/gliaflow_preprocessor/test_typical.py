@@ -7,8 +7,9 @@ import io
 import nibabel as nib
 import numpy as np
 import pytest
-from gliaflow_phantoms.anatomy import Grid, Head, inside, mix
+from gliaflow_phantoms.anatomy import Head
 from gliaflow_phantoms.phantom import make_patient
+from gliaflow_phantoms.shapes import Grid, inside
 from gliaflow_preprocessor.preprocessor import Preprocessor
 from gliaflow_preprocessor.slices import prepare
 from gliaflow_preprocessor.typical import doubt, statistics
@@ -31,20 +32,18 @@ def doubted(volume, affine=AFFINE):
 
 @pytest.fixture(scope="module")
 def brain():
-    """A brain without a tumour: the head's shape, and where fluid and grey matter are."""
+    """A head and its brain, without a tumour."""
     spacing = (0.9, 0.9, 5.0)
     axes = [((np.arange(n) - (n - 1) / 2) * mm).astype(np.float32) for n, mm in zip(SHAPE, spacing, strict=True)]
     head = Head(Grid(tuple(axes), SHAPE[:2], spacing), np.random.default_rng(3))
-    cortex = np.minimum(-head.brain, head.sulcus)
-    fluid = np.maximum(inside(cortex - 1, 1.0), inside(head.ventricles(head.p), 1.0)) * (head.intracranial < 0)
-    return head, fluid, inside(cortex - 6, 1.0)
+    return head, head.brain_at(head.p, np.float32(0))
 
 
 def painted(brain, fluid, grey):
     """The brain with this brightness of fluid and grey matter. White matter has 1."""
-    head, where_fluid, where_grey = brain
-    tissue = mix(np.float32(1), np.float32(grey), where_grey) + 0.03 * head.texture
-    return rician(mix(tissue, np.float32(fluid), where_fluid) * inside(head.intracranial, 1.0))
+    head, tissues = brain
+    levels = {"grey": grey, "nuclei": grey, "csf": fluid, "gliosis": 0, "cerebellum": 0}
+    return rician(tissues.paint(levels) * inside(head.intracranial, 1.0))
 
 
 def rician(volume, sigma=0.02):
@@ -94,7 +93,8 @@ def test_noise_and_constant_shapes_are_not(volume):
 
 
 def test_a_label_map_is_not(brain):
-    labels = inside(brain[0].intracranial, 1.0) * (1 + (brain[1] > 0.5) + 2 * (brain[2] > 0.5))
+    head, tissues = brain
+    labels = (head.intracranial < 0) * (1.0 + (tissues.fluid > 0.5) + 2 * (tissues.grey > 0.5))
     assert "pixels that are equal" in doubted(labels)[0]
 
 
