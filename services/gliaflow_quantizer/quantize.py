@@ -160,9 +160,10 @@ def _split(request: QuantizeRequest) -> tuple[Iterable[Case], dict[str, Iterable
 
     Of a cohort, one scan of each of at most half of the patients calibrates, and others with a mask are for the check.
     """
-    checks: dict[str, Iterable[Case]] = {PHANTOMS: phantom_cases(request.scans, request.seed, CHECK)}
+    channels = request.bundle.manifest.input.channels
+    checks: dict[str, Iterable[Case]] = {PHANTOMS: phantom_cases(request.scans, request.seed, CHECK, channels)}
     if request.cohort is None:
-        return phantom_cases(CALIBRATION_SCANS, request.seed, CALIBRATION), checks
+        return phantom_cases(CALIBRATION_SCANS, request.seed, CALIBRATION, channels), checks
     one = [*{case.patient: case for case in request.cohort.cases}.values()]
     order = np.random.default_rng(request.seed).permutation(len(one))
     shuffled, known = [one[n] for n in order], min(CALIBRATION_SCANS, -(-len(one) // 2))

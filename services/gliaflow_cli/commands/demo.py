@@ -41,6 +41,7 @@ def demo(
 
     from gliaflow.opening import open_flow
     from gliaflow.scans import Input
+    from gliaflow.sequences import case_sequences
     from gliaflow_client.out_folder import OutFolder
     from gliaflow_client.summary import counts, true_grades
     from gliaflow_pages.drawing import INSTALL, has_matplotlib
@@ -57,12 +58,13 @@ def demo(
     started = time.monotonic()
     settings = load_settings({"broker": broker, "bundle": bundle})
     manifest = load_bundle(settings.bundle, state=settings.state, bundles=settings.bundles).manifest
+    channels = manifest.input.channels
     if seed == manifest.training.get("cohort", {}).get("made_by", {}).get("seed"):
         raise UsageError(f"--seed: the bundle was trained on the phantoms of seed {seed}; choose another")
     cohort = out / "phantoms"
     with OutFolder(out) as folder, progress_bar() as bar:
         task = bar.add_task("making phantom scans", total=patients)
-        write_cohort(cohort, patients, seed, hgg_share=0.5, progress=lambda done, _: bar.update(task, completed=done))
+        write_cohort(cohort, patients, seed, 0.5, channels, progress=lambda done, _: bar.update(task, completed=done))
         found = Brats().read(cohort)
         assert found is not None, "write_cohort writes the layout that Brats reads"
         paths = [cohort / str(case.grade) / case.patient for case in found.cases]
@@ -73,6 +75,7 @@ def demo(
                 case.patient,
                 case.grade,
                 relative=str(file.relative_to(cohort)),
+                sequences=case_sequences(case.sequences, channels[1:]),
             )
             for path, case in zip(paths, found.cases, strict=True)
         ]

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import small
 from gliaflow_cli.main import app
+from gliaflow_quantizer.phantom_cases import CHECK, phantom_cases
 from gliaflow_quantizer.quantize import COHORT, PHANTOMS, objections
 from gliaflow_quantizer.upsampling import without_transposed
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle, write_manifest
@@ -70,6 +71,13 @@ def test_the_new_bundle_has_an_int8_unet_and_says_how_it_came_about(int8: Bundle
     assert kept.items() <= int8.manifest.files.items()
     assert set(int8.manifest.files) == {*kept, "unet.onnx"}, "no weights to fine-tune: they are those of fp32"
     assert "quantization" not in json.loads((demo.folder / "manifest.json").read_text())
+
+
+def test_phantoms_have_the_sequences_that_a_bundle_reads() -> None:
+    (case,) = phantom_cases(1, int(SEED), CHECK, ("flair", "t1ce"))
+    (alone,) = phantom_cases(1, int(SEED), CHECK, ("flair",))
+    assert (list(case.sequences), list(alone.sequences)) == (["t1ce"], [])
+    assert case.scan.read() == alone.scan.read() != case.sequences["t1ce"].volume.read()
 
 
 def test_the_changes_are_measured_on_phantoms_and_on_patients_that_did_not_calibrate(int8: Bundle) -> None:
