@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gliaflow_classifier.spots import without_spots
 
-NOTED_ML = 3.0  # so much that is left out beside a larger part may be a second tumour
+NOTED_ML = 5.0  # a part of this volume that is left out beside a larger one may be a second tumour
 
 
 def predict(parts: Iterable[GradedMessage], bundle: Bundle) -> PredictionMessage:
@@ -45,11 +45,10 @@ def predict(parts: Iterable[GradedMessage], bundle: Bundle) -> PredictionMessage
     pixel_ml = voxel_ml(geometry) * geometry.step[0] * geometry.step[1]
     masks = without_spots(masks, bundle.manifest.min_tumour_ml / pixel_ml)
     largest = without_spots(masks, 0, bundle.manifest.min_tumour_share)
-    left_out = float(np.count_nonzero(masks) - np.count_nonzero(largest)) * pixel_ml
-    if left_out >= NOTED_ML:
+    if left_out := np.count_nonzero(without_spots(masks - largest, NOTED_ML / pixel_ml)):
         warnings.append(
-            f"the mask leaves out {left_out:.1f} ml in parts that have under {bundle.manifest.min_tumour_share:.0%} of "
-            "the largest one's volume; is one of them a second tumour?"
+            f"the mask leaves out {left_out * pixel_ml:.1f} ml that is apart from the largest part and has under "
+            f"{bundle.manifest.min_tumour_share:.0%} of its volume; is it a second tumour?"
         )
     masks = largest
     mask = restore(masks, geometry)

@@ -60,7 +60,7 @@ def test_parts_far_smaller_than_the_largest_are_removed_and_named_if_they_may_be
     monkeypatch.setattr("gliaflow_classifier.prediction.NOTED_ML", 0.05)
     (prediction,) = predictions(run(assembler(), [0, 1, 2]))
     (warning,) = prediction.warnings
-    assert warning.startswith("the mask leaves out 0.1 ml in parts that have under 60% of the largest one's volume")
+    assert warning.startswith("the mask leaves out 0.1 ml that is apart from the largest part and has under 60% of its")
 
 
 def test_pixels_that_touch_at_a_corner_are_one_tumour():
