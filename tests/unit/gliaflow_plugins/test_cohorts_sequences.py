@@ -132,7 +132,7 @@ def test_each_layout_has_its_own_names_of_the_sequences(tmp_path: Path, reader: 
     assert not any("not used:" in line for line in cohort.problems)
 
 
-@pytest.mark.parametrize("reader", LAYOUTS.keys() - {"csv", "msd"})
+@pytest.mark.parametrize("reader", sorted(LAYOUTS.keys() - {"csv", "msd"}))
 def test_the_other_sequences_change_neither_the_scans_nor_the_masks(tmp_path: Path, reader: str) -> None:
     files, _ = LAYOUTS[reader]
     put(tmp_path / "all", files)
