@@ -61,4 +61,6 @@ def test_wheel_and_source_archive_have_all_files_of_the_pages() -> None:
     packed = {path for pattern in patterns for path in PAGES.parent.glob(pattern)}
     assert {path for path in PAGES.rglob("*") if path.is_file()} <= packed
     licences = {path for pattern in project["project"]["license-files"] for path in ROOT.glob(pattern)}
-    assert licences == {ROOT / "LICENSE", NIIVUE / "LICENSE", NIIVUE / "NOTICES.md"}
+    atlas = ROOT / "services" / "gliaflow_phantoms" / "icbm152.txt"
+    assert licences == {ROOT / "LICENSE", NIIVUE / "LICENSE", NIIVUE / "NOTICES.md", atlas}
+    assert {atlas.name, "icbm152.npz"} == set(project["tool"]["setuptools"]["package-data"]["gliaflow_phantoms"])
