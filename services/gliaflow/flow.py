@@ -99,8 +99,8 @@ class Flow:
         given = GivenSequences.of(sequences or {})
         if sequences and isinstance(scan, Input):
             raise UsageError("sequences: an Input has its own; give it these, or give the scan's path")
-        if self._stages:
-            require_read(sequences or {}, self._stages.bundle.manifest.input.channels)
+        if sequences and self._stages:
+            require_read(sequences, self._stages.bundle.manifest.input.channels)
         item = (
             scan
             if isinstance(scan, Input)

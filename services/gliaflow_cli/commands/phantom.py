@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gliaflow_proto import SEQUENCES
 from gliaflow_runtime.errors import UsageError
 
 from gliaflow_cli import flags
@@ -27,6 +26,7 @@ def phantom(
     A phantom is a drawing: an average brain, bent at random, in which a tumour has grown. It is not a patient.
     """
     from gliaflow_phantoms.phantom import write_cohort
+    from gliaflow_proto import SEQUENCES
 
     names = tuple(dict.fromkeys(name.strip().casefold() for name in sequences.split(",")))
     if "flair" not in names or not set(names) <= set(SEQUENCES):

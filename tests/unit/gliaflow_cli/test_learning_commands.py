@@ -68,7 +68,7 @@ def test_train_ends_with_a_summary_a_report_and_the_next_command(
     monkeypatch.setattr(train, "train", lambda request, bar: Bundle(out))
     result = CliRunner().invoke(app, ["train", str(cohort), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert "140 to learn from (84 HGG, 56 LGG)" in result.output
+    assert "280 to learn from (140 HGG, 140 LGG)" in result.output
     assert "{" not in result.output, "no raw dicts"
     assert f"report: {out / 'report.html'}" in result.output
     assert f"gliaflow submit SCANS --bundle {out}" in result.output
