@@ -181,7 +181,7 @@ def test_a_classifier_of_the_old_contract_is_refused_with_the_new_signature(inst
     install("gliaflow_old", code.replace("register_generators", "register_classifiers"))
     [problem] = load_registry().problems
     assert "must be fit(features, options, samples, context)" in problem.error
-    assert "samples has learn, choose, patients, weights; context has seed" in problem.error
+    assert "samples has learn, choose, patients, weights, unlabelled; context has seed" in problem.error
 
 
 def test_an_augmentation_that_takes_other_arguments_is_refused(install) -> None:
