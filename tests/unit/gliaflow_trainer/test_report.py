@@ -70,6 +70,6 @@ def test_the_page_has_the_curves_and_the_patients_by_class(tmp_path: Path) -> No
     write_report(bundle, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") == 2 + 2 * len(bundle.manifest.generators)
-    assert re.search(r"to learn from</th><td>84</td><td>56</td>", page)
+    assert re.search(r"to learn from</th><td>140</td><td>140</td>", page)
     assert f"Generator {bundle.manifest.generator}" in page
     assert "<script" not in page
