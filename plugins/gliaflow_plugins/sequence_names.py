@@ -60,7 +60,7 @@ def sequences_of(text: str, beside: str = "") -> tuple[str, ...]:
 
     A word of a T1's description that is in no list here may be "without" in another language: then it may be both.
 
-    ``beside``: the description of the FLAIR. What is in both, the name of a protocol say, tells nothing.
+    ``beside``: the description of the FLAIR. A word that is in both, such as the name of a protocol, is ignored.
     """
     if re.search(r"t[12]\*", text, re.IGNORECASE):  # T2*, a gradient echo
         return ()
