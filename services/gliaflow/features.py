@@ -19,7 +19,7 @@ from gliaflow_runtime.settings import load_settings
 from gliaflow_runtime.stage import InvalidInput, TemporarilyUnavailable
 from numpy.typing import NDArray
 
-from gliaflow.scans import Input, find_one
+from gliaflow.scans import Input, ScanRequest, find_one
 from gliaflow.sequences import GivenSequences, SequenceInput, require_read, wanted_sequences
 
 
@@ -87,13 +87,13 @@ def extract(
     settings = load_settings({"tap": tap, "bundle": bundle and str(bundle), "device": device, "threads": threads})
     served = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles)
     require_read(sequences or {}, served.manifest.input.channels)
-    item = find_one(
-        scan,
+    request = ScanRequest(
         channel=channel,
         series=() if series is None else (series,),
         sequences=wanted_sequences(settings, served),
         given=GivenSequences.of(sequences or {}),
     )
+    item = find_one(scan, request)
     message = ScanMessage(
         id="scan",
         scan=Scan(id="scan"),

@@ -18,7 +18,7 @@ from gliaflow_runtime.errors import UsageError
 from numpy.typing import NDArray
 
 from gliaflow.answer import Answer
-from gliaflow.scans import Input, ScanPath, as_inputs, check_grade, find_one
+from gliaflow.scans import Input, ScanPath, ScanRequest, as_inputs, check_grade, find_one
 from gliaflow.sent_scan import SentScan
 from gliaflow.sequences import UNUSED, GivenSequences, SequenceInput, require_read
 from gliaflow.submission import NoStage, Submission
@@ -95,18 +95,14 @@ class Flow:
             of ``sequences``.
         BrokerError: no stage takes the scan, or the broker is lost.
         """
-        chosen = () if series is None else (series,)
         given = GivenSequences.of(sequences or {})
         if sequences and isinstance(scan, Input):
             raise UsageError("sequences: an Input has its own; give it these, or give the scan's path")
         if sequences and self._stages:
             require_read(sequences, self._stages.bundle.manifest.input.channels)
-        item = (
-            scan
-            if isinstance(scan, Input)
-            else find_one(scan, grade=grade, channel=channel, series=chosen, sequences=self.sequences, given=given)
-        )
-        (answer,) = self._answers([item])
+        chosen = () if series is None else (series,)
+        request = ScanRequest(grade, channel, chosen, self.sequences, given)
+        (answer,) = self._answers([scan if isinstance(scan, Input) else find_one(scan, request)])
         return answer
 
     def submit_all(
@@ -132,7 +128,7 @@ class Flow:
         BrokerError: no stage takes the scans, or the broker is lost.
         """
         chosen = [series] if isinstance(series, str) else series
-        answers = self._answers(as_inputs(scans, grade, channel, chosen, self.sequences))
+        answers = self._answers(as_inputs(scans, ScanRequest(grade, channel, chosen, self.sequences)))
         self._running.add(answers)
         return answers
 

@@ -31,7 +31,6 @@ from gliaflow.dicom_names import apart, series_name, series_place
 from gliaflow.flair_rules import flair_rules
 from gliaflow.places import search
 from gliaflow.sequences import (
-    NONE_GIVEN,
     UNUSED,
     GivenSequences,
     SequenceInput,
@@ -94,6 +93,30 @@ ScanPath = str | PathLike[str] | Input
 
 
 @dataclass(frozen=True)
+class ScanRequest:
+    """What a user says of the scans at the paths. Each field may be left out.
+
+    Parameters
+    ----------
+    grade: the known class of all of them, HGG or LGG.
+    channel: of 4-D files, the FLAIR volume: its number, or its name in ``dataset.json``.
+    series: the DICOM series to take: a SeriesInstanceUID, a SeriesNumber, or a part of the description. Default: by the
+        settings ``dicom_*``.
+    sequences: the other sequences to look for, of ``t1``, ``t1ce`` and ``t2`` (``wanted_sequences``).
+    given: other sequences that the user named, of the only scan.
+    """
+
+    grade: str | None = None
+    channel: str | None = None
+    series: Sequence[str] = ()
+    sequences: Sequence[str] = ()
+    given: GivenSequences = field(default_factory=GivenSequences)
+
+
+NOTHING_SAID = ScanRequest()
+
+
+@dataclass(frozen=True)
 class Found:
     """The scans at the paths that a user gave, what was left out, and problems of a table of scans."""
 
@@ -112,15 +135,11 @@ class NoScanError(UsageError):
 
 def find_inputs(
     paths: Iterable[str | PathLike[str]],
+    request: ScanRequest = NOTHING_SAID,
     *,
-    grade: str | None = None,
-    channel: str | None = None,
-    series: Sequence[str] = (),
     describe: bool = False,
     known: KnownImages | None = None,
     root: Path | None = None,
-    sequences: Sequence[str] = (),
-    given: GivenSequences = NONE_GIVEN,
 ) -> Found:
     """The scans at these paths (files, folders, globs, or URLs of them), each with a unique name, in a fixed order.
 
@@ -130,13 +149,9 @@ def find_inputs(
 
     Parameters
     ----------
-    series: the DICOM series to take: a SeriesInstanceUID, a SeriesNumber, or a part of the description. Default: by the
-        settings ``dicom_*``.
     describe: what is left out is described in the words of DICOM headers: for the user's own terminal alone.
     known: the DICOM images of an earlier search (``gliaflow_plugins.dicom.choose.find_series``).
     root: the folder of ours in which a client's files are. Its own name and its parents' name no patient.
-    sequences: the other sequences to look for, of ``t1``, ``t1ce`` and ``t2`` (``wanted_sequences``).
-    given: other sequences that the user named, of the only scan.
 
     Raises
     ------
@@ -144,17 +159,19 @@ def find_inputs(
         unknown, or ``given`` has a file and there are several scans, or one image for two sequences.
     NoScanError: there is no scan.
     """
-    grade = None if grade is None else check_grade(grade)
+    if request.grade is not None:
+        request = replace(request, grade=check_grade(request.grade))
     texts = [fspath(path) for path in paths]
     if not all(text.strip() for text in texts):
         raise UsageError("PATH is empty (an unset shell variable?): name a scan or a folder; for this folder, write .")
     if len(texts) == 1 and is_table(texts[0]):
-        return _of_table(Path(texts[0]), grade, channel, series, sequences, given)
-    wanted = [name for name in OTHERS if name in (*sequences, *given.series)]
-    rules = partial(flair_rules, series, describe=describe, sequences=wanted, sequence_series=given.series)
-    places = search(texts, channel, rules, sequences, known)
-    if given.series and not places.dicom:
-        name, text = next(iter(given.series.items()))
+        return _of_table(Path(texts[0]), request)
+    named = request.given.series
+    wanted = [name for name in OTHERS if name in (*request.sequences, *named)]
+    rules = partial(flair_rules, request.series, describe=describe, sequences=wanted, sequence_series=named)
+    places = search(texts, request.channel, rules, request.sequences, known)
+    if named and not places.dicom:
+        name, text = next(iter(named.items()))
         raise UsageError(f"--{name} {text}: no such file, and there is no DICOM of which it may be a series")
     if not places.scans:
         raise NoScanError(f"no FLAIR scan in {', '.join(texts)}{_why_none(places.left_out)}", places.left_out)
@@ -167,7 +184,7 @@ def find_inputs(
         path = Path(scan.path)
         if not uri and not absolute:
             path = Path(os.path.relpath(path))  # as the user writes paths
-        chosen = None if scan.series else _channel(scan, channel)
+        chosen = None if scan.series else _channel(scan, request.channel)
         beside, doubts = scan_sequences(scan, path, places.uris)
         volume = scan.series or (NiftiFile(path) if is_other_format(path) and not uri else None)
         inputs.append(
@@ -175,7 +192,7 @@ def find_inputs(
                 path,
                 name,
                 _short(patient.patient),
-                grade,
+                request.grade,
                 chosen,
                 "",
                 volume,
@@ -186,7 +203,7 @@ def find_inputs(
                 sequences=beside,
             )
         )
-    return Found(_with_given(inputs, given), places.left_out)
+    return Found(_with_given(inputs, request.given), places.left_out)
 
 
 def is_table(text: str) -> bool:
@@ -194,24 +211,17 @@ def is_table(text: str) -> bool:
     return "://" not in text and Path(text).suffix.casefold() in (".csv", ".tsv") and Path(text).is_file()
 
 
-def _of_table(
-    path: Path,
-    grade: str | None,
-    channel: str | None,
-    series: Sequence[str],
-    sequences: Sequence[str],
-    given: GivenSequences,
-) -> Found:
+def _of_table(path: Path, request: ScanRequest) -> Found:
     """The scans of a table, without its grades."""
-    cohort = Csv(flair_rules(series)).read(path)
+    cohort = Csv(flair_rules(request.series)).read(path)
     assert cohort is not None
     if not cohort.cases:
         raise NoScanError(f"no scan in {path}: {'; '.join(cohort.problems[:SHOWN])}", cohort.left_out)
     items = [
-        replace(item, grade=grade, relative=os.path.relpath(item.path, path.parent))
-        for item in _inputs_of(cohort, "", channel, sequences)
+        replace(item, grade=request.grade, relative=os.path.relpath(item.path, path.parent))
+        for item in _inputs_of(cohort, "", request.channel, request.sequences)
     ]
-    return Found(_with_given(items, given), cohort.left_out, cohort.problems)
+    return Found(_with_given(items, request.given), cohort.left_out, cohort.problems)
 
 
 def _with_given(inputs: list[Input], given: GivenSequences) -> list[Input]:
@@ -230,13 +240,7 @@ def _with_given(inputs: list[Input], given: GivenSequences) -> list[Input]:
     return [replace(item, sequences=given.beside(flair, item.sequences), warnings=doubts)]
 
 
-def as_inputs(
-    scans: ScanPath | Iterable[ScanPath],
-    grade: str | None,
-    channel: str | None,
-    series: Sequence[str] = (),
-    sequences: Sequence[str] = (),
-) -> list[Input]:
+def as_inputs(scans: ScanPath | Iterable[ScanPath], request: ScanRequest = NOTHING_SAID) -> list[Input]:
     """The scans at these paths, or these Inputs. A Python warning counts what is left out.
 
     Raises
@@ -248,23 +252,15 @@ def as_inputs(
         return each
     if any(isinstance(scan, Input) for scan in each):
         raise UsageError("scans: give paths or Inputs, not both")
-    found = find_inputs(each, grade=grade, channel=channel, series=series, sequences=sequences)
+    found = find_inputs(each, request)
     for line in (*found.problems, *(f"left out: {line}" for line in summary(found.left_out))):
         warnings.warn(visible(line), stacklevel=3)
     return found.inputs
 
 
-def find_one(
-    path: str | PathLike[str],
-    *,
-    grade: str | None = None,
-    channel: str | None = None,
-    series: Sequence[str] = (),
-    sequences: Sequence[str] = (),
-    given: GivenSequences = NONE_GIVEN,
-) -> Input:
+def find_one(path: str | PathLike[str], request: ScanRequest = NOTHING_SAID) -> Input:
     """The one scan at this path. Raises UsageError as ``find_inputs`` does, and if there are several."""
-    found = find_inputs([path], grade=grade, channel=channel, series=series, sequences=sequences, given=given).inputs
+    found = find_inputs([path], request).inputs
     if len(found) > 1:
         raise UsageError(f"{path}: {len(found)} scans, where one is expected")
     return found[0]

@@ -111,9 +111,6 @@ class GivenSequences:
         return {name: each for name, each in found.items() if each.key not in names} | own
 
 
-NONE_GIVEN = GivenSequences()
-
-
 def require_read(named: Iterable[str], channels: Sequence[str]) -> None:
     """Raise UsageError if a user named a sequence that is not among the ``channels`` of the bundle."""
     if unread := [f"--{name}" for name in named if name not in channels]:

@@ -70,11 +70,11 @@ def read_unlabelled(folder: Path | None, profile: Profile) -> list[Case]:
     ------
     UsageError: there is no scan.
     """
-    from gliaflow.scans import find_inputs
+    from gliaflow.scans import ScanRequest, find_inputs
 
     if folder is None:
         return []
-    found = find_inputs([folder], sequences=profile.input.channels[1:])
+    found = find_inputs([folder], ScanRequest(sequences=profile.input.channels[1:]))
     print_left_out(found.left_out, False)
     cases = []
     for item in found.inputs:

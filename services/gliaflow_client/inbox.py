@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from gliaflow.scans import Found, Input, NoScanError, find_inputs
+from gliaflow.scans import Found, Input, NoScanError, ScanRequest, find_inputs
 from gliaflow_plugins.cohorts.dicom_scans import as_series
 from gliaflow_plugins.cohorts.scan_files import LocalFiles
 from gliaflow_plugins.cohorts.walk import status_of, walk
@@ -45,12 +45,12 @@ class Inbox:
     twice, and a scan that is dropped again into its place is answered again.
 
     ``dicom_settle_s``: a study is searched when none of its files has changed for so long.
-    ``sequences``: those to look for beside the FLAIR, as for ``find_inputs``.
+    ``sequences``: those to look for beside the FLAIR, as for ``ScanRequest``.
     """
 
     def __init__(self, path: Path, out: OutFolder, dicom_settle_s: float = 30.0, sequences: Sequence[str] = ()) -> None:
         self._path, self._out, self._dicom_settle_s = path, out, dicom_settle_s
-        self._sequences = tuple(sequences)
+        self._request = ScanRequest(sequences=tuple(sequences))
         self._left_out: list[LeftOut] = []
         self._listed: set[PurePath] | None = None  # the paths in the list of the files that are left out
         self._all_answered: object = None  # the files in both folders when each scan had its answer
@@ -69,7 +69,7 @@ class Inbox:
         if started < self._due:
             return NewScans([], self._left_out)
         try:
-            found = find_inputs([self._path], known=self._known, sequences=self._sequences)
+            found = find_inputs([self._path], self._request, known=self._known)
         except UsageError as error:  # no scan yet
             found = Found([], error.left_out if isinstance(error, NoScanError) else [])
         copied = _Copied(self._path, self._dicom_settle_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gliaflow.scans import Input, NoScanError, find_inputs
+from gliaflow.scans import Input, NoScanError, ScanRequest, find_inputs
 from gliaflow_plugins.left_out import LeftOut
 from gliaflow_runtime.errors import UsageError
 
@@ -33,8 +33,7 @@ def find_scans(upload: Upload, series: Sequence[str], sequences: Sequence[str] =
 
     Parameters
     ----------
-    series: of DICOM files, the series to take, as for ``find_inputs``.
-    sequences: those to look for beside the FLAIR, as for ``find_inputs``.
+    series, sequences: the DICOM series to take, and the sequences to look for, as for ``ScanRequest``.
     alone: it is one file, which is always a scan. Otherwise it is a folder, of which the FLAIR scans are taken.
 
     Raises
@@ -47,7 +46,7 @@ def find_scans(upload: Upload, series: Sequence[str], sequences: Sequence[str] =
     if place is None:
         raise NotTaken("the upload has no file: send the file, or a folder of files", [])
     try:
-        found = find_inputs([place], series=series, root=root, sequences=sequences)
+        found = find_inputs([place], ScanRequest(series=series, sequences=sequences), root=root)
     except UsageError as error:
         left_out = _left_out(upload, error.left_out) if isinstance(error, NoScanError) else []
         raise NotTaken(sender_text(upload, str(error)), left_out) from None

@@ -82,7 +82,7 @@ def submit(
         raise typer.BadParameter("--reader, --high, --grades, --patient-column and --grade-column need --labelled")
     from gliaflow.flair_rules import flair_rules
     from gliaflow.opening import open_flow
-    from gliaflow.scans import cohort_inputs, find_inputs
+    from gliaflow.scans import ScanRequest, cohort_inputs, find_inputs
     from gliaflow.sequences import GivenSequences, wanted_sequences
     from gliaflow_client.out_folder import OutFolder
     from gliaflow_client.summary import ON_PHANTOMS, attention, counts, is_on_phantoms, true_grades
@@ -117,16 +117,9 @@ def submit(
             for item in cohort_inputs(cohort, Path(paths[0]).resolve().name, channel, wanted)
         ]
     else:
+        asked = ScanRequest(grade=grade, channel=channel, series=series or (), sequences=wanted, given=given)
         with searching():
-            found = find_inputs(
-                paths,
-                grade=grade,
-                channel=channel,
-                series=series or (),
-                describe=True,
-                sequences=wanted,
-                given=given,
-            )
+            found = find_inputs(paths, asked, describe=True)
         print_problem_lines(found.problems)
         print_left_out(found.left_out, verbose)
         inputs = found.inputs

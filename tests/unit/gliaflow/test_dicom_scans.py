@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from gliaflow.scans import Input, NoScanError, find_inputs, find_one
+from gliaflow.scans import Input, NoScanError, ScanRequest, find_inputs, find_one
 from gliaflow_plugins.cohorts.scan_files import summary
 from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.settings import SettingsError
@@ -23,12 +24,12 @@ def t1(image: Any, number: int) -> None:
     image.ScanningSequence, image.InversionTime, image.EchoTime, image.SeriesNumber = "SE", None, 10, 7
 
 
-def inputs(*paths: object, **options: Any) -> list[Input]:
-    return find_inputs([str(path) for path in paths], **options).inputs
+def inputs(*paths: object, series: Sequence[str] = (), describe: bool = False) -> list[Input]:
+    return find_inputs([str(path) for path in paths], ScanRequest(series=series), describe=describe).inputs
 
 
-def called(*paths: object, **options: Any) -> list[tuple[str, str, str]]:
-    return [(item.name, item.patient, item.relative) for item in inputs(*paths, **options)]
+def called(*paths: object) -> list[tuple[str, str, str]]:
+    return [(item.name, item.patient, item.relative) for item in inputs(*paths)]
 
 
 def voxels_of(item: Input) -> tuple[Any, Any]:
@@ -222,15 +223,15 @@ def test_without_the_libraries_dicom_is_left_out_with_the_command_that_installs_
     found = find_inputs([tmp_path])
     assert [each.name for each in found.inputs] == ["P2_flair"]
     assert {each.why for each in found.left_out} == {"reading DICOM needs: pip install 'gliaflow[dicom]'"}
-    for options in ({}, {"series": ["1"]}):
+    for series in ([], ["1"]):
         with pytest.raises(UsageError, match=r"reading DICOM needs: pip install 'gliaflow\[dicom\]'"):
-            find_inputs([tmp_path / "P1"], **options)
+            inputs(tmp_path / "P1", series=series)
 
 
 def test_an_empty_series_is_refused(tmp_path: Path) -> None:
     write_flair(tmp_path / "P1", VOXELS)
     with pytest.raises(UsageError, match="--series is empty"):
-        find_inputs([tmp_path], series=[" "])
+        inputs(tmp_path, series=[" "])
 
 
 def test_dicom_in_a_store_is_left_out_with_the_remedy(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 from gliaflow.places import StoreFiles
-from gliaflow.scans import Input, as_inputs, find_inputs, find_one
+from gliaflow.scans import Input, ScanRequest, as_inputs, find_inputs, find_one
 from gliaflow_runtime.errors import UsageError
 
 
@@ -40,12 +40,12 @@ def folder(tmp_path: Path) -> Path:
     )
 
 
-def inputs(*paths: object, **options: Any) -> list[Input]:
-    return find_inputs([str(path) for path in paths], **options).inputs
+def inputs(*paths: object, **said: Any) -> list[Input]:
+    return find_inputs([str(path) for path in paths], ScanRequest(**said)).inputs
 
 
-def names(*paths: object, **options: Any) -> list[str]:
-    return [item.name for item in inputs(*paths, **options)]
+def names(*paths: object) -> list[str]:
+    return [item.name for item in inputs(*paths)]
 
 
 def test_masks_other_sequences_and_dicom_in_a_folder_are_left_out_with_a_reason(folder: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_grade_is_accepted_in_any_case(tmp_path: Path, grade: str) -> None:
 
 def test_python_warns_of_what_is_left_out(folder: Path) -> None:
     with pytest.warns(UserWarning, match=r"left out: 1 mask \(seg\), 1 other sequence \(t1ce\)"):
-        assert [item.name for item in as_inputs(folder / "a", None, None)] == ["p1_flair"]
+        assert [item.name for item in as_inputs(folder / "a")] == ["p1_flair"]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import gliaflow
 import numpy as np
 import pytest
 from gliaflow.flow import Flow
-from gliaflow.scans import Input, find_inputs, find_one
+from gliaflow.scans import Input, ScanRequest, find_inputs, find_one
 from gliaflow.sequences import GivenSequences, wanted_sequences
 from gliaflow.submission import BY_VALUE_BYTES, Submission
 from gliaflow_proto import ScanMessage, decode, expect
@@ -148,9 +148,9 @@ def test_a_bundle_of_flair_gets_and_reads_nothing_else(
     for name in ("t1", "t1ce", "t2"):
         (tmp_path / f"in/A/A_{name}.nii.gz").write_bytes(b"no image")
     with gliaflow.open(threads=1) as flow:
-        (item,) = find_inputs([tmp_path / "in"], sequences=flow.sequences).inputs
+        (item,) = find_inputs([tmp_path / "in"], ScanRequest(sequences=flow.sequences)).inputs
         assert item.sequences == {}
-        (given,) = find_inputs([tmp_path / "in"], sequences=CHANNELS[1:]).inputs
+        (given,) = find_inputs([tmp_path / "in"], ScanRequest(sequences=CHANNELS[1:])).inputs
         assert set(given.sequences) == {"t1", "t1ce", "t2"}
         statuses = [answer.status for answer in flow.submit_all([item, *[given]])]
     assert "failed" not in statuses
@@ -187,14 +187,14 @@ def test_bytes_are_sent_as_far_as_the_message_has_room_and_one_4d_file_once(
 ) -> None:
     for name in ("flair", "t1ce", "t2"):
         (tmp_path / f"A_{name}.nii.gz").write_bytes(name.encode() + bytes(BY_VALUE_BYTES // 2))
-    message = sent(find_one(tmp_path / "A_flair.nii.gz", sequences=["t1ce", "t2"]))
+    message = sent(find_one(tmp_path / "A_flair.nii.gz", ScanRequest(sequences=["t1ce", "t2"])))
     sources = {name: file.source for name, file in message.sequences.items()}
     assert message.source.data is not None
     assert [sources[name].upload is not None for name in ("t1ce", "t2")] == [True, True]
     (tmp_path / "A_t1ce.nii.gz").write_bytes(b"small")
-    message = sent(find_one(tmp_path / "A_flair.nii.gz", sequences=["t1ce"]))
+    message = sent(find_one(tmp_path / "A_flair.nii.gz", ScanRequest(sequences=["t1ce"])))
     assert message.sequences["t1ce"].source.data == b"small"
-    message = sent(find_one(msd(tmp_path / "msd", heads), sequences=CHANNELS[1:]))
+    message = sent(find_one(msd(tmp_path / "msd", heads), ScanRequest(sequences=CHANNELS[1:])))
     assert {name: file.channel for name, file in message.sequences.items()} == {"t1": "1", "t1ce": "2", "t2": "3"}
     assert all(file.source == message.source for file in message.sequences.values())
 
@@ -206,7 +206,7 @@ def test_in_a_store_the_sequences_are_found_beside_what_a_glob_matches() -> None
     for name in ("A_flair", "A_t1ce", "B_flair", "B_t1ce"):
         store.pipe(f"/in-a-store/{name}.nii.gz", b"x")
     for place, count in (("*_flair.nii.gz", 2), ("A_flair.nii.gz", 1), ("", 2)):
-        items = find_inputs([f"memory://in-a-store/{place}"], sequences=["t1ce"]).inputs
+        items = find_inputs([f"memory://in-a-store/{place}"], ScanRequest(sequences=["t1ce"])).inputs
         pairs = [(item.uri.replace("flair", "t1ce"), item.sequences["t1ce"].uri) for item in items]
         assert len(pairs) == count
         assert all(expected == uri for expected, uri in pairs)
@@ -215,14 +215,14 @@ def test_in_a_store_the_sequences_are_found_beside_what_a_glob_matches() -> None
 def test_a_number_in_a_folder_of_several_scans_is_not_that_of_a_series(tmp_path: Path) -> None:
     for name in ("1_flair.nii.gz", "2_flair.nii.gz", "2_t1.nii.gz"):
         (tmp_path / name).write_bytes(b"x")
-    assert find_one(tmp_path / "1_flair.nii.gz", sequences=["t1"]).sequences == {}
-    assert set(find_one(tmp_path / "2_flair.nii.gz", sequences=["t1"]).sequences) == {"t1"}
+    assert find_one(tmp_path / "1_flair.nii.gz", ScanRequest(sequences=["t1"])).sequences == {}
+    assert set(find_one(tmp_path / "2_flair.nii.gz", ScanRequest(sequences=["t1"])).sequences) == {"t1"}
 
 
 def test_a_sequence_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "A_flair.nii.gz").write_bytes(b"x")
     (tmp_path / "A_t1.nii.gz").write_bytes(b"y")
-    item = find_one(tmp_path / "A_flair.nii.gz", sequences=["t1"])
+    item = find_one(tmp_path / "A_flair.nii.gz", ScanRequest(sequences=["t1"]))
     (tmp_path / "A_t1.nii.gz").unlink()
     with pytest.raises(ValueError, match=r"^t1: .*A_t1.nii.gz: No such file"):
         sent(item)
@@ -240,7 +240,7 @@ def test_a_sequence_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_what_is_not_there_is_refused(tmp_path: Path, given: dict[str, str], text: str) -> None:
     (tmp_path / "A_flair.nii.gz").write_bytes(b"x")
     with pytest.raises(UsageError, match=text):
-        find_inputs([tmp_path], given=GivenSequences.of(given))
+        find_inputs([tmp_path], ScanRequest(given=GivenSequences.of(given)))
 
 
 def test_a_file_that_the_user_names_is_used_once(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_file_that_the_user_names_is_used_once(tmp_path: Path) -> None:
 
     def named(**given: str) -> dict[str, str]:
         files = GivenSequences.of({name: tmp_path / text for name, text in given.items()})
-        item = find_one(tmp_path / "A_flair.nii.gz", sequences=["t1", "t1ce"], given=files)
+        item = find_one(tmp_path / "A_flair.nii.gz", ScanRequest(sequences=["t1", "t1ce"], given=files))
         return {name: each.path.name for name, each in item.sequences.items()}
 
     assert named(t1ce="A_t1.nii.gz") == {"t1ce": "A_t1.nii.gz"}  # it was found as t1
@@ -274,7 +274,7 @@ def test_sequences_that_would_not_be_used_are_refused(flow: Flow, tmp_path: Path
 def test_what_a_table_names_and_is_not_there_is_a_warning_of_its_scan(tmp_path: Path) -> None:
     (tmp_path / "A.nii.gz").write_bytes(b"x")
     (tmp_path / "scans.csv").write_text("scan,t1ce\nA.nii.gz,gone.nii.gz\n")
-    item = find_one(tmp_path / "scans.csv", sequences=["t1ce"])
+    item = find_one(tmp_path / "scans.csv", ScanRequest(sequences=["t1ce"]))
     assert item.warnings == ("t1ce is not used: gone.nii.gz does not exist",)
 
 
@@ -283,7 +283,7 @@ def test_a_file_of_one_sequence_is_not_for_several_scans(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(b"x")
     given = GivenSequences.of({"t1ce": tmp_path / "x.nii.gz"})
     with pytest.raises(UsageError, match=r"--t1ce: a file of one scan, but there are 2: .* a table"):
-        find_inputs([tmp_path], given=given)
+        find_inputs([tmp_path], ScanRequest(given=given))
 
 
 def test_a_series_of_a_study_is_chosen_by_its_number_and_doubts_are_warnings(
@@ -291,11 +291,11 @@ def test_a_series_of_a_study_is_chosen_by_its_number_and_doubts_are_warnings(
 ) -> None:
     study(tmp_path, heads)
     write(single_frames(heads[0].astype(np.int16), AFFINE, series="t1 gd again"), tmp_path / "P1/S9")
-    item = find_one(tmp_path, sequences=["t1ce"])
+    item = find_one(tmp_path, ScanRequest(sequences=["t1ce"]))
     assert item.sequences == {}
     (warning,) = [text for text in item.warnings if text.startswith("t1ce")]
     assert "t1ce is not used: 2 series may be its T1 after contrast" in warning
-    item = find_one(tmp_path, sequences=["t1ce"], given=GivenSequences.of({"t1ce": "3"}))
+    item = find_one(tmp_path, ScanRequest(sequences=["t1ce"], given=GivenSequences.of({"t1ce": "3"})))
     assert set(item.sequences) == {"t1ce"}
     with pytest.raises(UsageError, match="--t1ce 99 matches no series that can be taken"):
-        find_one(tmp_path, given=GivenSequences.of({"t1ce": "99"}))
+        find_one(tmp_path, ScanRequest(given=GivenSequences.of({"t1ce": "99"})))

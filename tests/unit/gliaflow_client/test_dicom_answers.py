@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from gliaflow.flow import Flow
-from gliaflow.scans import find_inputs
+from gliaflow.scans import ScanRequest, find_inputs
 from gliaflow_client.inbox import Inbox, write_answer
 from gliaflow_client.out_folder import OutFolder, Target
 from gliaflow_proto import PredictionMessage, ScanMessage, encode, routing_key
@@ -68,7 +68,7 @@ def submit(
 ) -> list[Target]:
     """``gliaflow submit --resume``: the targets that were sent."""
     with OutFolder(out, capture=capture) as folder:
-        targets = folder.assign(find_inputs(paths, series=[series] if series else []).inputs)
+        targets = folder.assign(find_inputs(paths, ScanRequest(series=[series] if series else [])).inputs)
         todo = [each for each in targets if not (resume and folder.is_answered(each))]
         folder.keep(each for each in targets if each not in todo)
         if todo:

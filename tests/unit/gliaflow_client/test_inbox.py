@@ -237,7 +237,7 @@ def test_the_inbox_is_searched_only_after_a_file_changed(
 ) -> None:
     searches: list[object] = []
     monkeypatch.setattr(
-        f"{Inbox.__module__}.find_inputs", lambda paths, **how: searches.append(paths) or find_inputs(paths, **how)
+        f"{Inbox.__module__}.find_inputs", lambda *how, **more: searches.append(how) or find_inputs(*how, **more)
     )
     with OutFolder(inbox / "out" if nested else tmp_path / "out") as folder:
         scans = Inbox(inbox, folder)
