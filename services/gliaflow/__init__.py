@@ -23,14 +23,26 @@ if TYPE_CHECKING:
     from gliaflow.features import ScanFeatures, extract
     from gliaflow.flow import Flow
     from gliaflow.opening import open
+    from gliaflow.stage_settings import StageSettings
 
-__all__ = ["Answer", "BrokerError", "Flow", "ScanFeatures", "UsageError", "__version__", "extract", "open"]
+__all__ = [
+    "Answer",
+    "BrokerError",
+    "Flow",
+    "ScanFeatures",
+    "StageSettings",
+    "UsageError",
+    "__version__",
+    "extract",
+    "open",
+]
 
 _HOMES = {
     "Answer": "gliaflow.answer",
     "BrokerError": "gliaflow_runtime.broker.interface",
     "Flow": "gliaflow.flow",
     "ScanFeatures": "gliaflow.features",
+    "StageSettings": "gliaflow.stage_settings",
     "UsageError": "gliaflow_runtime.errors",
     "extract": "gliaflow.features",
     "open": "gliaflow.opening",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from gliaflow_plugins.contracts import PluginError
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from gliaflow.scans import Input, ScanRequest, find_one
 from gliaflow.sequences import GivenSequences, SequenceInput, require_read, wanted_sequences
+from gliaflow.stage_settings import StageSettings, as_flags
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +55,10 @@ def extract(
     scan: str | PathLike[str],
     tap: str | None = None,
     *,
-    bundle: str | Path | None = None,
     channel: str | None = None,
     series: str | None = None,
     sequences: Mapping[str, str | PathLike[str]] | None = None,
-    device: str | None = None,
-    threads: int | None = None,
+    **settings: Unpack[StageSettings],
 ) -> ScanFeatures:
     """The features of a scan's slices, as the extractor computes them for the pipeline (so rounded to fp16).
 
@@ -75,7 +73,7 @@ def extract(
     channel: of a 4-D file, the number of the FLAIR volume, from 0.
     series: the DICOM series to take: its SeriesInstanceUID, its number, or a part of its description.
     sequences: as for ``Flow.submit``.
-    bundle, device, threads: as for ``gliaflow.open``.
+    settings: ``bundle``, ``device`` and ``threads``: ``gliaflow.StageSettings``.
 
     Raises
     ------
@@ -84,13 +82,13 @@ def extract(
     from gliaflow_extractor.extractor import Extractor, UNetSession
     from gliaflow_preprocessor.preprocessor import Preprocessor
 
-    settings = load_settings({"tap": tap, "bundle": bundle and str(bundle), "device": device, "threads": threads})
-    served = load_bundle(settings.bundle, settings.tap, settings.bundle_sha256, settings.state, settings.bundles)
+    loaded = load_settings({"tap": tap, **as_flags(settings, extract)})
+    served = load_bundle(loaded.bundle, loaded.tap, loaded.bundle_sha256, loaded.state, loaded.bundles)
     require_read(sequences or {}, served.manifest.input.channels)
     request = ScanRequest(
         channel=channel,
         series=() if series is None else (series,),
-        sequences=wanted_sequences(settings, served),
+        sequences=wanted_sequences(loaded, served),
         given=GivenSequences.of(sequences or {}),
     )
     item = find_one(scan, request)
@@ -107,7 +105,7 @@ def extract(
     try:
         roots = [item.root, *(each.root for each in item.sequences.values())]
         preprocessor = Preprocessor(served, MemoryBroker(), roots)
-        unet = UNetSession(served, batch=settings.batch, device=settings.device, threads=settings.threads)
+        unet = UNetSession(served, batch=loaded.batch, device=loaded.device, threads=loaded.threads)
         extractor = Extractor(served, unet)
         parts = [
             expect(features, FeaturesMessage)

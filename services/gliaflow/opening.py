@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Unpack
 from uuid import uuid4
 
 import structlog
@@ -19,19 +19,18 @@ from gliaflow_runtime.settings import Settings, load_settings
 
 from gliaflow.flow import TIMEOUT_S, Flow
 from gliaflow.sequences import wanted_sequences
+from gliaflow.stage_settings import StageSettings, as_flags
 from gliaflow.waiting import Waiting, warn
 
 
 def open(
     broker: str | None = None,
     *,
-    bundle: str | Path | None = None,
     generator: str | None = None,
-    device: str | None = None,
-    threads: int | None = None,
     sequences: Sequence[str] | None = None,
     timeout: float = TIMEOUT_S,
     waiting: Callable[[str], None] = warn,
+    **settings: Unpack[StageSettings],
 ) -> Flow:
     """Open a pipeline.
 
@@ -42,27 +41,24 @@ def open(
     ----------
     broker: ``memory://`` (the default) runs the stages in this process. ``amqp://user:password@host/vhost`` connects
         to a RabbitMQ on which stages run.
-    bundle: the model bundle for stages in this process: a folder or ``s3://bucket/path``. Default: the shipped
-        demonstration, which is trained on drawings of scans. Stages on RabbitMQ have a bundle of their own.
     generator: the bundle's generator that ``generate`` uses. Default: the bundle's own choice.
-    device, threads: for stages in this process: ``cpu``, ``cuda`` or another device of the installed onnxruntime, and
-        onnxruntime's threads (0: one per core).
     sequences: the sequences to look for beside the FLAIR, and to send: ``t1``, ``t1ce``, ``t2``. Default: those of the
         bundle of stages in this process; none to stages on RabbitMQ.
     timeout: after so many seconds without any answer, open scans fail.
     waiting: called once whenever the pipeline begins to wait for something, with the reason and the remedy: RabbitMQ
         is away or refuses messages because of an alarm, a stage does not run, the stages are behind. Default: a Python
         warning.
+    settings: ``bundle``, ``device`` and ``threads`` of stages in this process: ``gliaflow.StageSettings``. Stages on
+        RabbitMQ have their own.
 
     Raises
     ------
     UsageError: a setting is wrong, or bundle, generator or device cannot be used. The text says what to do.
     BrokerError: the broker cannot be reached, or denies access.
     """
-    flags = {"broker": broker, "bundle": bundle and str(bundle), "generator": generator}
     asked = None if sequences is None else ",".join(sequences) or "none"
-    settings = load_settings({**flags, "device": device, "threads": threads, "sequences": asked})
-    return open_flow(settings, timeout, waiting)
+    flags = {"broker": broker, "generator": generator, "sequences": asked, **as_flags(settings, open)}
+    return open_flow(load_settings(flags), timeout, waiting)
 
 
 def open_flow(

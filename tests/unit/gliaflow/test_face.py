@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gliaflow
 import nibabel as nib
@@ -165,6 +167,25 @@ def test_two_flows_in_one_process_have_stages_of_their_own(flow: gliaflow.Flow, 
 def test_a_wrong_setting_is_a_usage_error(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(gliaflow.UsageError, match=message):
         gliaflow.open(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "own"),
+    [
+        (gliaflow.open, "broker, generator, sequences, timeout, waiting"),
+        (gliaflow.extract, "scan, tap, channel, series, sequences"),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_names_that_there_are(call: Any, own: str) -> None:
+    text = f"{call.__name__}() has no argument 'bundel'; it has {own}, bundle, device, threads"
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        call("scan.nii.gz", bundel="model")
+
+
+def test_help_names_and_explains_every_setting() -> None:
+    for name in gliaflow.StageSettings.__annotations__:
+        assert all(f"``{name}``" in (call.__doc__ or "") for call in (gliaflow.open, gliaflow.extract))
+        assert f"- ``{name}``: " in (gliaflow.StageSettings.__doc__ or "")
 
 
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
