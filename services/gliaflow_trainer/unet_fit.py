@@ -21,6 +21,7 @@ from gliaflow_runtime.files import whole_file
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import swa_utils
 
 from gliaflow_trainer.distributed import rank_and_count
 from gliaflow_trainer.slices import Slices
@@ -44,6 +45,8 @@ class UNetOptions:
     randomise: random geometry and intensities for whole batches (``randomised``).
     drop: the probability with which a training sample lacks a sequence, for each but the FLAIR: its channel is 0, as in
         serving. So the network learns to answer without it (modality dropout: Neverova et al. 2016, "ModDrop").
+    average: 0, or how much of the mean of the weights remains at each step: the network that counts is this moving mean
+        over the last 1 / (1 − ``average``) steps or so (Polyak and Juditsky 1992). It is less noisy than the last step.
     regions: weight of a second loss (deep supervision; Lee et al. 2015): a linear layer on ``enc5`` predicts each
         region's share of a pixel, so that the features distinguish a core from a rim. The layer is not kept. The paper
         has no such loss, and calls its features "not discriminative enough".
@@ -61,6 +64,7 @@ class UNetOptions:
     randomise: bool = False
     regions: float = 0.0
     drop: float = 0.0
+    average: float = 0.0
 
 
 def fit_unet(
@@ -104,13 +108,15 @@ def fit_unet(
         step = _Step(net, [int(v) for v in values if v], options)
     # channels_last halves the time on a CPU, where channels are few.
     step = step.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mean = swa_utils.AveragedModel(net, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(options.average), use_buffers=True)
+    counts = mean.module if options.average else net
     learner = nn.parallel.DistributedDataParallel(step) if processes > 1 else step
     chance = torch.Generator().manual_seed(seed + rank)
     optimiser = torch.optim.Adam(step.parameters(), lr=options.learning_rate, betas=options.betas)
     steps = options.epochs * math.ceil((options.epoch_slices or len(train)) / (options.batch * processes))
     rate = (lambda n: _cosine(n, steps)) if options.cosine else (lambda n: 1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    checkpointed: dict[str, Any] = {"step": step, "optimiser": optimiser, "schedule": schedule}
+    checkpointed: dict[str, Any] = {"step": step, "optimiser": optimiser, "schedule": schedule, "mean": mean}
     history: History = []
     best, best_score = copy.deepcopy(net.state_dict()), -1.0
     if context.checkpoint is not None and context.checkpoint.exists():
@@ -138,13 +144,14 @@ def fit_unet(
             value.backward()
             optimiser.step()
             schedule.step()
+            mean.update_parameters(net)
             total, count = total + float(value.detach()) * len(picked), count + len(picked)
         figures = {"loss": total / count}
         if len(validation):
-            scores = measure(net, slices, validation, device)
+            scores = measure(counts, slices, validation, device)
             figures |= {"val_loss": scores["soft_dice_loss"], "val_dice": scores["hard_dice"], "val_iou": scores["iou"]}
         if not len(validation) or figures["val_iou"] >= best_score:
-            best, best_score = copy.deepcopy(net.state_dict()), figures.get("val_iou", 0.0)
+            best, best_score = copy.deepcopy(counts.state_dict()), figures.get("val_iou", 0.0)
         figures["seconds"] = time.monotonic() - began
         history.append(figures)
         if context.checkpoint is not None and rank == 0:

@@ -313,14 +313,14 @@ def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url
         assert "time left: not known, as messages wait, and no consumer reads them: extractor" in output
         assert f"classifier   1 running, gliaflow {VERSION}, gliaflow-demo@" in output
         stages("extractor")
-        client.join(60)
 
         def messages_flow() -> bool:
             read = read_status(broker, api, "")
             lines = {line.queue: line for line in read.queues}
             return lines["extractor"].rate_out > 0 and lines["assembler"].rate_in > 0
 
-        eventually(messages_flow)
+        eventually(messages_flow)  # asked while they flow: the rates are means over the last 30 seconds
+        client.join(60)
 
     def remembers_the_ended_scans() -> bool:
         nonlocal report

@@ -150,8 +150,21 @@ def test_validation_slices_change_neither_the_weights_nor_the_normalisation() ->
         fit_unet(Planes(images, masks), NONE, ALL[:8], options, FitContext(0))
 
 
-def test_a_resumed_fit_gives_the_same_network_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    options = UNetOptions(2, norm=True, epochs=3, batch=4, learning_rate=1e-3, cosine=True, randomise=True)
+def test_the_averaged_network_is_the_moving_mean_of_the_steps() -> None:
+    def weights(average: float, epochs: int) -> Any:
+        options = UNetOptions(2, epochs=epochs, batch=8, learning_rate=1e-3, average=average)
+        return fit_unet(discs(8), ALL[:8], NONE, options, FitContext(1))[0].state_dict()["encoder.0.0.weight"]
+
+    steps = [weights(0, epochs) for epochs in (1, 2, 3)]  # of one step each
+    expected = 0.75 * (0.75 * steps[0] + 0.25 * steps[1]) + 0.25 * steps[2]
+    torch.testing.assert_close(weights(0.75, 3), expected)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_resumed_fit_gives_the_same_network_as_an_uninterrupted_one(tmp_path: Path, average: float) -> None:
+    options = UNetOptions(
+        2, norm=True, epochs=3, batch=4, learning_rate=1e-3, cosine=True, randomise=True, average=average
+    )
 
     def fit(**context: Any) -> UNet:
         return fit_unet(discs(8), ALL[2:8], ALL[:2], options, FitContext(3, **context))[0]
