@@ -25,6 +25,7 @@ from gliaflow_cli.terminal import print_left_out, print_problems
 
 if TYPE_CHECKING:
     from gliaflow_trainer.profiles import Profile
+    from rich.progress import Progress
 
 NEEDED = ("torch", "onnxscript", "sklearn", "threadpoolctl", "matplotlib")
 
@@ -54,9 +55,11 @@ def prepare(*more: tuple[str, str]) -> None:
             raise UsageError(f"this needs {module}: pip install 'gliaflow[{extra}]'") from None
 
 
-def read_cohort(request: CohortRequest, registry: Registry) -> Cohort:
-    """The cohort, after its problems and what was left out are printed."""
+def read_cohort(request: CohortRequest, registry: Registry, bar: Progress) -> Cohort:
+    """The cohort, after its problems and what was left out are printed. The bar shows that it is being read."""
+    row = bar.add_task(f"reading {request.folder}", total=None)
     cohort = request.read(registry)
+    bar.remove_task(row)
     print_problems(cohort)
     if request.folder.is_dir():
         print_left_out(not_read(cohort, request.folder), False, f"gliaflow cohort {request.folder} -v lists them")
@@ -141,7 +144,7 @@ def find_unet(flag: str, where: str | None, profile: Profile) -> Path | None:
     ------
     UsageError: there is no such bundle, its U-Net is missing or damaged, or it is of another size or tap.
     """
-    from gliaflow_trainer.unet_bundle import unet_to_fine_tune
+    from gliaflow_trainer.fine_tuning import unet_to_fine_tune
 
     if where is None:
         return None

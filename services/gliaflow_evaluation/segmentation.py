@@ -14,10 +14,11 @@ from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import write_whole
 from gliaflow_store.feature_store import FeatureStore
 from gliaflow_trainer.features import extract
+from gliaflow_trainer.fine_tuning import unet_to_fine_tune
 from gliaflow_trainer.own_grid import on_own_grid
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.slices import CutScan, Slices, kept_scans
-from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle, unet_to_fine_tune
+from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
 from gliaflow_trainer.unlabelled import extract_unlabelled
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""A bundle that holds a U-Net alone: fitted, written with its torch weights, and loaded to be fine-tuned."""
+"""A bundle that holds a U-Net alone: fitted, written with its torch weights, and loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class UNetRecipe:
     ----------
     name: of the bundle.
     augment: applied to each training sample.
-    start: the network to fine-tune (``unet_to_fine_tune``); None: a new one is fitted.
+    start: the network to fine-tune (``fine_tuning``); None: a new one is fitted.
     """
 
     name: str
@@ -103,32 +103,9 @@ def fit_unet_bundle(
     return bundle
 
 
-def unet_to_fine_tune(folder: Path, profile: Profile) -> UNet:
-    """The U-Net of the bundle in ``folder``.
-
-    Raises
-    ------
-    BundleError: the bundle has no torch weights, or its U-Net is of another size than the profile's, or of other
-        sequences.
-    """
-    bundle = Bundle(folder)
-    net, _ = _load_weights(bundle)
-    if (known := bundle.manifest.input.channels) != profile.input.channels:
-        raise BundleError(
-            f"{folder}: its U-Net takes {', '.join(known)}, and not {', '.join(profile.input.channels)}; give "
-            f"--channels {','.join(known)}, or fine-tune another bundle"
-        )
-    if (net.width, net.norm) != (profile.width, profile.norm):
-        raise BundleError(
-            f"{folder}: its U-Net has width {net.width}{' and batch norm' if net.norm else ''}, the profile needs "
-            f"{profile.width}{' and batch norm' if profile.norm else ''}; choose the profile it was trained with"
-        )
-    return net
-
-
 def load_served_unet(bundle: Bundle) -> nn.Module:
     """The torch module of which ``unet.onnx`` is the export. Raises BundleError: the bundle has no torch weights."""
-    unet, mirror = _load_weights(bundle)
+    unet, mirror = load_weights(bundle)
     return _Mirrored(unet) if mirror else unet
 
 
@@ -153,8 +130,8 @@ def _save_weights(unet: UNet, mirror: bool, path: Path) -> None:
         save_file({key: value.contiguous() for key, value in state.items()}, part)
 
 
-def _load_weights(bundle: Bundle) -> tuple[UNet, bool]:
-    """The network, and whether it is served with the mirror image's mask."""
+def load_weights(bundle: Bundle) -> tuple[UNet, bool]:
+    """The network, and whether it is served with the mirror image's mask. Raises BundleError: no torch weights."""
     if (made := bundle.manifest.quantization) is not None:
         raise BundleError(
             f"{bundle.folder}: its U-Net is int8, and only {made.source}, from which it was made, has weights in "

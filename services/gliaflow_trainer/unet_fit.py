@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -89,7 +90,8 @@ def fit_unet(
     context: its ``checkpoint`` is written after each epoch; if the file exists, the fit continues from it. Its
         ``progress`` gets ``loss``, ``val_loss``, ``val_dice``, ``val_iou`` (Eq. 3–5), ``seconds`` and ``left_seconds``.
     augment: applied to each training sample first, with a random generator for each sample.
-    start: fine-tune a copy of this network, with its width, norm and statistics.
+    start: fine-tune a copy of this network, with its width, norm and statistics; those that are NaN are of the training
+        slices.
 
     Returns
     -------
@@ -103,13 +105,17 @@ def fit_unet(
     values = np.unique([v for i in train[:: max(1, len(train) // 400)] for v in np.unique(masks[i])])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        statistics = _mean_and_deviation(images, train) if start is None else ()
-        net = UNet(options.width, options.norm, *statistics) if start is None else copy.deepcopy(start)
+        if start is None:
+            net = UNet(options.width, options.norm, *_mean_and_deviation(images, train))
+        else:
+            net = copy.deepcopy(start)
+            for known, of_these in zip((net.mean, net.std), _mean_and_deviation(images, train), strict=True):
+                known.copy_(torch.where(known.isnan(), torch.tensor(of_these).reshape(known.shape), known))
         step = _Step(net, [int(v) for v in values if v], options)
     # channels_last halves the time on a CPU, where channels are few.
     step = step.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean = swa_utils.AveragedModel(net, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(options.average), use_buffers=True)
-    counts = mean.module if options.average else net
+    mean = swa_utils.AveragedModel(net, multi_avg_fn=partial(_averaged, options.average), use_buffers=True)
+    counts = cast(UNet, mean.module) if options.average else net
     learner = nn.parallel.DistributedDataParallel(step) if processes > 1 else step
     chance = torch.Generator().manual_seed(seed + rank)
     optimiser = torch.optim.Adam(step.parameters(), lr=options.learning_rate, betas=options.betas)
@@ -291,6 +297,12 @@ class _Step(nn.Module):
             share = F.adaptive_avg_pool2d(each, regions.shape[-2:])
             value = value + self.options.regions * F.binary_cross_entropy_with_logits(regions, share)
         return value
+
+
+def _averaged(share: float, means: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
+    """``share`` of each mean remains; at the first steps less, so that no random first weights do."""
+    share = min(share, (1 + int(steps)) / (10 + int(steps)))
+    swa_utils.get_ema_multi_avg_fn(share)(means, values, steps)  # type: ignore[no-untyped-call]
 
 
 def _epoch_slices(

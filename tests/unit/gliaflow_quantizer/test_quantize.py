@@ -189,8 +189,8 @@ def test_what_cannot_be_quantised_is_refused_with_the_remedy(int8: Bundle, tmp_p
 
 def test_an_int8_unet_is_not_fine_tuned(int8: Bundle) -> None:
     pytest.importorskip("torch")
+    from gliaflow_trainer.fine_tuning import unet_to_fine_tune
     from gliaflow_trainer.profiles import PROFILES
-    from gliaflow_trainer.unet_bundle import unet_to_fine_tune
 
     with pytest.raises(BundleError, match=r"its U-Net is int8, and only gliaflow-demo@.* has weights in torch"):
         unet_to_fine_tune(int8.folder, PROFILES["demo"])

@@ -134,6 +134,16 @@ def test_the_same_seed_fits_the_same_network_and_does_not_change_torchs_random_s
     assert not torch.equal(first, other)
 
 
+def test_statistics_that_the_start_lacks_are_those_of_the_training_slices() -> None:
+    slices = discs(8)
+    both = Planes(np.concatenate([slices.images, 3 * slices.images], axis=1), slices.masks)
+    start = UNet(2, mean=(0.25, float("nan")), std=(0.5, float("nan")))
+    options = UNetOptions(2, epochs=1, batch=8, learning_rate=0.0)
+    net, _ = fit_unet(both, ALL[:8], NONE, options, FitContext(1), start=start)
+    assert net.mean.ravel().tolist() == pytest.approx([0.25, 3 * np.mean(slices.images)], rel=1e-3)
+    assert net.std.ravel().tolist() == pytest.approx([0.5, 3 * np.std(slices.images)], rel=1e-3)
+
+
 def test_validation_slices_change_neither_the_weights_nor_the_normalisation() -> None:
     images, masks = discs(8)
     spoilt = images.copy()
@@ -156,8 +166,9 @@ def test_the_averaged_network_is_the_moving_mean_of_the_steps() -> None:
         return fit_unet(discs(8), ALL[:8], NONE, options, FitContext(1))[0].state_dict()["encoder.0.0.weight"]
 
     steps = [weights(0, epochs) for epochs in (1, 2, 3)]  # of one step each
-    expected = 0.75 * (0.75 * steps[0] + 0.25 * steps[1]) + 0.25 * steps[2]
-    torch.testing.assert_close(weights(0.75, 3), expected)
+    early = 2 / 11 * steps[0] + 9 / 11 * steps[1]
+    torch.testing.assert_close(weights(0.75, 3), 3 / 12 * early + 9 / 12 * steps[2])
+    torch.testing.assert_close(weights(0.2, 3), 0.2 * early + 0.8 * steps[2])
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
