@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gliaflow_phantoms.phantom import made_by
+from gliaflow_phantoms.cohort import made_by
 from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import whole_file

@@ -10,18 +10,11 @@ clinical meaning.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gliaflow_plugins.nibabel_alone import nib
 from gliaflow_proto import CLASSES, SEQUENCES
-from gliaflow_runtime.files import whole_file, write_whole
 from numpy.typing import NDArray
 
 from gliaflow_phantoms.anatomy import Head
@@ -30,7 +23,9 @@ from gliaflow_phantoms.sequences import RANGES, T1, draw_levels
 from gliaflow_phantoms.shapes import Grid, inside
 from gliaflow_phantoms.tumour import Tumour
 
-COHORT_FILE = "phantoms.json"  # how a cohort was made
+# Raise it with every change after which a seed gives another phantom. A folder of phantoms has one drawing: without the
+# new number, an interrupted cohort would resume as a mixture of two.
+DRAWING = 3
 STRIPPED = 0.3  # share of skull-stripped scans
 
 
@@ -51,66 +46,13 @@ class Phantom:
         return self.images["flair"]
 
 
-def write_cohort(
-    out: Path,
-    patients: int,
-    seed: int,
-    hgg_share: float = 0.6,
-    sequences: Sequence[str] = ("flair",),
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write ``patients`` phantoms in the BraTS 2018 layout: ``HGG|LGG/<ID>/<ID>_{flair,t1,t1ce,t2,seg}.nii.gz``.
-
-    Patient k of a seed has the same FLAIR whatever the number of patients and sequences. Each file is written whole,
-    and files that are there already are not changed, so an interrupted run resumes.
-
-    Parameters
-    ----------
-    sequences: see ``make_patient``.
-    progress: called with (patients done, patients).
-    """
-    if not 0 <= hgg_share <= 1:
-        raise ValueError(f"hgg_share must be from 0 to 1: {hgg_share}")
-    out.mkdir(parents=True, exist_ok=True)
-    origin = {"made_by": "gliaflow phantom", "patients": patients, "seed": seed, "hgg_share": hgg_share}
-    write_whole(out / COHORT_FILE, json.dumps(origin | {"sequences": list(sequences)}) + "\n")
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        jobs = [pool.submit(_write_patient, out, (seed, k), _grade(k, hgg_share), sequences) for k in range(patients)]
-        try:
-            for done, job in enumerate(as_completed(jobs), start=1):
-                job.result()
-                if progress is not None:
-                    progress(done, patients)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def made_by(folder: Path) -> dict[str, Any]:
-    """How ``gliaflow phantom`` made the cohort in ``folder``; empty for any other folder."""
-    try:
-        made = json.loads((folder / COHORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {"made_by": made} if isinstance(made, dict) else {}
-
-
-def _grade(k: int, hgg_share: float) -> str:
-    # The first k patients, for any k, have as nearly as possible this share: a small cohort begins a larger one.
-    return CLASSES[0] if int((k + 1) * hgg_share + 1e-9) > int(k * hgg_share + 1e-9) else CLASSES[1]
-
-
-def _write_patient(out: Path, seed: tuple[int, int], grade: str, sequences: Sequence[str]) -> None:
-    name = f"phantom_{seed[0]}_{seed[1]:04d}"
-    folder = out / grade / name
-    files = {kind: folder / f"{name}_{kind}.nii.gz" for kind in (*sequences, "seg")}
-    if all(file.exists() for file in files.values()):
-        return
-    phantom = make_patient(grade, np.random.default_rng(seed), sequences)
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, voxels in {**phantom.images, "seg": phantom.mask}.items():
-        with whole_file(files[kind], ending=".part.nii.gz") as part:
-            nib.save(nib.Nifti1Image(voxels, phantom.affine), part)
+def check_sequences(sequences: Sequence[str]) -> None:
+    """Raise ValueError if a phantom cannot have these sequences: it has a FLAIR, and any of the other SEQUENCES."""
+    if SEQUENCES[0] not in sequences or not set(sequences) <= set(SEQUENCES):
+        listed = ", ".join(sequences) or "none"
+        raise ValueError(
+            f"sequences must be {SEQUENCES[0]}, or {SEQUENCES[0]} with some of {', '.join(SEQUENCES[1:])}: {listed}"
+        )
 
 
 def make_patient(grade: str, rng: np.random.Generator, sequences: Sequence[str] = ("flair",)) -> Phantom:
@@ -118,12 +60,11 @@ def make_patient(grade: str, rng: np.random.Generator, sequences: Sequence[str] 
 
     Parameters
     ----------
-    sequences: of SEQUENCES. Further ones do not change the FLAIR. All are on the same grid.
+    sequences: see ``check_sequences``. They do not change each other, and are on the same grid.
     """
     if grade not in CLASSES:
         raise ValueError(f"grade must be one of {', '.join(CLASSES)}: {grade!r}")
-    if unknown := set(sequences) - set(SEQUENCES):
-        raise ValueError(f"sequences must be of {', '.join(SEQUENCES)}: {', '.join(sorted(unknown))}")
+    check_sequences(sequences)
     grid = Grid.draw(rng)
     stripped = bool(rng.random() < STRIPPED)
     head = Head(grid, rng)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gliaflow_phantoms.phantom import made_by
+from gliaflow_phantoms.cohort import made_by
 from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline
 from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_proto import CLASSES, voxel_ml

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from compose.stack import PORT, Stack, clone
-from gliaflow_phantoms.phantom import write_cohort
+from gliaflow_phantoms.cohort import write_cohort
 from gliaflow_runtime.bundle.load import Bundle
 from sample_scans import good_scan
 

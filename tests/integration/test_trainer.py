@@ -13,7 +13,7 @@ import pytest
 from gliaflow.flow import Flow
 from gliaflow.scans import Input, cohort_inputs
 from gliaflow_cli.main import app
-from gliaflow_phantoms.phantom import write_cohort
+from gliaflow_phantoms.cohort import write_cohort
 from gliaflow_plugins.cohorts.read import CohortRequest
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Case, Cohort, PluginError

@@ -12,8 +12,11 @@ from gliaflow_cli.interrupted import interruptible
 from gliaflow_cli.terminal import console, progress_bar, waiting_printer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from gliaflow.answer import Answer
+    from gliaflow.scans import Input
     from gliaflow_client.out_folder import Target
     from gliaflow_client.table import ScanRow
     from gliaflow_runtime.broker.interface import Consumer
@@ -40,13 +43,10 @@ def demo(
     from uuid import uuid4
 
     from gliaflow.opening import open_flow
-    from gliaflow.scans import Input
-    from gliaflow.sequences import case_sequences
     from gliaflow_client.out_folder import OutFolder
     from gliaflow_client.summary import counts, true_grades
     from gliaflow_pages.drawing import INSTALL, has_matplotlib
-    from gliaflow_phantoms.phantom import write_cohort
-    from gliaflow_plugins.cohorts.case_folders import Brats
+    from gliaflow_phantoms.cohort import image_file, write_cohort
     from gliaflow_proto import Queue
     from gliaflow_runtime.broker.interface import BrokerError
     from gliaflow_runtime.bundle.load import load_bundle
@@ -64,21 +64,11 @@ def demo(
     cohort = out / "phantoms"
     with OutFolder(out) as folder, progress_bar() as bar:
         task = bar.add_task("making phantom scans", total=patients)
-        write_cohort(cohort, patients, seed, 0.5, channels, progress=lambda done, _: bar.update(task, completed=done))
-        found = Brats().read(cohort)
-        assert found is not None, "write_cohort writes the layout that Brats reads"
-        paths = [cohort / str(case.grade) / case.patient for case in found.cases]
-        inputs = [
-            Input(
-                file := path / f"{path.name}_flair.nii.gz",
-                f"{path.name}_flair",
-                case.patient,
-                case.grade,
-                relative=str(file.relative_to(cohort)),
-                sequences=case_sequences(case.sequences, channels[1:]),
-            )
-            for path, case in zip(paths, found.cases, strict=True)
-        ]
+        drawn = write_cohort(
+            cohort, patients, seed, 0.5, channels, progress=lambda done, _: bar.update(task, completed=done)
+        )
+        paths = sorted(drawn)  # an earlier run may have drawn more
+        inputs = [phantom_input(path, channels) for path in paths]
         targets = folder.assign(inputs)
 
         failures: dict[str, ScanRow] = {}
@@ -103,7 +93,7 @@ def demo(
                 raise BrokerError(str(error)) from None
             bar.advance(task)
         rows = [failures.get(target.scan) or folder.rows[target.scan] for target in targets]
-        truths = [path / f"{path.name}_seg.nii.gz" for path in paths]
+        truths = [image_file(path, "seg") for path in paths]
         shown = [Shown.of(row, item, out, truth) for row, item, truth in zip(rows, inputs, truths, strict=True)]
         page = answers_page(shown, DemoParts(real, synthetic, manifest.metrics))
         report = out / folder.save("", "report", ".html", lambda part: part.write_text(page, encoding="utf-8"))
@@ -113,6 +103,23 @@ def demo(
         console.print(f"the report has no pictures, for lack of matplotlib: {INSTALL}", style="yellow", soft_wrap=True)
     console.print(f"report: {report} ({time.monotonic() - started:.0f} s; phantoms are not patients)", soft_wrap=True)
     raise typer.Exit(1 if any(row.status == "failed" for row in rows) else 0)
+
+
+def phantom_input(folder: Path, channels: Sequence[str]) -> Input:
+    """A phantom of ``write_cohort`` as it is sent: with its grade, and with the sequences that the bundle reads."""
+    from gliaflow.scans import Input
+    from gliaflow.sequences import SequenceInput
+    from gliaflow_phantoms.cohort import image_file
+
+    file, *others = (image_file(folder, sequence) for sequence in channels)
+    return Input(
+        file,
+        f"{folder.name}_flair",
+        folder.name,
+        folder.parent.name,
+        relative=str(file.relative_to(folder.parents[1])),
+        sequences={sequence: SequenceInput(other) for sequence, other in zip(channels[1:], others, strict=True)},
+    )
 
 
 def _fullest(consumer: Consumer) -> dict[str, NDArray[np.float16]]:

@@ -24,14 +24,18 @@ def phantom(
     """Write a cohort of phantom scans with masks and grades.
 
     A phantom is a drawing: an average brain, bent at random, in which a tumour has grown. It is not a patient.
+
+    An interrupted command resumes. A later one adds patients or sequences to a cohort of the same seed and share;
+    another cohort needs another folder.
     """
-    from gliaflow_phantoms.phantom import write_cohort
-    from gliaflow_proto import SEQUENCES
+    from gliaflow_phantoms.cohort import write_cohort
+    from gliaflow_phantoms.phantom import check_sequences
 
     names = tuple(dict.fromkeys(name.strip().casefold() for name in sequences.split(",")))
-    if "flair" not in names or not set(names) <= set(SEQUENCES):
-        raise UsageError(f"--sequences: {sequences!r} is not flair with some of {', '.join(SEQUENCES[1:])}")
-
+    try:
+        check_sequences(names)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
     with progress_bar() as bar:
         task = bar.add_task("phantoms", total=patients)
         write_cohort(out, patients, seed, hgg_share, names, progress=lambda done, _: bar.update(task, completed=done))

@@ -1,16 +1,12 @@
-"""Phantoms are the same for the same seed, are in the BraTS 2018 layout, and show their grade by texture, not size."""
+"""Phantoms are the same for the same seed, and show their grade by texture, not size."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import nibabel as nib
 import numpy as np
 import pytest
 from gliaflow_phantoms.atlas import atlas
-from gliaflow_phantoms.phantom import Phantom, make_patient, write_cohort
+from gliaflow_phantoms.phantom import Phantom, make_patient
 from gliaflow_phantoms.tumour import _arrival
-from gliaflow_plugins.cohorts.case_folders import Brats
 from scipy import ndimage
 
 
@@ -70,47 +66,9 @@ def test_more_high_grade_tumours_have_a_dark_core(cohort: list[Phantom]) -> None
     assert cored["HGG"] > cored["LGG"] + 2
 
 
-def test_a_cohort_is_in_the_brats_layout_and_begins_with_the_patients_of_a_smaller_one(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    write_cohort(tmp_path / "two", 2, seed=1, hgg_share=0.5, progress=lambda done, total: seen.append((done, total)))
-    write_cohort(tmp_path / "four", 4, seed=1, hgg_share=0.5)
-    assert seen == [(1, 2), (2, 2)]
-    cohort = Brats().read(tmp_path / "four")
-    assert cohort is not None
-    assert sorted(str(case.grade) for case in cohort.cases) == ["HGG", "HGG", "LGG", "LGG"]
-    small = sorted(file.relative_to(tmp_path / "two") for file in (tmp_path / "two").rglob("*.nii.gz"))
-    assert len(small) == 4
-    for file in small:
-        one, other = (nib.load(tmp_path / which / file) for which in ("two", "four"))
-        np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
-        np.testing.assert_array_equal(one.affine, other.affine)
-
-
-def test_an_interrupted_cohort_resumes_and_does_not_change_whole_files(tmp_path: Path) -> None:
-    write_cohort(tmp_path, 2, seed=1)
-    files = sorted(tmp_path.rglob("*.nii.gz"))
-    whole, times = files[0].read_bytes(), [file.stat().st_mtime_ns for file in files]
-    files[0].unlink()
-    write_cohort(tmp_path, 2, seed=1)
-    assert nib.load(files[0]).shape == nib.load(files[1]).shape
-    assert len(files[0].read_bytes()) == len(whole)
-    assert [file.stat().st_mtime_ns for file in files[2:]] == times[2:]
-    assert not list(tmp_path.rglob("*.part*"))
-
-
-def test_the_share_of_high_grade_does_not_depend_on_the_number_of_patients(tmp_path: Path) -> None:
-    from gliaflow_phantoms.phantom import _grade
-
-    for share in (0.0, 0.25, 0.6, 1.0):
-        for patients in (5, 10, 40):
-            assert abs(sum(_grade(k, share) == "HGG" for k in range(patients)) - share * patients) < 1
-
-
-def test_an_unknown_grade_or_an_impossible_share_is_an_error(tmp_path: Path) -> None:
+def test_an_unknown_grade_is_an_error() -> None:
     with pytest.raises(ValueError, match="grade"):
         make_patient("II", np.random.default_rng(0))
-    with pytest.raises(ValueError, match="hgg_share"):
-        write_cohort(tmp_path, 1, seed=0, hgg_share=60)
 
 
 def test_other_sequences_do_not_change_the_flair_and_are_on_its_grid() -> None:
@@ -158,6 +116,7 @@ def test_a_front_goes_around_what_is_slow() -> None:
     assert 12 < time[8, 0, 0] < 24  # through the gap at the end of the wall: the straight way takes over 50
 
 
-def test_an_unknown_sequence_is_an_error() -> None:
-    with pytest.raises(ValueError, match="dwi"):
-        make_patient("HGG", np.random.default_rng(0), ("flair", "dwi"))
+@pytest.mark.parametrize("sequences", [("flair", "dwi"), ("t1",), ()])
+def test_a_phantom_has_a_flair_and_no_unknown_sequence(sequences: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=f"must be flair, or flair with .*: {', '.join(sequences) or 'none'}$"):
+        make_patient("HGG", np.random.default_rng(0), sequences)
