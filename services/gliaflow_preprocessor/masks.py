@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gliaflow_plugins.nibabel_alone import nib, voxel_sizes
 from gliaflow_proto import Geometry
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from gliaflow_preprocessor.nifti import SeveralVolumes, read_nifti
 from gliaflow_preprocessor.scaling import HEAD
@@ -22,6 +24,14 @@ MAX_SHARE = 1 / 3  # of the head: a larger mask is a mask of the brain, or inver
 MIN_SHARE = 2e-4  # of the head: a smaller tumour is doubtful
 MAX_OUTSIDE = 1 / 3  # of the tumour: if more is outside the head, the mask is another scan's
 MAX_APART = 0.5  # voxels between the mask's corners and the scan's
+RING_MM = 9.0  # around the tumour: the head there is what it is compared with
+BRIGHT = 75  # percentile that is compared: a core without blood is dark, and may be half of a tumour
+
+
+DARK = (
+    "the marked voxels are darker than the head around them, and a tumour is bright: is it another scan's mask, or "
+    "mirrored?"
+)
 
 
 class MaskError(ValueError):
@@ -95,8 +105,8 @@ def place_mask(
     doubts = []
     if share < MIN_SHARE:
         doubts.append(f"only {np.count_nonzero(labels):,} voxels of tumour, under {MIN_SHARE:.2%} of the head")
-    if np.median(image[tumour]) < np.median(image[head]):
-        doubts.append("the marked voxels are darker than the head, and a tumour is bright: is it another scan's mask?")
+    if _is_dark(tumour, head, image, geometry):
+        doubts.append(DARK)
     return planes, doubts
 
 
@@ -143,6 +153,28 @@ def find_head(image: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     air, bright = sample.min(), np.percentile(sample, 99.5)
     head = image.astype(np.float32) > air + HEAD * (bright - air)
     return _between(head, 1) & _between(head, 2)
+
+
+def _is_dark(
+    tumour: NDArray[np.bool_], head: NDArray[np.bool_], image: NDArray[np.floating[Any]], geometry: Geometry
+) -> bool:
+    """Whether the brightest quarter of the tumour is darker than that of the head around it.
+
+    Not than that of the whole head: a scan may be brighter where the tumour is not, at a coil or in the skin.
+    """
+    canonical = np.array(geometry.affine).reshape(4, 4) @ nib.orientations.inv_ornt_aff(
+        np.array(geometry.orientation, dtype=float).reshape(3, 2), geometry.shape
+    )
+    sides = voxel_sizes(canonical)[:2] * geometry.step
+    inside, around = [], []
+    for z in np.flatnonzero(tumour.any(axis=(1, 2))):
+        away = ndimage.distance_transform_edt(~tumour[z], sampling=sides)
+        inside.append(image[z][tumour[z]])
+        around.append(image[z][(away > 0) & (away <= RING_MM) & head[z]])
+    if not any(map(len, around)):
+        return False
+    marked, others = (np.percentile(np.concatenate(each), BRIGHT) for each in (inside, around))
+    return bool(marked < others)
 
 
 def _between(head: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import nibabel as nib
 import numpy as np
 import pytest
-from gliaflow_preprocessor.masks import MAX_SHARE, MaskError, cut_mask, prepare_mask, read_mask
+from gliaflow_preprocessor.masks import DARK, MAX_SHARE, MaskError, cut_mask, prepare_mask, read_mask
 from gliaflow_preprocessor.slices import Prepared, prepare
 from gliaflow_runtime.bundle.manifest import InputSpec
 from numpy.typing import NDArray
@@ -19,8 +19,6 @@ HEAD = X**2 + Y**2 + Z**2 < 0.8
 TUMOUR = (X - 0.2) ** 2 + Y**2 + Z**2 < 0.1
 LABELS = (2 * TUMOUR + 2 * ((X - 0.2) ** 2 + Y**2 + Z**2 < 0.03)).astype(np.uint8)  # 2 the oedema, 4 the core
 SOFT = ndimage.gaussian_filter(TUMOUR.astype(np.float32), 1.5)
-
-DARK = "the marked voxels are darker than the head, and a tumour is bright: is it another scan's mask?"
 
 
 def scan() -> NDArray[np.int16]:
@@ -172,6 +170,22 @@ def test_a_tumour_that_is_as_dark_as_air_is_in_the_head() -> None:
     planes, doubts = cut_mask(nifti(LABELS), prepared.geometry, prepared.image)
     assert planes.any()
     assert doubts == [DARK], "a tumour is bright on FLAIR, so the mask may be another scan's"
+
+
+def test_a_tumour_is_compared_with_the_head_around_it_and_by_its_bright_part() -> None:
+    """A dark core may be most of a tumour, and a coil may make the other half of the head brighter than a tumour."""
+    core = (X - 0.2) ** 2 + Y**2 + Z**2 < 0.075
+    coil = 1 + 2 * np.clip(-X, 0, None)
+    voxels = (np.where(core, 100, scan()) * coil).astype(np.int16)
+    spec = InputSpec(size=(64, 64), spacing=(4.0, 4.0))
+    prepared = prepare(voxels, AFFINE, spec)
+    right, mirrored = LABELS, np.ascontiguousarray(LABELS[::-1])
+    planes, doubts = cut_mask(nifti(right), prepared.geometry, prepared.image)
+    assert np.median(prepared.image[planes > 0]) < np.median(prepared.image[prepared.image > 0.3])
+    assert doubts == []
+    dark = np.where(TUMOUR[::-1], 150, scan()).astype(np.int16)  # a place that is darker than what is around it
+    prepared = prepare(dark, AFFINE, spec)
+    assert cut_mask(nifti(mirrored), prepared.geometry, prepared.image)[1] == [DARK]
 
 
 def test_the_largest_tumours_are_far_from_the_limit(prepared: Prepared) -> None:
