@@ -20,6 +20,8 @@ from gliaflow_preprocessor.slices import Plane, Prepared, native, resample
 
 SAME_VOXELS = 0.01  # grids that are less apart are one
 LEAST_COVER, GOOD_COVER = 1 / 3, 0.8  # of the FLAIR's head; a brain without its skull covers about 0.4 of a head
+LEAST_SHARED = 0.13  # nats: T1 after contrast of 64 patients has 0.18 or more, 122 of 123 of another patient up to 0.12
+LEVELS = 16  # of intensity, each with as many pixels as any other
 
 
 def prepare_beside(
@@ -130,8 +132,9 @@ def _interpolated(volume: NDArray[np.float32], affine: NDArray[Any], grid: NDArr
 
 
 def _doubts(image: NDArray[np.float32], flair: Prepared) -> list[str]:
-    """At most one sentence: the sequence covers only a part of the FLAIR's head. Raises UnusableScan: hardly any."""
-    head, own = (find_head(pixels[:, ::2, ::2]) for pixels in (flair.image, image))  # every second pixel is enough
+    """It covers a part of the FLAIR's head only, or seems to show another head. Raises UnusableScan: hardly any."""
+    images = flair.image[:, ::2, ::2], image[:, ::2, ::2]  # every second pixel is enough
+    head, own = map(find_head, images)
     cover = float((own & head).sum() / max(1, head.sum()))
     if cover < LEAST_COVER:
         raise UnusableScan(
@@ -139,6 +142,26 @@ def _doubts(image: NDArray[np.float32], flair: Prepared) -> list[str]:
             f"{LEAST_COVER:.0%} is needed: is it of the same patient and visit? If so, register it to the FLAIR scan, "
             "or convert both anew from DICOM"
         )
+    doubts = []
     if cover < GOOD_COVER:
-        return [f"it covers {cover:.0%} of the head in the FLAIR scan; elsewhere it counts as air"]
-    return []
+        doubts.append(f"it covers {cover:.0%} of the head in the FLAIR scan; elsewhere it counts as air")
+    if shared_information(*(pixels[head & own] for pixels in images)) < LEAST_SHARED:
+        doubts.append(
+            "by the files' affines, its anatomy is not that of the FLAIR scan: is it of the same patient and visit? If "
+            "so, register it to the FLAIR scan"
+        )
+    return doubts
+
+
+def shared_information(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
+    """The mutual information in nats of two images' pixels [n], by ``LEVELS`` of each (Maes et al. 1997).
+
+    It is high if the intensity of one tells that of the other, whatever the contrast, and about 0 if it tells nothing.
+    """
+    shares = np.linspace(0, 1, LEVELS + 1)[1:-1]
+    levels = (np.searchsorted(np.quantile(pixels, shares), pixels) for pixels in (first, second))
+    table, _, _ = np.histogram2d(*levels, bins=LEVELS)
+    joint = table / max(1, len(first))
+    alone = np.outer(joint.sum(axis=1), joint.sum(axis=0))
+    some = joint > 0
+    return float((joint[some] * np.log(joint[some] / alone[some])).sum())

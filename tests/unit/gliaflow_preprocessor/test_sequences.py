@@ -13,7 +13,7 @@ import pytest
 from gliaflow_extractor.extractor import Extractor
 from gliaflow_preprocessor import sources
 from gliaflow_preprocessor.preprocessor import Preprocessor
-from gliaflow_preprocessor.sequences import prepare_beside
+from gliaflow_preprocessor.sequences import prepare_beside, shared_information
 from gliaflow_preprocessor.slices import UnusableScan, prepare
 from gliaflow_preprocessor.sources import SourceError, read_source
 from gliaflow_proto import (
@@ -298,3 +298,26 @@ def test_slices_of_another_number_of_sequences_are_refused_by_the_extractor(tmp_
     one = SlicesMessage(id="m", scan=part.scan, geometry=part.geometry, image=part.image[:, :1])
     with pytest.raises(ProtocolError, match=r"tensors.image: shape \(\d+, 1, 32, 32\), but this bundle takes \(\d+, 3"):
         Extractor(blank(tmp_path, SPEC), _NoNetwork()).handle(one, DELIVERY)
+
+
+def test_the_anatomy_of_another_head_is_a_warning_and_another_contrast_is_none() -> None:
+    def head(seed: int) -> np.ndarray:
+        tissue = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 0.7)
+        return np.where(drawn(SHAPE, FLAIR) > 250, 500 + 100 * tissue / tissue.std(), 0).clip(0)
+
+    mine, spec = head(0), InputSpec(size=(64, 64), spacing=(4, 4))
+    flair = prepare(mine, FLAIR, spec)
+    inverse = np.where(mine > 0, 1000 - mine, 0)
+    _, doubts = prepare_beside(inverse, FLAIR, flair, spec)
+    assert doubts == []
+    _, (doubt,) = prepare_beside(head(1), FLAIR, flair, spec)
+    assert doubt.startswith(
+        "by the files' affines, its anatomy is not that of the FLAIR scan: is it of the same patient"
+    )
+
+
+def test_shared_information_is_that_of_the_definition() -> None:
+    pixels = np.random.default_rng(0).random(16_000)
+    assert shared_information(pixels, -pixels) == pytest.approx(np.log(16), rel=0.01), "each tells the other"
+    assert shared_information(pixels, np.random.default_rng(1).random(16_000)) < 0.02, "neither tells anything"
+    assert shared_information(pixels, np.ones(16_000)) == pytest.approx(0, abs=1e-9)
