@@ -51,16 +51,26 @@ def parse_options(plugin: Named, values: Mapping[str, Any]) -> BaseModel:
 
     Raises
     ------
-    PluginError: an option is unknown or out of range. The text names each such option and lists the known ones.
+    PluginError: an option is unknown or out of range. The text names each such option with its value, and lists the
+        known ones with their defaults.
     """
     try:
         return plugin.options.model_validate(dict(values))
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'options'}: {fault['msg']}" for fault in error.errors()
+            _fault(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()
         )
-        known = ", ".join(plugin.options.model_fields) or "none"
-        raise PluginError(f"{plugin.name}: {faults} (options: {known})") from error
+        known = ", ".join(f"{name}={field.default}" for name, field in plugin.options.model_fields.items()) or "none"
+        raise PluginError(f"{plugin.name}: {faults} (options and their defaults: {known})") from error
+
+
+def _fault(place: tuple[int | str, ...], kind: str, text: str, value: object) -> str:
+    """What is wrong with an option, in the words of somebody who wrote ``name=value``."""
+    name = ".".join(map(str, place))
+    if kind == "extra_forbidden":
+        return f"there is no option {name}"
+    must = text.replace("Input should be", "must be")
+    return f"{name}={value} {must}" if name and must != text else f"{name or 'options'}: {text}"
 
 
 # Generators and classifiers

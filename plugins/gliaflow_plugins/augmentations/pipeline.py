@@ -29,6 +29,8 @@ SCANNER_AUGMENTATIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("spikes", {"probability": 0.03, "strength": 0.2}),
 )
 """What a scanner does, in its order: tissue, coil, patient, k-space, receiver. Seldom and mild, to train with."""
+SETS = {"paper": PAPER_AUGMENTATIONS, "scanner": SCANNER_AUGMENTATIONS}
+"""Names for several augmentations at once. No augmentation may have one of them."""
 EARLIER_NAMES = {"hflip": "mirror-front-back", "vflip": "mirror-left-right"}
 """Names in older files and bundles. They suggested the opposite of what the augmentations do."""
 
@@ -123,6 +125,33 @@ def parse_named(text: str) -> tuple[str, dict[str, str]]:
             raise PluginError(f"{text!r}: {option!r} is not option=value")
         options[key.strip()] = value.strip()
     return name, options
+
+
+def parse_augmentations(texts: Iterable[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The steps of ``--augmentation``, in order: each text is a name of SETS, a TOML file, or as for ``parse_named``.
+
+    Raises
+    ------
+    PluginError: a text cannot be read; or a name of SETS has options.
+    """
+    steps: list[tuple[str, Mapping[str, Any]]] = []
+    for text in texts:
+        name = text.partition(":")[0]
+        if name in SETS:
+            if name != text:
+                raise PluginError(
+                    f"--augmentation {text}: {name} is a set and has no options; name one of its own, {_names(name)}"
+                )
+            steps += SETS[name]
+        elif text.endswith(".toml"):
+            steps += read_augmentations(Path(text))
+        else:
+            steps.append(parse_named(text))
+    return steps
+
+
+def _names(of: str) -> str:
+    return ", ".join(name for name, _ in SETS[of])
 
 
 def read_augmentations(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -21,8 +21,9 @@ def augment(
         list[str] | None,
         typer.Option(
             "--augmentation",
-            help="Name (gliaflow plugins -v lists them), or name:option=value,…; repeatable, in order. "
-            "Such as motion, spikes:number=1 or rician-noise:deviation=0.2.",
+            help="Name (gliaflow plugins -v lists them), name:option=value,…, a TOML file, scanner (all that a scanner "
+            "does) or paper (Table 1); repeatable, in order. Such as motion, spikes:number=1 or "
+            "rician-noise:deviation=0.2.",
         ),
     ] = None,
     pipeline: Annotated[Path | None, typer.Option("--pipeline", help="A TOML file of augmentations.")] = None,
@@ -44,7 +45,7 @@ def augment(
     from gliaflow_plugins.augmentations.pipeline import (
         PAPER_AUGMENTATIONS,
         AugmentationPipeline,
-        parse_named,
+        parse_augmentations,
         read_augmentations,
     )
     from gliaflow_plugins.registry import load_registry
@@ -61,17 +62,17 @@ def augment(
     matplotlib.rcdefaults()  # nothing from a matplotlibrc in the working folder
 
     if out.suffix != ".png":
-        raise UsageError(f"--out: {out} is not a .png")
-    steps = [*(read_augmentations(pipeline) if pipeline else []), *map(parse_named, augmentation or [])]
+        raise UsageError(f"--out: {out} is not a .png: the picture is a PNG, so give it a name that ends so")
+    steps = [*(read_augmentations(pipeline) if pipeline else []), *parse_augmentations(augmentation or ())]
     apply = AugmentationPipeline(load_registry(), steps or PAPER_AUGMENTATIONS)
     try:
-        prepared = prepare(*read_nifti(scan.read_bytes(), channel), InputSpec())
+        prepared = prepare(*read_nifti(_bytes("SCAN", scan), channel), InputSpec())
     except (NiftiError, UnusableScan) as error:
         raise UsageError(f"{scan}: {error}") from None
     truth = np.zeros(prepared.image.shape, np.uint8)
     if mask is not None:
         try:
-            truth, _ = cut_mask(mask.read_bytes(), prepared.geometry, prepared.image)
+            truth, _ = cut_mask(_bytes("--mask", mask), prepared.geometry, prepared.image)
         except (NiftiError, MaskError) as error:
             raise UsageError(f"{mask}: {error}") from None
     numbers = prepared.geometry.slices
@@ -95,4 +96,20 @@ def augment(
         axes.set_axis_off()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
-    console.print(f"slice {numbers[place]} of {scan.name}: {out}", soft_wrap=True)
+    names = ", ".join(each.name for each, _ in apply.augmentations)
+    of_tumour = f", with {int(tumour.astype(bool).sum())} pixels of tumour" if mask is not None else ""
+    console.print(
+        f"{out}: slice {numbers[place]} of {scan.name}{of_tumour}, and {count} draws of: {names}", soft_wrap=True
+    )
+
+
+def _bytes(what: str, path: Path) -> bytes:
+    """The content of a file that the user named as ``what``."""
+    from gliaflow_runtime.errors import UsageError
+
+    try:
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise UsageError(f"{what} {path}: a folder; name one NIfTI file (.nii or .nii.gz) in it") from None
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {(error.strerror or str(error)).lower()}") from None

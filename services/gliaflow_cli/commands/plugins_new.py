@@ -13,6 +13,11 @@ from gliaflow_plugins.registry import load_registry
 from gliaflow_runtime.errors import UsageError
 
 
+def an(kind: str) -> str:
+    """The kind of a plugin with its article."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
 def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
     """Write a plugin ``name`` of this kind to ``folder``, from the kind's template, and return its files.
 
@@ -28,7 +33,7 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
     if kind not in KINDS:
         raise UsageError(f"--kind: {kind!r} is not one of {', '.join(KINDS)}")
     if name in load_registry().of(KINDS[kind]) or find_spec(module) is not None:
-        raise UsageError(f"{name!r}: a {kind} or a package {module} of this name exists; choose another name")
+        raise UsageError(f"{name!r}: {an(kind)} or a package {module} of this name exists; choose another name")
     if folder.exists():
         raise UsageError(f"{folder} exists already; name another folder with --out")
     # The class name ends in the kind: a reader called Cohort would hide the Cohort that it returns.
@@ -38,6 +43,7 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
         "name": name,
         "module": module,
         "kind": kind,
+        "a_kind": an(kind),
         "cls": cls,
         "fits": ', "gliaflow[train]"' if is_fitted else "",  # its checks need torch
         "options": " --gliaflow-option steps=200" if is_fitted else "",  # a short fit is enough for them

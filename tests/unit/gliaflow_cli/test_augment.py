@@ -8,8 +8,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 from gliaflow_cli.main import app
-from gliaflow_plugins.augmentations.pipeline import parse_named, read_augmentations
+from gliaflow_plugins.augmentations.pipeline import (
+    PAPER_AUGMENTATIONS,
+    SCANNER_AUGMENTATIONS,
+    parse_augmentations,
+    parse_named,
+    read_augmentations,
+)
 from gliaflow_plugins.contracts import PluginError
+from gliaflow_plugins.registry import load_registry
 from gliaflow_runtime.errors import UsageError
 from sample_scans import good_scan
 from typer.testing import CliRunner
@@ -87,3 +94,28 @@ def test_an_invalid_pipeline_is_an_error(tmp_path: Path, text: str, message: str
     file.write_text(text)
     with pytest.raises(PluginError, match=message):
         read_augmentations(file)
+
+
+def test_one_name_stands_for_all_that_a_scanner_does(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text('[[augmentation]]\nname = "rotation"\ndegrees = 10\n')
+    steps = parse_augmentations([str(file), "scanner", "zoom:fraction=0.2"])
+    assert steps == [("rotation", {"degrees": 10}), *SCANNER_AUGMENTATIONS, ("zoom", {"fraction": "0.2"})]
+    assert parse_augmentations(["paper"]) == list(PAPER_AUGMENTATIONS)
+    with pytest.raises(PluginError, match=r"--augmentation scanner:probability=1: scanner is a set .*gamma, histogram"):
+        parse_augmentations(["scanner:probability=1"])
+    assert not {"scanner", "paper"} & load_registry().augmentations.keys(), "no augmentation is hidden by a set"
+
+
+def test_wrong_options_and_files_are_named_with_what_is_right(tmp_path: Path) -> None:
+    for text, message in (
+        ("rotation:degrees=900", r"^rotation: degrees=900 must be less than or equal to 180 \(options .*: degrees=20"),
+        ("rotation:degrees=x", "^rotation: degrees=x must be a valid number"),
+        ("rotation:angle=3", "^rotation: there is no option angle"),
+    ):
+        with pytest.raises(PluginError, match=message):
+            draw(tmp_path, "a.png", "--augmentation", text)
+    with pytest.raises(UsageError, match=r"^--mask .*none\.nii: no such file"):
+        draw(tmp_path, "a.png", "--mask", tmp_path / "none.nii")
+    with pytest.raises(UsageError, match=r"^--mask .*: a folder; name one NIfTI file"):
+        draw(tmp_path, "a.png", "--mask", tmp_path)
