@@ -44,12 +44,16 @@ def submit(
     channel: flags.Channel = None,
     series: flags.Series = None,
     sequences: flags.Sequences = None,
-    t1: Annotated[str | None, beside("--t1", help="The T1 of the only scan, before contrast.")] = None,
+    t1: Annotated[str | None, beside("--t1", help="The T1 of the only scan, before contrast; as --t1ce.")] = None,
     t1ce: Annotated[
         str | None,
-        beside("--t1ce", help="T1 after contrast: a file, FILE:N of a 4-D file, or a DICOM series as for --series."),
+        beside(
+            "--t1ce",
+            help="The T1 after contrast of the only scan, if the bundle reads it: a file, FILE:N for volume N of a 4-D "
+            "file (:N: of the scan's own), or a DICOM series as for --series. Default: what is found beside it.",
+        ),
     ] = None,
-    t2: Annotated[str | None, beside("--t2", help="The T2 of the only scan.")] = None,
+    t2: Annotated[str | None, beside("--t2", help="The T2 of the only scan; as --t1ce.")] = None,
     capture: flags.Capture = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip scans that are answered in OUT.")] = False,
     report: Annotated[
@@ -72,7 +76,11 @@ def submit(
     device: flags.Device = None,
     threads: flags.Threads = None,
 ) -> None:
-    """Send scans through the pipeline; get a grade, a mask and a row of predictions.csv for each."""
+    """Send scans through the pipeline; get a grade, a mask and a row of predictions.csv for each.
+
+    What no flag says is read from settings: GLIAFLOW_BROKER, GLIAFLOW_BUNDLE and others in the environment, or
+    gliaflow.toml (docs/operations.md; `gliaflow serve extractor --show-settings` lists them).
+    """
     if labelled and (len(paths) != 1 or grade is not None):
         raise typer.BadParameter("--labelled takes one cohort, which has the grades: no other PATH, no --grade")
     for path in paths:
