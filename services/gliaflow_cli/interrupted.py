@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -21,10 +21,14 @@ def until_stopped() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(next_step: str) -> Iterator[None]:
-    """For a command: after Ctrl-C or SIGTERM, print ``next_step`` on stderr and end with exit code 130."""
+def interruptible(next_step: str | Callable[[], str]) -> Iterator[None]:
+    """For a command: after Ctrl-C or SIGTERM, print ``next_step`` on stderr and end with exit code 130.
+
+    ``next_step``: a text, or what gives it once the command was interrupted.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        Terminal(stderr=True).print(f"interrupted: {next_step}", style="yellow", soft_wrap=True)
+        text = next_step if isinstance(next_step, str) else next_step()
+        Terminal(stderr=True).print(f"interrupted: {text}", style="yellow", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -66,8 +66,10 @@ def read_cohort(request: CohortRequest, registry: Registry, bar: Progress) -> Co
     return cohort
 
 
-def read_unlabelled(folder: Path | None, profile: Profile) -> list[Case]:
+def read_unlabelled(folder: Path | None, channels: Sequence[str]) -> list[Case]:
     """The scans of ``--unlabelled``, found as ``gliaflow submit`` does, after what was left out is printed.
+
+    ``channels``: the sequences that the U-Net sees.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def read_unlabelled(folder: Path | None, profile: Profile) -> list[Case]:
 
     if folder is None:
         return []
-    found = find_inputs([folder], ScanRequest(sequences=profile.input.channels[1:]))
+    found = find_inputs([folder], ScanRequest(sequences=channels[1:]))
     print_left_out(found.left_out, False)
     cases = []
     for item in found.inputs:
@@ -88,6 +90,11 @@ def read_unlabelled(folder: Path | None, profile: Profile) -> list[Case]:
         scan = item.volume or NiftiFile(item.path)
         cases.append(Case(item.name, scan, None, item.patient, None, item.channel, sequences=others))
     return cases
+
+
+def channels_of(profile: Profile, unet: Path | None) -> Sequence[str]:
+    """The sequences that the U-Net sees: the profile's, or those of the bundle of ``--unet``."""
+    return Bundle(unet).manifest.input.channels if unet is not None else profile.input.channels
 
 
 def read_profile(
@@ -137,8 +144,14 @@ def choose_sequences(profile: Profile, channels: str | None, drop: float | None)
     return with_sequences(profile, tuple(name for name in SEQUENCES if name in names), DROP if drop is None else drop)
 
 
+NONE = "none"
+"""The value of ``--init`` with which a fit starts from random weights."""
+
+
 def find_unet(flag: str, where: str | None, profile: Profile) -> Path | None:
     """The bundle of ``--init`` or ``--unet``, after a check that its U-Net can be used with this profile.
+
+    Without ``--init``, the profile's; None if there is none.
 
     Raises
     ------
@@ -146,7 +159,9 @@ def find_unet(flag: str, where: str | None, profile: Profile) -> Path | None:
     """
     from gliaflow_trainer.fine_tuning import unet_to_fine_tune
 
-    if where is None:
+    if flag == "init":
+        where = profile.init if where is None else where
+    if not where or where == NONE:
         return None
     try:
         folder = find_bundle(where, load_settings().bundles)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from gliaflow_runtime.ending import INTERRUPTED
@@ -107,6 +107,15 @@ def progress_bar() -> Progress:
 def searching() -> AbstractContextManager[object]:
     """Shows on a terminal that files are searched: the headers of many DICOM files take seconds."""
     return console.status("searching for scans")
+
+
+def starting(what: str) -> AbstractContextManager[object]:
+    """Says on stderr what is done before the first bar: loading PyTorch takes seconds, on a busy machine many."""
+    stderr = Terminal(stderr=True)
+    if stderr.is_terminal:
+        return stderr.status(what)
+    stderr.print(what, soft_wrap=True)
+    return nullcontext()
 
 
 def waiting_printer(bar: Progress) -> Callable[[str], None]:

@@ -22,10 +22,12 @@ from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import whole_file
 from gliaflow_runtime.settings import available_cores
-from gliaflow_trainer.leaks import refuse_copies, refuse_leaks
+from gliaflow_trainer.fine_tuning import unet_to_fine_tune
+from gliaflow_trainer.kept_work import kept_work
+from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_leaks
 from gliaflow_trainer.run_folder import only_command, same_run, settings_of, versions
+from gliaflow_trainer.sequences import patients_with, refuse_absent
 from gliaflow_trainer.slices import CutScan, cut_cohort
-from gliaflow_trainer.unet_bundle import unet_to_fine_tune
 from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, refuse_known
 from rich.progress import Progress
 
@@ -62,7 +64,9 @@ def evaluate(request: EvaluateRequest, bar: Progress) -> Metrics:
     UsageError: no scheduler answers at ``scheduler``, or another command uses ``out/work``.
     """
     began = time.monotonic()
-    refuse_leaks(request.cohort.leaks, request.allow, bar)
+    leaks = [*request.cohort.leaks, *learned_from([request.init, request.unet], request.folder)]
+    refuse_leaks(leaks, request.allow, bar)
+    request = replace(request, cohort=replace(request.cohort, leaks=leaks))
     with _connected(request.scheduler) as cluster:  # first: a wrong address shows before any work
         return _evaluate(request, cluster, bar, began)
 
@@ -91,12 +95,14 @@ def _evaluate_cases(
 ) -> Metrics:
     work = request.out / "work"
     same_run(work, _identity(request, cases.values()))
+    if not bar.disable and (kept := kept_work(work)):
+        bar.console.print(f"resuming from {work}, which has: {kept}", soft_wrap=True)
     scans = cut_cohort(cases.values(), request.profile, work, bar)
     leaks = [*request.cohort.leaks, *refuse_copies(scans, request.allow, bar)]
     without: list[CutScan] = []
     if request.unlabelled:
-        without = cut_unlabelled(request.unlabelled, request.profile, work / folder_name(request.unlabelled), bar)
-        leaks += refuse_known(without, scans, request.allow, bar)
+        without = cut_unlabelled(request.unlabelled, request.profile, work, bar)
+        leaks += refuse_known((request.unlabelled, without), (list(cases.values()), scans), request.allow, bar)
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
     folds = split_into_folds(label_of, request.design)
     plan = _plan(request, rare_class(label_of, request.design.task))
@@ -105,7 +111,9 @@ def _evaluate_cases(
     files = _run_folds(plan, folds, cases, cluster or jobs, bar)
     figures, pictures = summarise(plan, folds, files, scans)
     made = _made(request, len(folds), label_of, scans) | figures["made"] | {"threads": plan.threads}
+    used = [cases[scan.case] for scan in scans]
     made["cohort"] |= {"leaks": leaks, "unlabelled": len({scan.patient for scan in without})}
+    made["cohort"]["sequences"] = patients_with(used, request.profile.input)
     made["seconds"] = round(time.monotonic() - began, 1)
     metrics = write_metrics(
         Metrics.model_validate({**figures, "schema": SCHEMA, "made": made}), request.out / METRICS_FILE
@@ -133,6 +141,8 @@ def check(request: EvaluateRequest) -> dict[str, Case]:
     if not cases:
         raise PluginError(f"{request.folder}: no scan has a mask and a grade (--grades TABLE gives grades)")
     split_into_folds({case.patient: str(case.label) for case in cases.values()}, request.design)
+    if request.unet is None:  # another bundle's U-Net knows its sequences already
+        refuse_absent(cases.values(), request.profile.input)
     if request.init is not None:
         unet_to_fine_tune(request.init, request.profile)
     return cases
@@ -186,7 +196,7 @@ def _plan(request: EvaluateRequest, rare: int) -> Plan:
         },
         init=request.init and request.init.resolve(),
         unet=request.unet and request.unet.resolve(),
-        unlabelled=folder_name(request.unlabelled) if request.unlabelled else "",
+        unlabelled=folder_name(request.unlabelled, request.profile) if request.unlabelled else "",
         device=request.device,
         threads=_threads(request),
         deadline_s=request.deadline_s,

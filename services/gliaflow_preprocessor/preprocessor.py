@@ -104,7 +104,7 @@ class Preprocessor(Stage):
         images = [flair.image]
         for name in spec.channels[1:]:
             if (file := scan.sequences.get(name)) is None:
-                warnings.append(f"{name}: the scan came without it; the bundle can do without it")
+                warnings.append(answered_without(name))
                 images.append(missing_beside(flair, spec))
                 continue
             with _named(name):
@@ -148,6 +148,11 @@ class Preprocessor(Stage):
                 geometry=replace(prepared.geometry, slices=prepared.geometry.slices[part]),
                 image=np.stack([image[part] for image in images], axis=1).astype(np.float16),
             )
+
+
+def answered_without(name: str) -> str:
+    """The warning of a scan that came without a sequence which the bundle can do without."""
+    return f"{name}: the scan came without it; the bundle can do without it"
 
 
 def missing_sequence(spec: InputSpec, sent: Collection[str]) -> str:

@@ -29,7 +29,9 @@ def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
         yield "", "they are phantoms, that is, drawings: no figure here says anything about people"
     if (sequences := manifest.input.channels)[1:]:
         may = f"; a scan may lack {', '.join(manifest.input.optional)}" if manifest.input.optional else ""
-        yield "sequences", f"{', '.join(sequences)}{may}"
+        having = manifest.training.get("cohort", {}).get("sequences", {})
+        shown = [f"{name} (of {having[name]} patients)" if name in having else name for name in sequences]
+        yield "sequences", f"{', '.join(shown)}{may}"
     segmentation, grading = metrics.get("segmentation"), metrics.get("grading")
     if segmentation:
         median = f"median {_figure(segmentation['dice_median'])}"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from gliaflow_plugins.contracts import Case, PluginError, Volume
 from gliaflow_preprocessor.masks import place_mask, read_mask
-from gliaflow_preprocessor.preprocessor import Preprocessor
+from gliaflow_preprocessor.preprocessor import Preprocessor, answered_without
 from gliaflow_proto import (
     CLASSES,
     Geometry,
@@ -32,11 +32,13 @@ from gliaflow_proto import (
 )
 from gliaflow_runtime.broker.memory import MemoryBroker
 from gliaflow_runtime.bundle.load import Bundle, write_manifest
-from gliaflow_runtime.files import write_whole
+from gliaflow_runtime.bundle.manifest import InputSpec
+from gliaflow_runtime.files import allow_open_files, write_whole
 from numpy.typing import NDArray
 from rich.progress import Progress
 
 from gliaflow_trainer.profiles import Profile
+from gliaflow_trainer.sequences import lacking, report_missing, why_not_used
 from gliaflow_trainer.stream import stream
 
 COMPARED_VOXELS = 64
@@ -123,20 +125,29 @@ def cut_cohort(cases: Iterable[Case], profile: Profile, work: Path, bar: Progres
     return scans
 
 
-def cut_cases(usable: Sequence[Case], profile: Profile, work: Path, bar: Progress) -> list[CutScan]:
-    """``cut_cohort``, also of cases without a mask; it may be that none can be used."""
+def cut_cases(
+    usable: Sequence[Case], profile: Profile, work: Path, bar: Progress, run: Path | None = None
+) -> list[CutScan]:
+    """``cut_cohort``, also of cases without a mask; it may be that none can be used.
+
+    Parameters
+    ----------
+    run: the folder to remove if files changed. Default: ``work``.
+    """
     folder = work / "slices"
     if changed := changed_files(usable, folder, profile.input.channels):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise PluginError(
-            f"{work}: has slices of files that changed since they were cut: {', '.join(changed[:3])}{more}; remove it, "
-            "or name another --out"
+            f"{run or work}: has slices of files that changed since they were cut: {', '.join(changed[:3])}{more}; "
+            "remove it, or name another --out"
         )
+    spec = profile.input
+    report_missing(usable, spec, bar)
     row = bar.add_task("slices", total=len(usable))
 
     def answered(result: CutResult) -> None:
         bar.advance(row)
-        if result.reason:
+        if result.reason and result.reason != why_not_used(result.case, spec):  # that was said of all together
             bar.console.print(f"passed over  {result.reason}", style="yellow", soft_wrap=True)
         for doubt in result.doubts:
             bar.console.print(f"doubtful  {doubt}", style="yellow", soft_wrap=True)
@@ -190,12 +201,14 @@ def cut_each(cases: Iterable[Case], bundle: Bundle) -> Iterator[CutResult]:
     """Send each case's scan through the preprocessor, and judge its mask. A case without a mask has one of zeros."""
     stage = Preprocessor(bundle, MemoryBroker(), [])
     for case in cases:
-        yield _cut(case, stage)
+        yield _cut(case, stage, bundle.manifest.input)
 
 
-def _cut(case: Case, stage: Preprocessor) -> CutResult:
-    read = {name: _read(volume) for name, volume in files_of(case, stage.channels).items()}
+def _cut(case: Case, stage: Preprocessor, spec: InputSpec) -> CutResult:
+    read = {name: _read(volume) for name, volume in files_of(case, spec.channels).items()}
     files = {name: _digest(content) for name, (content, _) in read.items()}
+    if reason := why_not_used(case, spec):
+        return CutResult(case, files, reason=reason)
     if faults := [fault for _, fault in read.values() if fault]:
         return CutResult(case, files, reason=faults[0])
     (data, _), (mask_data, _) = read["scan"], read["mask"]
@@ -227,7 +240,9 @@ def _cut(case: Case, stage: Preprocessor) -> CutResult:
     geometry = replace(parts[0].geometry, slices=slices, forms=None)
     image = np.concatenate([part.image for part in parts])
     flair = image[:, 0]
-    mask, doubts = np.zeros(flair.shape, np.uint8), [f"{case.scan}: {warning}" for warning in parts[0].warnings]
+    known = set(map(answered_without, lacking(case, spec)))  # counted and said of all scans together
+    doubts = [f"{case.scan}: {warning}" for warning in parts[0].warnings if warning not in known]
+    mask = np.zeros(flair.shape, np.uint8)
     tumour = ""
     if case.mask is not None:
         try:
@@ -265,6 +280,7 @@ def changed_files(cases: Iterable[Case], folder: Path, channels: Collection[str]
 
 def kept_scans(folder: Path) -> list[CutScan]:
     """The scans in ``folder``, in the order of their ids."""
+    allow_open_files()  # a memory map keeps its file open
     return [_load(folder, path.stem) for path in sorted(folder.glob("*.json"))]
 
 

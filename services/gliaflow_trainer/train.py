@@ -30,14 +30,18 @@ from gliaflow_trainer import out_of_fold
 from gliaflow_trainer.calibration import Masks, spot_limits, typical_limits
 from gliaflow_trainer.distributed import first_process_first, is_first
 from gliaflow_trainer.features import extract
+from gliaflow_trainer.fine_tuning import unet_to_fine_tune
+from gliaflow_trainer.finished import finished_bundle, note_finished
 from gliaflow_trainer.folds import NOT_KNOWN, CrossFit, split_into_folds
 from gliaflow_trainer.graders import NOTICE, SplitFeatures, fit_graders, publish, rounded
-from gliaflow_trainer.leaks import refuse_copies, refuse_leaks
+from gliaflow_trainer.kept_work import kept_work
+from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_leaks
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import same_run, settings_of
+from gliaflow_trainer.sequences import patients_with, refuse_absent
 from gliaflow_trainer.slices import CutScan, Slices, cut_cohort, kept_scans
-from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle, unet_to_fine_tune
+from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
 from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, refuse_known, unlabelled_features
 
@@ -56,8 +60,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
 
     Raises
     ------
-    PluginError: no generator is named, too few scans can be used, there are more folds than patients of a grade, the
-        cohort leaks, or ``<out>.work`` is of another run.
+    PluginError: no generator is named, no scan has a sequence of the profile, too few scans can be used, there are more
+        folds than patients of a grade, the cohort leaks, or ``<out>.work`` is of another run.
     BundleError: ``request.init`` cannot be fine-tuned with this profile.
     """
     cohort, out, profile, variants = request.cohort, request.out, request.profile, request.variants
@@ -69,19 +73,29 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             f"--unlabelled: the classifier {variants.classifier!r} does not learn from scans without labels; "
             "give --classifier shared"
         )
-    refuse_leaks(cohort.leaks, request.allow, bar)
+    leaks = [*cohort.leaks, *learned_from([request.init], request.folder)]
+    refuse_leaks(leaks, request.allow, bar)
+    refuse_absent([case for case in cohort.cases if case.mask is not None], profile.input)
     augment = AugmentationPipeline(variants.registry, request.augmentations or profile.augmentations)
     if profile.folds:  # a mistake shows before any work
         split_into_folds(_grades(case for case in cohort.cases if case.mask is not None), profile.folds, request.seed)
     start = unet_to_fine_tune(request.init, profile) if request.init is not None else None
     if out.exists() and not (out / MANIFEST).exists():
         raise PluginError(f"{out}: exists and is not a bundle; name another folder")
-    work = out.with_name(out.name + ".work")
+    work = work_folder(out)
     init = Bundle(request.init).id if request.init is not None else None
     scans = _cut(request, init, work, bar)
-    leaks = [*cohort.leaks, *refuse_copies(scans, request.allow, bar)]
-    without = kept_scans(work / folder_name(request.unlabelled) / "slices") if request.unlabelled else []
-    leaks += refuse_known(without, scans, request.allow, bar)
+    leaks += refuse_copies(scans, request.allow, bar)
+    without = kept_scans(work / folder_name(request.unlabelled, profile) / "slices") if request.unlabelled else []
+    leaks += refuse_known((request.unlabelled, without), (cohort.cases, scans), request.allow, bar)
+    if (complete := finished_bundle(request, work)) is not None and is_first():
+        bar.console.print(
+            f"{out} is complete, by this command: nothing to do. To train again, remove {work}, or give another --seed "
+            "or --out",
+            style="yellow",
+            soft_wrap=True,
+        )
+        return complete
     graded = [scan for scan in scans if scan.label is not None]
     if 0 < len(graded) < len(scans):
         bar.console.print(
@@ -117,6 +131,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             "high": list(request.high),
             "leaks": len(leaks),  # no names: the bundle may be given away
             "patients": patients_by_part(split, {scan.patient: scan.label for scan in scans}),
+            **_sequences(request, scans),
             "ungraded": len({scan.patient for scan in scans if scan.label is None}),
             "unlabelled": len({scan.patient for scan in without}),
         },
@@ -127,14 +142,19 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
         manifest |= spot_limits(_masks(scan, found) for scan, found in folds.masks())
     if not graded:
         bar.console.print("no scan has a grade: this bundle segments, and grades nothing", style="yellow")
-        return publish(work / "unet", out, manifest)
+        return note_finished(publish(work / "unet", out, manifest), request, work)
     store = extract(graded, base, work / "features", context, cropped=profile.cropped)
     if folds is None:
         manifest |= spot_limits(_stored_masks(graded, store, split, "validation"))
         manifest["metrics"]["segmentation"] = _test_dice(_stored_masks(graded, store, split, "test"))
     others = unlabelled_features(request, work, base, work / "unlabelled-features", context)
     features = SplitFeatures(store, split, base, work / "slices", others)
-    return fit_graders(features, variants, manifest, work / "bundle", out, context)
+    return note_finished(fit_graders(features, variants, manifest, work / "bundle", out, context), request, work)
+
+
+def work_folder(out: Path) -> Path:
+    """The folder that keeps the work of the bundle ``out``."""
+    return out.with_name(out.name + ".work")
 
 
 def _cut(request: TrainRequest, init: str | None, work: Path, bar: Progress) -> list[CutScan]:
@@ -152,12 +172,21 @@ def _cut(request: TrainRequest, init: str | None, work: Path, bar: Progress) -> 
                 "init": init or False,
                 "high": list(request.high),
                 "seed": request.seed,
-                **({"unlabelled": folder_name(request.unlabelled)} if request.unlabelled else {}),
+                **({"unlabelled": folder_name(request.unlabelled, profile)} if request.unlabelled else {}),
             },
         )
+        if finished_bundle(request, work) is None and (kept := kept_work(work)):
+            bar.console.print(f"resuming from {work}, which has: {kept}", soft_wrap=True)
         if request.unlabelled:
-            cut_unlabelled(request.unlabelled, profile, work / folder_name(request.unlabelled), bar)
+            cut_unlabelled(request.unlabelled, profile, work, bar)
         return cut_cohort(cases, profile, work, bar)
+
+
+def _sequences(request: TrainRequest, scans: Iterable[CutScan]) -> dict[str, Any]:
+    """How many of the patients that were learned from or measured have each sequence; nothing for FLAIR alone."""
+    used = {scan.case for scan in scans}
+    counts = patients_with((case for case in request.cohort.cases if case.id in used), request.profile.input)
+    return {"sequences": counts} if counts else {}
 
 
 def _grades(scans: Iterable[Case | CutScan]) -> list[tuple[str, str]]:

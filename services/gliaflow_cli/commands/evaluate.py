@@ -9,10 +9,9 @@ import typer
 
 from gliaflow_cli import flags
 from gliaflow_cli.interrupted import interruptible
-from gliaflow_cli.terminal import console, progress_bar
+from gliaflow_cli.terminal import console, progress_bar, starting
 
 
-@interruptible("the same command resumes, from OUT/work")
 def evaluate(
     cohort: flags.Cohort,
     out: Annotated[Path, typer.Option("--out", help="Folder for report.html and metrics.json.")],
@@ -120,29 +119,34 @@ def evaluate(
 ) -> None:
     """Find out whether synthetic features help to grade this cohort, on patients that nothing was fitted on.
 
-    OUT/work keeps the work so far: after an interruption, the same command resumes. Needs the extra "train".
+    OUT/work keeps the work so far: after an interruption, the same command resumes. Needs the extra "train". Of
+    the settings of docs/operations.md, only GLIAFLOW_BUNDLES (where bundles are found) and GLIAFLOW_DICOM_… (which
+    series is FLAIR) matter here.
     """
-    from gliaflow_cli.learning import (
-        choose_sequences,
-        find_unet,
-        prepare,
-        read_cohort,
-        read_options,
-        read_profile,
-        read_unlabelled,
-    )
+    with starting("loading PyTorch and the plugins"):
+        from gliaflow_cli.learning import (
+            channels_of,
+            choose_sequences,
+            find_unet,
+            prepare,
+            read_cohort,
+            read_options,
+            read_profile,
+            read_unlabelled,
+        )
 
-    prepare(*([("distributed", "dask")] if scheduler else []))
-    from gliaflow.flair_rules import flair_rules
-    from gliaflow_evaluation.own_process import can_measure_memory
-    from gliaflow_evaluation.protocol import Design
-    from gliaflow_evaluation.report.verdict import verdict
-    from gliaflow_evaluation.request import EvaluateRequest
-    from gliaflow_evaluation.run import evaluate as evaluate_cohort
-    from gliaflow_plugins.cohorts.read import CohortRequest
-    from gliaflow_plugins.registry import load_registry
-    from gliaflow_runtime.errors import UsageError
-    from gliaflow_trainer.variants import choose
+        prepare(*([("distributed", "dask")] if scheduler else []))
+        from gliaflow.flair_rules import flair_rules
+        from gliaflow_evaluation.own_process import can_measure_memory
+        from gliaflow_evaluation.protocol import Design
+        from gliaflow_evaluation.report.verdict import verdict
+        from gliaflow_evaluation.request import EvaluateRequest
+        from gliaflow_evaluation.run import evaluate as evaluate_cohort
+        from gliaflow_plugins.cohorts.read import CohortRequest
+        from gliaflow_plugins.registry import load_registry
+        from gliaflow_runtime.errors import UsageError
+        from gliaflow_trainer.kept_work import how_to_go_on
+        from gliaflow_trainer.variants import choose
 
     for flag, value, known in (("protocol", protocol, ("grouped", "paper")), ("task", task, ("grade", "tumour"))):
         if value not in known:
@@ -166,13 +170,14 @@ def evaluate(
     registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
     chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess), channels, drop)
-    init_bundle, unet_bundle = find_unet("init", init, chosen), find_unet("unet", unet, chosen)
-    if unet_bundle and channels:
-        raise UsageError("--channels: the U-Net of --unet has its own sequences; leave out one of the two")
-    if init_bundle and unet_bundle:
+    if init and unet:
         raise UsageError("--init fine-tunes a U-Net and --unet keeps one as it is: choose one of them")
-    with progress_bar() as bar:
-        cases = read_cohort(reading, registry)
+    if unet and channels:
+        raise UsageError("--channels: the U-Net of --unet has its own sequences; leave out one of the two")
+    unet_bundle = find_unet("unet", unet, chosen)
+    init_bundle = None if unet else find_unet("init", init, chosen)
+    with interruptible(lambda: how_to_go_on(out / "work")), progress_bar() as bar:
+        cases = read_cohort(reading, registry, bar)
         request = EvaluateRequest(
             cohort=cases,
             folder=cohort,
@@ -183,7 +188,7 @@ def evaluate(
             init=init_bundle,
             unet=unet_bundle,
             high=reading.high_grades,
-            unlabelled=read_unlabelled(unlabelled, chosen),
+            unlabelled=read_unlabelled(unlabelled, channels_of(chosen, unet_bundle)),
             allow=allow,
             device=device,
             jobs=jobs,

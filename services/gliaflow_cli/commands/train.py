@@ -9,10 +9,9 @@ import typer
 
 from gliaflow_cli import flags
 from gliaflow_cli.interrupted import interruptible
-from gliaflow_cli.terminal import console, progress_bar
+from gliaflow_cli.terminal import console, progress_bar, starting
 
 
-@interruptible("the same command resumes, from the work in OUT.work")
 def train(
     cohort: flags.Cohort,
     out: Annotated[Path, typer.Option("--out", help="Folder for the new bundle.")],
@@ -28,7 +27,9 @@ def train(
     augmentation: Annotated[
         list[str] | None,
         flags.fitting(
-            "--augmentation", help="Replaces the profile's: a name, name:option=value,… or a TOML file; repeatable."
+            "--augmentation",
+            help="Replaces the profile's: a name, name:option=value,…, a TOML file, scanner (all that a scanner does) "
+            "or paper (Table 1); repeatable.",
         ),
     ] = None,
     epochs: Annotated[
@@ -67,36 +68,46 @@ def train(
 ) -> None:
     """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs the extra "train".
 
-    OUT.work keeps the work so far: after an interruption, the same command resumes.
+    OUT.work keeps the work so far: after an interruption, the same command resumes. Of the settings of
+    docs/operations.md, only GLIAFLOW_BUNDLES (where bundles are found) and GLIAFLOW_DICOM_… (which series is FLAIR)
+    matter here.
     """
-    from gliaflow_cli.learning import (
-        choose_sequences,
-        find_unet,
-        prepare,
-        read_cohort,
-        read_options,
-        read_profile,
-        read_unlabelled,
-    )
+    with starting("loading PyTorch and the plugins"):
+        from gliaflow_cli.learning import (
+            choose_sequences,
+            find_unet,
+            prepare,
+            read_cohort,
+            read_options,
+            read_profile,
+            read_unlabelled,
+        )
 
-    prepare()
-    from gliaflow.flair_rules import flair_rules
-    from gliaflow_plugins.augmentations.pipeline import parse_named, read_augmentations
-    from gliaflow_plugins.cohorts.read import CohortRequest
-    from gliaflow_plugins.registry import load_registry
-    from gliaflow_trainer.distributed import process_group
-    from gliaflow_trainer.out_of_fold import TABLE_FILE, worst_patients
-    from gliaflow_trainer.report import REPORT_FILE, summary, write_report
-    from gliaflow_trainer.request import TrainRequest
-    from gliaflow_trainer.train import train as train_bundle
-    from gliaflow_trainer.variants import choose
+        prepare()
+        from gliaflow.flair_rules import flair_rules
+        from gliaflow_plugins.augmentations.pipeline import parse_augmentations
+        from gliaflow_plugins.cohorts.read import CohortRequest
+        from gliaflow_plugins.registry import load_registry
+        from gliaflow_trainer.distributed import process_group
+        from gliaflow_trainer.kept_work import how_to_go_on
+        from gliaflow_trainer.out_of_fold import TABLE_FILE, worst_patients
+        from gliaflow_trainer.report import REPORT_FILE, summary, write_report
+        from gliaflow_trainer.request import TrainRequest
+        from gliaflow_trainer.train import train as train_bundle
+        from gliaflow_trainer.train import work_folder
+        from gliaflow_trainer.variants import choose
 
-    registry = load_registry()
+        registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
     chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess, epochs, folds), channels, drop)
     init_bundle = find_unet("init", init, chosen)
-    with progress_bar() as bar, process_group(device, console, bar.console):
-        cases = read_cohort(reading, registry)
+    work = work_folder(out)
+    with (
+        interruptible(lambda: how_to_go_on(work)),
+        progress_bar() as bar,
+        process_group(device, console, bar.console),
+    ):
+        cases = read_cohort(reading, registry, bar)
         request = TrainRequest(
             cohort=cases,
             folder=cohort,
@@ -104,13 +115,9 @@ def train(
             name=name or out.resolve().name,
             profile=chosen,
             variants=choose(registry, generator, chosen, read_options(option)),
-            augmentations=[
-                step
-                for text in augmentation or []
-                for step in (read_augmentations(Path(text)) if text.endswith(".toml") else [parse_named(text)])
-            ],
+            augmentations=parse_augmentations(augmentation or ()),
             init=init_bundle,
-            unlabelled=read_unlabelled(unlabelled, chosen),
+            unlabelled=read_unlabelled(unlabelled, chosen.input.channels),
             high=reading.high_grades,
             allow=allow,
             seed=seed,
@@ -125,7 +132,7 @@ def train(
     for title, text in lines:
         console.print(f"  {title:<{width}}  {text}", soft_wrap=True)
     if chosen.folds:
-        table = out.with_name(out.name + ".work") / TABLE_FILE
+        table = work / TABLE_FILE
         console.print(f"patients: {table} has each one's scores, by name", soft_wrap=True)
         console.print(f"  lowest Dice: {worst_patients(table)}", soft_wrap=True)
     write_report(bundle, out / REPORT_FILE)

@@ -54,6 +54,9 @@ class CohortMade(Part):
     high: list[str | int] = Field(description="the grades that count as HGG; empty where the folder says HGG or LGG")
     phantoms: bool = Field(default=False, description="the scans are drawings, made by `gliaflow phantom`")
     leaks: list[str] = Field(default=[], description="leaks that `--allow` allowed")
+    sequences: dict[str, int] = Field(
+        default={}, description="usable patients with each sequence beside the FLAIR that the U-Net sees"
+    )
     unlabelled: int = Field(
         default=0, ge=0, description="other patients, of `--unlabelled`: no class of theirs is read"
     )
@@ -161,7 +164,10 @@ class Table3(Part):
 
 
 class AgainstBest(Part):
-    """An arm that is judged by its AUC against the comparator of the highest AUC on the same test patients."""
+    """An arm that is judged by its AUC against the comparator of the highest AUC on the same test patients.
+
+    The comparator was chosen on them, which flatters it and not the arm.
+    """
 
     best_comparator: str = Field(description="of those that fit real features, guessed labels or plain new samples")
     minus_best: Differences = Field(description="the arm − best_comparator")

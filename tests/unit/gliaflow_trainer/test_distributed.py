@@ -44,7 +44,7 @@ def test_several_processes_share_an_epoch_and_only_the_first_prints(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     printed = done.stdout + done.stderr
     assert [printed.count(f"{of}: U-Net 1/1:") for of in ("fold 1/2", "fold 2/2", "all patients")] == [1, 1, 1]
-    assert printed.count("left_seconds_of_all_fits") == 2
+    assert printed.count(" left of all fits") == 2
     assert "lowest Dice: " in done.stdout
     assert done.stdout.count("bundle made@") == 1
     made = Bundle(tmp_path / "made")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,16 +18,19 @@ from gliaflow_cli.learning import choose_sequences  # noqa: E402
 from gliaflow_extractor.extractor import UNetSession  # noqa: E402
 from gliaflow_plugins.augmentations.pipeline import AugmentationPipeline  # noqa: E402
 from gliaflow_plugins.cohorts.volumes import NiftiFile  # noqa: E402
-from gliaflow_plugins.contracts import Case, FitContext, SequenceFile  # noqa: E402
+from gliaflow_plugins.contracts import Case, FitContext, PluginError, SequenceFile  # noqa: E402
 from gliaflow_plugins.registry import load_registry  # noqa: E402
 from gliaflow_runtime.bundle.manifest import BundleError  # noqa: E402
 from gliaflow_runtime.errors import UsageError  # noqa: E402
+from gliaflow_trainer.fine_tuning import unet_to_fine_tune  # noqa: E402
 from gliaflow_trainer.profiles import PROFILES, with_sequences  # noqa: E402
 from gliaflow_trainer.run_context import RunContext  # noqa: E402
 from gliaflow_trainer.run_folder import settings_of  # noqa: E402
+from gliaflow_trainer.sequences import patients_with, refuse_absent, report_missing  # noqa: E402
 from gliaflow_trainer.slices import CutScan, Slices, blank_bundle, changed_files, cut  # noqa: E402
-from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle, unet_to_fine_tune  # noqa: E402
+from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle  # noqa: E402
 from gliaflow_trainer.unet_fit import UNetOptions, fit_unet, probabilities, randomised, without_some  # noqa: E402
+from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
 BOTH = ("flair", "t1ce")
@@ -61,7 +65,7 @@ def test_a_case_that_lacks_a_sequence_is_left_out_by_name_unless_the_sequence_is
 ) -> None:
     scans, reasons = cut_all(cases, tmp_path / "needed", drop=0)
     assert {scan.case for scan in scans} == {"H0", "L0", "L1"}
-    assert "H1_flair.nii.gz: t1ce: the scan came without it" in reasons["H1"]
+    assert "H1_flair.nii.gz: it has no t1ce, which the U-Net needs: put it beside the FLAIR" in reasons["H1"]
     scans, reasons = cut_all(cases, tmp_path / "dropped", drop=0.2)
     assert set(reasons.values()) == {""}
     for scan in scans:
@@ -165,3 +169,21 @@ def test_the_flags_give_channels_in_order_and_wrong_ones_are_explained() -> None
         choose_sequences(profile, "t1", None)
     with pytest.raises(UsageError, match="--drop: the FLAIR alone cannot be left out"):
         choose_sequences(profile, None, 0.1)
+
+
+def test_a_sequence_that_no_scan_has_is_refused_and_one_that_some_lack_is_counted(cases: list[Case]) -> None:
+    spec = with_sequences(small.PROFILE, ("flair", "t1ce", "t2"), 0.2).input
+    with pytest.raises(
+        PluginError, match=r"no scan with a mask has t2 \(T2\): put it beside .* \(--channels flair,t1ce\)"
+    ):
+        refuse_absent(cases, spec)
+    in_doubt = [replace(case, unused={"t2": "several files may be its T2"}) for case in cases]
+    with pytest.raises(PluginError, match=r"has t2 \(T2\) \(H0: several files may be its T2\): put"):
+        refuse_absent(in_doubt, spec)
+    for drop, then in ((0.2, "they are used without it"), (0.0, "left out, since the U-Net needs it")):
+        both, said = with_sequences(small.PROFILE, BOTH, drop).input, StringIO()
+        refuse_absent(cases, both)
+        report_missing(cases, both, Progress(console=Console(file=said, width=1000), disable=True))
+        assert f"1 of 4 scans have no t1ce: H1; {then}" in said.getvalue()
+    assert patients_with(cases, both) == {"t1ce": 3}
+    assert patients_with(cases, small.PROFILE.input) == {}

@@ -1,0 +1,48 @@
+"""Whether a training is complete, so that the same command a second time has nothing to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gliaflow_proto import message_id
+from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.bundle.manifest import MANIFEST
+from gliaflow_runtime.files import write_whole
+
+from gliaflow_trainer.request import TrainRequest
+from gliaflow_trainer.run_folder import versions
+
+FILE = "finished.json"
+
+
+def finished_bundle(request: TrainRequest, work: Path) -> Bundle | None:
+    """The bundle ``request.out``, if it is that which the same request left there; otherwise None.
+
+    ``work``: belongs to the same cohort and settings (``same_run``), and its files have not changed.
+    """
+    file = work / FILE
+    if not (file.exists() and (request.out / MANIFEST).exists()):
+        return None
+    bundle = Bundle(request.out)
+    known = json.loads(file.read_text(encoding="utf-8"))
+    return bundle if known == {"bundle": bundle.id, "made_of": _made_of(request)} else None
+
+
+def note_finished(bundle: Bundle, request: TrainRequest, work: Path) -> Bundle:
+    """Note that the request is complete. Returns the bundle."""
+    write_whole(work / FILE, json.dumps({"bundle": bundle.id, "made_of": _made_of(request)}))
+    return bundle
+
+
+def _made_of(request: TrainRequest) -> str:
+    """A digest of what a bundle depends on beside that of which its work folder is (``same_run``)."""
+    variants = request.variants
+    code = variants.registry.code_of
+    fitted = [
+        (name, options.model_dump_json(), code("generator", name)) for name, options in variants.generators.items()
+    ]
+    fitted.append(
+        (variants.classifier, variants.classifier_options.model_dump_json(), code("classifier", variants.classifier))
+    )
+    return message_id(request.name, json.dumps([fitted, sorted(request.cohort.leaks), versions()], sort_keys=True))
