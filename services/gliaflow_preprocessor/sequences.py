@@ -159,8 +159,8 @@ def shared_information(first: NDArray[np.floating[Any]], second: NDArray[np.floa
     It is high if the intensity of one tells that of the other, whatever the contrast, and about 0 if it tells nothing.
     """
     shares = np.linspace(0, 1, LEVELS + 1)[1:-1]
-    levels = (np.searchsorted(np.quantile(pixels, shares), pixels) for pixels in (first, second))
-    table, _, _ = np.histogram2d(*levels, bins=LEVELS)
+    one, other = (np.searchsorted(np.quantile(pixels, shares), pixels) for pixels in (first, second))
+    table = np.bincount(LEVELS * one + other, minlength=LEVELS**2).reshape(LEVELS, LEVELS)
     joint = table / max(1, len(first))
     alone = np.outer(joint.sum(axis=1), joint.sum(axis=0))
     some = joint > 0
