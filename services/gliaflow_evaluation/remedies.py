@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from gliaflow_plugins.networks.pooled_classifier import fit_pooled, statistics
+from gliaflow_plugins.networks.pooled_classifier import PENALTY, fit_pooled, statistics
 from gliaflow_plugins.networks.shared_covariance import Labelled, area_under_curve, left_out
 from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import LabelSpreading
@@ -12,7 +12,7 @@ from sklearn.semi_supervised import LabelSpreading
 from gliaflow_evaluation.arms import Arms, FittedArm
 from gliaflow_evaluation.measures import Floats, mean_by_patient
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (PENALTY, 1e-4, 1e-3, 1e-1, 1.0)  # the default first: it stays where no other is better
 SURE = 0.7  # share of the samples without labels that self-training learns from
 NEIGHBOURS = 7  # of label propagation
 
@@ -57,6 +57,8 @@ def _with_guesses(arms: Arms, answers: Floats, share: float = 1.0) -> FittedArm:
     Where patients are graded, all samples of a patient have the sign of their mean.
     """
     without = arms.without_labels
+    if not len(without):  # no tumour was found in them
+        return arms.real
     if arms.setting.plan.design.task == "grade":
         names, of = np.unique(without.patients, return_inverse=True)
         answers = mean_by_patient(answers, of, len(names))[0][of]

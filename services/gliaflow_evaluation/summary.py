@@ -114,14 +114,17 @@ def _judged(arms: Mapping[str, Measured], generators: Sequence[str]) -> tuple[st
 
 
 def _against_best_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -> dict[str, schema.AgainstBest]:
-    """What is carried over, and each generator, against the comparator of the highest AUC on the test patients."""
-    rivals = [name for name in comparators("real", "remedy", "linear") if name in arms and name not in generators]
-    best = max(rivals, key=lambda name: float(arms[name].values["auc"][0]))
-    return {
-        name: schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best]))
-        for name in (*comparators("carried"), *generators)
-        if name in arms
-    }
+    """What is carried over, and each generator, against the comparator of the highest AUC on the test patients.
+
+    That flatters the comparator, not the arm. A plain generator that was requested is a comparator of the others.
+    """
+    rivals = [name for name in comparators("real", "remedy", "linear") if name in arms]
+
+    def against(name: str) -> schema.AgainstBest:
+        best = max((rival for rival in rivals if rival != name), key=lambda each: float(arms[each].values["auc"][0]))
+        return schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best]))
+
+    return {name: against(name) for name in (*comparators("carried"), *generators) if name in arms}
 
 
 def _series(name: str, arms: Mapping[str, Measured]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import glob
 import os
+import resource
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+OPEN_FILES = 65_536
 LEFT_S = 3600.0  # a temporary file as old as this has no writer any more
 READ_NO_WAIT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # opening a pipe otherwise blocks until a writer opens it
 
@@ -67,6 +69,15 @@ def _sweep(parts: Iterable[Path]) -> None:
         with suppress(FileNotFoundError):  # another process removed or renamed it
             if time.time() - part.stat().st_mtime > LEFT_S:
                 part.unlink()
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files to what the system allows, at most OPEN_FILES; 1,024 is usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # macOS has another limit, which is not shown here
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def lock(file: IO[Any]) -> None:

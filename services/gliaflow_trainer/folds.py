@@ -56,9 +56,9 @@ def split_into_folds(patients: Sequence[tuple[str, str]], folds: int, seed: int)
     counts = Counter(grade_of.values())
     least, fewest = min((counts[grade], grade) for grade in (CLASSES if counts.keys() & {*CLASSES} else (NOT_KNOWN,)))
     if folds < 2:
-        raise PluginError(f"{folds} folds leave nobody to learn from; at least 2 are needed (0: one split)")
+        raise PluginError(f"--folds {folds} leaves nobody to learn from: give 2 or more, or 0 for one split")
     if least < folds:
-        remedy = f"at most {least} folds are possible" if least > 1 else "no folds are possible; give more patients"
+        remedy = f"give --folds {least}, or less" if least > 1 else "no folds are possible; give more patients"
         raise PluginError(f"{least} patients of grade {fewest} have scan and mask, fewer than {folds} folds: {remedy}")
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation([patient for patient in grade_of if grade_of[patient] == grade]) for grade in grades]
@@ -147,15 +147,13 @@ class CrossFit:
         if not graded:
             return {}
         if not file.exists():
-            features = folder / "features"
-            store = extract(graded, unet, features, context, cropped=self.request.profile.cropped)
+            store = extract(graded, unet, folder / "features", context, cropped=self.request.profile.cropped)
             without = unlabelled_features(self.request, self.work, unet, folder / "unlabelled", context)
             found = SplitFeatures(store, split, unet, unlabelled=without)
             logits = grade_test_patients(found, self.request.variants, context)
             write_whole(file, json.dumps(logits))
-            if without is not None:
-                remove_features(folder / "unlabelled")
-            remove_features(features)  # as large as those of all patients, in each fold
+        for left in ("features", "unlabelled"):  # as large as those of all patients, in each fold
+            remove_features(folder / left)
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
 

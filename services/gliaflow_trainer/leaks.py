@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
+from gliaflow_phantoms.cohort import made_by
 from gliaflow_plugins.contracts import PluginError
+from gliaflow_runtime.bundle.load import Bundle
 from rich.progress import Progress
 
 from gliaflow_trainer.slices import CutScan
 
 
-def refuse_leaks(leaks: Sequence[str], allow: bool, bar: Progress) -> None:
+def refuse_leaks(leaks: Sequence[str], allow: bool, bar: Progress, remedy: str = "fix the cohort") -> None:
     """Print the leaks, if they are allowed.
 
     Raises
@@ -19,14 +22,27 @@ def refuse_leaks(leaks: Sequence[str], allow: bool, bar: Progress) -> None:
     PluginError: there are leaks, and they are not allowed. The error has a note for each.
     """
     if leaks and not allow:
-        error = PluginError(
-            "the same patient's data may be in several parts of the split; fix the cohort, or give --allow"
-        )
+        error = PluginError(f"the same patient's data may be in several parts of the split; {remedy}, or give --allow")
         for leak in leaks:
             error.add_note(f"  leak: {leak}")
         raise error
     for leak in leaks:
         bar.console.print(f"leak      {leak} (allowed)", style="yellow", soft_wrap=True)
+
+
+def learned_from(bundles: Iterable[Path | None], folder: Path) -> list[str]:
+    """The leaks by a U-Net that learned from the phantoms in ``folder``, of each bundle that gives one."""
+    phantoms = made_by(folder).get("made_by", {})
+    leaks = []
+    for bundle in bundles:
+        cohort = Bundle(bundle).manifest.training.get("cohort", {}) if bundle is not None and phantoms else {}
+        seen = cohort.get("made_by", {}) if isinstance(cohort, dict) else {}
+        if seen and all(seen.get(key) == phantoms.get(key) for key in ("drawing", "seed")):
+            leaks.append(
+                f"the U-Net of {bundle} learned from phantoms of seed {seen.get('seed')}, as these are: make some with "
+                "another --seed, or give another bundle"
+            )
+    return leaks
 
 
 def refuse_copies(scans: Sequence[CutScan], allow: bool, bar: Progress) -> list[str]:

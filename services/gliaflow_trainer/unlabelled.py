@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gliaflow_plugins.cohorts.patient_names import loose
+from gliaflow_plugins.cohorts.leaks import same_headers
+from gliaflow_plugins.cohorts.patient_names import patient_key
 from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_proto import CLASSES, message_id
 from gliaflow_runtime.bundle.load import Bundle
@@ -18,38 +20,56 @@ from gliaflow_trainer.leaks import refuse_leaks
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
+from gliaflow_trainer.run_folder import settings_of
 from gliaflow_trainer.slices import CutScan, cut_cases, kept_scans
 
 
-def folder_name(cases: Iterable[Case]) -> str:
-    """The name of the work folder of these scans: other scans have another one."""
-    return f"unlabelled-{message_id(*sorted(case.id for case in cases))[:12]}"
+def folder_name(cases: Sequence[Case], profile: Profile) -> str:
+    """The name of the work folder of these scans: other scans, patients or sequences have another one."""
+    settings = settings_of(map(_without_label, cases), profile.input.channels)
+    return f"unlabelled-{message_id(json.dumps(settings, sort_keys=True))[:12]}"
 
 
 def cut_unlabelled(cases: Sequence[Case], profile: Profile, work: Path, bar: Progress) -> list[CutScan]:
-    """Cut each scan into ``work / "slices"``. Scans that cannot be used are named and left out.
+    """Cut each scan into a folder of its own in the run's ``work``. Scans that cannot be used are named and left out.
 
     Raises
     ------
     PluginError: no scan can be used, or files changed since an earlier run cut them.
     """
-    scans = cut_cases([replace(case, mask=None, grade=None, label=None) for case in cases], profile, work, bar)
+    folder = work / folder_name(cases, profile)
+    # all of the run's work goes if files changed: features and answers of the old ones are in other folders of it
+    scans = cut_cases(list(map(_without_label, cases)), profile, folder, bar, run=work)
     if not scans:
         raise PluginError("--unlabelled: no scan can be used")
     return scans
 
 
-def refuse_known(unlabelled: Sequence[CutScan], cohort: Sequence[CutScan], allow: bool, bar: Progress) -> list[str]:
-    """The leaks by scans without labels that are of the cohort's patients, by voxels or name; see ``refuse_leaks``."""
-    voxels = {scan.voxels: scan.case for scan in cohort}
-    names = {loose(scan.patient): scan.patient for scan in cohort if loose(scan.patient)}
+def _without_label(case: Case) -> Case:
+    return replace(case, mask=None, grade=None, label=None)
+
+
+def refuse_known(
+    unlabelled: tuple[Sequence[Case], Sequence[CutScan]],
+    cohort: tuple[Sequence[Case], Sequence[CutScan]],
+    allow: bool,
+    bar: Progress,
+) -> list[str]:
+    """The leaks by scans without labels that are of the cohort's patients; see ``refuse_leaks``.
+
+    They are compared by voxels, by name, and by what DICOM headers say. Both arguments: the cases, and their scans.
+    """
+    voxels = {scan.voxels: scan.case for scan in cohort[1]}
+    names = {patient_key(scan.patient): scan.patient for scan in cohort[1] if patient_key(scan.patient)}
     leaks = []
-    for scan in unlabelled:
+    for scan in unlabelled[1]:
         if scan.voxels in voxels:
             leaks.append(f"the scan without a label {scan.case!r} has the voxels of {voxels[scan.voxels]!r}")
-        elif known := names.get(loose(scan.patient)):
+        elif known := names.get(patient_key(scan.patient)):
             leaks.append(f"the scan without a label {scan.case!r} is of a patient with the name of {known!r}")
-    refuse_leaks(leaks, allow, bar)
+    alone = {leak for cases, _ in (cohort, unlabelled) for leak in same_headers(cases)}
+    leaks += [leak for leak in same_headers([*cohort[0], *unlabelled[0]]) if leak not in alone]
+    refuse_leaks(leaks, allow, bar, "take these scans out of the folder of --unlabelled")
     return leaks
 
 
@@ -67,5 +87,5 @@ def unlabelled_features(
     """Those of the scans without labels of a training with its work in ``work``; None: it has no such scans."""
     if not request.unlabelled:
         return None
-    cut, cropped = work / folder_name(request.unlabelled), request.profile.cropped
+    cut, cropped = work / folder_name(request.unlabelled, request.profile), request.profile.cropped
     return extract_unlabelled(cut, bundle, folder, context, cropped=cropped)

@@ -28,9 +28,12 @@ from gliaflow_plugins.networks.tumour_statistics import inverse_spread
 SHRINKAGES = (0.0, 0.01, 0.1, 0.5, 0.9)  # towards the diagonal
 FOLDS, REPEATS = 5, 2  # of patients that are left out
 ROUNDS = 3  # of expectation-maximisation
+PART = 4096  # samples at a time
 TINY = 1e-6  # of a standardised statistic's variance
 
 Floats = NDArray[np.float64]
+Shared = tuple[Floats, Floats, Floats]
+"""Samples' values [n, d], their weights [n], and the share of each in the first class [n]."""
 Discriminant = tuple[Floats, float]
 """The direction [d], and the bias that puts 0 halfway between the means."""
 
@@ -83,7 +86,10 @@ def fit_shared(learn: Labelled, choose: Labelled, unlabelled: Unlabelled | None 
     learn, choose = (Labelled((of.values - mean) * inverse, of.labels, of.patients) for of in (learn, choose))
     without = None
     if unlabelled is not None and len(unlabelled.values):
-        without = _Without((unlabelled.values - mean) * inverse, unlabelled.patients)
+        values = unlabelled.values.astype(np.float64)  # in place from here: of thousands of scans it takes gigabytes
+        values -= mean
+        values *= inverse
+        without = _Without(values, unlabelled.patients)
     shrinkage, slope, offset = _chosen(Labelled.joined(learn, choose), without)
     direction, bias = next(_discriminants(learn, without, [shrinkage]))
     with torch.no_grad():
@@ -98,7 +104,9 @@ class _Without:
     def __init__(self, values: Floats, patients: NDArray[np.str_]) -> None:
         self.values = values
         self.weight = sample_weights(patients)
-        self.second_moment = (values.T * self.weight) @ values
+        self.second_moment = np.zeros((values.shape[1],) * 2)
+        for some in (slice(start, start + PART) for start in range(0, len(values), PART)):
+            self.second_moment += (values[some].T * self.weight[some]) @ values[some]
         _, self.patient = np.unique(patients, return_inverse=True)
 
     def shares(self, discriminant: Discriminant, prior: float, by_patient: bool) -> Floats:
@@ -116,25 +124,27 @@ def _discriminants(of: Labelled, without: _Without | None, shrinkages: Sequence[
     own = (of.values.T * weight) @ of.values
     by_patient = _of_one_class_each(of)
     for shrinkage in shrinkages:
-        found = _discriminant(of.values, weight, positive, own, shrinkage)
+        labelled = of.values, weight, positive
+        found = _discriminant([labelled], own, shrinkage)
         if without is not None:
-            values, every = np.concatenate([of.values, without.values]), np.concatenate([weight, without.weight])
-            prior = 0.5
+            prior, total = 0.5, weight.sum() + without.weight.sum()
             for _ in range(ROUNDS):
-                shares = np.concatenate([positive, without.shares(found, prior, by_patient)])
-                found = _discriminant(values, every, shares, own + without.second_moment, shrinkage)
-                prior = float(np.clip(every @ shares / every.sum(), 0.01, 0.99))
+                shares = without.shares(found, prior, by_patient)
+                both = [labelled, (without.values, without.weight, shares)]
+                found = _discriminant(both, own + without.second_moment, shrinkage)
+                prior = float(np.clip((weight @ positive + without.weight @ shares) / total, 0.01, 0.99))
         yield found
 
 
-def _discriminant(
-    values: Floats, weight: Floats, positive: Floats, second_moment: Floats, shrinkage: float
-) -> Discriminant:
-    """From the share ``positive`` [n] of each sample in the first class."""
-    shares = np.stack([weight * positive, weight * (1 - positive)])
-    totals = shares.sum(axis=1)
-    means = shares @ values / totals[:, None]
-    covariance = (second_moment - (means.T * totals) @ means) / weight.sum()
+def _discriminant(samples: Sequence[Shared], second_moment: Floats, shrinkage: float) -> Discriminant:
+    """Of all ``samples``, whose weighted second moment [d, d] is known."""
+    totals, sums = np.zeros(2), np.zeros((2, len(second_moment)))
+    for values, weight, positive in samples:
+        shares = np.stack([weight * positive, weight * (1 - positive)])
+        totals += shares.sum(axis=1)
+        sums += shares @ values
+    means = sums / totals[:, None]
+    covariance = (second_moment - (means.T * totals) @ means) / totals.sum()
     diagonal = np.diag(np.maximum(covariance.diagonal(), 0) + TINY)
     mixed = (1 - shrinkage) * covariance + shrinkage * diagonal + TINY * np.eye(len(diagonal))
     direction = np.linalg.solve(mixed, means[0] - means[1])

@@ -73,7 +73,10 @@ def _details(metrics: Metrics) -> Iterator[str]:
         if (against := metrics.against_best_auc.get(name)) is not None:
             change = with_interval(against.minus_best["auc"], signed=True)
             best = arm_name(against.best_comparator)
-            yield f"Without synthetic features, {arm_name(name)}: AUC changed by {change} against {best}."
+            yield (
+                f"Without synthetic features, {arm_name(name)}: AUC changed by {change} against {best}, the best "
+                "comparator on these same patients."
+            )
 
 
 def _of_the_verdict(metrics: Metrics) -> Iterator[str]:

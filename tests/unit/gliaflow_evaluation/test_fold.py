@@ -17,6 +17,7 @@ from gliaflow_evaluation import arms as arms_module
 from gliaflow_evaluation import fold as folds
 from gliaflow_evaluation import progress
 from gliaflow_evaluation.answers import load_answers
+from gliaflow_evaluation.arms import Arms
 from gliaflow_evaluation.comparators import COMPARATORS
 from gliaflow_evaluation.fold import FoldArms, comparators_of, grade_fold
 from gliaflow_evaluation.generator_arms import GeneratorSamples, augmented
@@ -94,6 +95,26 @@ def test_test_patients_change_nothing_that_is_fitted(
     for clean, spoilt_fit in zip(weights["clean"], weights["spoilt"], strict=True):
         for key, value in clean.items():
             assert np.array_equal(value, spoilt_fit[key]), key
+
+
+def test_scans_without_labels_in_which_no_tumour_was_found_change_no_arm(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, shuffle=False, scarce=(), unlabelled="more")
+    store_of(FOLD.features(plan))
+    store_of(FOLD.unlabelled(plan), prefix="other ")
+    arms = FoldArms.of(plan, FOLD, 0).all
+    arms.unlabelled = arms.without_labels.select(np.zeros(len(arms.without_labels), np.bool_))
+    for name, same in (("shared_unlabelled", "shared"), ("self_training", "threshold"), ("propagation", "threshold")):
+        assert np.array_equal(COMPARATORS[name].compute(arms), COMPARATORS[same].compute(arms)), name
+
+
+def test_where_nobody_can_be_left_out_the_penalty_stays_the_default(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, shuffle=False, scarce=())
+    store_of(FOLD.features(plan))
+    arms = FoldArms.of(plan, FOLD, 0).all
+    alone = min(patients_in(FOLD, "train") & {"L0", "L1", "L2", "L3", "L4"})
+    one = {p: i[(arms.samples.labels[i] == 0) | (arms.samples.patients[i] == alone)] for p, i in arms.index.items()}
+    few = Arms(arms.setting, arms.samples, one)
+    assert np.array_equal(penalty_chosen(few).logits("test"), few.real.logits("test"))
 
 
 class Diverged(torch.nn.Module):

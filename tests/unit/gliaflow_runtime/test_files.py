@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import socket
 import stat
 import tracemalloc
@@ -12,7 +13,7 @@ import pytest
 from gliaflow_runtime import files
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.bundle.manifest import BundleError
-from gliaflow_runtime.files import UnsafeFile, private_folder, read_within, whole_file, write_whole
+from gliaflow_runtime.files import UnsafeFile, allow_open_files, private_folder, read_within, whole_file, write_whole
 
 
 @pytest.fixture
@@ -246,3 +247,18 @@ def test_a_folder_or_link_of_another_user_is_refused(tmp_path, monkeypatch):
     for name in ("dead-letters", "link"):
         with pytest.raises(PermissionError, match="belongs to another user"):
             private_folder(tmp_path / name)
+
+
+def test_as_many_files_can_be_open_as_the_system_allows():
+    """A memory map keeps its file open, and a cohort of 600 scans has more than the usual 1,024."""
+    soft, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 200), hard))
+        allow_open_files()
+        raised, same = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert same == hard
+        assert raised == (files.OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, files.OPEN_FILES))
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (raised, same)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -56,8 +56,8 @@ def test_without_any_grade_folds_are_drawn_from_all() -> None:
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        (15, "14 patients of grade LGG have scan and mask, fewer than 15 folds: at most 14 folds are possible"),
-        (1, "1 folds leave nobody to learn from; at least 2 are needed (0: one split)"),
+        (15, "14 patients of grade LGG have scan and mask, fewer than 15 folds: give --folds 14, or less"),
+        (1, "--folds 1 leaves nobody to learn from: give 2 or more, or 0 for one split"),
     ],
 )
 def test_more_folds_than_patients_of_a_grade_are_an_error_that_says_how_many_are_possible(
@@ -198,7 +198,10 @@ def test_another_option_of_the_classifier_grades_again_with_the_same_unets(
 
     monkeypatch.setattr(unet_bundle, "fit_unet", never)
     before, table = len(run.classifier.learned), run.table
+    killed = run.folder / "bundle.work/fold-1/features"  # after a fold's scores were written, before this was removed
+    killed.mkdir()
     run.train(**{"pooled.penalty": "5"})
+    assert not killed.exists()
     assert run.classifier.learned[before:] == run.classifier.learned[:3]
     assert {name: row["dice"] for name, row in run.table.items()} == {name: row["dice"] for name, row in table.items()}
     assert {name: row["p_hgg"] for name, row in run.table.items()} != {n: row["p_hgg"] for n, row in table.items()}
