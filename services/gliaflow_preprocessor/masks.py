@@ -1,7 +1,7 @@
 """Masks to learn from: 0 outside the tumour, whole labels inside, on the scan's grid. Anything else is refused.
 
-The limits are far from true masks: the largest tumour of 71 patients covers 10 % of the head, that of 180 phantoms
-20 %, and at most 1.4 % of a tumour is outside the head.
+The limits are far from true masks: the largest tumour of 71 patients covers 10 % of the head, that of 100 phantoms
+a quarter, and under 5 % of a tumour is outside the head.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def _send(store: ScanStore, grade: str, stopping: threading.Event) -> str:
 
 
 def _draw(folder: Path, grade: str, seed: int, kinds: Sequence[str], stopping: threading.Event) -> None:
-    """In a process of its own: it takes 300 MB, and the console is to stay small.
+    """In a process of its own: it takes up to 1 GB, and the console is to stay small.
 
     Raises
     ------
