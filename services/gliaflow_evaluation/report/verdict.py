@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gliaflow_evaluation.comparators import COMPARATORS, comparators
-from gliaflow_evaluation.measures import AGAINST_CHANCE, MEASURES
+from gliaflow_evaluation.measures import AGAINST_CHANCE, MEASURES, chance_inside
 from gliaflow_evaluation.report.numbers import decimals, interval, number, two_digits, with_interval
 from gliaflow_evaluation.report.schema import Metrics
 from gliaflow_evaluation.score import Score
@@ -101,11 +101,16 @@ def _warnings(metrics: Metrics) -> Iterator[str]:
     if control is None:
         yield "No control with shuffled labels was run: a leak from training to test is not ruled out."
     elif not control.chance_inside:
-        scores = ", ".join(f"{MEASURES[name].title} {with_interval(control.scores[name])}" for name in AGAINST_CHANCE)
+        outside = [
+            f"{arm_name(arm)}, {MEASURES[name].title} {with_interval(scores[name])}"
+            for arm, scores in {"real": control.scores, **control.arms}.items()
+            for name in AGAINST_CHANCE
+            if not chance_inside(scores[name], MEASURES[name].chance)
+        ]
         yield (
-            f"Do not believe these figures: on shuffled labels an arm is outside chance (real features: {scores}; 0.5 "
-            "is chance). Information may leak from training to test. Bad luck alone does this in fewer than one run of "
-            "ten."
+            f"Do not believe these figures: on shuffled labels an arm is outside chance, 0.5 ({'; '.join(outside)}). "
+            "Information may leak from training to test. Bad luck alone does this too, the more often the more arms "
+            "there are and the fewer patients: another --seed draws other folds, in which a leak stays."
         )
     for leak in made.cohort.leaks:
         yield f"Do not believe these figures: a leak was allowed (--allow): {leak}."

@@ -71,6 +71,15 @@ def test_it_warns_of_what_makes_figures_say_less(path: str, value: Any, warning:
     assert warning in warnings[0]
 
 
+def test_an_arm_that_is_outside_chance_on_shuffled_labels_is_named() -> None:
+    values = changed_at("control.chance_inside", False)
+    values["control"]["arms"]["shared"] = values["control"]["scores"] | {
+        "auc": {"mean": 0.7, "ci95": [0.6, 0.8], "n": 101}
+    }
+    (warning,) = verdict(Metrics.model_validate(values)).warnings
+    assert "outside chance, 0.5 (covariance shared by the classes, AUC 0.70 (0.60–0.80))." in warning
+
+
 def test_arms_have_names_for_people() -> None:
     assert arm_name("threshold") == "real features, threshold moved"
     assert arm_name("wgan-gp@100") == "wgan-gp with 100 synthetic samples"
