@@ -100,9 +100,17 @@ Unlabelled = Annotated[
 Profile = Annotated[
     str, typer.Option("--profile", help="demo: minutes on two cores. small: hours. paper: the paper's sizes, on a GPU.")
 ]
+Epochs = Annotated[
+    int | None,
+    fitting("--epochs", metavar="<int>", help="Epochs of the U-Net; default: the profile's.", min=1),
+]
 Init = Annotated[
     str | None,
-    fitting("--init", help="Bundle (or demo) whose U-Net is fine-tuned. It must not have seen this cohort."),
+    fitting(
+        "--init",
+        help="Bundle (or demo) whose U-Net is fine-tuned, or none: random weights. It must not have seen this cohort. "
+        "Default: the profile's (small: demo, which learned from phantoms; others: none).",
+    ),
 ]
 Options = Annotated[
     list[str] | None,

@@ -14,8 +14,8 @@ from gliaflow_runtime.bundle.manifest import InputSpec
 class Profile:
     """The size of slices and networks, and the options with which each network is fitted.
 
-    ``unet`` has values for ``UNetOptions``; with ``--init``, ``fine_tune`` overrides them. ``generators`` and
-    ``classifiers`` have options by variant, which override the variant's defaults.
+    ``unet`` has values for ``UNetOptions``; ``fine_tune`` overrides them in a fit that starts from a bundle's U-Net.
+    ``generators`` and ``classifiers`` have options by variant, which override the variant's defaults.
     """
 
     width: int  # channels of the U-Net's first block; 64 in the paper
@@ -28,6 +28,7 @@ class Profile:
     classifier: str = "pooled"  # "cnn" in the paper
     augmentations: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     folds: int = 0  # in which ``gliaflow train`` measures every patient before a last fit on all; 0: one split
+    init: str = ""  # the bundle whose U-Net a fit starts from, unless ``--init`` names another: demo, the shipped one
     mirror: bool = False  # the mask is the mean of the slice's and its mirror image's: twice the work, about +0.01 Dice
     generators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     classifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -57,7 +58,7 @@ def with_sequences(profile: Profile, channels: tuple[str, ...], drop: float) -> 
 SMALL_INPUT = InputSpec(size=(128, 128), spacing=(1.5, 1.5))
 GANS = ("infogan", "acgan", "sngan-projection", "reacgan", "adcgan", "wgan-gp", "acgan-image")
 # ``randomise`` changes whole batches, in a fraction of the time of the paper's augmentations
-QUICK = {"batch": 16, "cosine": True, "loss": "dice+bce", "randomise": True, "regions": 1.0}
+QUICK = {"batch": 16, "cosine": True, "loss": "dice+bce", "randomise": True, "regions": 1.0, "average": 0.998}
 
 PROFILES = {
     "demo": Profile(
@@ -73,7 +74,8 @@ PROFILES = {
         norm=True,
         input=SMALL_INPUT,
         unet={**QUICK, "epochs": 24, "epoch_slices": 1500, "learning_rate": 3e-3},
-        fine_tune={"epochs": 20},
+        fine_tune={"learning_rate": 2e-3},
+        init="demo",
         folds=5,
         mirror=True,
     ),

@@ -48,6 +48,7 @@ def evaluate(
         ),
     ] = "",
     unlabelled: flags.Unlabelled = None,
+    epochs: flags.Epochs = None,
     init: flags.Init = None,
     unet: Annotated[
         str | None,
@@ -169,9 +170,11 @@ def evaluate(
     )
     registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
-    chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess), channels, drop)
+    chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess, epochs), channels, drop)
     if init and unet:
         raise UsageError("--init fine-tunes a U-Net and --unet keeps one as it is: choose one of them")
+    if unet and epochs:
+        raise UsageError("--epochs: the U-Net of --unet is not fitted; leave out one of the two")
     if unet and channels:
         raise UsageError("--channels: the U-Net of --unet has its own sequences; leave out one of the two")
     unet_bundle = find_unet("unet", unet, chosen)

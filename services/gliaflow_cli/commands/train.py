@@ -32,10 +32,7 @@ def train(
             "or paper (Table 1); repeatable.",
         ),
     ] = None,
-    epochs: Annotated[
-        int | None,
-        flags.fitting("--epochs", metavar="<int>", help="Epochs of the U-Net; default: the profile's.", min=1),
-    ] = None,
+    epochs: flags.Epochs = None,
     folds: Annotated[
         int | None,
         flags.fitting(

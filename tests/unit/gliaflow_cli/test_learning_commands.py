@@ -14,6 +14,7 @@ import small
 from gliaflow_cli.main import app
 from gliaflow_evaluation import run
 from gliaflow_evaluation.report.schema import Metrics
+from gliaflow_phantoms.cohort import write_cohort
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle
 from gliaflow_trainer import train
 from sample_metrics import made_up
@@ -74,3 +75,39 @@ def test_train_ends_with_a_summary_a_report_and_the_next_command(
     assert f"gliaflow submit SCANS --bundle {out}" in result.output
     assert "</html>" in (out / "report.html").read_text()
     assert Bundle(out).id == Bundle(demo_bundle()).id, "the page changes nothing in the bundle"
+
+
+@pytest.mark.parametrize(
+    ("flags", "from_demo"),
+    [
+        ("--profile small", True),
+        ("--profile small --init none", False),
+        ("--profile small --unet demo", False),
+        ("--profile demo", False),
+        ("--profile demo --init demo", True),
+    ],
+)
+def test_a_fit_starts_from_the_unet_of_the_profile_or_of_the_flag(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, from_demo: bool
+) -> None:
+    requests: list[Any] = []
+
+    def evaluate(request: Any, bar: Any) -> Metrics:
+        requests.append(request)
+        return Metrics.model_validate(made_up())
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    result = CliRunner().invoke(app, ["evaluate", str(cohort), "--out", str(tmp_path / "report"), *flags.split()])
+    assert result.exit_code == 0, result.output
+    assert requests[0].init == (demo_bundle() if from_demo else None)
+
+
+@pytest.mark.parametrize("flag", ["--init", "--unet"])
+def test_phantoms_that_the_bundle_learned_from_are_a_leak(tmp_path: Path, flag: str) -> None:
+    learned = Bundle(demo_bundle()).manifest.training["cohort"]["made_by"]
+    write_cohort(tmp_path / "phantoms", 1, learned["seed"], learned["hgg_share"])
+    shape = ["evaluate", str(tmp_path / "phantoms"), "--out", str(tmp_path / "report"), flag, "demo"]
+    result = CliRunner().invoke(app, shape)
+    (leak,) = getattr(result.exception, "__notes__", ["no leak"])
+    assert f"learned from phantoms of seed {learned['seed']}, as these are: make some with another" in leak
+    assert not (tmp_path / "report").exists()

@@ -32,12 +32,12 @@ from gliaflow_runtime.bundle.manifest import BundleError  # noqa: E402
 from gliaflow_runtime.inference import Network  # noqa: E402
 from gliaflow_store.feature_store import FeatureStore  # noqa: E402
 from gliaflow_trainer.features import FeaturesWithSlices  # noqa: E402
+from gliaflow_trainer.fine_tuning import unet_to_fine_tune  # noqa: E402
 from gliaflow_trainer.graders import SplitFeatures, fit_graders  # noqa: E402
 from gliaflow_trainer.profiles import Profile  # noqa: E402
 from gliaflow_trainer.request import TrainRequest  # noqa: E402
 from gliaflow_trainer.run_context import RunContext  # noqa: E402
 from gliaflow_trainer.train import split_patients, train  # noqa: E402
-from gliaflow_trainer.unet_bundle import unet_to_fine_tune  # noqa: E402
 from gliaflow_trainer.variants import choose, fit_classifier  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
@@ -249,8 +249,8 @@ def test_a_cohort_without_grades_gives_a_unet_that_can_be_fine_tuned(folder: Pat
     tuned = fit(folder, "tuned", dataclasses.replace(known, cases=cases), profile=quick, init=start.folder)
     assert tuned.manifest.training["init"] == start.id
     assert len(tuned.manifest.training["history"]["unet"]) == small.PROFILE.fine_tune["epochs"]
-    with pytest.raises(BundleError, match="width 4 and batch norm, the profile needs 8"):
-        unet_to_fine_tune(start.folder, dataclasses.replace(quick, width=8))
+    with pytest.raises(BundleError, match="width 4 and batch norm, the profile needs 6"):
+        unet_to_fine_tune(start.folder, dataclasses.replace(quick, width=6))
 
 
 def test_the_cnn_can_be_the_classifier(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
