@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
 from gliaflow_phantoms.cohort import made_by
+from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
 from gliaflow_plugins.contracts import PluginError
 from gliaflow_runtime.bundle.load import Bundle
 from rich.progress import Progress
