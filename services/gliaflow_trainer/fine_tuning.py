@@ -1,4 +1,4 @@
-"""The U-Net that a fit starts from: a bundle's, as wide as the profile's, and for the profile's sequences."""
+"""The U-Net that a fit starts from: a bundle's, for the sequences of the profile."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.unet import UNet
 from gliaflow_trainer.unet_bundle import load_weights
 
-NOISE = 0.1  # between the copies of a kernel, as a share of it: without it, they would learn the same
-
 
 def unet_to_fine_tune(folder: Path, profile: Profile) -> UNet:
-    """The U-Net of the bundle in ``folder``, which computes the same masks with the width and sequences of the profile.
+    """The U-Net of the bundle in ``folder``, with all sequences of the profile.
 
-    It may become wider (Chen et al. 2016, "Net2Net"), and learn more sequences: their kernels begin at 0, and their
-    mean and deviation are NaN, which ``fit_unet`` replaces.
+    The kernels of those that are new to it begin at 0, so that it computes the same masks. Their mean and deviation are
+    NaN, which ``fit_unet`` replaces.
 
     Raises
     ------
-    BundleError: the bundle has no torch weights; or its U-Net takes a sequence that the profile's does not, or its
-        width does not divide the profile's, or one of the two has batch normalisation and the other has not.
+    BundleError: the bundle has no torch weights; or its U-Net takes a sequence that the profile's does not, or is of
+        another size.
     """
     bundle = Bundle(folder)
     net, _ = load_weights(bundle)
@@ -34,37 +32,13 @@ def unet_to_fine_tune(folder: Path, profile: Profile) -> UNet:
             f"{folder}: its U-Net takes {', '.join(known)}, and not {', '.join(wanted)}; give "
             f"--channels {','.join(known)}, or fine-tune another bundle"
         )
-    if profile.width % net.width or net.norm != profile.norm:
+    if (net.width, net.norm) != (profile.width, profile.norm):
         raise BundleError(
             f"{folder}: its U-Net has width {net.width}{' and batch norm' if net.norm else ''}, the profile needs "
             f"{profile.width}{' and batch norm' if profile.norm else ''}; choose the profile it was trained with"
         )
     sources = [known.index(channel) if channel in known else None for channel in wanted]
-    return _with_sequences(_wider(net, profile.width // net.width), sources)
-
-
-def _wider(net: UNet, times: int) -> UNet:
-    """Each channel so many times, and each kernel's weight divided among the copies of the channel that it reads."""
-    if times == 1:
-        return net
-    wider = UNet(net.width * times, net.norm, [0.0] * net.channels, [1.0] * net.channels)
-    shapes = {name: value.shape for name, value in wider.state_dict().items()}
-    chance = torch.Generator().manual_seed(0)
-    state = {}
-    for name, value in net.state_dict().items():
-        if value.ndim < 4:
-            state[name] = value if value.shape == shapes[name] else value.repeat(times)
-            continue
-        reads = 0 if name.startswith("upsample") else 1  # the axis of what a kernel reads; the other: of what it gives
-        joined = name.startswith("decoder") and name.endswith(".0.weight")  # reads what was upsampled, then the skip
-        for axis in (0, 1):
-            if value.shape[axis] != shapes[name][axis]:
-                parts = value.chunk(2 if axis == reads and joined else 1, axis)
-                copies = torch.cat([part for part in parts for _ in range(times)], axis)
-                value = copies / times if axis == reads else copies
-        state[name] = value * (1 + NOISE * torch.randn(value.shape, generator=chance))
-    wider.load_state_dict(state)
-    return wider
+    return _with_sequences(net, sources)
 
 
 def _with_sequences(net: UNet, sources: list[int | None]) -> UNet:

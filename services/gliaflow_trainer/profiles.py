@@ -70,7 +70,7 @@ PROFILES = {
         generators={key: {"steps": 700} for key in GANS},
     ),
     "small": Profile(
-        width=16,
+        width=8,
         norm=True,
         input=SMALL_INPUT,
         unet={**QUICK, "epochs": 24, "epoch_slices": 1500, "learning_rate": 3e-3},

@@ -249,8 +249,8 @@ def test_a_cohort_without_grades_gives_a_unet_that_can_be_fine_tuned(folder: Pat
     tuned = fit(folder, "tuned", dataclasses.replace(known, cases=cases), profile=quick, init=start.folder)
     assert tuned.manifest.training["init"] == start.id
     assert len(tuned.manifest.training["history"]["unet"]) == small.PROFILE.fine_tune["epochs"]
-    with pytest.raises(BundleError, match="width 4 and batch norm, the profile needs 6"):
-        unet_to_fine_tune(start.folder, dataclasses.replace(quick, width=6))
+    with pytest.raises(BundleError, match="width 4 and batch norm, the profile needs 8"):
+        unet_to_fine_tune(start.folder, dataclasses.replace(quick, width=8))
 
 
 def test_the_cnn_can_be_the_classifier(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
