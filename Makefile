@@ -54,7 +54,7 @@ chaos: $(DEV)/.done ## 200 faults while 1,000 scans stream; CHAOS='--seed 7 --on
 
 bundle: $(DEV)/.done ## train the shipped demonstration bundle again, on phantoms
 	$(DEV)/bin/gliaflow phantom out/phantoms --patients 400 --seed 1 --hgg-share 0.5
-	$(DEV)/bin/gliaflow train out/phantoms --out services/gliaflow_runtime/demo_bundle --profile demo --epochs 48 --generator infogan,reacgan --option steps=1500 --option reacgan.steps=2500 --option reacgan.ngf=14 --option reacgan.ndf=14 --option pooled.penalty=0.002 --name gliaflow-demo --seed 1
+	$(DEV)/bin/gliaflow train out/phantoms --out services/gliaflow_runtime/demo_bundle --profile demo --epochs 80 --generator infogan,reacgan --option steps=1500 --option reacgan.steps=2500 --option reacgan.ngf=14 --option reacgan.ndf=14 --option pooled.penalty=0.002 --name gliaflow-demo --seed 1
 
 $(DEMO)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO)

@@ -137,7 +137,7 @@ class Head:
         skin = head > -scalp
         fat[skin], hard[skin] = (fade * (1 + np.float32(0.1) * grid.field(14, rng)))[skin], 0
         socket = ellipsoid(m, (33, 70, -34), (20, 22, 18)) < 0
-        fat[socket], hard[socket] = float(rng.uniform(0.6, 1.1)), 0
+        fat[socket], hard[socket] = float(rng.uniform(0.6, 1.3)), 0
         sinus = np.minimum(ellipsoid(m, (12, 62, -58), (16, 26, 26)), ellipsoid(p, (0, 78, -12), (20, 9, 14)))
         empty = (sinus < 0) & (clump > -0.8)
         fat[empty], hard[empty] = 0, 0.3

@@ -67,8 +67,8 @@ def atlas() -> Atlas:
         filled = np.unpackbits(file["brain"], count=file["grey"].size).reshape(file["grey"].shape)
         halves = [file["grey"] / np.float32(levels), file["white"] / np.float32(levels), filled > 0]
         origin = file["origin"] - MARGIN * mm
-    # The two sides are the same, so that the file has the left one, with the middle as its last plane.
-    grey, white, inside = (np.pad(np.concatenate([half, half[-2::-1]]), MARGIN) for half in halves)
+    # The two sides are the same, so that the file has the left one.
+    grey, white, inside = (np.pad(np.concatenate([half, half[::-1]]), MARGIN) for half in halves)
     csf = np.where(inside, 1 - grey - white, 0).clip(0, 1).astype(np.float32)
     brain = _distance(inside, mm)
     bridged = _distance(brain < BRIDGED_MM, mm) < -BRIDGED_MM

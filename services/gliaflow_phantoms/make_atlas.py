@@ -26,13 +26,12 @@ def main(folder: Path) -> None:
         kind: nib.load(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz") for kind in ("t1", "gm", "wm")
     }
     t1, grey, white = (image.get_fdata(dtype=np.float32) for image in images.values())
-    inside = [np.unique(voxels) for voxels in np.nonzero(t1)]
-    box = tuple(slice(where[0], where[-1] + 1) for where in inside)
+    box = tuple(_whole_steps(np.unique(voxels), size) for voxels, size in zip(np.nonzero(t1), t1.shape, strict=True))
 
     def coarse(volume: NDArray[Any]) -> Field:
         smooth = ndimage.gaussian_filter(volume[box], 0.35 * MM)
         half = ndimage.zoom(smooth, 1 / MM, order=1, grid_mode=True, mode="nearest")
-        return np.asarray(half[: len(half) // 2 + 1], np.float32)
+        return np.asarray(half[: len(half) // 2], np.float32)
 
     corner = images["t1"].affine[:3, 3] + [each.start for each in box]
     np.savez_compressed(
@@ -44,6 +43,16 @@ def main(folder: Path) -> None:
         mm=MM,
         levels=LEVELS,
     )
+
+
+def _whole_steps(inside: NDArray[np.int64], size: int) -> slice:
+    """The voxels of 1 mm along an axis, around ``inside``: a multiple of 3, which is a whole number of MM."""
+    first, beyond = int(inside[0]), int(inside[-1]) + 1
+    missing = -(beyond - first) % 3  # symmetric along the first axis, where an odd number of voxels is missing 0 or 2
+    first -= missing // 2
+    if first < 0 or (end := first + beyond - int(inside[0]) + missing) > size:
+        raise ValueError("the map ends too close to the brain")
+    return slice(first, end)
 
 
 if __name__ == "__main__":

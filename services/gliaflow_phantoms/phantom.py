@@ -2,10 +2,10 @@
 
 An average brain (``atlas``) is bent, the tumour grows in it (``tumour``), and both are painted as FLAIR and, if wanted,
 T1, T1 after contrast and T2 (``sequences``). The grade decides one hidden number, the aggressiveness, and this number
-the looks; volume, place, contrast and scanner are drawn without it. Tissue contrast, skull, noise, slice thickness and
-storage order vary far more than in one hospital: to a network that is trained on phantoms, a real scan is one more
-variation (domain randomisation; Billot et al. 2023, SynthSeg). A phantom is not a patient: scores on phantoms have no
-clinical meaning.
+the tumour's looks; its volume, its place, the contrast and the scanner are drawn without it. Tissue contrast, skull,
+noise, slice thickness and storage order vary far more than in one hospital: to a network that is trained on phantoms, a
+real scan is one more variation (domain randomisation; Billot et al. 2023, SynthSeg). A phantom is not a patient: scores
+on phantoms have no clinical meaning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gliaflow_phantoms.anatomy import Head
 from gliaflow_phantoms.scanner import Storage, scan
-from gliaflow_phantoms.sequences import RANGES, T1, draw_levels
+from gliaflow_phantoms.sequences import PATCH, RANGES, draw_level, draw_levels
 from gliaflow_phantoms.shapes import Grid, inside
 from gliaflow_phantoms.tumour import Tumour
 
@@ -79,11 +79,10 @@ def make_patient(grade: str, rng: np.random.Generator, sequences: Sequence[str] 
     images = {}
     for sequence in sequences:
         chance = chances[sequence]
-        ranges = RANGES[sequence]
-        levels = draw_levels(ranges, chance)
-        if sequence == "t1ce" and not tumour.enhancing:
-            levels["rim"] = draw_levels(T1, chance)["rim"]
-        image = tumour.paint(brain.paint(levels), levels, ranges, chance) * visible
+        looks = "t1" if sequence == "t1ce" and not tumour.enhancing else sequence
+        levels = draw_levels(RANGES[looks], chance)
+        patches = [draw_level(PATCH[looks], chance) for _ in tumour.patches]
+        image = tumour.paint(brain.paint(levels), levels, patches) * visible
         for tissue, share in outside.items():
             image += np.float32(levels[tissue]) * share * (1 - visible)
         images[sequence] = storage.image(scan(image, grid, head.p, chance, stripped), chance)

@@ -22,7 +22,7 @@ def scan(image: Field, grid: Grid, p: Coordinates, rng: np.random.Generator, str
         r2 = (p[0] / 75) ** 2 + (p[1] / 95) ** 2 + (p[2] / 75) ** 2
         bias += np.float32(rng.uniform(0, 0.25)) * (r2 - np.float32(0.5)).clip(-1, 1)
     image = np.maximum(image, 0) ** np.float32(rng.uniform(0.85, 1.2)) * np.exp(bias)
-    noise = np.float32(rng.uniform(0.005, 0.06))
+    noise = np.float32(rng.uniform(0.01, 0.09))
     real, imaginary = (noise * rng.standard_normal(image.shape, dtype=np.float32) for _ in range(2))
     noisy = np.hypot(image + real, imaginary)  # Rician
     return np.where(image > 0.02, noisy, np.float32(0)) if stripped else noisy

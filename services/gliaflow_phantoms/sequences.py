@@ -14,7 +14,7 @@ Levels = Mapping[str, float]
 Ranges = Mapping[str, Sequence[tuple[float, float]]]
 
 FLAIR: Ranges = {
-    "grey": [(1.0, 1.45)],
+    "grey": [(1.15, 1.45)],
     "nuclei": [(0.2, 1.3)],  # the deep grey matter: as a share of the cortex's contrast to white matter
     "cerebellum": [(-0.15, 0.15)],  # added
     "csf": [(0.05, 0.45)],
@@ -24,8 +24,7 @@ FLAIR: Ranges = {
     "gland": [(0.5, 2.2)],  # and tongue, nodes
     "bone": [(0.03, 0.3)],
     "eye": [(0.15, 0.7)],
-    "tumour": [(1.3, 2.2)] * 7 + [(1.15, 1.3)],
-    "patch": [(1.05, 1.35)] * 4 + [(0.4, 1.05)] + [(1.3, 2.4)] * 4,
+    "tumour": [(1.3, 2.2)] * 7 + [(1.12, 1.3)],
     "rim": [(0.65, 1.15)],  # as a share of the tumour's level
     "core": [(0.1, 0.9)],
 }
@@ -41,12 +40,11 @@ T1: Ranges = {
     "bone": [(0.03, 0.25)],
     "eye": [(0.15, 0.4)],
     "tumour": [(0.5, 0.95)],
-    "patch": [(0.45, 1.0)],
     "rim": [(0.85, 1.15)],
     "core": [(0.2, 0.6)],
 }
-T1CE: Ranges = {**T1, "rim": [(1.6, 3.5)], "patch": [(0.45, 1.0)] * 4 + [(1.0, 1.8)]}
-"""After contrast: the rim around an aggressive tumour's core is bright, and a few patches."""
+T1CE: Ranges = {**T1, "rim": [(1.6, 3.5)]}
+"""After contrast, of an enhancing tumour: the rim around its core is bright."""
 T2: Ranges = {
     "grey": [(1.15, 1.6)],
     "nuclei": [(0.2, 1.2)],
@@ -59,18 +57,23 @@ T2: Ranges = {
     "bone": [(0.03, 0.3)],
     "eye": [(2.0, 3.2)],
     "tumour": [(1.4, 2.6)],
-    "patch": [(1.1, 2.8)],
     "rim": [(0.6, 1.0)],
     "core": [(1.6, 3.2)],
 }
 RANGES = {"flair": FLAIR, "t1": T1, "t1ce": T1CE, "t2": T2}
+PATCH: Ranges = {
+    "flair": [(1.05, 1.35)] * 4 + [(0.4, 1.05)] + [(1.3, 2.4)] * 4,
+    "t1": [(0.45, 1.0)],
+    "t1ce": [(0.45, 1.0)] * 4 + [(1.0, 1.8)],
+    "t2": [(1.1, 2.8)],
+}
+"""Parts of a tumour that are brighter or darker than the rest, by sequence."""
 
 
 def draw_levels(ranges: Ranges, rng: np.random.Generator) -> dict[str, float]:
     """A level for each tissue of ``ranges``."""
-    return {tissue: draw_level(ranges, tissue, rng) for tissue in ranges}
+    return {tissue: draw_level(spans, rng) for tissue, spans in ranges.items()}
 
 
-def draw_level(ranges: Ranges, tissue: str, rng: np.random.Generator) -> float:
-    spans = ranges[tissue]
+def draw_level(spans: Sequence[tuple[float, float]], rng: np.random.Generator) -> float:
     return float(rng.uniform(*spans[int(rng.integers(len(spans)))]))

@@ -13,6 +13,8 @@ from scipy.interpolate import BSpline
 Field = NDArray[np.float32]
 Coordinates = tuple[Field, Field, Field]
 MAX_SLICES = 56
+BOX_MM = (215, 262)  # around the largest head, across and from front to back
+FIELD_OF_VIEW_MM = 220  # the least; a nose or the back of a long head may end at it
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class Grid:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Grid:
         matrix = int(rng.choice([200, 224, 240, 256, 256]))
-        pixel = max(rng.uniform(0.85, 1.2), 205 / matrix)
+        pixel = max(rng.uniform(0.85, 1.2), FIELD_OF_VIEW_MM / matrix)
         thick = float(rng.choice([rng.uniform(4, 6.5), rng.uniform(2.5, 4), rng.uniform(1, 2.5)], p=[0.65, 0.25, 0.1]))
         # From the skull base or the neck to above the vertex. Thin slices cover less, to save time.
         top, depth = rng.uniform(72, 108), rng.uniform(125, 225)
         slices = int(depth / thick)
         if slices > MAX_SLICES:
             slices, top = MAX_SLICES, rng.uniform(15, 85)
-        size = [min(int(mm / pixel), matrix) for mm in (188, 234)]
+        size = [min(int(mm / pixel), matrix) for mm in BOX_MM]
         x, y = [((np.arange(n) - (n - 1) / 2) * pixel).astype(np.float32) for n in size]
         z = (top - thick * np.arange(slices)[::-1]).astype(np.float32)
         return cls((x, y, z), (matrix, matrix), (pixel, pixel, thick))
@@ -89,10 +91,6 @@ def smooth_min(a: Field, b: Field, k: float) -> Field:
     """The smaller of two distances, smoothed where they differ by less than ``k`` mm (polynomial smooth minimum)."""
     h = np.maximum(np.float32(k) - np.abs(a - b), 0) * np.float32(1 / k)
     return np.asarray(np.minimum(a, b) - h * h * np.float32(k / 4), dtype=np.float32)
-
-
-def smooth_max(a: Field, b: Field, k: float) -> Field:
-    return -smooth_min(-a, -b, k)
 
 
 def inside(distance: Any, width: float) -> Field:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from gliaflow_phantoms.anatomy import Head
-from gliaflow_phantoms.sequences import Levels, Ranges, draw_level
+from gliaflow_phantoms.sequences import Levels
 from gliaflow_phantoms.shapes import Coordinates, Field, along_axes, inside, mix
 
 AMBIGUOUS = 0.15  # share of patients whose looks do not depend on their grade
@@ -23,7 +24,9 @@ WALL = 8.0  # the front takes so much longer through what is no brain
 
 
 class Tumour:
-    """Volume, place and shape do not depend on the grade. It decides the aggressiveness, and that the looks.
+    """Volume and place do not depend on the grade. It decides the aggressiveness, and that the looks.
+
+    An aggressive tumour has a rougher outline, pushes more, is less uniform, and has more often a core with a rim.
 
     ``labels`` uint8 (BraTS: 1 core, 2 oedema or uniform tumour, 4 rim). ``enhancing``: contrast medium shows a rim.
     """
@@ -33,13 +36,12 @@ class Tumour:
 
     def __init__(self, head: Head, grade: str, rng: np.random.Generator) -> None:
         self.head, self.rng, grid = head, rng, head.grid
-        self.volume = float(np.exp(np.clip(rng.normal(np.log(MEDIAN_ML), SPREAD), np.log(6), np.log(350))))
-        self.radius = float((self.volume * 3000 / (4 * np.pi)) ** (1 / 3))
+        volume = float(np.exp(np.clip(rng.normal(np.log(MEDIAN_ML), SPREAD), np.log(6), np.log(350))))
+        self.radius = float((volume * 3000 / (4 * np.pi)) ** (1 / 3))
         if rng.random() < AMBIGUOUS:
             a = float(rng.beta(3, 3))
         else:
             a = float(rng.beta(12, 2) if grade == CLASSES[0] else rng.beta(2, 12))
-        self.aggressive = a
         centre = _place(head, self.radius, rng)
         self.offset = np.meshgrid(
             *(x - np.float32(c) for x, c in zip(grid.axes, centre, strict=True)), indexing="ij", sparse=True
@@ -52,12 +54,12 @@ class Tumour:
         ]:
             rho += np.float32(roughness) * grid.field(spacing, rng)
         rho[(head.brain > -0.5) | (head.cerebellum < 1) | (head.ventricle < 0.5)] = FAR
-        voxels = max(8, int(self.volume / grid.voxel_ml))
+        voxels = max(8, int(volume / grid.voxel_ml))
         level = np.float32(min(np.partition(rho.ravel(), voxels)[voxels], 4))
         self.distance = (rho - level) * np.float32(self.radius)  # mm, about
         self.push = (1 + rng.uniform(0, 3) + 5 * a) * min(1.0, self.radius / 20)
         self.swelling = inside((rho - np.float32(1.1)) * np.float32(self.radius), 8) * np.float32(0.3 + 0.6 * a)
-        self._draw()
+        self._draw(a)
 
     def displaced(self, p: Coordinates) -> Coordinates:
         """Mass effect: anatomy is sampled nearer to the tumour's centre, so that it appears pushed away."""
@@ -66,11 +68,11 @@ class Tumour:
         factor = np.float32(self.push) * np.exp(-r2 / np.float32(2 * (1.3 * self.radius) ** 2)) / np.sqrt(r2 + 25)
         return p[0] - factor * x, p[1] - factor * y, p[2] - factor * z
 
-    def paint(self, image: Field, levels: Levels, ranges: Ranges, rng: np.random.Generator) -> Field:
-        """The tumour in ``image``, which ``levels`` painted. ``rng`` draws the brightness of its patches."""
+    def paint(self, image: Field, levels: Levels, patches: Sequence[float]) -> Field:
+        """The tumour in ``image``, which ``levels`` painted. ``patches``: the level of each of its patches."""
         lesion = np.float32(levels["tumour"]) * self.texture
-        for share in self.patches:
-            lesion = mix(lesion, np.float32(draw_level(ranges, "patch", rng)), share)
+        for share, level in zip(self.patches, patches, strict=True):
+            lesion = mix(lesion, np.float32(level), share)
         for share, level in ((self.rim, levels["tumour"] * levels["rim"]), (self.core, levels["core"])):
             lesion = mix(lesion, np.float32(level) * (1 + np.float32(0.1) * self.pattern), share)
         # What is below shows through: gyri, and the fluid in the sulci.
@@ -79,9 +81,9 @@ class Tumour:
         fluid = np.abs(image / np.float32(levels["csf"]) - 1) < 0.5
         return mix(image, np.where(fluid, mix(image, lesion, self.through[1]), lesion), self.alpha)
 
-    def _draw(self) -> None:
-        """The parts of the tumour, each as its share of a voxel: patches, rim and core."""
-        rng, a, grid, radius = self.rng, self.aggressive, self.head.grid, np.float32(self.radius)
+    def _draw(self, a: float) -> None:
+        """The parts of a tumour of aggressiveness ``a``, each as its share of a voxel: patches, rim and core."""
+        rng, grid, radius = self.rng, self.head.grid, np.float32(self.radius)
         mask = self.distance < 0
         self.alpha = inside(self.distance - np.float32(rng.uniform(0, 0.7)), 0.8 + (3.5 - 3 * a) * rng.uniform())
         self.pattern = grid.field(rng.uniform(5, 14), rng) + np.float32(0.5) * self.head.fine
@@ -112,7 +114,8 @@ class Tumour:
             thick = np.float32(rng.uniform(2.5, 7)) * (1 + np.float32(0.5) * self.pattern) if self.enhancing else 1
             self.rim = inside(inner * radius, 1.2) * mask
             self.core = inside(inner * radius + thick, 1.5 if self.enhancing else 3) * self.rim
-            self.labels[mask & (self.rim > 0.5)] = 4
+            if self.enhancing:
+                self.labels[mask & (self.rim > 0.5)] = 4
             self.labels[mask & (self.core > 0.5)] = 1
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gliaflow_phantoms.anatomy import Head
 from gliaflow_phantoms.atlas import atlas
 from gliaflow_phantoms.phantom import Phantom, make_patient
+from gliaflow_phantoms.shapes import Grid
 from gliaflow_phantoms.tumour import _arrival
 from scipy import ndimage
 
@@ -38,6 +40,21 @@ def test_every_patient_has_a_tumour_in_the_head(cohort: list[Phantom]) -> None:
         assert 4 < volume_ml(phantom) < 360
         air = np.percentile(phantom.flair, 5)
         assert phantom.flair[tumour].mean() > 3 * air
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_head_ends_in_air_on_all_sides(seed: int) -> None:
+    rng = np.random.default_rng([7, seed])
+    grid = Grid.draw(rng)
+    tissue = sum(Head(grid, rng).outside().values())
+    assert max(tissue[0].mean(), tissue[-1].mean()) == 0
+    assert max(tissue[:, 0].mean(), tissue[:, -1].mean()) < 0.05  # of the largest noses, the tip
+
+
+def test_only_an_enhancing_tumour_has_a_rim(cohort: list[Phantom]) -> None:
+    rims = {grade: sum((p.mask == 4).any() for p in cohort if p.grade == grade) for grade in ("HGG", "LGG")}
+    assert rims["HGG"] > rims["LGG"]
+    assert all((phantom.mask == 1).any() for phantom in cohort if (phantom.mask == 4).sum() > 500)
 
 
 def test_most_tumours_are_brighter_than_the_brain(cohort: list[Phantom]) -> None:

@@ -60,7 +60,7 @@ def test_flair_is_typical_with_and_without_a_skull_and_in_any_storage(brain):
 
 
 def test_t1_is_not(brain):
-    (warning,) = doubted(painted(brain, fluid=0.4, grey=0.75))
+    (warning,) = doubted(painted(brain, fluid=0.4, grey=0.8))
     assert warning.startswith("this does not look like a scan that the bundle was trained on")
     assert "how much darker the cortex is than the tissue below it, as on T1, is 0." in warning
     assert warning.endswith("is it FLAIR?")

@@ -246,7 +246,11 @@ def test_a_cohort_without_grades_gives_a_unet_that_can_be_fine_tuned(folder: Pat
     assert start.manifest.generator == ""
     net = unet_to_fine_tune(start.folder, quick)
     assert (net.width, net.norm) == (4, True)
-    tuned = fit(folder, "tuned", dataclasses.replace(known, cases=cases), profile=quick, init=start.folder)
+    again = {"cohort": dataclasses.replace(known, cases=cases), "profile": quick, "init": start.folder}
+    with pytest.raises(PluginError, match="several parts of the split") as error:
+        fit(folder, "tuned", **again)
+    assert "learned from phantoms of seed 3, as these are" in error.value.__notes__[0]
+    tuned = fit(folder, "tuned", **again, allow=True)
     assert tuned.manifest.training["init"] == start.id
     assert len(tuned.manifest.training["history"]["unet"]) == small.PROFILE.fine_tune["epochs"]
     with pytest.raises(BundleError, match="width 4 and batch norm, the profile needs 8"):
