@@ -48,6 +48,6 @@ def test_several_processes_share_an_epoch_and_only_the_first_prints(tmp_path: Pa
     assert "lowest Dice: " in done.stdout
     assert done.stdout.count("bundle made@") == 1
     made = Bundle(tmp_path / "made")
-    assert made.manifest.metrics["unet"]["train"]["hard_dice"] > 0.3  # a mask of everything has 0.1
+    assert made.manifest.metrics["unet"]["train"]["hard_dice"] > 0.2  # a mask of everything has 0.1
     assert len(made.manifest.training["history"]["unet"]) == 1
     assert len(made.manifest.metrics["segmentation"]["dice"]) == 4, "a U-Net alone is measured out of fold, too"
