@@ -121,7 +121,7 @@ def evaluate(
     """Find out whether synthetic features help to grade this cohort, on patients that nothing was fitted on.
 
     OUT/work keeps the work so far: after an interruption, the same command resumes. Needs the extra "train". Of
-    the settings of docs/operations.md, only GLIAFLOW_BUNDLES (where bundles are found) and GLIAFLOW_DICOM_… (which
+    the settings of docs/operations.md, only GLIAFLOW_BUNDLES (where bundles are found) and GLIAFLOW_DICOM_* (which
     series is FLAIR) matter here.
     """
     with starting("loading PyTorch and the plugins"):

@@ -66,7 +66,7 @@ def train(
     """Fit U-Net, generator and classifier on a cohort and write a bundle. Needs the extra "train".
 
     OUT.work keeps the work so far: after an interruption, the same command resumes. Of the settings of
-    docs/operations.md, only GLIAFLOW_BUNDLES (where bundles are found) and GLIAFLOW_DICOM_… (which series is FLAIR)
+    docs/operations.md, only GLIAFLOW_BUNDLES (where bundles are found) and GLIAFLOW_DICOM_* (which series is FLAIR)
     matter here.
     """
     with starting("loading PyTorch and the plugins"):
