@@ -98,7 +98,8 @@ Unlabelled = Annotated[
     ),
 ]
 Profile = Annotated[
-    str, typer.Option("--profile", help="demo: minutes on two cores. small: hours. paper: the paper's sizes, on a GPU.")
+    str,
+    typer.Option("--profile", help="demo: minutes on two cores. small: an hour. paper: the paper's sizes, on a GPU."),
 ]
 Epochs = Annotated[
     int | None,
