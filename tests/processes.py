@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 GLIAFLOW = [sys.executable, "-m", "gliaflow_cli"]
 Command = Callable[..., subprocess.CompletedProcess[str]]
+_GIVEN: set[int] = set()  # by free_port
 
 
 def environment(folder: Path, broker: str) -> dict[str, str]:
@@ -72,9 +75,18 @@ def _as_new(connection: pika.BlockingConnection, queue: str, single_active: bool
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on, and that no connection of another test takes before it is used.
+
+    Linux takes the ports of connections from 32768 on, macOS and Windows from 49152 on.
+    """
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        if port in _GIVEN:
+            continue
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            _GIVEN.add(port)
+            return port
 
 
 class Stage:

@@ -73,7 +73,7 @@ class Peers:
     def wait(self, holds: Callable[[], Any], within_s: float = 90) -> None:
         until = time.monotonic() + within_s
         while not holds():
-            assert time.monotonic() < until, self.log.read_text()
+            assert time.monotonic() < until, "\n".join(log.read_text() for log in self.folder.glob("*.log"))
             time.sleep(0.2)
 
 
