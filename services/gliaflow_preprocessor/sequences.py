@@ -156,7 +156,7 @@ def _doubts(image: NDArray[np.float32], flair: Prepared) -> list[str]:
 def shared_information(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
     """The mutual information in nats of two images' pixels [n], by ``LEVELS`` of each (Maes et al. 1997).
 
-    It is high if the intensity of one tells that of the other, whatever the contrast, and about 0 if it tells nothing.
+    It is high if the intensity of one predicts that of the other, whatever the contrast, and about 0 if it does not.
     """
     shares = np.linspace(0, 1, LEVELS + 1)[1:-1]
     one, other = (np.searchsorted(np.quantile(pixels, shares), pixels) for pixels in (first, second))

@@ -318,6 +318,6 @@ def test_the_anatomy_of_another_head_is_a_warning_and_another_contrast_is_none()
 
 def test_shared_information_is_that_of_the_definition() -> None:
     pixels = np.random.default_rng(0).random(16_000)
-    assert shared_information(pixels, -pixels) == pytest.approx(np.log(16), rel=0.01), "each tells the other"
-    assert shared_information(pixels, np.random.default_rng(1).random(16_000)) < 0.02, "neither tells anything"
+    assert shared_information(pixels, -pixels) == pytest.approx(np.log(16), rel=0.01), "each predicts the other"
+    assert shared_information(pixels, np.random.default_rng(1).random(16_000)) < 0.02, "neither predicts the other"
     assert shared_information(pixels, np.ones(16_000)) == pytest.approx(0, abs=1e-9)
