@@ -17,13 +17,14 @@ from gliaflow_plugins.networks.pooled_classifier import PooledClassifier, statis
 from gliaflow_plugins.networks.shared_covariance import Labelled, Unlabelled, fit_shared
 from gliaflow_plugins.registry import Registry
 from gliaflow_runtime.bundle.load import Bundle
+from gliaflow_runtime.inference import Network
 from gliaflow_store.feature_store import Samples
 from gliaflow_trainer.features import FeaturesWithSlices
 from gliaflow_trainer.synthetic import synthetic
 from gliaflow_trainer.variants import fit_classifier, fit_generator
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
 from gliaflow_evaluation.measures import Floats, mean_by_patient
 from gliaflow_evaluation.progress import report
@@ -102,6 +103,18 @@ class FittedArm:
         return mean_by_patient(logits, of, len(first))[0], positive[first]
 
 
+class _Served(nn.Module):
+    """A bundle's classifier, as the pipeline runs it: features [n, C, H, W] → logits [n]."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        super().__init__()
+        self._network = Network(bundle, "classifier", ["logit"], threads=threads)
+
+    def forward(self, features: Tensor) -> Tensor:
+        (logit,) = self._network(features=features.cpu().numpy())
+        return torch.from_numpy(logit.reshape(len(features)))
+
+
 class Arms:
     """Fits classifiers and generators on one choice of training samples.
 
@@ -143,6 +156,13 @@ class Arms:
         """The classifier ``shared`` on real features, and on samples without labels."""
         without = Unlabelled(statistics(unlabelled), unlabelled.patients) if unlabelled is not None else None
         return FittedArm(self, fit_shared(self.labelled("train"), self.labelled("validation"), without))
+
+    @cached_property
+    def of_bundle(self) -> FittedArm:
+        """The classifier of the bundle whose U-Net is used. Raises ValueError: no bundle's is."""
+        if self.setting.bundle is None:
+            raise ValueError("this run has no bundle")
+        return FittedArm(self, _Served(self.setting.bundle, self.setting.plan.threads))
 
     def fit(
         self,

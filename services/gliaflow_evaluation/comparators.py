@@ -27,7 +27,7 @@ Kind = Literal["real", "remedy", "carried", "linear", "shortcut"]
 KINDS: dict[Kind, str] = {
     "real": "Real features",
     "remedy": "Other remedies for too few samples",
-    "carried": "Variation of the other class, and of scans without labels",
+    "carried": "Carried over from the other class, from scans without labels, or from another cohort",
     "linear": "Simpler classifiers",
     "shortcut": "Shortcuts that look at no feature",
 }
@@ -46,6 +46,7 @@ class Comparator(Entry[Callable[["Arms"], Floats]]):
     kind: Kind
     version: int = 1  # counts up when the arm comes to mean something else, so that earlier answers are not used
     unlabelled: bool = False  # needs scans without labels
+    of_bundle: bool = False  # needs a bundle (--unet) that has a classifier of the same features
     plain_generator: bool = False  # a generator of this name, if requested, takes the comparator's place
     table: ClassVar[dict[str, Comparator]] = {}
 
@@ -102,6 +103,12 @@ def shared(arms: Arms) -> Floats:
 def shared_unlabelled(arms: Arms) -> Floats:
     """The classifier ``shared``, fitted with scans without labels too."""
     return arms.shared(arms.without_labels).logits("test")
+
+
+@Comparator("the classifier of the bundle that --unet names", "carried", of_bundle=True)
+def bundle(arms: Arms) -> Floats:
+    """Fitted on another cohort, and used as it is, with its threshold moved by this cohort's patients."""
+    return arms.of_bundle.shifted
 
 
 @Comparator("oversampling", "remedy")

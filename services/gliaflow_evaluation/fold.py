@@ -94,7 +94,16 @@ def comparators_of(plan: Plan) -> list[Comparator]:
         for comparator in COMPARATORS.values()
         if (comparator.kind != "shortcut" or plan.design.task == "grade")
         and (not comparator.unlabelled or plan.unlabelled)
+        and (not comparator.of_bundle or _has_classifier(plan))
     ]
+
+
+def _has_classifier(plan: Plan) -> bool:
+    """Whether the U-Net is of a bundle with a classifier of grades, fitted on the features that this run reads."""
+    if plan.unet is None or plan.design.task != "grade":
+        return False
+    its, profile = Bundle(plan.unet).manifest, plan.profile
+    return "classifier.onnx" in its.files and (its.tap, its.cropped) == (profile.tap, profile.cropped)
 
 
 def row_of(plan: Plan, fold: Fold, seed: int) -> str:

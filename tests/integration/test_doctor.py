@@ -303,6 +303,7 @@ def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url
     client = threading.Thread(target=gliaflow, daemon=True, **submit)
     client.start()
     api = Management(rabbitmq_url, management)
+    submits = 1
     with connect(rabbitmq_url) as broker:
         eventually(lambda: broker.depth(EXTRACTOR.name) >= 3)
         eventually(lambda: len(api.clients()) >= 5)
@@ -319,21 +320,25 @@ def test_status_of_a_working_pipeline(gliaflow, stages, management, rabbitmq_url
         assert extractor.split()[3] == "0", "it has no consumer"
         assert f"classifier   1 running, gliaflow {VERSION}, gliaflow-demo@" in output
         stages("extractor")
+        client.join(60)
 
         def messages_flow() -> bool:
+            nonlocal submits
+            gliaflow("submit", ".", "--out", f"out{submits}", broker=rabbitmq_url)
+            submits += 1
             read = read_status(broker, api, "")
             lines = {line.queue: line for line in read.queues}
             return lines["extractor"].rate_out > 0 and lines["assembler"].rate_in > 0
 
-        eventually(messages_flow)  # asked while they flow: the rates are means over the last 30 seconds
-        client.join(60)
+        # A rate needs messages between two samples of RabbitMQ, which takes one every 5 seconds.
+        eventually(messages_flow)
 
     def remembers_the_ended_scans() -> bool:
         nonlocal report
         report = json.loads(gliaflow("status", "--json", "--management", management, broker=rabbitmq_url).stdout)
         assembler = next(line for line in report["queues"] if line["queue"] == "assembler")
         kept = assembler["waiting"], assembler["in_work"], assembler["kept"]
-        return kept == (0, 0, 3) and bool(report["left_s"] == 0)
+        return kept == (0, 0, 3 * submits) and bool(report["left_s"] == 0)
 
     report: dict[str, Any] = {}
     eventually(remembers_the_ended_scans)  # the management API's numbers are some seconds old

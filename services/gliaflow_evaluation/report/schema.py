@@ -220,7 +220,7 @@ class Control(Part):
     shuffled_labels: Literal[True] = Field(description="always true")
     scores: UnitScores = Field(description="of the arm `real`")
     arms: dict[str, UnitScores] = Field(
-        description="of each generator with the most samples, the first seed alone; of `shared` and `shared_unlabelled`"
+        description="of each generator with the most samples, the first seed alone; of what is carried over"
     )
     chance_inside: bool = Field(
         description="each of these intervals includes chance, by each measure that has a chance level"
@@ -290,7 +290,8 @@ class Metrics(Part):
     )
     augmented_minus_best: Differences | None = Field(description="augmented_arm − best_comparator: the verdict")
     against_best_auc: dict[str, AgainstBest] = Field(
-        default={}, description="by arm: each generator, `shared`, and `shared_unlabelled` with scans without labels"
+        default={},
+        description="by arm: each generator, and what is carried over: `shared`, `shared_unlabelled`, `bundle`",
     )
     counts: dict[str, list[CountArm]] = Field(description="by generator: the score against the number of samples")
     scarce: list[Scarce] | None = Field(description="with fewer patients of the rare class")

@@ -25,8 +25,11 @@ from gliaflow_evaluation.progress import Report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 from gliaflow_evaluation.remedies import penalty_chosen
 from gliaflow_plugins.contracts import Fitted
+from gliaflow_runtime.bundle.load import Bundle, write_manifest
+from gliaflow_runtime.inference import Network
 from gliaflow_trainer.synthetic import synthetic
 from gliaflow_trainer.variants import fit_classifier
+from onnx import TensorProto, helper, numpy_helper
 from small_fold import COHORT, FOLD, LEVELS, patients_in, plan_of, store_of
 
 
@@ -78,7 +81,7 @@ def test_test_patients_change_nothing_that_is_fitted(
             patch.setattr(arms_module, "fit_classifier", spy)
             patch.setattr(arms_module, "balanced_offset", spy_offset)
             arms = FoldArms.of(plan, FOLD, 0).all
-            for comparator in COMPARATORS.values():
+            for comparator in comparators_of(plan):
                 comparator.compute(arms)
             fitted = arms.fit_generator(LEVELS)
             logits = augmented(arms, "levels", fitted)
@@ -105,6 +108,51 @@ def test_scans_without_labels_in_which_no_tumour_was_found_change_no_arm(tmp_pat
     arms.unlabelled = arms.without_labels.select(np.zeros(len(arms.without_labels), np.bool_))
     for name, same in (("shared_unlabelled", "shared"), ("self_training", "threshold"), ("propagation", "threshold")):
         assert np.array_equal(COMPARATORS[name].compute(arms), COMPARATORS[same].compute(arms)), name
+
+
+def test_the_classifier_of_the_bundle_grades_as_in_serving_and_learns_the_threshold_alone(tmp_path: Path) -> None:
+    kernel = np.zeros((4 * 6 * 6, 1), np.float32)
+    kernel[:36] = 1 / 36  # the mean of the first channel, in which the classes differ
+    bundle = write_bundle(tmp_path / "bundle", kernel)
+    plan = plan_of(tmp_path / "work", unet=bundle.folder, shuffle=False)
+    store_of(FOLD.features(plan))
+    arms = FoldArms.of(plan, FOLD, 0).all
+    logits = COMPARATORS["bundle"].compute(arms)
+    (served,) = Network(bundle, "classifier", ["logit"])(features=arms.test.batch(np.arange(len(arms.test))))
+    assert np.ptp(logits - served[:, 0]) < 1e-5
+    assert ((logits > 0) == (arms.test.labels == 0)).mean() > 0.9, "the served logits are all above 0"
+
+    def offered(**changes: Any) -> bool:
+        return COMPARATORS["bundle"] in comparators_of(plan_of(tmp_path, **{"unet": bundle.folder, **changes}))
+
+    assert offered()
+    assert not offered(unet=None)
+    assert not offered(task="tumour"), "its classes are grades"
+    assert not offered(profile=replace(plan.profile, cropped=True)), "it was fitted on whole features"
+    assert not offered(unet=write_bundle(tmp_path / "unet", None).folder), "a U-Net alone"
+
+
+def write_bundle(folder: Path, kernel: np.ndarray | None) -> Bundle:
+    """A bundle whose classifier multiplies features [4, 6, 6] with the kernel; None: it has none."""
+    folder.mkdir()
+    if kernel is not None:
+        nodes = [
+            helper.make_node("Flatten", ["features"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "kernel"], ["logit"]),
+        ]
+        ports = {"features": ["n", 4, 6, 6], "logit": ["n", 1]}
+        of = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ports.items()}
+        graph = helper.make_graph(
+            nodes, "c", [of["features"]], [of["logit"]], [numpy_helper.from_array(kernel, "kernel")]
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        (folder / "classifier.onnx").write_bytes(model.SerializeToString())
+    manifest = {
+        "name": "other", "notice": "a test", "input": {"size": (48, 48), "spacing": (4.0, 4.0)},
+        "classes": ["HGG", "LGG"], "taps": {"dec3": [4, 6, 6]}, "tap": "dec3", "cropped": False, "generator": "",
+        "generators": {}, "training": {}, "metrics": {}, "versions": {},
+    }  # fmt: skip
+    return write_manifest(folder, manifest)
 
 
 def test_where_nobody_can_be_left_out_the_penalty_stays_the_default(tmp_path: Path) -> None:
