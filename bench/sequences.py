@@ -4,7 +4,8 @@
     python bench/sequences.py compare ONE TWO              # Dice and AUC of run TWO less those of run ONE
     python bench/sequences.py without RUN SEQUENCE         # Dice of a run's U-Nets with the sequence, and without it
 
-ONE, TWO and RUN are folders that ``--out`` named. Intervals: 95 %, by bootstrap over patients, paired.
+ONE, TWO and RUN are folders that ``--out`` named. AUC is over pairs of a fold.
+Intervals: 95 %, by bootstrap over patients, paired.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ def links(cohort: str, sequence: str, out: str) -> None:
     Path(out).mkdir(parents=True)
     for case in CohortRequest(Path(cohort)).read(load_registry()).cases:
         if sequence in case.sequences:
-            place = Path(str(case.scan)).resolve().parent
-            (Path(out) / place.name).symlink_to(place)
+            place = Path(str(case.scan)).parent
+            link = Path(out) / place.relative_to(cohort)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():  # two scans in one folder
+                link.symlink_to(place.resolve())
     for table in (*Path(cohort).glob("*.tsv"), *Path(cohort).glob("*.csv")):
         shutil.copy(table, out)
 
@@ -48,20 +52,21 @@ def compare(one: str, two: str) -> None:
     runs = [json.loads((Path(run) / "metrics.json").read_text()) for run in (one, two)]
     dice = [{p["patient"]: p["dice"] for p in run["table2"]["test_patients"]["per_patient"]} for run in runs]
     _print_dice(*dice)
-    label = {p["patient"]: p["label"] == "HGG" for run in runs for p in run["patients"]}
-    logits = [{p["patient"]: p["answers"]["real"]["logit"] for p in run["patients"]} for run in runs]
-    both = sorted({*logits[0]} & {*logits[1]})
-    truth = np.array([label[patient] for patient in both])
-    arms = [np.array([each[patient] for patient in both]) for each in logits]
+    found = [{p["patient"]: p for p in run["patients"]} for run in runs]
+    both = sorted({*found[0]} & {*found[1]})
+    truth = np.array([found[0][patient]["label"] == "HGG" for patient in both])
+    folds = [np.array([each[patient]["fold"] for patient in both]) for each in found]
+    # null: no tumour was found, so there is no logit
+    arms = [np.array([each[p]["answers"]["real"]["logit"] for p in both], np.float64) for each in found]
     rng = np.random.default_rng(0)
     drawn: list[list[float]] = []
     while len(drawn) < DRAWS:
         some = rng.integers(0, len(both), len(both))
-        if 0 < truth[some].sum() < len(some):
-            drawn.append([_auc(arm[some], truth[some]) for arm in arms])
+        if all(len(set(truth[some][fold[some] == number])) == 2 for fold in folds for number in set(fold)):
+            drawn.append([_auc(arm[some], truth[some], fold[some]) for arm, fold in zip(arms, folds, strict=True)])
     seeds = [len(run["made"]["protocol"]["seeds"]) for run in runs]
     print(f"AUC of features, {truth.sum()} patients against {(~truth).sum()}; logits are means over {seeds} seeds")
-    _print_pair([_auc(arm, truth) for arm in arms], np.array(drawn))
+    _print_pair([_auc(arm, truth, fold) for arm, fold in zip(arms, folds, strict=True)], np.array(drawn))
 
 
 def without(run: str, sequence: str) -> None:
@@ -89,9 +94,11 @@ def without(run: str, sequence: str) -> None:
     _print_dice(dice_by_patient(masks(lacking=False)), dice_by_patient(masks(lacking=True)))
 
 
-def _auc(logits: Floats, truth: NDArray[np.bool_]) -> float:
+def _auc(logits: Floats, truth: NDArray[np.bool_], fold: NDArray[np.int64]) -> float:
+    """Over the pairs within a fold, since the logits of two networks have two scales. Without a logit: a coin toss."""
     higher = logits[truth][:, None] - logits[~truth]
-    return float(((higher > 0) + (higher == 0) / 2).mean())
+    won = (higher > 0) + (np.isnan(higher) | (higher == 0)) / 2
+    return float(won[fold[truth][:, None] == fold[~truth]].mean())
 
 
 def _print_dice(one: Mapping[str, float], two: Mapping[str, float]) -> None:

@@ -21,7 +21,7 @@ from gliaflow_runtime.errors import UsageError
 from gliaflow_runtime.logs import configure_logging
 from gliaflow_runtime.settings import load_settings, parse_pairs
 
-from gliaflow_cli.terminal import print_left_out, print_problems
+from gliaflow_cli.terminal import print_left_out, print_problem_lines, print_problems
 
 if TYPE_CHECKING:
     from gliaflow_trainer.profiles import Profile
@@ -66,10 +66,13 @@ def read_cohort(request: CohortRequest, registry: Registry, bar: Progress) -> Co
     return cohort
 
 
-def read_unlabelled(folder: Path | None, channels: Sequence[str]) -> list[Case]:
+def read_unlabelled(folder: Path | None, channels: Sequence[str], series: Sequence[str]) -> list[Case]:
     """The scans of ``--unlabelled``, found as ``gliaflow submit`` does, after what was left out is printed.
 
-    ``channels``: the sequences that the U-Net sees.
+    Parameters
+    ----------
+    channels: the sequences that the U-Net sees.
+    series: of ``--series``: which DICOM series are FLAIR.
 
     Raises
     ------
@@ -79,8 +82,10 @@ def read_unlabelled(folder: Path | None, channels: Sequence[str]) -> list[Case]:
 
     if folder is None:
         return []
-    found = find_inputs([folder], ScanRequest(sequences=channels[1:]))
+    found = find_inputs([folder], ScanRequest(series=series, sequences=channels[1:]))
     print_left_out(found.left_out, False)
+    print_problem_lines(found.problems)
+    print_problem_lines([f"{item.name}: {doubt}" for item in found.inputs for doubt in item.warnings])
     cases = []
     for item in found.inputs:
         others = {

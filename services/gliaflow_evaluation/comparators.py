@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from gliaflow_evaluation.arms import Arms
 
 Labels = NDArray[np.int64]
-Kind = Literal["real", "remedy", "carried", "linear", "shortcut"]
+Kind = Literal["real", "remedy", "carried", "lent", "linear", "shortcut"]
 
 KINDS: dict[Kind, str] = {
     "real": "Real features",
     "remedy": "Other remedies for too few samples",
-    "carried": "Carried over from the other class, from scans without labels, or from another cohort",
+    "carried": "Variation of the other class, and of scans without labels",
+    "lent": "A classifier of other patients",
     "linear": "Simpler classifiers",
     "shortcut": "Shortcuts that look at no feature",
 }
@@ -39,8 +40,9 @@ class Comparator(Entry[Callable[["Arms"], Floats]]):
     """An arm without synthetic features.
 
     ``real``, remedies and what is carried over are also fitted on fewer patients, all but remedies also on shuffled
-    labels. What is carried over is judged against the other arms. A shortcut looks at no feature, grades patients only,
-    and is never the best comparator.
+    labels. What is carried over is judged against the other arms, and so is what is lent: other patients' labels taught
+    it, so it is never the best comparator, and has no control. Nor is a shortcut, which looks at no feature and grades
+    patients only.
     """
 
     kind: Kind
@@ -105,9 +107,9 @@ def shared_unlabelled(arms: Arms) -> Floats:
     return arms.shared(arms.without_labels).logits("test")
 
 
-@Comparator("the classifier of the bundle that --unet names", "carried", of_bundle=True)
+@Comparator("the classifier of the bundle that --unet names", "lent", of_bundle=True)
 def bundle(arms: Arms) -> Floats:
-    """Fitted on another cohort, and used as it is, with its threshold moved by this cohort's patients."""
+    """Fitted on other patients, and used as it is, with its threshold moved by these."""
     return arms.of_bundle.shifted
 
 

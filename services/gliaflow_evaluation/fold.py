@@ -152,7 +152,7 @@ def compare(comparator: Comparator, arms: FoldArms) -> Answers:
     """A comparator's arm; all but simpler ones and shortcuts also on fewer patients; some also on shuffled labels."""
     name = comparator.name
     logits = {f"arm/{name}": comparator.compute(arms.all)}
-    if comparator.kind in ("real", "remedy", "carried"):
+    if comparator.kind in ("real", "remedy", "carried", "lent"):
         logits |= {f"scarce/{few}/{name}": comparator.compute(scarce) for few, scarce in arms.scarce.items()}
     if comparator.kind in ("real", "carried") and arms.shuffled is not None:
         logits[f"control/{name}"] = comparator.compute(arms.shuffled)

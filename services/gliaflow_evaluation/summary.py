@@ -114,7 +114,7 @@ def _judged(arms: Mapping[str, Measured], generators: Sequence[str]) -> tuple[st
 
 
 def _against_best_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -> dict[str, schema.AgainstBest]:
-    """What is carried over, and each generator, against the comparator of the highest AUC on the test patients.
+    """What is carried over or lent, and each generator, against the comparator of the highest AUC on the test patients.
 
     That flatters the comparator, not the arm. A plain generator that was requested is a comparator of the others.
     """
@@ -124,7 +124,7 @@ def _against_best_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -
         best = max((rival for rival in rivals if rival != name), key=lambda each: float(arms[each].values["auc"][0]))
         return schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best]))
 
-    return {name: against(name) for name in (*comparators("carried"), *generators) if name in arms}
+    return {name: against(name) for name in (*comparators("carried", "lent"), *generators) if name in arms}
 
 
 def _series(name: str, arms: Mapping[str, Measured]) -> dict[str, Any]:

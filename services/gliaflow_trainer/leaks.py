@@ -33,16 +33,14 @@ def refuse_leaks(leaks: Sequence[str], allow: bool, bar: Progress, remedy: str =
 def learned_from(bundles: Iterable[Path | None], folder: Path) -> list[str]:
     """The leaks by a U-Net that learned from the phantoms in ``folder``, of each bundle that gives one."""
     phantoms = made_by(folder).get("made_by", {})
-    leaks = []
-    for bundle in bundles:
-        cohort = Bundle(bundle).manifest.training.get("cohort", {}) if bundle is not None and phantoms else {}
-        seen = cohort.get("made_by", {}) if isinstance(cohort, dict) else {}
-        if seen and all(seen.get(key) == phantoms.get(key) for key in ("drawing", "seed")):
-            leaks.append(
-                f"the U-Net of {bundle} learned from phantoms of seed {seen.get('seed')}, as these are: make some with "
-                "another --seed, or give another bundle"
-            )
-    return leaks
+    return [
+        f"the U-Net of {bundle} learned from phantoms of seed {seen.get('seed')}, as these are: make some with another "
+        "--seed, or give another bundle"
+        for bundle in bundles
+        if bundle is not None and phantoms
+        for seen in Bundle(bundle).phantoms
+        if all(seen.get(key) == phantoms.get(key) for key in ("drawing", "seed"))
+    ]
 
 
 def refuse_copies(scans: Sequence[CutScan], allow: bool, bar: Progress) -> list[str]:

@@ -209,6 +209,7 @@ def fit_store(settings: Settings, base: Bundle, out: Path) -> Bundle:
         "tap": base.tap,
         "training": {
             "base": base.id,
+            "phantoms": base.phantoms,
             "store": {
                 "digest": digest,
                 "scans": scans,

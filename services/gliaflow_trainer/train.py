@@ -117,7 +117,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
         return None
     phantoms = made_by(request.folder)
     manifest = base.manifest.model_dump(mode="json", exclude={"schema_", "files"})
-    manifest["notice"] = f"Trained on {len(split)} {'phantoms' if phantoms else 'patients'}. {NOTICE}"
+    learned = list(split.values()).count("train")
+    manifest["notice"] = f"Trained on {learned} {'phantoms' if phantoms else 'patients'}. {NOTICE}"
     manifest["trained_on"] = "phantoms" if phantoms else "patients"
     seen = (scan.flair for scan in scans if split[scan.patient] != "test")
     manifest["typical"] = typical_limits(seen, base.manifest.input)
@@ -136,6 +137,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             "unlabelled": len({scan.patient for scan in without}),
         },
         "init": init,
+        "phantoms": Bundle(request.init).phantoms if request.init is not None else [],
     }
     if folds is not None:
         manifest["metrics"] |= out_of_fold.metrics(scored)

@@ -173,13 +173,16 @@ def fit_unet(
 
 
 def dice_by_patient(masks: Iterable[tuple[str, NDArray[np.bool_], NDArray[np.bool_]]]) -> dict[str, float]:
-    """Dice over all pixels of each patient. ``masks``: patient, true mask and found mask of each scan."""
+    """Dice over all pixels of each patient; 1 where no tumour is, and none was found.
+
+    ``masks``: patient, true mask and found mask of each scan.
+    """
     counts: dict[str, list[int]] = {}
     for patient, truth, found in masks:
         both = counts.setdefault(patient, [0, 0])
         both[0] += 2 * int((truth & found).sum())
         both[1] += int(truth.sum()) + int(found.sum())
-    return {patient: overlap / max(1, total) for patient, (overlap, total) in counts.items()}
+    return {patient: overlap / total if total else 1.0 for patient, (overlap, total) in counts.items()}
 
 
 def measure(net: UNet, slices: Slices, numbers: NDArray[np.int64], device: str = "cpu") -> dict[str, float]:

@@ -152,7 +152,11 @@ def _discriminant(samples: Sequence[Shared], second_moment: Floats, shrinkage: f
 
 
 def _chosen(known: Labelled, without: _Without | None) -> tuple[float, float, float]:
-    """The shrinkage of the highest AUC on patients who were left out; and slope and offset that fit their logits."""
+    """The shrinkage of the highest AUC on patients who were left out; and slope and offset that fit their logits.
+
+    Synthetic samples take no part: they may be copies of those who are left out.
+    """
+    known = known.select(np.array([bool(patient) for patient in known.patients]))
     areas, logits = np.zeros(len(SHRINKAGES)), np.zeros((len(SHRINKAGES), len(known.labels)))
     times = np.zeros(len(known.labels))
     for held_out in left_out(known):
@@ -176,15 +180,15 @@ def _chosen(known: Labelled, without: _Without | None) -> tuple[float, float, fl
 def left_out(known: Labelled) -> Iterator[NDArray[np.bool_]]:
     """Which samples are left out [n]: a share of the patients of each class, each patient once in each repeat.
 
-    Synthetic samples are never left out. Nothing where the rest, or what is left out, would lack a class.
+    Nothing where the rest, or what is left out, would lack a class.
     """
     rare = int(np.argmin(np.bincount(known.labels, minlength=2)))
     names, patient = np.unique(known.patients, return_inverse=True)
-    has_rare, real = np.bincount(patient, known.labels == rare) > 0, names != ""
-    folds = min(FOLDS, int((has_rare & real).sum()))
+    has_rare = np.bincount(patient, known.labels == rare) > 0
+    folds = min(FOLDS, int(has_rare.sum()))
     for repeat in range(REPEATS if folds > 1 else 0):
         rng, fold = np.random.default_rng(repeat), np.full(len(names), -1)
-        for kind in (has_rare & real, ~has_rare & real):
+        for kind in (has_rare, ~has_rare):
             members = rng.permutation(np.flatnonzero(kind))
             fold[members] = np.arange(len(members)) % folds
         for number in range(folds):

@@ -57,9 +57,9 @@ def demo(
 
     started = time.monotonic()
     settings = load_settings({"broker": broker, "bundle": bundle})
-    manifest = load_bundle(settings.bundle, state=settings.state, bundles=settings.bundles).manifest
-    channels = manifest.input.channels
-    if seed == manifest.training.get("cohort", {}).get("made_by", {}).get("seed"):
+    chosen = load_bundle(settings.bundle, state=settings.state, bundles=settings.bundles)
+    channels = chosen.manifest.input.channels
+    if seed in {seen.get("seed") for seen in chosen.phantoms}:
         raise UsageError(f"--seed: the bundle was trained on the phantoms of seed {seed}; choose another")
     cohort = out / "phantoms"
     with OutFolder(out) as folder, progress_bar() as bar:
@@ -95,7 +95,7 @@ def demo(
         rows = [failures.get(target.scan) or folder.rows[target.scan] for target in targets]
         truths = [image_file(path, "seg") for path in paths]
         shown = [Shown.of(row, item, out, truth) for row, item, truth in zip(rows, inputs, truths, strict=True)]
-        page = answers_page(shown, DemoParts(real, synthetic, manifest.metrics))
+        page = answers_page(shown, DemoParts(real, synthetic, chosen.manifest.metrics))
         report = out / folder.save("", "report", ".html", lambda part: part.write_text(page, encoding="utf-8"))
     _print_table(shown)
     console.print(counts(rows), true_grades(rows), sep="\n", soft_wrap=True)

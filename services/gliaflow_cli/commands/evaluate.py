@@ -175,6 +175,8 @@ def evaluate(
         raise UsageError("--init fine-tunes a U-Net and --unet keeps one as it is: choose one of them")
     if unet and epochs:
         raise UsageError("--epochs: the U-Net of --unet is not fitted; leave out one of the two")
+    if unet and preprocess:
+        raise UsageError("--preprocess: the U-Net of --unet has its own steps; leave out one of the two")
     if unet and channels:
         raise UsageError("--channels: the U-Net of --unet has its own sequences; leave out one of the two")
     unet_bundle = find_unet("unet", unet, chosen)
@@ -191,7 +193,7 @@ def evaluate(
             init=init_bundle,
             unet=unet_bundle,
             high=reading.high_grades,
-            unlabelled=read_unlabelled(unlabelled, channels_of(chosen, unet_bundle)),
+            unlabelled=read_unlabelled(unlabelled, channels_of(chosen, unet_bundle), series or ()),
             allow=allow,
             device=device,
             jobs=jobs,

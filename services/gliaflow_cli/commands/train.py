@@ -114,7 +114,7 @@ def train(
             variants=choose(registry, generator, chosen, read_options(option)),
             augmentations=parse_augmentations(augmentation or ()),
             init=init_bundle,
-            unlabelled=read_unlabelled(unlabelled, chosen.input.channels),
+            unlabelled=read_unlabelled(unlabelled, chosen.input.channels, series or ()),
             high=reading.high_grades,
             allow=allow,
             seed=seed,

@@ -291,7 +291,7 @@ class Metrics(Part):
     augmented_minus_best: Differences | None = Field(description="augmented_arm − best_comparator: the verdict")
     against_best_auc: dict[str, AgainstBest] = Field(
         default={},
-        description="by arm: each generator, and what is carried over: `shared`, `shared_unlabelled`, `bundle`",
+        description="by arm: each generator, what is carried over (`shared`, `shared_unlabelled`), and `bundle`",
     )
     counts: dict[str, list[CountArm]] = Field(description="by generator: the score against the number of samples")
     scarce: list[Scarce] | None = Field(description="with fewer patients of the rare class")

@@ -67,15 +67,18 @@ def _beyond_zero(score: Score) -> str:
     return interval(score) + (", which excludes 0" if hidden else "")
 
 
+LENT = " This holds only if the bundle learned from none of these patients, which the control cannot show."
+
+
 def _details(metrics: Metrics) -> Iterator[str]:
     yield from _of_the_verdict(metrics)
-    for name in comparators("carried"):
+    for name in comparators("carried", "lent"):
         if (against := metrics.against_best_auc.get(name)) is not None:
             change = with_interval(against.minus_best["auc"], signed=True)
             best = arm_name(against.best_comparator)
             yield (
                 f"Without synthetic features, {arm_name(name)}: AUC changed by {change} against {best}, the best "
-                "comparator on these same patients."
+                f"comparator on these same patients.{LENT if name in comparators('lent') else ''}"
             )
 
 

@@ -86,6 +86,14 @@ class Bundle:
         drawn = isinstance(cohort, dict) and "made_by" in cohort  # as manifests without the field say it
         return self.manifest.trained_on or ("phantoms" if drawn else "")
 
+    @property
+    def phantoms(self) -> list[dict[str, Any]]:
+        """The phantoms that it, and the bundles that its U-Net comes from, learned from, as their folders say."""
+        training = self.manifest.training
+        cohort, earlier = training.get("cohort"), training.get("phantoms")
+        own = cohort.get("made_by") if isinstance(cohort, dict) else None
+        return [each for each in [own, *(earlier if isinstance(earlier, list) else [])] if isinstance(each, dict)]
+
     def require_own_tap(self, network: str) -> None:
         """Raise BundleError if features come from another tap than ``network`` was fitted on."""
         if self.tap != self.manifest.tap:

@@ -16,6 +16,7 @@ from gliaflow_evaluation import run
 from gliaflow_evaluation.report.schema import Metrics
 from gliaflow_phantoms.cohort import write_cohort
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle
+from gliaflow_runtime.errors import UsageError
 from gliaflow_trainer import train
 from sample_metrics import made_up
 from typer.testing import CliRunner
@@ -100,6 +101,14 @@ def test_a_fit_starts_from_the_unet_of_the_profile_or_of_the_flag(
     result = CliRunner().invoke(app, ["evaluate", str(cohort), "--out", str(tmp_path / "report"), *flags.split()])
     assert result.exit_code == 0, result.output
     assert requests[0].init == (demo_bundle() if from_demo else None)
+
+
+@pytest.mark.parametrize("flags", ["--epochs 3", "--channels flair,t1ce", "--preprocess n4", "--init demo"])
+def test_what_another_bundles_unet_has_already_is_refused_beside_it(cohort: Path, tmp_path: Path, flags: str) -> None:
+    shape = ["evaluate", str(cohort), "--out", str(tmp_path / "report"), "--unet", "demo", *flags.split()]
+    result = CliRunner().invoke(app, shape)
+    assert isinstance(result.exception, UsageError)
+    assert flags.split()[0] in str(result.exception)
 
 
 @pytest.mark.parametrize("flag", ["--init", "--unet"])

@@ -179,7 +179,7 @@ def test_the_manifest_says_how_the_bundle_was_made_and_names_no_patient(bundle: 
     text = json.dumps(manifest.model_dump(mode="json"))
     assert not [name for name in ("H0", "L0", "H4", str(bundle.folder.parent)) if name in text]
     assert "not a clinical model" in manifest.notice.lower()
-    assert "9 phantoms" in manifest.notice
+    assert "Trained on 5 phantoms." in manifest.notice, "those of validation and test are not counted"
     assert {"filled", "noise", "flat"} <= manifest.typical.keys(), "limits of a scan like the training scans"
     assert 0 <= manifest.min_tumour_ml <= 1
 
@@ -252,6 +252,8 @@ def test_a_cohort_without_grades_gives_a_unet_that_can_be_fine_tuned(folder: Pat
     assert "learned from phantoms of seed 3, as these are" in error.value.__notes__[0]
     tuned = fit(folder, "tuned", **again, allow=True)
     assert tuned.manifest.training["init"] == start.id
+    assert [seen["seed"] for seen in tuned.phantoms] == [3, 3], "its own, and those of the bundle that it comes from"
+    assert tuned.manifest.training["phantoms"] == start.phantoms
     assert len(tuned.manifest.training["history"]["unet"]) == small.PROFILE.fine_tune["epochs"]
     with pytest.raises(BundleError, match="width 4 and batch norm, the profile needs 8"):
         unet_to_fine_tune(start.folder, dataclasses.replace(quick, width=8))

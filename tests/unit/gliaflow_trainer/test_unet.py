@@ -105,7 +105,7 @@ def test_hard_dice_and_iou_count_pixels_over_all_slices() -> None:
 def test_dice_by_patient_counts_all_scans_of_a_patient() -> None:
     half, full, none = np.array([True, False]), np.array([True, True]), np.array([False, False])
     dice = dice_by_patient([("a", half, full), ("b", none, none), ("a", full, full)])
-    assert dice == {"a": 2 * 3 / (3 + 4), "b": 0}
+    assert dice == {"a": 2 * 3 / (3 + 4), "b": 1}
 
 
 def test_a_fit_learns_the_discs_and_keeps_the_best_epoch() -> None:
