@@ -176,7 +176,8 @@ def _named(name: str) -> Iterator[None]:
         raise
     except SeveralVolumes as error:
         raise NiftiError(
-            f"{name}: 4-D image {list(error.shape)}: name its volume in sequences.{name}.channel"
+            f"{name}: 4-D image {list(error.shape)}: name its volume (--{name} FILE:NUMBER; in a cohort, the column "
+            f"{name}_channel of a table; in a message, sequences.{name}.channel)"
         ) from None
     except (SourceError, NiftiError, UnusableScan) as error:
         error.args = (f"{name}: {error}",)

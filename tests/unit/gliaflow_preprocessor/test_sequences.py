@@ -164,7 +164,7 @@ def test_a_bundle_of_flair_reads_no_other_sequence(tmp_path: Path) -> None:
         ),
         (
             {"t1ce": SequenceSource(source=Source(data=nifti(np.stack([drawn(SHAPE, FLAIR)] * 2, axis=-1))))},
-            r"^t1ce: 4-D image .*name its volume in sequences.t1ce.channel",
+            r"^t1ce: 4-D image .*sequences.t1ce.channel",
         ),
         (
             {"t1ce": SequenceSource(source=Source(data=nifti(drawn(SHAPE, FLAIR))))},
