@@ -36,8 +36,8 @@ class SeveralVolumes(NiftiError):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(
-            f"dim: 4-D image {list(shape)}: say which of its {shape[3]} volumes is FLAIR (--channel NUMBER, from 0; in a "
-            "cohort, the column channel of a table)"
+            f"dim: 4-D image {list(shape)}: say which of its {shape[3]} volumes is FLAIR (--channel NUMBER, from 0; "
+            "in a cohort, the column channel of a table)"
         )
         self.shape = shape
 

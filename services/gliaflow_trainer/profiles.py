@@ -56,7 +56,7 @@ def with_sequences(profile: Profile, channels: tuple[str, ...], drop: float) -> 
 
 # 192 mm around the middle of the head, in as many pixels as two cores can train on
 SMALL_INPUT = InputSpec(size=(128, 128), spacing=(1.5, 1.5))
-# the same field of view, as fine as scanners have it: +0.02 Dice over 1.5 mm on real scans, at twice the work (ADR 31)
+# the same field of view, as fine as scanners have it: +0.01 Dice over 1.5 mm on real scans, at twice the work (ADR 31)
 REAL_INPUT = InputSpec(size=(192, 192), spacing=(1.0, 1.0))
 GANS = ("infogan", "acgan", "sngan-projection", "reacgan", "adcgan", "wgan-gp", "acgan-image")
 # ``randomise`` changes whole batches, in a fraction of the time of the paper's augmentations
