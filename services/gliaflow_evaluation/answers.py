@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gliaflow_evaluation.comparators import Comparator
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 
-ANSWERS = 4  # counts up when the answers of generators, or the keys, come to mean something else
+ANSWERS = 5  # counts up when the answers of generators, or the keys, come to mean something else
 
 
 def answers_file(plan: Plan, fold: Fold, seed: int, entrant: Comparator | PlannedVariant) -> Path:

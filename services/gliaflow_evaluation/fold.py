@@ -64,7 +64,7 @@ class FoldArms:
         fewer = {few: thinned(samples, parts, plan.rare, few, seed) for few in plan.design.scarce}
         shuffled = None
         if plan.design.shuffle:
-            labels = shuffled_labels(samples, plan.design.task)
+            labels = shuffled_labels(samples, plan.design.task, seed)
             shuffled = Arms(setting, samples.with_labels(labels, samples.classes), parts, without)
         return cls(
             Arms(setting, samples, parts, without),

@@ -23,7 +23,7 @@ dozen patients of a class they are somewhat too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -213,6 +213,15 @@ def measure(logits: ArrayLike, units: Units, draws: Floats) -> Measured:
     values = {name: each.compute(graded).mean(axis=0) for name, each in MEASURES.items()}
     of_kind = {None: len(units.positive), True: int(units.positive.sum()), False: int((~units.positive).sum())}
     return Measured(values, {name: of_kind[each.kind] for name, each in MEASURES.items()}, draws)
+
+
+def mean_of(arms: Sequence[Measured]) -> Measured:
+    """The means of the measures of an arm that was measured on several shuffles, each with draws of its own.
+
+    Shuffles are independent, so the interval is that of a mean of independent values.
+    """
+    values = {name: np.mean([arm.values[name] for arm in arms], axis=0) for name in MEASURES}
+    return Measured(values, arms[0].n, arms[0].draws)
 
 
 def mean_by_patient(logits: ArrayLike, patient: NDArray[np.int64], patients: int) -> Floats:

@@ -52,14 +52,16 @@ def parts_of(samples: Samples, fold: Fold) -> Parts:
     return {which: np.flatnonzero(part == which) for which in ("train", "validation", "test")}
 
 
-def shuffled_labels(samples: Samples, task: Task) -> Indices:
-    """Shuffled labels, the same for all folds and seeds: among patients (grade), or among all slices (tumour).
+def shuffled_labels(samples: Samples, task: Task, seed: int) -> Indices:
+    """Shuffled labels, the same for all folds: among patients (grade), or among all slices (tumour).
+
+    Each seed has its own: a single shuffle can be unlucky, which no interval over patients shows.
 
     Among patients, each old class gets the same share of the new labels: a shuffle that resembles the truth by chance
     would show its signal. (Slices are not shuffled within their patient: the other patients' labels would show how
     many of them have tumour.)
     """
-    rng = np.random.default_rng(20_26)
+    rng = np.random.default_rng([20_26, seed])
     if task == "tumour":
         return rng.permutation(samples.labels)
     names, first = np.unique(samples.patients, return_index=True)

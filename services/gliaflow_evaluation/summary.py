@@ -30,6 +30,7 @@ from gliaflow_evaluation.measures import (
     chance_inside,
     confusion,
     mean_by_patient,
+    mean_of,
     measure,
     roc_curve,
 )
@@ -179,7 +180,7 @@ def _quality(results: Results, name: str) -> schema.GeneratorQuality:
 def _control(results: Results) -> schema.Control:
     carried = [name for name in comparators("carried") if name in results.names()]
     names = ["real", *carried, *results.generators]
-    arms = {name: results.measured(f"control/{name}").scores() for name in names}
+    arms = {name: results.control(name).scores() for name in names}
     return schema.Control(
         shuffled_labels=True,
         scores=arms["real"],
@@ -255,7 +256,7 @@ class Results:
         self._label(folds, {scan.patient: str(scan.label) for scan in scans})
 
     def _label(self, folds: Sequence[Fold], grade_of: Mapping[str, str]) -> None:
-        """Lay the folds' test samples side by side, with true and with shuffled labels."""
+        """Lay the folds' test samples side by side, with true labels and with those that each seed shuffled."""
         task = self.plan.design.task
         of_fold = [samples_of(self.plan, FeatureStore(fold.features(self.plan))) for fold in folds]
         tested = [
@@ -280,7 +281,9 @@ class Results:
             return Labelling(samples, patients, bootstrap(of_patient))
 
         self.true = labelling([samples.labels for samples, _ in of_fold])
-        self.shuffled = labelling([shuffled_labels(samples, task) for samples, _ in of_fold])
+        self.shuffled = {
+            seed: labelling([shuffled_labels(samples, task, seed) for samples, _ in of_fold]) for seed in self.seeds
+        }
 
     def names(self) -> list[str]:
         """The arms, without the generators that failed."""
@@ -290,12 +293,12 @@ class Results:
 
     def logits(self, key: str) -> Floats:
         """Of the test samples of all folds by seed [S, N]; a seed is left out if one of its folds lacks the arm."""
-        rows = [
-            np.concatenate([self.arrays[fold, seed][key] for fold in self.folds])
-            for seed in self.seeds
-            if all(key in self.arrays[fold, seed] for fold in self.folds)
-        ]
+        rows = [np.concatenate([self.arrays[fold, seed][key] for fold in self.folds]) for seed in self.seeds_of(key)]
         return np.stack(rows) if rows else np.zeros((0, len(self.patient_of)))
+
+    def seeds_of(self, key: str) -> list[int]:
+        """The seeds in all of whose folds the arm is."""
+        return [seed for seed in self.seeds if all(key in self.arrays[fold, seed] for fold in self.folds)]
 
     def unit_logits(self, key: str) -> Floats:
         """Of the units that are graded by seed [S, U]."""
@@ -305,8 +308,18 @@ class Results:
 
     def measured(self, key: str) -> Measured:
         """The measures of an arm."""
-        labelling = self.shuffled if key.startswith("control/") else self.true
-        return measure(self.unit_logits(key), labelling.units, labelling.draws)
+        return measure(self.unit_logits(key), self.true.units, self.true.draws)
+
+    def control(self, name: str) -> Measured:
+        """The measures of an arm on shuffled labels, each seed's by its own."""
+        key = f"control/{name}"
+        labellings = [self.shuffled[seed] for seed in self.seeds_of(key)]
+        return mean_of(
+            [
+                measure(logits, labelling.units, labelling.draws)
+                for logits, labelling in zip(self.unit_logits(key), labellings, strict=True)
+            ]
+        )
 
     def slice_scores(self, arm: str) -> dict[str, Score]:
         """The scores of an arm over the test samples, as in the paper."""

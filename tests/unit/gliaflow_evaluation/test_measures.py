@@ -14,6 +14,7 @@ from gliaflow_evaluation.measures import (
     chance_inside,
     confusion,
     mean_by_patient,
+    mean_of,
     measure,
     roc_curve,
 )
@@ -79,6 +80,19 @@ def test_patients_who_were_not_graded_count_as_a_coin_toss() -> None:
 def test_seeds_are_averaged_each_with_its_own_folds() -> None:
     units = Units(np.array([True, True, False, False]), np.arange(4), np.array([[0, 0, 0, 0], [0, 1, 0, 1]]))
     assert values_of([[1.0, 3.0, 2.0, -1.0], [1.0, 3.0, 2.0, -1.0]], units)["auc"] == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_the_mean_over_independent_shuffles_has_a_narrower_interval() -> None:
+    rng = np.random.default_rng(0)
+    draws = bootstrap(np.zeros(60))
+    shuffles = [
+        measure(rng.standard_normal(60), Units(rng.random(60) < 0.5, np.arange(60), np.zeros(60, int)), draws)
+        for _ in range(9)
+    ]
+    mean = mean_of(shuffles)
+    assert mean["auc"].mean == pytest.approx(np.mean([each["auc"].mean for each in shuffles]))
+    widths = [np.ptp(each["auc"].ci95) for each in (mean, *shuffles)]
+    assert widths[0] == pytest.approx(np.mean(widths[1:]) / 3, rel=0.3)
 
 
 def test_where_a_class_is_missing_the_measures_that_need_it_are_null() -> None:

@@ -31,8 +31,9 @@ def test_samples_of_a_grade_are_the_slices_in_which_the_unet_found_tumour(tmp_pa
 def test_grades_are_shuffled_among_patients_with_the_same_share_of_each_class_and_always_alike(
     samples: Samples,
 ) -> None:
-    new = shuffled_labels(samples, "grade")
-    assert np.array_equal(new, shuffled_labels(samples, "grade"))
+    new = shuffled_labels(samples, "grade", 0)
+    assert np.array_equal(new, shuffled_labels(samples, "grade", 0))
+    assert not np.array_equal(new, shuffled_labels(samples, "grade", 1)), "each seed has its own"
     by_patient = {p: set(new[samples.patients == p]) for p in COHORT}
     assert all(len(labels) == 1 for labels in by_patient.values())
     for grade, count in (("HGG", 8), ("LGG", 5)):
@@ -42,7 +43,7 @@ def test_grades_are_shuffled_among_patients_with_the_same_share_of_each_class_an
 
 def test_slices_with_tumour_are_shuffled_among_all_slices(samples: Samples) -> None:
     labels = (samples.slices % 4 == 0).astype(np.int64)
-    new = shuffled_labels(samples.with_labels(labels, ("tumour", "none")), "tumour")
+    new = shuffled_labels(samples.with_labels(labels, ("tumour", "none")), "tumour", 0)
     assert not np.array_equal(new, labels)
     assert sorted(new) == sorted(labels)
     assert len({labels[samples.patients == patient].sum() for patient in COHORT}) == 1
