@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gliaflow_evaluation.comparators import COMPARATORS, comparators
 from gliaflow_evaluation.measures import AGAINST_CHANCE, MEASURES, chance_inside
 from gliaflow_evaluation.report.numbers import decimals, interval, number, two_digits, with_interval
-from gliaflow_evaluation.report.schema import Metrics
+from gliaflow_evaluation.report.schema import Control, Metrics
 from gliaflow_evaluation.score import Score
 
 FEW = 20  # patients of a class, below which the page warns
@@ -104,17 +104,7 @@ def _warnings(metrics: Metrics) -> Iterator[str]:
     if control is None:
         yield "No control with shuffled labels was run: a leak from training to test is not ruled out."
     elif not control.chance_inside:
-        outside = [
-            f"{arm_name(arm)}, {MEASURES[name].title} {with_interval(scores[name])}"
-            for arm, scores in {"real": control.scores, **control.arms}.items()
-            for name in AGAINST_CHANCE
-            if not chance_inside(scores[name], MEASURES[name].chance)
-        ]
-        yield (
-            f"Do not believe these figures: on shuffled labels an arm is outside chance, 0.5 ({'; '.join(outside)}). "
-            "Information may leak from training to test. Bad luck alone does this too, the more often the more arms "
-            "there are and the fewer patients: another --seed draws other folds, in which a leak stays."
-        )
+        yield _outside_chance(control)
     for leak in made.cohort.leaks:
         yield f"Do not believe these figures: a leak was allowed (--allow): {leak}."
     for name, why in made.failed.items():
@@ -126,6 +116,26 @@ def _warnings(metrics: Metrics) -> Iterator[str]:
         yield "The paper's protocol is one split, so few patients are tested; `grouped` tests every patient."
     yield from _flattered(metrics)
     yield from _shortcuts(metrics)
+
+
+def _outside_chance(control: Control) -> str:
+    outside = {
+        f"{arm_name(arm)}, {MEASURES[name].title} {with_interval(scores[name])}": scores[name]
+        for arm, scores in {"real": control.scores, **control.arms}.items()
+        for name in AGAINST_CHANCE
+        if not chance_inside(scores[name], MEASURES[name].chance)
+    }
+    if outside and all(score.ci95 is not None and score.ci95[1] < 0.5 for score in outside.values()):
+        return (
+            f"On shuffled labels an arm is below chance, 0.5 ({'; '.join(outside)}). A leak from training to test "
+            "would raise it. Of few patients, those who are tested have what the others lack, as shuffled classes have equal "
+            "shares of the true ones: the fewer patients, the further below chance."
+        )
+    return (
+        f"Do not believe these figures: on shuffled labels an arm is outside chance, 0.5 ({'; '.join(outside)}). "
+        "Information may leak from training to test. Bad luck alone does this too, the more often the more arms there "
+        "are and the fewer patients: another --seed draws other folds, in which a leak stays."
+    )
 
 
 def _few_patients(metrics: Metrics) -> Iterator[str]:

@@ -80,6 +80,16 @@ def test_an_arm_that_is_outside_chance_on_shuffled_labels_is_named() -> None:
     assert "outside chance, 0.5 (covariance shared by the classes, AUC 0.70 (0.60–0.80))." in warning
 
 
+def test_an_arm_below_chance_on_shuffled_labels_is_no_leak() -> None:
+    values = changed_at("control.chance_inside", False)
+    values["control"]["arms"]["shared"] = values["control"]["scores"] | {
+        "auc": {"mean": 0.2, "ci95": [0.1, 0.4], "n": 24}
+    }
+    (warning,) = verdict(Metrics.model_validate(values)).warnings
+    assert "below chance, 0.5 (covariance shared by the classes, AUC 0.2 (0.1–0.4))" in warning
+    assert "Do not believe" not in warning
+
+
 def test_arms_have_names_for_people() -> None:
     assert arm_name("threshold") == "real features, threshold moved"
     assert arm_name("wgan-gp@100") == "wgan-gp with 100 synthetic samples"
