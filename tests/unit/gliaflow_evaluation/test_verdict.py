@@ -86,7 +86,7 @@ def test_an_arm_below_chance_on_shuffled_labels_is_no_leak() -> None:
         "auc": {"mean": 0.2, "ci95": [0.1, 0.4], "n": 24}
     }
     (warning,) = verdict(Metrics.model_validate(values)).warnings
-    assert "below chance, 0.5 (covariance shared by the classes, AUC 0.2 (0.1–0.4))" in warning
+    assert "below chance, 0.5 (covariance shared by the classes, AUC 0.20 (0.10–0.40))" in warning
     assert "Do not believe" not in warning
 
 
