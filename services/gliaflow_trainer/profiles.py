@@ -55,9 +55,9 @@ def with_sequences(profile: Profile, channels: tuple[str, ...], drop: float) -> 
 
 
 # 192 mm around the middle of the head, in as many pixels as two cores can train on
-SMALL_INPUT = InputSpec(size=(128, 128), spacing=(1.5, 1.5))
+DEMO_INPUT = InputSpec(size=(128, 128), spacing=(1.5, 1.5))
 # the same field of view, as fine as scanners have it: +0.01 Dice over 1.5 mm on real scans, at twice the work (ADR 31)
-REAL_INPUT = InputSpec(size=(192, 192), spacing=(1.0, 1.0))
+SMALL_INPUT = InputSpec(size=(192, 192), spacing=(1.0, 1.0))
 GANS = ("infogan", "acgan", "sngan-projection", "reacgan", "adcgan", "wgan-gp", "acgan-image")
 # ``randomise`` changes whole batches, in a fraction of the time of the paper's augmentations
 QUICK = {"batch": 16, "cosine": True, "loss": "dice+bce", "randomise": True, "regions": 1.0, "average": 0.998}
@@ -66,7 +66,7 @@ PROFILES = {
     "demo": Profile(
         width=8,
         norm=True,
-        input=SMALL_INPUT,
+        input=DEMO_INPUT,
         unet={**QUICK, "epochs": 7, "epoch_slices": 1000, "learning_rate": 4e-3},
         fine_tune={"epochs": 4, "learning_rate": 2e-3},
         generators={key: {"steps": 700} for key in GANS},
@@ -74,7 +74,7 @@ PROFILES = {
     "small": Profile(
         width=8,
         norm=True,
-        input=REAL_INPUT,
+        input=SMALL_INPUT,
         unet={**QUICK, "epochs": 20, "epoch_slices": 1500, "learning_rate": 3e-3},
         fine_tune={"learning_rate": 2e-3},
         init="demo",

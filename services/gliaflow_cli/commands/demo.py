@@ -59,7 +59,7 @@ def demo(
     settings = load_settings({"broker": broker, "bundle": bundle})
     chosen = load_bundle(settings.bundle, state=settings.state, bundles=settings.bundles)
     channels = chosen.manifest.input.channels
-    if seed in {seen.get("seed") for seen in chosen.phantoms}:
+    if any(seen.get("seed") == seed for seen in chosen.phantoms):
         raise UsageError(f"--seed: the bundle was trained on the phantoms of seed {seed}; choose another")
     cohort = out / "phantoms"
     with OutFolder(out) as folder, progress_bar() as bar:

@@ -128,8 +128,8 @@ def _outside_chance(control: Control) -> str:
     if outside and all(score.ci95 is not None and score.ci95[1] < 0.5 for score in outside.values()):
         return (
             f"On shuffled labels an arm is below chance, 0.5 ({'; '.join(outside)}). A leak from training to test "
-            "would raise it. Shuffled classes have equal shares of the true ones, so those who are tested have what "
-            "the others lack: the fewer patients, the further below chance."
+            "would raise it. An unlucky shuffle lowers it, and so do few patients: shuffled grades have equal shares "
+            "of the true ones, so those who are tested have what the others lack."
         )
     return (
         f"Do not believe these figures: on shuffled labels an arm is outside chance, 0.5 ({'; '.join(outside)}). "
