@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -66,6 +66,19 @@ def extract(
         raise RuntimeError(f"features of {len(failed)} scans could not be recorded, the first: {failed[0]}")
     complete.touch()
     return FeatureStore(folder)
+
+
+def found_masks(
+    scans: Sequence[CutScan], bundle: Bundle, context: RunContext
+) -> Iterator[tuple[CutScan, NDArray[np.uint8]]]:
+    """Each scan, and the mask [n, rows, columns] that the bundle's U-Net finds in its slices."""
+    row = context.bar.add_task(f"{context.of}masks", total=len(scans))
+    unet, at_once = UNetSession(bundle, device=context.device), bundle.slices_per_part(MAX_MESSAGE_BYTES)
+    for scan in scans:
+        parts = [unet(scan.image[start : start + at_once])[1] for start in range(0, len(scan.image), at_once)]
+        yield scan, np.concatenate(parts)
+        context.bar.advance(row)
+    context.bar.remove_task(row)
 
 
 def remove_features(folder: Path) -> None:

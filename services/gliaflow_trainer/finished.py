@@ -12,6 +12,7 @@ from gliaflow_runtime.files import write_whole
 
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_folder import versions
+from gliaflow_trainer.unlabelled import folder_name
 
 FILE = "finished.json"
 
@@ -35,6 +36,18 @@ def note_finished(bundle: Bundle, request: TrainRequest, work: Path) -> Bundle:
     return bundle
 
 
+def same_classifier(request: TrainRequest) -> str:
+    """A digest of what a classifier depends on beside the U-Net: with another one, the same U-Nets grade again."""
+    variants, code = request.variants, request.variants.registry.code_of
+    unlabelled = folder_name(request.unlabelled, request.profile)
+    return message_id(
+        variants.classifier,
+        variants.classifier_options.model_dump_json(),
+        code("classifier", variants.classifier),
+        unlabelled,
+    )
+
+
 def _made_of(request: TrainRequest) -> str:
     """A digest of what a bundle depends on beside that of which its work folder is (``same_run``)."""
     variants = request.variants
@@ -42,7 +55,5 @@ def _made_of(request: TrainRequest) -> str:
     fitted = [
         (name, options.model_dump_json(), code("generator", name)) for name, options in variants.generators.items()
     ]
-    fitted.append(
-        (variants.classifier, variants.classifier_options.model_dump_json(), code("classifier", variants.classifier))
-    )
-    return message_id(request.name, json.dumps([fitted, sorted(request.cohort.leaks), versions()], sort_keys=True))
+    made_of = [fitted, same_classifier(request), sorted(request.cohort.leaks), versions()]
+    return message_id(request.name, json.dumps(made_of, sort_keys=True))

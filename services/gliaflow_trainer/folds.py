@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from gliaflow_extractor.extractor import UNetSession
 from gliaflow_plugins.contracts import PluginError
-from gliaflow_proto import CLASSES, MAX_MESSAGE_BYTES, message_id
+from gliaflow_proto import CLASSES
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import whole_file, write_whole
 from numpy.typing import NDArray
 
-from gliaflow_trainer.features import extract, remove_features
+from gliaflow_trainer.features import extract, found_masks, remove_features
+from gliaflow_trainer.finished import same_classifier
 from gliaflow_trainer.graders import SplitFeatures, grade_test_patients
 from gliaflow_trainer.out_of_fold import OutOfFold
 from gliaflow_trainer.own_grid import on_own_grid
@@ -31,7 +31,6 @@ from gliaflow_trainer.slices import CutScan, Slices
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
 from gliaflow_trainer.unlabelled import unlabelled_features
-from gliaflow_trainer.variants import Variants
 
 NOT_KNOWN = "not known"
 """The grade of a patient without one."""
@@ -126,14 +125,9 @@ class CrossFit:
         if not missing:
             return
         files[missing[0].id].parent.mkdir(exist_ok=True)
-        row = context.bar.add_task(f"{context.of}masks", total=len(missing))
-        unet, at_once = UNetSession(bundle, device=context.device), bundle.slices_per_part(MAX_MESSAGE_BYTES)
-        for scan in missing:
-            parts = [unet(scan.image[start : start + at_once])[1] for start in range(0, len(scan.image), at_once)]
+        for scan, mask in found_masks(missing, bundle, context):
             with whole_file(files[scan.id], ending=".npz") as part:
-                np.savez_compressed(part, mask=np.concatenate(parts))
-            context.bar.advance(row)
-        context.bar.remove_task(row)
+                np.savez_compressed(part, mask=mask)
 
     def _dice(self, fold: int) -> dict[str, float]:
         """Of the fold's patients, on the scans' own grids."""
@@ -143,7 +137,7 @@ class CrossFit:
     def _logits(self, unet: Bundle, split: Mapping[str, str], folder: Path, context: RunContext) -> dict[str, float]:
         """Of the fold's patients with a grade in whom tumour was found."""
         graded = [scan for scan in self.scans if scan.label is not None]
-        file = folder / f"logits-{_same_classifier(self.request.variants)[:12]}.json"
+        file = folder / f"logits-{same_classifier(self.request)[:12]}.json"
         if not graded:
             return {}
         if not file.exists():
@@ -155,9 +149,3 @@ class CrossFit:
         for left in ("features", "unlabelled"):  # as large as those of all patients, in each fold
             remove_features(folder / left)
         return dict(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _same_classifier(variants: Variants) -> str:
-    """Another classifier, or another option of it, grades again, with the same U-Nets."""
-    code = variants.registry.code_of("classifier", variants.classifier)
-    return message_id(variants.classifier, variants.classifier_options.model_dump_json(), code)

@@ -10,7 +10,7 @@ once, and those of the test part are measured. With folds, every patient is meas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_proto import CLASSES, voxel_ml
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.bundle.manifest import MANIFEST
-from gliaflow_store.feature_store import Samples
 from numpy.typing import NDArray
 from rich.progress import Progress
 
 from gliaflow_trainer import out_of_fold
 from gliaflow_trainer.calibration import Masks, spot_limits, typical_limits
 from gliaflow_trainer.distributed import first_process_first, is_first
-from gliaflow_trainer.features import extract
+from gliaflow_trainer.features import extract, found_masks
 from gliaflow_trainer.fine_tuning import unet_to_fine_tune
 from gliaflow_trainer.finished import finished_bundle, note_finished
 from gliaflow_trainer.folds import NOT_KNOWN, CrossFit, split_into_folds
@@ -51,8 +50,9 @@ SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     """Fit the networks on a cohort and write a bundle to ``request.out``; ``<out>.work`` keeps the work so far.
 
-    Called again with the same request, it resumes; with one more generator, it fits that one and the classifier. A
-    cohort without grades gives a bundle with a U-Net alone, from which another cohort's can be fine-tuned.
+    Called again with the same request, it resumes; with one more generator, another classifier or other scans without
+    labels, it keeps the U-Nets. A cohort without grades gives a bundle with a U-Net alone, from which another cohort's
+    can be fine-tuned.
 
     Returns
     -------
@@ -73,6 +73,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             f"--unlabelled: the classifier {variants.classifier!r} does not learn from scans without labels; "
             "give --classifier shared"
         )
+    if request.unlabelled and all(case.label is None for case in cohort.cases if case.mask is not None):
+        raise PluginError("--unlabelled: no scan with a mask has a grade, so no classifier is fitted: leave it out")
     leaks = [*cohort.leaks, *learned_from([request.init], request.folder)]
     refuse_leaks(leaks, request.allow, bar)
     refuse_absent([case for case in cohort.cases if case.mask is not None], profile.input)
@@ -86,7 +88,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     init = Bundle(request.init).id if request.init is not None else None
     scans = _cut(request, init, work, bar)
     leaks += refuse_copies(scans, request.allow, bar)
-    without = kept_scans(work / folder_name(request.unlabelled, profile) / "slices") if request.unlabelled else []
+    without_labels = folder_name(request.unlabelled, profile)
+    without = kept_scans(work / without_labels / "slices") if request.unlabelled else []
     leaks += refuse_known((request.unlabelled, without), (cohort.cases, scans), request.allow, bar)
     if (complete := finished_bundle(request, work)) is not None and is_first():
         bar.console.print(
@@ -142,14 +145,15 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     if folds is not None:
         manifest["metrics"] |= out_of_fold.metrics(scored)
         manifest |= spot_limits(_masks(scan, found) for scan, found in folds.masks())
+    else:
+        choose, test = ([scan for scan in scans if split[scan.patient] == part] for part in ("validation", "test"))
+        manifest |= spot_limits(_masks(scan, found) for scan, found in found_masks(choose, base, context))
+        manifest["metrics"]["segmentation"] = _test_dice(found_masks(test, base, context))
     if not graded:
         bar.console.print("no scan has a grade: this bundle segments, and grades nothing", style="yellow")
         return note_finished(publish(work / "unet", out, manifest), request, work)
     store = extract(graded, base, work / "features", context, cropped=profile.cropped)
-    if folds is None:
-        manifest |= spot_limits(_stored_masks(graded, store, split, "validation"))
-        manifest["metrics"]["segmentation"] = _test_dice(_stored_masks(graded, store, split, "test"))
-    others = unlabelled_features(request, work, base, work / "unlabelled-features", context)
+    others = unlabelled_features(request, work, base, work / f"{without_labels}-features", context)
     features = SplitFeatures(store, split, base, work / "slices", others)
     return note_finished(fit_graders(features, variants, manifest, work / "bundle", out, context), request, work)
 
@@ -169,12 +173,12 @@ def _cut(request: TrainRequest, init: str | None, work: Path, bar: Progress) -> 
             work,
             {
                 "scan": settings_of((case for case in cases if case.mask is not None), profile.input.channels),
-                "profile": asdict(profile),
+                # another classifier, or other scans without labels, need no other U-Net
+                "profile": {key: value for key, value in asdict(profile).items() if key != "classifier"},
                 "augmentations": list(request.augmentations),
                 "init": init or False,
                 "high": list(request.high),
                 "seed": request.seed,
-                **({"unlabelled": folder_name(request.unlabelled, profile)} if request.unlabelled else {}),
             },
         )
         if finished_bundle(request, work) is None and (kept := kept_work(work)):
@@ -232,17 +236,11 @@ def patients_by_part(split: Mapping[str, str], grade: Mapping[str, str | None]) 
     }
 
 
-def _test_dice(scans: Iterable[Masks]) -> dict[str, Any]:
+def _test_dice(found: Iterable[tuple[CutScan, NDArray[np.uint8]]]) -> dict[str, Any]:
     """Dice by test patient, over all slices of the patient on the network's grid."""
-    scores = list(dice_by_patient((scan.patient, scan.true, scan.found > 0) for scan in scans).values())
+    masks = ((scan.patient, np.asarray(scan.mask) > 0, mask > 0) for scan, mask in found)
+    scores = list(dice_by_patient(masks).values())
     return {"dice_mean": rounded(np.mean(scores)), "dice_median": rounded(np.median(scores)), "patients": len(scores)}
-
-
-def _stored_masks(scans: Iterable[CutScan], store: Samples, split: Mapping[str, str], part: str) -> Iterator[Masks]:
-    """Those of the scans of this part."""
-    for scan in scans:
-        if split[scan.patient] == part:
-            yield _masks(scan, store.masks(np.flatnonzero(store.scans == scan.id)))
 
 
 def _masks(scan: CutScan, found: NDArray[np.uint8]) -> Masks:

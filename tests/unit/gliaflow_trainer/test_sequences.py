@@ -110,6 +110,16 @@ def test_the_bundle_segments_by_the_second_sequence_and_answers_without_it(cases
         unet_to_fine_tune(tmp_path / "two", small.PROFILE)
 
 
+def test_a_sequence_that_only_measured_patients_have_is_refused(cases: list[Case], tmp_path: Path) -> None:
+    profile = with_sequences(small.PROFILE, BOTH, 0.5)
+    scans, _ = cut_all([case for case in cases if case.id in ("H0", "H1")], tmp_path, drop=0.5)
+    split, recipe = {"H0": "test", "H1": "train"}, UNetRecipe("two", profile)
+    with Progress(disable=True) as bar:
+        of_fold = RunContext(0, "cpu", bar, of="fold 1/2: ")
+        with pytest.raises(PluginError, match=r"^fold 1/2: no patient to learn from has t1ce \(T1 after contrast\)"):
+            fit_unet_bundle(Slices(scans), split, recipe, tmp_path / "two", of_fold)
+
+
 def test_sequences_move_alike_and_their_intensities_change_each_by_itself() -> None:
     rng = np.random.default_rng(0)
     blobs = torch.from_numpy(rng.random((6, 1, 8, 8))).float()

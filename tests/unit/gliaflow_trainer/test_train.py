@@ -244,6 +244,13 @@ def test_a_cohort_without_grades_gives_a_unet_that_can_be_fine_tuned(folder: Pat
     start = fit(folder, "start", dataclasses.replace(known, cases=cases), profile=quick)
     assert set(start.manifest.files) == {"unet.onnx", "unet.safetensors"}
     assert start.manifest.generator == ""
+    assert start.manifest.metrics["segmentation"]["patients"] == 1, "those of the part test"
+    assert start.manifest.metrics["segmentation"]["dice_mean"] is not None
+    shared = dataclasses.replace(quick, classifier="shared")
+    registry = dataclasses.replace(small.REGISTRY, classifiers={"shared": Shared()})
+    cohort = dataclasses.replace(known, cases=cases)
+    with pytest.raises(PluginError, match="--unlabelled: no scan with a mask has a grade, so no classifier is fitted"):
+        fit(folder, "no-use", cohort, profile=shared, registry=registry, unlabelled=known.cases)
     net = unet_to_fine_tune(start.folder, quick)
     assert (net.width, net.norm) == (4, True)
     again = {"cohort": dataclasses.replace(known, cases=cases), "profile": quick, "init": start.folder}
@@ -276,8 +283,8 @@ def test_the_cnn_can_be_the_classifier(folder: Path, bundle: Bundle, tmp_path: P
     assert 0 <= made.manifest.metrics["grading"]["auc"] <= 1
 
 
-def test_the_classifier_shared_learns_from_scans_without_labels_and_others_refuse_them(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_classifier_shared_learns_from_scans_without_labels_with_the_same_unet_and_others_refuse_them(
+    folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {case.patient for case in small.cohort(folder / "cohort").cases}
     scans = [
@@ -295,13 +302,21 @@ def test_the_classifier_shared_learns_from_scans_without_labels_and_others_refus
         given.append(samples)
         return fit_classifier(variant, source, options, samples, context)
 
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the U-Net was fitted again")
+
     monkeypatch.setattr("gliaflow_trainer.graders.fit_classifier", spy)
+    monkeypatch.setattr("gliaflow_trainer.unet_bundle.fit_unet", never)
+    start_with_work_of(bundle, "with-scans")  # of another classifier, without these scans
     made = fit(folder, "with-scans", profile=profile, registry=registry, unlabelled=scans)
     assert made.manifest.training["cohort"]["unlabelled"] == len(scans) == 5
     assert made.manifest.training["classifier"]["name"] == "shared"
     assert {given[0].patients[sample] for sample in given[0].unlabelled} <= {scan.patient for scan in scans}
     assert len(given[0].unlabelled) > 0
     assert not set(given[0].unlabelled) & {*given[0].learn, *given[0].choose}
+    fewer = fit(folder, "with-scans", profile=profile, registry=registry, unlabelled=scans[:3])
+    assert fewer.manifest.training["cohort"]["unlabelled"] == 3
+    assert {given[1].patients[sample] for sample in given[1].unlabelled} <= {scan.patient for scan in scans[:3]}
 
 
 class Broken(small.Levels):
