@@ -132,12 +132,15 @@ class FitContext:
     progress: called after each epoch.
     checkpoint: a long fit saves its state in this file after each epoch, and resumes from it where the file exists. A
         quick fit may ignore it.
+    source: labelled features of another cohort's scans, of the same network and classes; None: there are none. A
+        generator that needs them has an attribute ``source`` that is true.
     """
 
     seed: int
     device: str = "cpu"
     progress: Progress | None = None
     checkpoint: Path | None = None
+    source: FeatureSource | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from gliaflow_plugins.cohorts.layouts import SHIPPED
 from gliaflow_plugins.contracts import Augmentation, ClassifierVariant, GeneratorVariant, Reader, Step
 from gliaflow_plugins.generators.acgan import ACGAN, PaperACGAN
 from gliaflow_plugins.generators.acgan_image import ACGANImage
+from gliaflow_plugins.generators.adapted import Adapted
 from gliaflow_plugins.generators.adcgan import ADCGAN
 from gliaflow_plugins.generators.baselines import SMOTE, Gaussian, Mixup, Transfer
 from gliaflow_plugins.generators.infogan import InfoGAN
@@ -41,7 +42,7 @@ def register_augmentations(register: Callable[[Augmentation], None]) -> None:
 @hookimpl
 def register_generators(register: Callable[[GeneratorVariant], None]) -> None:
     gans = (InfoGAN, ACGAN, PaperACGAN, SNGANProjection, ReACGAN, ADCGAN, WGANGP, ACGANImage)
-    for variant in (*gans, Gaussian, SMOTE, Transfer, Mixup):
+    for variant in (*gans, Gaussian, SMOTE, Transfer, Mixup, Adapted):
         register(variant())
 
 

@@ -97,6 +97,14 @@ Unlabelled = Annotated[
         help="Scans of other patients, without labels: they show how features vary. No mask and no grade is read.",
     ),
 ]
+Source = Annotated[
+    Path | None,
+    typer.Option(
+        "--source",
+        metavar="DIR",
+        help="Labelled scans of another cohort, or phantoms: the generator `adapted` makes samples of them.",
+    ),
+]
 Profile = Annotated[
     str,
     typer.Option("--profile", help="demo: minutes on two cores. small: an hour. paper: the paper's sizes, on a GPU."),

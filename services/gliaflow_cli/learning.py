@@ -66,6 +66,22 @@ def read_cohort(request: CohortRequest, registry: Registry, bar: Progress) -> Co
     return cohort
 
 
+def read_source(folder: Path | None, cohort: CohortRequest, registry: Registry, bar: Progress) -> list[Case]:
+    """The scans of ``--source``. Grades count as HGG as in the cohort; its table of grades and its reader do not apply.
+
+    Raises
+    ------
+    UsageError: there is no scan with a mask and a grade.
+    """
+    if folder is None:
+        return []
+    request = CohortRequest(folder, high=cohort.high, rules=cohort.rules)
+    cases = [case for case in read_cohort(request, registry, bar).cases if case.mask is not None and case.label]
+    if not cases:
+        raise UsageError(f"--source: {folder} has no scan with a mask and a grade")
+    return cases
+
+
 def read_unlabelled(folder: Path | None, channels: Sequence[str], series: Sequence[str]) -> list[Case]:
     """The scans of ``--unlabelled``, found as ``gliaflow submit`` does, after what was left out is printed.
 

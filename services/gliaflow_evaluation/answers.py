@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gliaflow_evaluation.comparators import Comparator
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 
-ANSWERS = 5  # counts up when the answers of generators, or the keys, come to mean something else
+ANSWERS = 6  # counts up when the answers of generators, or the keys, come to mean something else
 
 
 def answers_file(plan: Plan, fold: Fold, seed: int, entrant: Comparator | PlannedVariant) -> Path:
@@ -39,9 +39,9 @@ def answers_file(plan: Plan, fold: Fold, seed: int, entrant: Comparator | Planne
 
 def _version(plan: Plan, entrant: Comparator | PlannedVariant) -> list[Any]:
     if isinstance(entrant, Comparator):
-        with_scans = [plan.unlabelled] if entrant.unlabelled else []
+        with_scans = [*([plan.unlabelled] if entrant.unlabelled else []), *([plan.source] if entrant.source else [])]
         return [entrant.version, plan.comparator_code.get(entrant.name, ""), *with_scans]
-    return [entrant.options, entrant.code]
+    return [entrant.options, entrant.code, plan.source]
 
 
 def failed_file(file: Path) -> Path:

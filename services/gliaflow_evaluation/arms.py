@@ -123,10 +123,19 @@ class Arms:
     samples: of the task.
     index: which of them to learn from, to choose with, and to measure on.
     unlabelled: samples of other patients, whose labels mean nothing.
+    source: labelled samples of another cohort.
     """
 
-    def __init__(self, setting: FitSetting, samples: Samples, index: Parts, unlabelled: Samples | None = None) -> None:
-        self.setting, self.samples, self.index, self.unlabelled = setting, samples, index, unlabelled
+    def __init__(
+        self,
+        setting: FitSetting,
+        samples: Samples,
+        index: Parts,
+        unlabelled: Samples | None = None,
+        source: Samples | None = None,
+    ) -> None:
+        self.setting, self.samples, self.index = setting, samples, index
+        self.unlabelled, self.source = unlabelled, source
         self.parts = {which: samples.select(some) for which, some in index.items()}
         self.train, self.test = self.parts["train"], self.parts["test"]
 
@@ -151,6 +160,13 @@ class Arms:
         if self.unlabelled is None:
             raise ValueError("this run has no scans without labels")
         return self.unlabelled
+
+    @property
+    def of_source(self) -> Samples:
+        """The samples of another cohort. Raises ValueError: there is none."""
+        if self.source is None:
+            raise ValueError("this run has no labelled scans of another cohort")
+        return self.source
 
     def shared(self, unlabelled: Samples | None = None) -> FittedArm:
         """The classifier ``shared`` on real features, and on samples without labels."""
@@ -199,7 +215,11 @@ class Arms:
         if self.setting.bundle is not None:  # the slices of the samples are known
             source = FeaturesWithSlices(self.train, plan.slices, self.setting.bundle, plan.profile.cropped)
         row = self.setting.row
-        context = replace(self.setting.context, progress=lambda epoch, epochs, _: report(row, "epochs", epoch, epochs))
+        context = replace(
+            self.setting.context,
+            progress=lambda epoch, epochs, _: report(row, "epochs", epoch, epochs),
+            source=self.source,
+        )
         return fit_generator(variant, source, parse_options(variant, planned.options), context)
 
     def draw(self, fitted: Fitted, counts: Mapping[int, int], judged: bool = True) -> FeatureSource:

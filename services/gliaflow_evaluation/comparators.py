@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from gliaflow_evaluation.arms import Arms
 
 Labels = NDArray[np.int64]
-Kind = Literal["real", "remedy", "carried", "lent", "linear", "shortcut"]
+Kind = Literal["real", "remedy", "carried", "lent", "source", "linear", "shortcut"]
 
 KINDS: dict[Kind, str] = {
     "real": "Real features",
     "remedy": "Other remedies for too few samples",
     "carried": "Variation of the other class, and of scans without labels",
     "lent": "A classifier of other patients",
+    "source": "Labelled features of another cohort",
     "linear": "Simpler classifiers",
     "shortcut": "Shortcuts that look at no feature",
 }
@@ -40,14 +41,15 @@ class Comparator(Entry[Callable[["Arms"], Floats]]):
     """An arm without synthetic features.
 
     ``real``, remedies and what is carried over are also fitted on fewer patients, all but remedies also on shuffled
-    labels. What is carried over is judged against the other arms, and so is what is lent: other patients' labels taught
-    it, so it is never the best comparator, and has no control. Nor is a shortcut, which looks at no feature and grades
-    patients only.
+    labels. What is carried over is judged against the other arms, and so is what other patients' labels taught (lent
+    and source): it is never the best comparator, but generators are compared with it, too. What is lent has no control.
+    Nor has a shortcut, which looks at no feature and grades patients only.
     """
 
     kind: Kind
     version: int = 1  # counts up when the arm comes to mean something else, so that earlier answers are not used
     unlabelled: bool = False  # needs scans without labels
+    source: bool = False  # needs labelled scans of another cohort
     of_bundle: bool = False  # needs a bundle (--unet) that has a classifier of the same features
     plain_generator: bool = False  # a generator of this name, if requested, takes the comparator's place
     table: ClassVar[dict[str, Comparator]] = {}
@@ -111,6 +113,18 @@ def shared_unlabelled(arms: Arms) -> Floats:
 def bundle(arms: Arms) -> Floats:
     """Fitted on other patients, and used as it is, with its threshold moved by these."""
     return arms.of_bundle.shifted
+
+
+@Comparator("the other cohort alone", "source", source=True)
+def source(arms: Arms) -> Floats:
+    """Fitted on the labelled features of another cohort, with its threshold moved by these patients."""
+    return arms.fit(arms.of_source, alone=True, of_patients=True).shifted
+
+
+@Comparator("both cohorts", "source", source=True)
+def both(arms: Arms) -> Floats:
+    """``real``, fitted with the labelled features of another cohort too. Each patient weighs the same."""
+    return arms.fit(arms.of_source, of_patients=True).shifted
 
 
 @Comparator("oversampling", "remedy")

@@ -27,7 +27,15 @@ from gliaflow_evaluation.own_process import Limits, ProcessEnded, call_in_own_pr
 from gliaflow_evaluation.progress import report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 from gliaflow_evaluation.runners import Task
-from gliaflow_evaluation.samples import Indices, parts_of, samples_of, shuffled_labels, thinned, unlabelled_of
+from gliaflow_evaluation.samples import (
+    Indices,
+    parts_of,
+    samples_of,
+    shuffled_labels,
+    source_of,
+    thinned,
+    unlabelled_of,
+)
 from gliaflow_evaluation.threads import use_threads
 
 Answers = tuple[dict[str, NDArray[Any]], dict[str, Any]]
@@ -60,15 +68,15 @@ class FoldArms:
         names, counts = np.unique(store.patients, return_counts=True)
         slices = dict(zip(map(str, names), map(int, counts), strict=True))
         setting = FitSetting(plan, load_registry(), seed, bundle, slices, row_of(plan, fold, seed))
-        without = unlabelled_of(plan, fold)
+        others = unlabelled_of(plan, fold), source_of(plan, fold)
         fewer = {few: thinned(samples, parts, plan.rare, few, seed) for few in plan.design.scarce}
         shuffled = None
         if plan.design.shuffle:
             labels = shuffled_labels(samples, plan.design.task, seed)
-            shuffled = Arms(setting, samples.with_labels(labels, samples.classes), parts, without)
+            shuffled = Arms(setting, samples.with_labels(labels, samples.classes), parts, *others)
         return cls(
-            Arms(setting, samples, parts, without),
-            {few: Arms(setting, samples, some, without) for few, some in fewer.items() if some is not None},
+            Arms(setting, samples, parts, *others),
+            {few: Arms(setting, samples, some, *others) for few, some in fewer.items() if some is not None},
             shuffled,
             index[parts["test"]],
         )
@@ -94,6 +102,7 @@ def comparators_of(plan: Plan) -> list[Comparator]:
         for comparator in COMPARATORS.values()
         if (comparator.kind != "shortcut" or plan.design.task == "grade")
         and (not comparator.unlabelled or plan.unlabelled)
+        and (not comparator.source or plan.source)
         and (not comparator.of_bundle or _has_classifier(plan))
     ]
 
@@ -152,16 +161,16 @@ def compare(comparator: Comparator, arms: FoldArms) -> Answers:
     """A comparator's arm; all but simpler ones and shortcuts also on fewer patients; some also on shuffled labels."""
     name = comparator.name
     logits = {f"arm/{name}": comparator.compute(arms.all)}
-    if comparator.kind in ("real", "remedy", "carried", "lent"):
+    if comparator.kind in ("real", "remedy", "carried", "lent", "source"):
         logits |= {f"scarce/{few}/{name}": comparator.compute(scarce) for few, scarce in arms.scarce.items()}
-    if comparator.kind in ("real", "carried") and arms.shuffled is not None:
+    if comparator.kind in ("real", "carried", "source") and arms.shuffled is not None:
         logits[f"control/{name}"] = comparator.compute(arms.shuffled)
     return logits, {}
 
 
 def generate(planned: PlannedVariant, arms: FoldArms) -> Answers:
-    """A generator's arms and quality; its arms on fewer patients; with the first seed, its arm on shuffled labels."""
-    name, setting = planned.name, arms.all.setting
+    """A generator's arms and quality; its arms on fewer patients; its arm on shuffled labels."""
+    name = planned.name
     fitted = arms.all.fit_generator(planned)
     arrays: dict[str, NDArray[Any]] = {f"arm/{arm}": one for arm, one in augmented(arms.all, name, fitted).items()}
     samples = GeneratorSamples(arms.all, fitted)
@@ -171,7 +180,7 @@ def generate(planned: PlannedVariant, arms: FoldArms) -> Answers:
     for few, scarce in arms.scarce.items():
         logits = augmented(scarce, name, scarce.fit_generator(planned))
         arrays |= {f"scarce/{few}/{arm}": one for arm, one in logits.items()}
-    if arms.shuffled is not None and setting.seed == setting.plan.design.seed:  # these fits take longest
+    if arms.shuffled is not None:
         arrays[f"control/{name}"] = with_most_samples(arms.shuffled, arms.shuffled.fit_generator(planned))
     return arrays, {name: {"quality": quality}}
 

@@ -71,6 +71,7 @@ class Plan:
     init: Path | None = None  # a bundle whose U-Net every fold's starts from
     unet: Path | None = None  # a bundle whose U-Net is used unchanged
     unlabelled: str = ""  # the folder in ``work`` of the scans without labels, if there are any
+    source: str = ""  # the folder in ``work`` of the labelled scans of another cohort, if there are any
     device: str = "cpu"
     threads: int = 1
     deadline_s: float = 86400  # the longest fit of a third-party generator
@@ -102,10 +103,10 @@ class Fold:
         name = f"features-{plan.profile.tap}{'-cropped' if plan.profile.cropped else ''}"
         return plan.work / name if plan.unet is not None else self.folder(plan) / name
 
-    def unlabelled(self, plan: Plan) -> Path:
-        """The folder of the features of scans without labels, by this fold's U-Net."""
+    def features_of(self, plan: Plan, scans: str) -> Path:
+        """The folder of the features of other scans, by this fold's U-Net: ``plan.unlabelled`` or ``plan.source``."""
         features = self.features(plan)
-        return features.with_name(f"{features.name}-{plan.unlabelled}")
+        return features.with_name(f"{features.name}-{scans}")
 
 
 def split_into_folds(label_of: Mapping[str, str], design: Design) -> list[Fold]:

@@ -27,6 +27,7 @@ class EvaluateRequest:
     unet: Path | None = None  # a bundle whose U-Net is used unchanged; neither may have seen this cohort
     high: Sequence[str] = ()  # the grades that count as HGG; they are noted in the report
     unlabelled: Sequence[Case] = ()  # scans of other patients, of which no mask and no grade is read
+    source: Sequence[Case] = ()  # scans of another cohort, each with a mask and a class
     allow: bool = False  # evaluate in spite of leaks, and note them in the report
     device: str = "cpu"
     jobs: int = 0  # processes; 0: as many as the cores allow

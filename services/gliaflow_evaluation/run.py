@@ -24,11 +24,12 @@ from gliaflow_runtime.files import whole_file
 from gliaflow_runtime.settings import available_cores
 from gliaflow_trainer.fine_tuning import unet_to_fine_tune
 from gliaflow_trainer.kept_work import kept_work
-from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_leaks
+from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_known, refuse_leaks
 from gliaflow_trainer.run_folder import only_command, same_run, settings_of, versions
 from gliaflow_trainer.sequences import patients_with, refuse_absent
 from gliaflow_trainer.slices import CutScan, cut_cohort
-from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, refuse_known
+from gliaflow_trainer.source import cut_source, source_folder
+from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name
 from rich.progress import Progress
 
 from gliaflow_evaluation.comparators import COMPARATORS
@@ -99,10 +100,15 @@ def _evaluate_cases(
         bar.console.print(f"resuming from {work}, which has: {kept}", soft_wrap=True)
     scans = cut_cohort(cases.values(), request.profile, work, bar)
     leaks = [*request.cohort.leaks, *refuse_copies(scans, request.allow, bar)]
+    known = (list(cases.values()), scans)
     without: list[CutScan] = []
     if request.unlabelled:
         without = cut_unlabelled(request.unlabelled, request.profile, work, bar)
-        leaks += refuse_known((request.unlabelled, without), (list(cases.values()), scans), request.allow, bar)
+        leaks += refuse_known((request.unlabelled, without), known, request.allow, bar, "--unlabelled")
+    source: list[CutScan] = []
+    if request.source:
+        source = cut_source(request.source, request.profile, work, bar)
+        leaks += refuse_known((request.source, source), known, request.allow, bar, "--source")
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
     folds = split_into_folds(label_of, request.design)
     plan = _plan(request, rare_class(label_of, request.design.task))
@@ -113,6 +119,7 @@ def _evaluate_cases(
     made = _made(request, len(folds), label_of, scans) | figures["made"] | {"threads": plan.threads}
     used = [cases[scan.case] for scan in scans]
     made["cohort"] |= {"leaks": leaks, "unlabelled": len({scan.patient for scan in without})}
+    made["cohort"]["source"] = len({scan.patient for scan in source})
     made["cohort"]["sequences"] = patients_with(used, request.profile.input)
     made["seconds"] = round(time.monotonic() - began, 1)
     metrics = write_metrics(
@@ -135,6 +142,9 @@ def check(request: EvaluateRequest) -> dict[str, Case]:
     taken = [name for name in generators if name in COMPARATORS and not COMPARATORS[name].plain_generator]
     if taken:
         raise PluginError(f"generator {taken[0]!r}: an arm without a generator has this name; rename the generator")
+    for name in generators:
+        if getattr(request.variants.registry.generator(name), "source", False) and not request.source:
+            raise PluginError(f"generator {name!r} needs labelled scans of another cohort: give --source FOLDER")
     if generators and not any(request.design.counts):
         raise PluginError("counts: a generator needs numbers of synthetic samples to add (--counts 100,400)")
     cases = {case.id: case for case in request.cohort.cases if case.mask is not None and case.label}
@@ -197,6 +207,7 @@ def _plan(request: EvaluateRequest, rare: int) -> Plan:
         init=request.init and request.init.resolve(),
         unet=request.unet and request.unet.resolve(),
         unlabelled=folder_name(request.unlabelled, request.profile) if request.unlabelled else "",
+        source=source_folder(request.source, request.profile) if request.source else "",
         device=request.device,
         threads=_threads(request),
         deadline_s=request.deadline_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from gliaflow_store.feature_store import FeatureStore, Samples
@@ -16,17 +17,21 @@ Parts = Mapping[str, Indices]
 """Indices of the samples of ``train``, ``validation`` and ``test``."""
 
 
-def samples_of(plan: Plan, store: FeatureStore) -> tuple[Samples, Indices]:
+def samples_of(plan: Plan, store: FeatureStore, slices: Path | None = None) -> tuple[Samples, Indices]:
     """The samples of the task, and their numbers in the store.
 
     ``grade``: as in serving, slices in which the U-Net found tumour. ``tumour``: all slices, by the true mask.
+
+    Parameters
+    ----------
+    slices: the folder of the slices that the store's features come from. Default: the cohort's.
     """
     if plan.design.task == "grade":
         index = np.flatnonzero(store.tumour > 0)
         return store.select(index), index
     truth = {
         (scan.id, z): bool(np.any(mask))
-        for scan in kept_scans(plan.slices)
+        for scan in kept_scans(plan.slices if slices is None else slices)
         for z, mask in zip(scan.geometry.slices, scan.mask, strict=True)
     }
     labels = np.array([0 if truth[scan, int(z)] else 1 for scan, z in zip(store.scans, store.slices, strict=True)])
@@ -40,10 +45,18 @@ def unlabelled_of(plan: Plan, fold: Fold) -> Samples | None:
     """
     if not plan.unlabelled:
         return None
-    store = FeatureStore(fold.unlabelled(plan))
+    store = FeatureStore(fold.features_of(plan, plan.unlabelled))
     if plan.design.task == "grade":
         return store.select(store.tumour > 0)
     return store.with_labels(np.zeros(len(store), np.int64), TASK_CLASSES["tumour"])
+
+
+def source_of(plan: Plan, fold: Fold) -> Samples | None:
+    """The samples of another cohort's labelled scans, chosen as those of this cohort are; None: there are none."""
+    if not plan.source:
+        return None
+    store = FeatureStore(fold.features_of(plan, plan.source))
+    return samples_of(plan, store, plan.work / plan.source / "slices")[0]
 
 
 def parts_of(samples: Samples, fold: Fold) -> Parts:

@@ -82,6 +82,7 @@ def summarise(
         "augmented_chosen_on": "validation" if len(generators) < 2 else "test",
         "augmented_minus_best": arms[augmented].minus(arms[best]) if augmented else None,
         "against_best_auc": _against_best_auc(arms, generators),
+        "against_others_auc": _against_others_auc(arms, generators),
         "counts": {
             name: [
                 schema.CountArm(count=count, **_series(f"{name}@{count}", arms))
@@ -125,7 +126,19 @@ def _against_best_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -
         best = max((rival for rival in rivals if rival != name), key=lambda each: float(arms[each].values["auc"][0]))
         return schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best]))
 
-    return {name: against(name) for name in (*comparators("carried", "lent"), *generators) if name in arms}
+    judged = (*comparators("carried", "lent", "source"), *generators)
+    return {name: against(name) for name in judged if name in arms}
+
+
+def _against_others_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -> dict[str, schema.AgainstBest]:
+    """Each generator against the arm of the highest AUC of those that other patients' labels taught."""
+    rivals = [name for name in comparators("lent", "source") if name in arms]
+    if not rivals:
+        return {}
+    best = max(rivals, key=lambda each: float(arms[each].values["auc"][0]))
+    return {
+        name: schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best])) for name in generators
+    }
 
 
 def _series(name: str, arms: Mapping[str, Measured]) -> dict[str, Any]:
@@ -148,6 +161,7 @@ def _scarce(results: Results, few: int) -> schema.Scarce | None:
         best_comparator=best,
         augmented_minus_best=arms[augmented].minus(arms[best]) if augmented else None,
         against_best_auc=_against_best_auc(arms, results.generators),
+        against_others_auc=_against_others_auc(arms, results.generators),
     )
 
 
@@ -178,7 +192,7 @@ def _quality(results: Results, name: str) -> schema.GeneratorQuality:
 
 
 def _control(results: Results) -> schema.Control:
-    carried = [name for name in comparators("carried") if name in results.names()]
+    carried = [name for name in comparators("carried", "source") if name in results.names()]
     names = ["real", *carried, *results.generators]
     arms = {name: results.control(name).scores() for name in names}
     return schema.Control(

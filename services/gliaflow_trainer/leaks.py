@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gliaflow_phantoms.cohort import made_by
-from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
-from gliaflow_plugins.contracts import PluginError
+from gliaflow_plugins.cohorts.leaks import same_headers, same_masks, same_voxels
+from gliaflow_plugins.cohorts.patient_names import patient_key
+from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_runtime.bundle.load import Bundle
 from rich.progress import Progress
 
@@ -49,4 +50,27 @@ def refuse_copies(scans: Sequence[CutScan], allow: bool, bar: Progress) -> list[
     for problem in problems + same_masks((scan.tumour, scan.patient, scan.case) for scan in scans):
         bar.console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
     refuse_leaks(leaks, allow, bar)
+    return leaks
+
+
+Further = tuple[Sequence[Case], Sequence[CutScan]]
+"""Cases, and the scans that were cut of them."""
+
+
+def refuse_known(further: Further, cohort: Further, allow: bool, bar: Progress, flag: str) -> list[str]:
+    """The leaks by scans of ``flag`` that are of the cohort's patients, if they are allowed; see ``refuse_leaks``.
+
+    They are compared by voxels, by name, and by what DICOM headers say.
+    """
+    voxels = {scan.voxels: scan.case for scan in cohort[1]}
+    names = {patient_key(scan.patient): scan.patient for scan in cohort[1] if patient_key(scan.patient)}
+    leaks = []
+    for scan in further[1]:
+        if scan.voxels in voxels:
+            leaks.append(f"the scan {scan.case!r} of {flag} has the voxels of {voxels[scan.voxels]!r}")
+        elif known := names.get(patient_key(scan.patient)):
+            leaks.append(f"the scan {scan.case!r} of {flag} is of a patient with the name of {known!r}")
+    alone = {leak for cases, _ in (cohort, further) for leak in same_headers(cases)}
+    leaks += [leak for leak in same_headers([*cohort[0], *further[0]]) if leak not in alone]
+    refuse_leaks(leaks, allow, bar, f"take these scans out of the folder of {flag}")
     return leaks

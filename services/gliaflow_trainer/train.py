@@ -34,7 +34,7 @@ from gliaflow_trainer.finished import finished_bundle, note_finished
 from gliaflow_trainer.folds import NOT_KNOWN, CrossFit, split_into_folds
 from gliaflow_trainer.graders import NOTICE, SplitFeatures, fit_graders, publish, rounded
 from gliaflow_trainer.kept_work import kept_work
-from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_leaks
+from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_known, refuse_leaks
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import same_run, settings_of
@@ -42,7 +42,7 @@ from gliaflow_trainer.sequences import patients_with, refuse_absent
 from gliaflow_trainer.slices import CutScan, Slices, cut_cohort, kept_scans
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
-from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, refuse_known, unlabelled_features
+from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, unlabelled_features
 
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
@@ -90,7 +90,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     leaks += refuse_copies(scans, request.allow, bar)
     without_labels = folder_name(request.unlabelled, profile)
     without = kept_scans(work / without_labels / "slices") if request.unlabelled else []
-    leaks += refuse_known((request.unlabelled, without), (cohort.cases, scans), request.allow, bar)
+    leaks += refuse_known((request.unlabelled, without), (cohort.cases, scans), request.allow, bar, "--unlabelled")
     if (complete := finished_bundle(request, work)) is not None and is_first():
         bar.console.print(
             f"{out} is complete, by this command: nothing to do. To train again, remove {work}, or give another --seed "

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gliaflow_plugins.cohorts.leaks import same_headers
-from gliaflow_plugins.cohorts.patient_names import patient_key
 from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_proto import CLASSES, message_id
 from gliaflow_runtime.bundle.load import Bundle
@@ -16,7 +14,6 @@ from gliaflow_store.feature_store import FeatureStore
 from rich.progress import Progress
 
 from gliaflow_trainer.features import extract
-from gliaflow_trainer.leaks import refuse_leaks
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
@@ -47,30 +44,6 @@ def cut_unlabelled(cases: Sequence[Case], profile: Profile, work: Path, bar: Pro
 
 def _without_label(case: Case) -> Case:
     return replace(case, mask=None, grade=None, label=None)
-
-
-def refuse_known(
-    unlabelled: tuple[Sequence[Case], Sequence[CutScan]],
-    cohort: tuple[Sequence[Case], Sequence[CutScan]],
-    allow: bool,
-    bar: Progress,
-) -> list[str]:
-    """The leaks by scans without labels that are of the cohort's patients; see ``refuse_leaks``.
-
-    They are compared by voxels, by name, and by what DICOM headers say. Both arguments: the cases, and their scans.
-    """
-    voxels = {scan.voxels: scan.case for scan in cohort[1]}
-    names = {patient_key(scan.patient): scan.patient for scan in cohort[1] if patient_key(scan.patient)}
-    leaks = []
-    for scan in unlabelled[1]:
-        if scan.voxels in voxels:
-            leaks.append(f"the scan without a label {scan.case!r} has the voxels of {voxels[scan.voxels]!r}")
-        elif known := names.get(patient_key(scan.patient)):
-            leaks.append(f"the scan without a label {scan.case!r} is of a patient with the name of {known!r}")
-    alone = {leak for cases, _ in (cohort, unlabelled) for leak in same_headers(cases)}
-    leaks += [leak for leak in same_headers([*cohort[0], *unlabelled[0]]) if leak not in alone]
-    refuse_leaks(leaks, allow, bar, "take these scans out of the folder of --unlabelled")
-    return leaks
 
 
 def extract_unlabelled(

@@ -163,7 +163,7 @@ class _MemberSampler(ScoreSampler):
 
     def member(self, label: Tensor, chance: Tensor) -> Tensor:
         """The index [n] of a sample of each class in ``label`` [n], by ``chance`` [n] from 0 to 1."""
-        return self.starts[label] + _index_below(self.counts[label], chance)
+        return self.starts[label] + index_below(self.counts[label], chance)
 
 
 class TransferSampler(_MemberSampler):
@@ -176,7 +176,7 @@ class TransferSampler(_MemberSampler):
         self.register_buffer("common", training.counts.argmax())
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        chance = _uniform(z)
+        chance = uniform(z)
         common = self.common.expand_as(label)
         own, one, other = map(self.member, (label, common, common), chance.T)
         return self.scores[own] + self.scores[one] - self.scores[other]
@@ -186,7 +186,7 @@ class _PairSampler(_MemberSampler, ABC):
     """A point between two samples of a class."""
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        chance = _uniform(z)
+        chance = uniform(z)
         first = self.member(label, chance[:, 0])
         second, share = self.other(first, label, chance[:, 1]), self.share(chance[:, 2])[:, None]
         return self.scores[second] + share * (self.scores[first] - self.scores[second])
@@ -219,7 +219,7 @@ class NeighbourSampler(_PairSampler):
 
     def other(self, first: Tensor, label: Tensor, chance: Tensor) -> Tensor:
         width = torch.full_like(first, self.nearest.shape[1])
-        return self.nearest[first].gather(1, _index_below(width, chance)[:, None])[:, 0]
+        return self.nearest[first].gather(1, index_below(width, chance)[:, None])[:, 0]
 
 
 class MixupSampler(_PairSampler):
@@ -241,7 +241,7 @@ class MixupSampler(_PairSampler):
 
     def other(self, first: Tensor, label: Tensor, chance: Tensor) -> Tensor:
         own = self.count_of[first]
-        index = self.starts[label] + _index_below(self.counts[label] - own, chance)
+        index = self.starts[label] + index_below(self.counts[label] - own, chance)
         return index + torch.where(index >= self.first_of[first], own, torch.zeros_like(own))
 
     def share(self, chance: Tensor) -> Tensor:
@@ -280,11 +280,11 @@ class StatisticsCritic(nn.Module):
         return 1 - statistics.square().mean(dim=1), self.grade(statistics)
 
 
-def _uniform(z: Tensor) -> Tensor:
+def uniform(z: Tensor) -> Tensor:
     """Gaussian noise as a share from 0 to 1."""
     return (1 + torch.erf(z / 2**0.5)) / 2
 
 
-def _index_below(count: Tensor, chance: Tensor) -> Tensor:
+def index_below(count: Tensor, chance: Tensor) -> Tensor:
     """An index below ``count`` [n], by ``chance`` [n] from 0 to 1."""
     return torch.minimum((chance * count).long(), count - 1)

@@ -33,8 +33,13 @@ def evaluate(
         ),
     ] = 5,
     generators: Annotated[
-        str, typer.Option("--generators", help='Variants to compare, separated by commas; "": comparators only.')
-    ] = "infogan",
+        str | None,
+        typer.Option(
+            "--generators",
+            help='Variants to compare, separated by commas; "": comparators only. Default: infogan; with --source, '
+            "adapted.",
+        ),
+    ] = None,
     option: flags.Options = None,
     counts: Annotated[
         str,
@@ -48,6 +53,7 @@ def evaluate(
         ),
     ] = "",
     unlabelled: flags.Unlabelled = None,
+    source: flags.Source = None,
     epochs: flags.Epochs = None,
     init: flags.Init = None,
     unet: Annotated[
@@ -133,6 +139,7 @@ def evaluate(
             read_cohort,
             read_options,
             read_profile,
+            read_source,
             read_unlabelled,
         )
 
@@ -179,6 +186,7 @@ def evaluate(
         raise UsageError("--preprocess: the U-Net of --unet has its own steps; leave out one of the two")
     if unet and channels:
         raise UsageError("--channels: the U-Net of --unet has its own sequences; leave out one of the two")
+    names = generators if generators is not None else "infogan" if source is None else "adapted"
     unet_bundle = find_unet("unet", unet, chosen)
     init_bundle = None if unet else find_unet("init", init, chosen)
     with interruptible(lambda: how_to_go_on(out / "work")), progress_bar() as bar:
@@ -188,12 +196,13 @@ def evaluate(
             folder=cohort,
             out=out,
             profile=chosen,
-            variants=choose(registry, generators, chosen, read_options(option)),
+            variants=choose(registry, names, chosen, read_options(option)),
             design=design,
             init=init_bundle,
             unet=unet_bundle,
             high=reading.high_grades,
             unlabelled=read_unlabelled(unlabelled, channels_of(chosen, unet_bundle), series or ()),
+            source=read_source(source, reading, registry, bar),
             allow=allow,
             device=device,
             jobs=jobs,

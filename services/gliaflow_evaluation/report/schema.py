@@ -60,6 +60,7 @@ class CohortMade(Part):
     unlabelled: int = Field(
         default=0, ge=0, description="other patients, of `--unlabelled`: no class of theirs is read"
     )
+    source: int = Field(default=0, ge=0, description="patients of another cohort, of `--source`")
 
 
 class ProtocolMade(Part):
@@ -182,6 +183,7 @@ class Scarce(Part):
     best_comparator: str | None = Field(description="as in Metrics")
     augmented_minus_best: Differences | None = Field(description="as in Metrics")
     against_best_auc: dict[str, AgainstBest] = Field(default={}, description="as in Metrics")
+    against_others_auc: dict[str, AgainstBest] = Field(default={}, description="as in Metrics")
 
 
 class Against(Part):
@@ -220,7 +222,7 @@ class Control(Part):
     shuffled_labels: Literal[True] = Field(description="always true")
     scores: UnitScores = Field(description="of the arm `real`")
     arms: dict[str, UnitScores] = Field(
-        description="of each generator with the most samples, the first seed alone; of what is carried over"
+        description="of each generator with the most samples; of what is carried over; of `source` and `both`"
     )
     chance_inside: bool = Field(
         description="each of these intervals includes chance, by each measure that has a chance level"
@@ -291,7 +293,11 @@ class Metrics(Part):
     augmented_minus_best: Differences | None = Field(description="augmented_arm − best_comparator: the verdict")
     against_best_auc: dict[str, AgainstBest] = Field(
         default={},
-        description="by arm: each generator, what is carried over (`shared`, `shared_unlabelled`), and `bundle`",
+        description="by arm: each generator, what is carried over (`shared`, `shared_unlabelled`), and what other "
+        "patients' labels taught (`bundle`, `source`, `both`), against arms that these patients' labels taught alone",
+    )
+    against_others_auc: dict[str, AgainstBest] = Field(
+        default={}, description="by generator: against `bundle`, `source` or `both`, whichever has the highest AUC"
     )
     counts: dict[str, list[CountArm]] = Field(description="by generator: the score against the number of samples")
     scarce: list[Scarce] | None = Field(description="with fewer patients of the rare class")

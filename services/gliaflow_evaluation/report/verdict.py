@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gliaflow_evaluation.comparators import COMPARATORS, comparators
 from gliaflow_evaluation.measures import AGAINST_CHANCE, MEASURES, chance_inside
 from gliaflow_evaluation.report.numbers import decimals, interval, number, two_digits, with_interval
-from gliaflow_evaluation.report.schema import Control, Metrics
+from gliaflow_evaluation.report.schema import Control, Metrics, Scarce
 from gliaflow_evaluation.score import Score
 
 FEW = 20  # patients of a class, below which the page warns
@@ -72,7 +72,7 @@ LENT = " This holds only if the bundle learned from none of these patients, whic
 
 def _details(metrics: Metrics) -> Iterator[str]:
     yield from _of_the_verdict(metrics)
-    for name in comparators("carried", "lent"):
+    for name in comparators("carried", "lent", "source"):
         if (against := metrics.against_best_auc.get(name)) is not None:
             change = with_interval(against.minus_best["auc"], signed=True)
             best = arm_name(against.best_comparator)
@@ -80,6 +80,22 @@ def _details(metrics: Metrics) -> Iterator[str]:
                 f"Without synthetic features, {arm_name(name)}: AUC changed by {change} against {best}, the best "
                 f"comparator on these same patients.{LENT if name in comparators('lent') else ''}"
             )
+    yield from _by_auc(metrics.augmented_arm, metrics, "")
+    for point in metrics.scarce or []:
+        of = f"With {point.rare_patients} {metrics.made.classes[0] if metrics.made.task == 'tumour' else 'rare'}"
+        yield from _by_auc(point.augmented_arm, point, f"{of} patients to fit on: ")
+
+
+def _by_auc(judged: str | None, point: Metrics | Scarce, prefix: str) -> Iterator[str]:
+    """The judged generator against the best of both kinds of arms; nothing where no other patients' labels are."""
+    own, others = (of.get(judged or "") for of in (point.against_best_auc, point.against_others_auc))
+    if judged is not None and own is not None and others is not None:
+        yield (
+            f"{prefix}{arm_name(judged)} changed AUC by {with_interval(own.minus_best['auc'], signed=True)} against "
+            f"{arm_name(own.best_comparator)}, the best comparator on these same patients, and by "
+            f"{with_interval(others.minus_best['auc'], signed=True)} against {arm_name(others.best_comparator)}, the "
+            "best that other patients' labels taught."
+        )
 
 
 def _of_the_verdict(metrics: Metrics) -> Iterator[str]:

@@ -64,7 +64,7 @@ def test_test_patients_change_nothing_that_is_fitted(
     for name, spoilt in (("clean", ""), ("spoilt", " ".join(patients_in(FOLD, "test")))):
         plan = plan_of(tmp_path / name, classifier=classifier, shuffle=False, scarce=(), unlabelled="more")
         store_of(FOLD.features(plan), spoilt)
-        store_of(FOLD.unlabelled(plan), prefix="other ")
+        store_of(FOLD.features_of(plan, plan.unlabelled), prefix="other ")
         fits: list[dict[str, np.ndarray]] = []
         offsets: list[float] = []
 
@@ -103,7 +103,7 @@ def test_test_patients_change_nothing_that_is_fitted(
 def test_scans_without_labels_in_which_no_tumour_was_found_change_no_arm(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, shuffle=False, scarce=(), unlabelled="more")
     store_of(FOLD.features(plan))
-    store_of(FOLD.unlabelled(plan), prefix="other ")
+    store_of(FOLD.features_of(plan, plan.unlabelled), prefix="other ")
     arms = FoldArms.of(plan, FOLD, 0).all
     arms.unlabelled = arms.without_labels.select(np.zeros(len(arms.without_labels), np.bool_))
     for name, same in (("shared_unlabelled", "shared"), ("self_training", "threshold"), ("propagation", "threshold")):

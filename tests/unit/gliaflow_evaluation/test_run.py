@@ -179,10 +179,10 @@ def test_scans_without_labels_add_their_arms_and_must_be_of_other_patients(folde
     known = {each.patient for each in metrics.patients}
     scans = small.cohort(small.write_cohort(folder / "others", 11, 9)).cases
     shutil.copytree(folder / "report", folder / "more")
-    with pytest.raises(PluginError, match=r"--allow\n(?s:.*)the scan without a label 'H0' has the voxels of 'H0'"):
+    with pytest.raises(PluginError, match=r"--allow\n(?s:.*)the scan 'H0' of --unlabelled has the voxels of 'H0'"):
         run(folder, "more", scarce=(2,), unlabelled=scans)
     renamed = [dataclasses.replace(scan, patient="h 0") for scan in scans if scan.patient == "H8"]
-    with pytest.raises(PluginError, match="leak: the scan without a label 'H8' is of a patient with the name of 'H0'"):
+    with pytest.raises(PluginError, match="leak: the scan 'H8' of --unlabelled is of a patient with the name of 'H0'"):
         run(folder, "more", scarce=(2,), unlabelled=renamed)
     found = run(folder, "more", scarce=(2,), unlabelled=[scan for scan in scans if scan.patient not in known])
     assert found.made.cohort.unlabelled == 6

@@ -14,7 +14,8 @@ pytest.importorskip("torch")
 import small
 from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_trainer.slices import CutScan
-from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, refuse_known
+from gliaflow_trainer.leaks import refuse_known
+from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name
 from rich.progress import Progress
 
 
@@ -62,6 +63,6 @@ def test_a_scan_of_a_patient_of_the_cohort_is_a_leak_with_its_remedy(other: tupl
     unlabelled = ([stranger[0], other[0]], [stranger[1], other[1]])
     with Progress(disable=True) as bar:
         with pytest.raises(PluginError, match=rf"take these scans out .* --unlabelled, or give --allow\n(?s:.*){leak}"):
-            refuse_known(unlabelled, cohort, False, bar)
-        assert len(refuse_known(unlabelled, cohort, True, bar)) == 1
-        assert refuse_known(([stranger[0]], [stranger[1]]), cohort, False, bar) == []
+            refuse_known(unlabelled, cohort, False, bar, "--unlabelled")
+        assert len(refuse_known(unlabelled, cohort, True, bar, "--unlabelled")) == 1
+        assert refuse_known(([stranger[0]], [stranger[1]]), cohort, False, bar, "--unlabelled") == []
