@@ -121,7 +121,8 @@ class GeneratorChecks(Checks):
     def fit(self, seed: int = 0, checkpoint: Path | None = None) -> Any:
         features = BoundedFeatures(self.shape)
         labels = features.labels.copy()
-        fitted = self.plugin.fit(features, self.options, FitContext(seed, checkpoint=checkpoint))
+        context = FitContext(seed, checkpoint=checkpoint, source=BoundedFeatures(self.shape))
+        fitted = self.plugin.fit(features, self.options, context)
         assert np.array_equal(labels, features.labels), "fit changed features.labels: copy them first"
         return fitted
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples, Fitted, PluginError, parse_options
-from gliaflow_plugins.features import ArrayFeatures, Joined
+from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples, Fitted, parse_options
+from gliaflow_plugins.features import Joined
 from gliaflow_plugins.networks.cnn import slice_logits
 from gliaflow_plugins.networks.pooled_classifier import PooledClassifier, statistics
 from gliaflow_plugins.networks.shared_covariance import Labelled, Unlabelled, fit_shared
@@ -20,7 +20,7 @@ from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.inference import Network
 from gliaflow_store.feature_store import Samples
 from gliaflow_trainer.features import FeaturesWithSlices
-from gliaflow_trainer.synthetic import synthetic
+from gliaflow_trainer.synthetic import draw, shares
 from gliaflow_trainer.variants import fit_classifier, fit_generator
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
@@ -224,15 +224,7 @@ class Arms:
 
     def draw(self, fitted: Fitted, counts: Mapping[int, int], judged: bool = True) -> FeatureSource:
         """Synthetic samples, so many of each class. Raises PluginError where the critic accepts too few."""
-        maps: list[NDArray[Any]] = []
-        for label, count in counts.items():
-            drawn, accepted = synthetic(fitted, label, count, self.setting.seed + label, judged)
-            if len(drawn) < count:
-                name = self.samples.classes[label]
-                raise PluginError(f"the critic accepted {accepted:.0%} of the features generated for {name}: too few")
-            maps.append(drawn.astype(np.float16))
-        labels = np.repeat(list(counts), [len(drawn) for drawn in maps])
-        return ArrayFeatures(np.concatenate(maps), labels, self.samples.classes)
+        return draw(fitted, counts, self.setting.seed, self.samples.classes, judged)
 
     def missing(self) -> dict[int, int]:
         """How many fewer samples each class has than the larger one."""
@@ -241,7 +233,4 @@ class Arms:
 
     def shares(self, count: int) -> dict[int, int]:
         """``count`` synthetic samples by class: the rare class until both have as many, then both."""
-        missing = self.missing()
-        rare = max(missing, key=lambda label: missing[label])
-        first = min(count, missing[rare])
-        return {rare: first + (count - first + 1) // 2, 1 - rare: (count - first) // 2}
+        return shares(self.train.labels, count)

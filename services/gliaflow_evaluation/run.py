@@ -142,9 +142,7 @@ def check(request: EvaluateRequest) -> dict[str, Case]:
     taken = [name for name in generators if name in COMPARATORS and not COMPARATORS[name].plain_generator]
     if taken:
         raise PluginError(f"generator {taken[0]!r}: an arm without a generator has this name; rename the generator")
-    for name in generators:
-        if getattr(request.variants.registry.generator(name), "source", False) and not request.source:
-            raise PluginError(f"generator {name!r} needs labelled scans of another cohort: give --source FOLDER")
+    request.variants.require_source(bool(request.source))
     if generators and not any(request.design.counts):
         raise PluginError("counts: a generator needs numbers of synthetic samples to add (--counts 100,400)")
     cases = {case.id: case for case in request.cohort.cases if case.mask is not None and case.label}

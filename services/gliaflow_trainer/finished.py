@@ -12,6 +12,7 @@ from gliaflow_runtime.files import write_whole
 
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_folder import versions
+from gliaflow_trainer.source import source_folder
 from gliaflow_trainer.unlabelled import folder_name
 
 FILE = "finished.json"
@@ -40,20 +41,25 @@ def same_classifier(request: TrainRequest) -> str:
     """A digest of what a classifier depends on beside the U-Net: with another one, the same U-Nets grade again."""
     variants, code = request.variants, request.variants.registry.code_of
     unlabelled = folder_name(request.unlabelled, request.profile)
+    synthetic = [variants.synthetic, _generators(request)[0]] if variants.synthetic else []
     return message_id(
         variants.classifier,
         variants.classifier_options.model_dump_json(),
         code("classifier", variants.classifier),
-        unlabelled,
+        json.dumps([unlabelled, synthetic]),
     )
+
+
+def _generators(request: TrainRequest) -> list[list[str]]:
+    """What each generator depends on beside the U-Net."""
+    variants, source = request.variants, source_folder(request.source, request.profile)
+    return [
+        [name, options.model_dump_json(), variants.registry.code_of("generator", name), source]
+        for name, options in variants.generators.items()
+    ]
 
 
 def _made_of(request: TrainRequest) -> str:
     """A digest of what a bundle depends on beside that of which its work folder is (``same_run``)."""
-    variants = request.variants
-    code = variants.registry.code_of
-    fitted = [
-        (name, options.model_dump_json(), code("generator", name)) for name, options in variants.generators.items()
-    ]
-    made_of = [fitted, same_classifier(request), sorted(request.cohort.leaks), versions()]
+    made_of = [_generators(request), same_classifier(request), sorted(request.cohort.leaks), versions()]
     return message_id(request.name, json.dumps(made_of, sort_keys=True))

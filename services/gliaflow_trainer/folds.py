@@ -28,6 +28,7 @@ from gliaflow_trainer.own_grid import on_own_grid
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.slices import CutScan, Slices
+from gliaflow_trainer.source import source_features
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
 from gliaflow_trainer.unlabelled import unlabelled_features
@@ -143,9 +144,10 @@ class CrossFit:
         if not file.exists():
             store = extract(graded, unet, folder / "features", context, cropped=self.request.profile.cropped)
             without = unlabelled_features(self.request, self.work, unet, folder / "unlabelled", context)
-            found = SplitFeatures(store, split, unet, unlabelled=without)
+            source = source_features(self.request, self.work, unet, folder / "source", context)
+            found = SplitFeatures(store, split, unet, self.work / "slices", without, source)
             logits = grade_test_patients(found, self.request.variants, context)
             write_whole(file, json.dumps(logits))
-        for left in ("features", "unlabelled"):  # as large as those of all patients, in each fold
+        for left in ("features", "unlabelled", "source"):  # as large as those of all patients, in each fold
             remove_features(folder / left)
         return dict(json.loads(file.read_text(encoding="utf-8")))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gliaflow_plugins.contracts import FeatureSource, FitSamples, Fitted, FittedClassifier, PluginError
+from gliaflow_plugins.contracts import FeatureSource, FitContext, FitSamples, Fitted, FittedClassifier, PluginError
 from gliaflow_plugins.features import Joined
 from gliaflow_plugins.networks.cnn import PatientScores, patient_scores, slice_logits
 from gliaflow_plugins.networks.export import export, export_generator
@@ -24,7 +24,7 @@ from torch import nn
 from gliaflow_trainer.features import FeaturesWithSlices
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import versions
-from gliaflow_trainer.synthetic import synthetic
+from gliaflow_trainer.synthetic import draw, shares, synthetic
 from gliaflow_trainer.unet_bundle import WEIGHTS
 from gliaflow_trainer.variants import Variants, fit_classifier, fit_generator
 
@@ -40,6 +40,7 @@ class SplitFeatures:
     base: the bundle of the U-Net that the features come from.
     slices: the folder of the slices that the features come from; None: they are not known.
     unlabelled: features of other patients' slices, whose labels mean nothing.
+    source: features of slices of another cohort's labelled scans, for the generators.
     """
 
     samples: Samples
@@ -47,6 +48,7 @@ class SplitFeatures:
     base: Bundle
     slices: Path | None = None
     unlabelled: Samples | None = None
+    source: Samples | None = None
 
     def of(self, *parts: str) -> Samples:
         """The samples of these parts in which the U-Net found tumour: serving grades by no others."""
@@ -82,7 +84,7 @@ def fit_graders(
     for left in work.glob("*.onnx"):  # of a run with other generators
         left.unlink()
     fitted = _fit_generators(features, variants, work, context)
-    graded = _fit_classifier(features, variants, context)
+    graded = _fit_classifier(features, variants, context, next(iter(fitted.values())))
     with _exporting("classifier", variants.classifier):
         train = features.of("train")
         example = torch.from_numpy(train.batch(np.arange(min(5, len(train)))))
@@ -101,6 +103,7 @@ def fit_graders(
     manifest["training"]["classifier"] = {
         "name": variants.classifier,
         "options": variants.classifier_options.model_dump(mode="json"),
+        "synthetic": variants.synthetic,
     }
     manifest["training"].setdefault("history", {}).update(
         generator={name: each.history for name, each in fitted.items()}, classifier=graded.history
@@ -115,31 +118,48 @@ def fit_graders(
 
 def _fit_generators(features: SplitFeatures, variants: Variants, work: Path, context: RunContext) -> dict[str, Fitted]:
     """Fit each generator on the training patients and export it with its critic."""
-    train, base, registry = features.of("train"), features.base, variants.registry
-    source = (
-        train if features.slices is None else FeaturesWithSlices(train, features.slices, base, base.manifest.cropped)
-    )
+    registry, shape = variants.registry, features.samples.shape
     fitted = {}
     for name, options in variants.generators.items():
         same_fit = message_id(options.model_dump_json(), registry.code_of("generator", name))
         with context.fit(f"generator {name}", checkpoint=work / f"{name}-{same_fit[:12]}.checkpoint") as fit:
-            fitted[name] = fit_generator(registry.generator(name), source, options, fit)
+            fitted[name] = _fit_generator(features, variants, name, fit)
         with _exporting("generator", name):
-            export_generator(fitted[name], work, train.shape, name)
+            export_generator(fitted[name], work, shape, name)
     return fitted
 
 
-def _fit_classifier(features: SplitFeatures, variants: Variants, context: RunContext) -> FittedClassifier:
-    """Fit the classifier on the training patients. A plugin never gets the features of test patients."""
+def _fit_generator(features: SplitFeatures, variants: Variants, name: str, fit: FitContext) -> Fitted:
+    train, base, others = features.of("train"), features.base, features.source
+    slices = features.slices
+    known = train if slices is None else FeaturesWithSlices(train, slices, base, base.manifest.cropped)
+    fit = replace(fit, source=others if others is None else others.select(others.tumour > 0))
+    return fit_generator(variants.registry.generator(name), known, variants.generators[name], fit)
+
+
+def _fit_classifier(
+    features: SplitFeatures, variants: Variants, context: RunContext, generator: Fitted | None
+) -> FittedClassifier:
+    """Fit the classifier on the training patients, and on samples of ``generator`` if the variants say how many.
+
+    A plugin never gets the features of test patients.
+    """
     name, samples = variants.classifier, features.of("train", "validation")
     part = np.array([features.split[patient] for patient in samples.patients])
     learn, choose = np.flatnonzero(part == "train"), np.flatnonzero(part == "validation")
-    source: FeatureSource = samples
+    sources: list[FeatureSource] = [samples]
     patients, without = samples.patients.tolist(), features.unlabelled
     if without is not None:
-        without = without.select(without.tumour > 0)
-        source, patients = Joined(samples, without), [*patients, *without.patients.tolist()]
-    split = FitSamples(learn, choose, patients, "balanced", np.arange(len(samples), len(patients)))
+        sources.append(without := without.select(without.tumour > 0))
+        patients += without.patients.tolist()
+    unlabelled = np.arange(len(samples), len(patients))
+    if generator is not None and variants.synthetic:
+        counts = shares(samples.labels[learn], variants.synthetic)
+        sources.append(made := draw(generator, counts, context.seed, samples.classes))
+        learn = np.concatenate([learn, np.arange(len(patients), len(patients) + len(made))])
+        patients += [""] * len(made)  # of no patient
+    split = FitSamples(learn, choose, patients, "balanced", unlabelled)
+    source = Joined(*sources) if len(sources) > 1 else samples
     with context.fit(f"classifier {name}") as fit:
         variant = variants.registry.classifier(name)
         return fit_classifier(variant, source, variants.classifier_options, split, fit)
@@ -153,7 +173,12 @@ def grade_test_patients(features: SplitFeatures, variants: Variants, context: Ru
     PluginError: the fit fails, or the U-Net found tumour in one class of training patients only.
     """
     features.require_both_classes()
-    scores = _scores(_fit_classifier(features, variants, context).module, features.of("test"))
+    generator = None
+    if variants.synthetic:
+        name = next(iter(variants.generators))
+        with context.fit(f"generator {name}") as fit:
+            generator = _fit_generator(features, variants, name, fit)
+    scores = _scores(_fit_classifier(features, variants, context, generator).module, features.of("test"))
     return dict(zip(scores.patients.tolist(), scores.logits.tolist(), strict=True))
 
 

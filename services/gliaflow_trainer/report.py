@@ -97,6 +97,8 @@ def _patients(cohort: dict[str, Any]) -> Iterator[str]:
         if sum(grades.values()):
             of_each = ", ".join(f"{count} {grade}" for grade, count in grades.items())
             yield f"{sum(grades.values())} {PARTS[part]} ({of_each})"
+    if cohort.get("source"):
+        yield f"{cohort['source']} of another cohort, whose features the generator has"
     if cohort.get("ungraded"):
         yield f"{cohort['ungraded']} without a grade, for the U-Net alone"
 

@@ -71,7 +71,8 @@ class Trainer:
     def __init__(self, base: Bundle, settings: Settings) -> None:
         if settings.train_profile not in PROFILES:
             raise PluginError(f"train_profile: {settings.train_profile!r} is not one of {', '.join(PROFILES)}")
-        choose(load_registry(), settings.train_generator, PROFILES[settings.train_profile], settings.train_options)
+        profile = PROFILES[settings.train_profile]
+        choose(load_registry(), settings.train_generator, profile, settings.train_options).require_source(False)
         settings.bundles.mkdir(parents=True, exist_ok=True)
         if not os.access(settings.bundles, os.W_OK):
             raise PermissionError(f"{settings.bundles}: new bundles could not be written here")

@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from gliaflow_trainer.features import extract
 from gliaflow_trainer.profiles import Profile
+from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import settings_of
 from gliaflow_trainer.slices import CutScan, cut_cases, kept_scans
@@ -40,6 +41,16 @@ def cut_source(cases: Sequence[Case], profile: Profile, work: Path, bar: Progres
     if not scans:
         raise PluginError("--source: no scan can be used")
     return scans
+
+
+def source_features(
+    request: TrainRequest, work: Path, bundle: Bundle, folder: Path, context: RunContext
+) -> FeatureStore | None:
+    """Those of a training with its work in ``work``; None: it has no such scans."""
+    if not request.source:
+        return None
+    cut, cropped = work / source_folder(request.source, request.profile), request.profile.cropped
+    return extract_source(cut, bundle, folder, context, cropped=cropped)
 
 
 def extract_source(

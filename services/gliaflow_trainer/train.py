@@ -40,6 +40,7 @@ from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import same_run, settings_of
 from gliaflow_trainer.sequences import patients_with, refuse_absent
 from gliaflow_trainer.slices import CutScan, Slices, cut_cohort, kept_scans
+from gliaflow_trainer.source import cut_source, source_features, source_folder
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
 from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, unlabelled_features
@@ -73,6 +74,11 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             f"--unlabelled: the classifier {variants.classifier!r} does not learn from scans without labels; "
             "give --classifier shared"
         )
+    variants.require_source(bool(request.source))
+    if request.source and not any(
+        getattr(variants.registry.generator(name), "source", False) for name in variants.generators
+    ):
+        raise PluginError("--source: no generator of this run learns from it; give --generator adapted")
     if request.unlabelled and all(case.label is None for case in cohort.cases if case.mask is not None):
         raise PluginError("--unlabelled: no scan with a mask has a grade, so no classifier is fitted: leave it out")
     leaks = [*cohort.leaks, *learned_from([request.init], request.folder)]
@@ -91,6 +97,9 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     without_labels = folder_name(request.unlabelled, profile)
     without = kept_scans(work / without_labels / "slices") if request.unlabelled else []
     leaks += refuse_known((request.unlabelled, without), (cohort.cases, scans), request.allow, bar, "--unlabelled")
+    source_scans = source_folder(request.source, profile)
+    source = kept_scans(work / source_scans / "slices") if request.source else []
+    leaks += refuse_known((request.source, source), (cohort.cases, scans), request.allow, bar, "--source")
     if (complete := finished_bundle(request, work)) is not None and is_first():
         bar.console.print(
             f"{out} is complete, by this command: nothing to do. To train again, remove {work}, or give another --seed "
@@ -138,6 +147,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             **_sequences(request, scans),
             "ungraded": len({scan.patient for scan in scans if scan.label is None}),
             "unlabelled": len({scan.patient for scan in without}),
+            "source": len({scan.patient for scan in source}),
         },
         "init": init,
         "phantoms": Bundle(request.init).phantoms if request.init is not None else [],
@@ -154,7 +164,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
         return note_finished(publish(work / "unet", out, manifest), request, work)
     store = extract(graded, base, work / "features", context, cropped=profile.cropped)
     others = unlabelled_features(request, work, base, work / f"{without_labels}-features", context)
-    features = SplitFeatures(store, split, base, work / "slices", others)
+    more = source_features(request, work, base, work / f"{source_scans}-features", context)
+    features = SplitFeatures(store, split, base, work / "slices", others, more)
     return note_finished(fit_graders(features, variants, manifest, work / "bundle", out, context), request, work)
 
 
@@ -185,6 +196,8 @@ def _cut(request: TrainRequest, init: str | None, work: Path, bar: Progress) -> 
             bar.console.print(f"resuming from {work}, which has: {kept}", soft_wrap=True)
         if request.unlabelled:
             cut_unlabelled(request.unlabelled, profile, work, bar)
+        if request.source:
+            cut_source(request.source, profile, work, bar)
         return cut_cohort(cases, profile, work, bar)
 
 

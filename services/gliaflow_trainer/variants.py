@@ -31,12 +31,24 @@ TRIED = 8  # samples to try fitted networks on
 
 @dataclass(frozen=True)
 class Variants:
-    """Generators by name with their options, of which the first is the bundle's own; and the classifier."""
+    """Generators by name with their options, of which the first is the bundle's own; and the classifier.
+
+    ``synthetic``: how many samples of the first generator a bundle's classifier learns from, beside the real ones.
+    """
 
     registry: Registry
     generators: Mapping[str, BaseModel]
     classifier: str
     classifier_options: BaseModel
+    synthetic: int = 0
+
+    def require_source(self, given: bool) -> None:
+        """Raise PluginError if a generator needs labelled scans of another cohort, and none are given."""
+        for name in self.generators:
+            if getattr(self.registry.generator(name), "source", False) and not given:
+                raise PluginError(
+                    f"generator {name!r} needs labelled scans of another cohort, which --source FOLDER gives"
+                )
 
 
 def choose(registry: Registry, generators: str, profile: Profile, options: Mapping[str, Any] | None = None) -> Variants:

@@ -42,6 +42,6 @@ class Adapted:
         from gliaflow_plugins.networks.principal_components import StatisticsCritic
 
         if context.source is None:
-            raise PluginError("it needs labelled scans of another cohort: give --source FOLDER")
+            raise PluginError("it needs labelled scans of another cohort, which --source FOLDER gives")
         bank = Bank(context.source, features, options.bank)
         return Fitted(bank.nz, bank, StatisticsCritic(bank.moved()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,18 +12,21 @@ from gliaflow_cli import flags
 from gliaflow_cli.interrupted import interruptible
 from gliaflow_cli.terminal import console, progress_bar, starting
 
+SYNTHETIC = 1600  # samples that the classifier learns from, of another cohort's features (docs/results.md)
+
 
 def train(
     cohort: flags.Cohort,
     out: Annotated[Path, typer.Option("--out", help="Folder for the new bundle.")],
     profile: flags.Profile = "demo",
     generator: Annotated[
-        str,
+        str | None,
         flags.fitting(
             "--generator",
-            help="Generator variants (see `gliaflow plugins`), separated by commas; the first is the bundle's own.",
+            help="Generator variants (see `gliaflow plugins`), separated by commas; the first is the bundle's own. "
+            "Default: infogan; with --source, adapted.",
         ),
-    ] = "infogan",
+    ] = None,
     option: flags.Options = None,
     augmentation: Annotated[
         list[str] | None,
@@ -45,6 +49,17 @@ def train(
         ),
     ] = None,
     unlabelled: flags.Unlabelled = None,
+    source: flags.Source = None,
+    synthetic: Annotated[
+        int | None,
+        flags.fitting(
+            "--synthetic",
+            metavar="<int>",
+            help="Samples of the first generator that the classifier learns from beside the real ones; `gliaflow "
+            "evaluate` says whether they help. Default: 0; with --source, 1600.",
+            min=0,
+        ),
+    ] = None,
     init: flags.Init = None,
     tap: flags.Tap = None,
     crop: flags.Crop = None,
@@ -77,6 +92,7 @@ def train(
             read_cohort,
             read_options,
             read_profile,
+            read_source,
             read_unlabelled,
         )
 
@@ -99,6 +115,8 @@ def train(
     chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess, epochs, folds), channels, drop)
     init_bundle = find_unet("init", init, chosen)
     work = work_folder(out)
+    generator = generator or ("infogan" if source is None else "adapted")
+    synthetic = synthetic if synthetic is not None else 0 if source is None else SYNTHETIC
     with (
         interruptible(lambda: how_to_go_on(work)),
         progress_bar() as bar,
@@ -111,10 +129,11 @@ def train(
             out=out,
             name=name or out.resolve().name,
             profile=chosen,
-            variants=choose(registry, generator, chosen, read_options(option)),
+            variants=replace(choose(registry, generator, chosen, read_options(option)), synthetic=synthetic),
             augmentations=parse_augmentations(augmentation or ()),
             init=init_bundle,
             unlabelled=read_unlabelled(unlabelled, chosen.input.channels, series or ()),
+            source=read_source(source, reading, registry, bar),
             high=reading.high_grades,
             allow=allow,
             seed=seed,

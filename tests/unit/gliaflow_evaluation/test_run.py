@@ -146,7 +146,7 @@ def test_real_features_grade_and_shuffled_labels_do_not(metrics: Metrics) -> Non
 
 
 def test_every_arm_is_compared_with_real_features_alone(metrics: Metrics) -> None:
-    fitted = [name for name, each in COMPARATORS.items() if not each.unlabelled and not each.of_bundle]
+    fitted = [name for name, each in COMPARATORS.items() if not (each.unlabelled or each.source or each.of_bundle)]
     assert set(metrics.comparators) == {*fitted, "levels", "levels@5", "levels@10"}
     assert all((arm.difference is None) == (name == "real") for name, arm in metrics.comparators.items())
     assert metrics.augmented_arm == "levels"
@@ -465,7 +465,7 @@ def test_a_cluster_resumes_and_gives_the_same_digits_also_when_a_worker_is_kille
     found = run(folder, "cluster", generators="", bar=bar, shuffle=False, scheduler=cluster.address)
     killer.join()
     assert killed[0] in cluster.workers
-    fitted = [name for name, each in COMPARATORS.items() if not each.unlabelled and not each.of_bundle]
+    fitted = [name for name, each in COMPARATORS.items() if not (each.unlabelled or each.source or each.of_bundle)]
     assert found.comparators == {name: metrics.comparators[name] for name in fitted}
     assert (found.table2, found.learning) == (metrics.table2, metrics.learning)
     assert (found.made.threads, metrics.made.threads) == (1, 1)

@@ -173,7 +173,7 @@ def test_a_fit_of_the_old_contract_is_refused_with_the_new_signature(install, pa
     [problem] = registry.problems
     assert "generator 'mine': fit(features, options, " in problem.error
     assert "must be fit(features, options, context)" in problem.error
-    assert "context has seed, device, progress, checkpoint; see docs/upgrading.md" in problem.error
+    assert "context has seed, device, progress, checkpoint, source; see docs/upgrading.md" in problem.error
 
 
 def test_a_classifier_of_the_old_contract_is_refused_with_the_new_signature(install) -> None:

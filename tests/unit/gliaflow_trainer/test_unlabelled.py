@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 
 import small
 from gliaflow_plugins.contracts import Case, PluginError
-from gliaflow_trainer.slices import CutScan
 from gliaflow_trainer.leaks import refuse_known
+from gliaflow_trainer.slices import CutScan
 from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name
 from rich.progress import Progress
 
@@ -50,7 +50,7 @@ def scan_of(patient: str, voxels: str, **headers: str) -> tuple[Case, CutScan]:
 @pytest.mark.parametrize(
     ("other", "leak"),
     [
-        (scan_of("Anonymous", "1"), "'Anonymous_scan' has the voxels of 'TCGA-CS-4942_scan'"),
+        (scan_of("Anonymous", "1"), "'Anonymous_scan' of --unlabelled has the voxels of 'TCGA-CS-4942_scan'"),
         (scan_of("tcga_cs_4942", "9"), "is of a patient with the name of 'TCGA-CS-4942'"),
         (scan_of("TCGA-CS-4942-01A", "9"), "is of a patient with the name of 'TCGA-CS-4942'"),
         (scan_of("Anonymous", "9", patient_id="7"), "one PatientID: .*TCGA-CS-4942.*Anonymous.*are they one patient"),
