@@ -24,7 +24,8 @@ from gliaflow_evaluation.generator_arms import GeneratorSamples, augmented
 from gliaflow_evaluation.progress import Report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 from gliaflow_evaluation.remedies import penalty_chosen
-from gliaflow_plugins.contracts import Fitted
+from gliaflow_plugins.contracts import FitContext, Fitted
+from gliaflow_plugins.generators.adapted import Adapted, AdaptedOptions
 from gliaflow_runtime.bundle.load import Bundle, write_manifest
 from gliaflow_runtime.inference import Network
 from gliaflow_trainer.synthetic import synthetic
@@ -63,7 +64,9 @@ def test_test_patients_change_nothing_that_is_fitted(
     weights: dict[str, list[dict[str, np.ndarray]]] = {}
     for name, spoilt in (("clean", ""), ("spoilt", " ".join(patients_in(FOLD, "test")))):
         plan = plan_of(tmp_path / name, classifier=classifier, shuffle=False, scarce=(), unlabelled="more")
+        plan = replace(plan, source="labelled")
         store_of(FOLD.features(plan), spoilt)
+        store_of(FOLD.features_of(plan, plan.source), prefix="third ")
         store_of(FOLD.features_of(plan, plan.unlabelled), prefix="other ")
         fits: list[dict[str, np.ndarray]] = []
         offsets: list[float] = []
@@ -86,14 +89,16 @@ def test_test_patients_change_nothing_that_is_fitted(
             fitted = arms.fit_generator(LEVELS)
             logits = augmented(arms, "levels", fitted)
             GeneratorSamples(arms, fitted).alone()
-        assert len(offsets) == 10, "threshold, a chosen penalty, two with guessed labels, four others, two counts"
+        assert len(offsets) == 12, "threshold, penalty, two with guessed labels, two with source, four, two counts"
         chosen = [f"levels@{count}" for count in (5, 10) if np.array_equal(logits["levels"], logits[f"levels@{count}"])]
         made = synthetic(fitted, 0, 10, 0)[0]
         others = (arms.shared(), arms.shared(arms.without_labels), penalty_chosen(arms))
         fits += [{"logits": other.logits("validation")} for other in others]
+        adapted = Adapted().fit(arms.train, AdaptedOptions(), FitContext(0, source=arms.of_source))
+        fits += [{key: value.numpy() for key, value in adapted.generator.state_dict().items()}]
         weights[name] = [*fits, {"made": made, "chosen": np.array(chosen), "offsets": np.array(offsets)}]
-    assert len(weights["clean"]) == 15, (
-        "real, weights, six comparators, two counts, the generator alone; three; the rest"
+    assert len(weights["clean"]) == 18, (
+        "real, weights, eight comparators, two counts, the generator alone; three; the rest"
     )
     for clean, spoilt_fit in zip(weights["clean"], weights["spoilt"], strict=True):
         for key, value in clean.items():

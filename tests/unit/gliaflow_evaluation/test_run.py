@@ -40,6 +40,8 @@ from gliaflow_evaluation.request import EvaluateRequest
 from gliaflow_evaluation.run import evaluate
 from gliaflow_evaluation.runners import Task, TaskLost, ThisProcess, run_all
 from gliaflow_plugins.contracts import Cohort, PluginError
+from gliaflow_plugins.generators.adapted import Adapted
+from gliaflow_plugins.registry import Registry
 from gliaflow_runtime.bundle.load import Bundle, demo_bundle
 from gliaflow_runtime.bundle.manifest import BundleError
 from gliaflow_runtime.errors import UsageError
@@ -77,6 +79,7 @@ def run(
     generators: str = "levels",
     options: dict[str, Any] | None = None,
     bar: Progress | None = None,
+    registry: Registry = small.REGISTRY,
     **settings: Any,
 ) -> Metrics:
     """Evaluate; ``settings`` are of the request or of its design."""
@@ -86,7 +89,7 @@ def run(
         folder=folder / "cohort",
         out=folder / out,
         profile=small.PROFILE,
-        variants=choose(small.REGISTRY, generators, small.PROFILE, options),
+        variants=choose(registry, generators, small.PROFILE, options),
         design=dataclasses.replace(DESIGN, **design),
         jobs=1,
         **settings,
@@ -199,6 +202,39 @@ def test_scans_without_labels_add_their_arms_and_must_be_of_other_patients(folde
     assert "Without synthetic features, covariance shared with scans without labels: AUC" in "".join(
         (folder / "more/report.html").read_text().splitlines()
     )
+
+
+def test_another_cohort_with_labels_adds_its_arms_and_judges_the_generator_by_them(
+    folder: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {each.patient for each in metrics.patients}
+    scans = small.cohort(small.write_cohort(folder / "third", 13, 12)).cases
+    shutil.copytree(folder / "report", folder / "source")
+    registry = dataclasses.replace(small.REGISTRY, generators={"adapted": Adapted()})
+    monkeypatch.setattr(folds, "load_registry", lambda: registry)
+    given = {"scarce": (2,), "generators": "adapted", "registry": registry}
+    with pytest.raises(PluginError, match="generator 'adapted' needs labelled scans of another cohort, which --source"):
+        run(folder, "source", **given)
+    with pytest.raises(
+        PluginError, match=r"of --source, or give --allow\n(?s:.*)'H0' of --source has the voxels of 'H0'"
+    ):
+        run(folder, "source", source=scans, **given)
+    found = run(folder, "source", source=[scan for scan in scans if scan.patient not in known], **given)
+    assert found.made.cohort.source == 11
+    assert set(found.comparators) - set(metrics.comparators) == {"source", "both", "adapted", "adapted@5", "adapted@10"}
+    assert found.comparators["weights"] == metrics.comparators["weights"]
+    assert found.scarce is not None
+    assert found.control is not None
+    for point in (found, found.scarce[0]):
+        assert set(point.against_best_auc) == {"shared", "source", "both", "adapted"}
+        assert point.against_best_auc["adapted"].best_comparator in comparators("real", "remedy", "linear")
+        against = point.against_others_auc["adapted"].best_comparator
+        scores = point.comparators if isinstance(point, Metrics) else point.arms
+        auc = {name: scores[name].scores["auc"].mean or 0 for name in ("source", "both")}
+        assert auc[against] == max(auc.values())
+    assert set(found.control.arms) == {"shared", "source", "both", "adapted"}
+    text = " ".join((folder / "source/report.html").read_text().split())
+    assert "With 2 rare patients to fit on: adapted changed AUC by" in text
 
 
 def test_a_generator_cannot_have_the_name_of_an_arm(folder: Path) -> None:

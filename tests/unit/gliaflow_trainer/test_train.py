@@ -25,6 +25,7 @@ from gliaflow_plugins.classifiers import Shared  # noqa: E402
 from gliaflow_plugins.contracts import Cohort, FitContext, FitSamples  # noqa: E402
 from gliaflow_plugins.features import ArrayFeatures  # noqa: E402
 from gliaflow_plugins.generators.acgan_image import ACGANImage  # noqa: E402
+from gliaflow_plugins.generators.adapted import Adapted  # noqa: E402
 from gliaflow_plugins.networks.image_gan import crop  # noqa: E402
 from gliaflow_plugins.registry import Registry  # noqa: E402
 from gliaflow_runtime.bundle.load import Bundle  # noqa: E402
@@ -35,6 +36,7 @@ from gliaflow_trainer.features import FeaturesWithSlices  # noqa: E402
 from gliaflow_trainer.fine_tuning import unet_to_fine_tune  # noqa: E402
 from gliaflow_trainer.graders import SplitFeatures, fit_graders  # noqa: E402
 from gliaflow_trainer.profiles import Profile  # noqa: E402
+from gliaflow_trainer.report import summary  # noqa: E402
 from gliaflow_trainer.request import TrainRequest  # noqa: E402
 from gliaflow_trainer.run_context import RunContext  # noqa: E402
 from gliaflow_trainer.train import split_patients, train  # noqa: E402
@@ -101,8 +103,7 @@ def fit(
                 out=folder / out,
                 name="tiny",
                 profile=profile,
-                variants=choose(registry, generators, profile, options),
-                **{"seed": 3} | request,
+                **{"seed": 3, "variants": choose(registry, generators, profile, options)} | request,
             ),
             bar,
         )
@@ -317,6 +318,48 @@ def test_the_classifier_shared_learns_from_scans_without_labels_with_the_same_un
     fewer = fit(folder, "with-scans", profile=profile, registry=registry, unlabelled=scans[:3])
     assert fewer.manifest.training["cohort"]["unlabelled"] == 3
     assert {given[1].patients[sample] for sample in given[1].unlabelled} <= {scan.patient for scan in scans[:3]}
+
+
+def test_the_classifier_learns_from_samples_of_another_cohort_with_the_same_unet(
+    folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {case.patient for case in small.cohort(folder / "cohort").cases}
+    third = small.write_cohort(folder / "third", 8, 7)
+    source = [case for case in small.cohort(third).cases if case.patient not in known]
+    registry = dataclasses.replace(small.REGISTRY, generators={"levels": small.Levels(), "adapted": Adapted()})
+    with pytest.raises(
+        PluginError, match="--source: no generator of this run learns from it; give --generator adapted"
+    ):
+        fit(folder, "refused", source=source)
+    with pytest.raises(PluginError, match="generator 'adapted' needs labelled scans of another cohort"):
+        fit(folder, "refused", registry=registry, generators="adapted")
+    given: list[tuple[Any, FitSamples]] = []
+
+    def spy(variant: Any, source: Any, options: Any, samples: FitSamples, context: Any) -> Any:
+        given.append((source, samples))
+        return fit_classifier(variant, source, options, samples, context)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the U-Net was fitted again")
+
+    monkeypatch.setattr("gliaflow_trainer.graders.fit_classifier", spy)
+    monkeypatch.setattr("gliaflow_trainer.unet_bundle.fit_unet", never)
+    start_with_work_of(bundle, "with-source")
+    variants = dataclasses.replace(choose(registry, "adapted", small.PROFILE), synthetic=30)
+    made = fit(folder, "with-source", registry=registry, source=source, variants=variants)
+    assert made.manifest.training["cohort"]["source"] == len(source) == 5
+    assert made.manifest.training["classifier"]["synthetic"] == 30
+    assert made.manifest.generator == "adapted"
+    assert "5 of another cohort, whose features the generator has" in dict(summary(made))["patients"]
+    features, samples = given[0]
+    assert [samples.patients[sample] for sample in samples.learn].count("") == 30
+    high, low = np.bincount(features.labels[samples.learn])
+    assert abs(high - low) <= 1, "the rare class comes first, until both have as many"
+    monkeypatch.setattr("gliaflow_trainer.graders.fit_classifier", never)
+    assert fit(folder, "with-source", registry=registry, source=source, variants=variants).id == made.id
+    fewer = dataclasses.replace(variants, synthetic=20)
+    with pytest.raises(AssertionError, match="fitted again"):  # the bundle is complete for the other number alone
+        fit(folder, "with-source", registry=registry, source=source, variants=fewer)
 
 
 class Broken(small.Levels):
