@@ -57,9 +57,7 @@ class CohortMade(Part):
     sequences: dict[str, int] = Field(
         default={}, description="usable patients with each sequence beside the FLAIR that the U-Net sees"
     )
-    unlabelled: int = Field(
-        default=0, ge=0, description="other patients, of `--unlabelled`: no class of theirs is read"
-    )
+    unlabelled: int = Field(default=0, ge=0, description="patients of `--unlabelled`: no class of theirs is read")
     source: int = Field(default=0, ge=0, description="patients of another cohort, of `--source`")
 
 
@@ -221,9 +219,7 @@ class Control(Part):
 
     shuffled_labels: Literal[True] = Field(description="always true")
     scores: UnitScores = Field(description="of the arm `real`")
-    arms: dict[str, UnitScores] = Field(
-        description="of each generator with the most samples; of what is carried over; of `source` and `both`"
-    )
+    arms: dict[str, UnitScores] = Field(description="of each generator with the most samples, and of comparators")
     chance_inside: bool = Field(
         description="each of these intervals includes chance, by each measure that has a chance level"
     )
@@ -293,8 +289,7 @@ class Metrics(Part):
     augmented_minus_best: Differences | None = Field(description="augmented_arm − best_comparator: the verdict")
     against_best_auc: dict[str, AgainstBest] = Field(
         default={},
-        description="by arm: each generator, what is carried over (`shared`, `shared_unlabelled`), and what other "
-        "patients' labels taught (`bundle`, `source`, `both`), against arms that these patients' labels taught alone",
+        description="by arm: each generator, what is carried over, and what other patients' labels taught",
     )
     against_others_auc: dict[str, AgainstBest] = Field(
         default={}, description="by generator: against `bundle`, `source` or `both`, whichever has the highest AUC"
