@@ -122,7 +122,8 @@ def assert_no_dead_letters() -> None:
 def test_each_queue_is_on_three_nodes_and_the_leaders_are_spread(cluster: Cluster) -> None:
     queues = cluster.queues()
     assert {f"gliaflow.{stage}" for stage in ("preprocessor", "extractor", "classifier", "assembler")} <= set(queues)
-    assert {name: len(queue["members"]) for name, queue in queues.items()} == dict.fromkeys(queues, 3)  # type: ignore[arg-type]
+    kept = {name: queue for name, queue in queues.items() if not name.startswith("gliaflow.console.")}  # a live view
+    assert {name: len(queue["members"]) for name, queue in kept.items()} == dict.fromkeys(kept, 3)  # type: ignore[arg-type]
     wait_until(lambda: len({queue["leader"] for queue in cluster.queues().values()}) == 3)
 
 

@@ -40,14 +40,24 @@ def cohort(
         str | None,
         typer.Option("--channels", help="With --check: the sequences to cut, as for `gliaflow train`; default: flair."),
     ] = None,
+    drop: Annotated[
+        float | None,
+        typer.Option(
+            "--drop",
+            metavar="<float>",
+            help="With --channels, as for `gliaflow train`: 0: a scan without one of the sequences is bad.",
+            min=0,
+            max=0.9,
+        ),
+    ] = None,
     verbose: flags.Verbose = False,
 ) -> None:
     """Print what is read from a folder: layout, scans, patients, grades, masks, problems.
 
     Exit code 1: there is no scan. With --check also: a scan or mask is bad, or two patients have the same data.
     """
-    if channels is not None and not check:
-        raise typer.BadParameter("--channels needs --check: it says what is cut")
+    if (channels is not None or drop is not None) and not check:
+        raise typer.BadParameter("--channels and --drop need --check: they say what is cut")
     from gliaflow.flair_rules import flair_rules
     from gliaflow_plugins.cohorts.read import CohortRequest
     from gliaflow_plugins.cohorts.scan_files import not_read
@@ -74,7 +84,7 @@ def cohort(
         print_left_out(not_read(found, folder), verbose)
     good = bool(cases)
     if check:
-        good &= _check(cases, channels) and not found.leaks
+        good &= _check(cases, channels, drop) and not found.leaks
     raise typer.Exit(0 if good else 1)
 
 
@@ -96,7 +106,7 @@ def _classes(cases: Sequence[Case]) -> str:
     return ", ".join(texts + ([f"none {without}"] if without else []))
 
 
-def _check(cases: Sequence[Case], channels: str | None) -> bool:
+def _check(cases: Sequence[Case], channels: str | None, drop: float | None) -> bool:
     """Cut every scan and mask as ``gliaflow train`` does, and print what it would refuse. True: all are good."""
     from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
     from gliaflow_trainer.profiles import PROFILES
@@ -104,7 +114,7 @@ def _check(cases: Sequence[Case], channels: str | None) -> bool:
 
     from gliaflow_cli.learning import choose_sequences
 
-    profile = choose_sequences(PROFILES["demo"], channels, None)
+    profile = choose_sequences(PROFILES["demo"], channels, drop)
     voxels, masks = [], []
     with progress_bar() as bar, TemporaryDirectory() as folder:
         task = bar.add_task("scans and masks", total=len(cases))
