@@ -14,7 +14,7 @@ from gliaflow_plugins.cohorts.scan_files import not_read
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Case, Cohort, SequenceFile
 from gliaflow_plugins.registry import Registry
-from gliaflow_proto import SEQUENCES
+from gliaflow_proto import CLASSES, SEQUENCES
 from gliaflow_runtime.bundle.load import Bundle, find_bundle
 from gliaflow_runtime.bundle.manifest import TAPS, BundleError, StepSpec
 from gliaflow_runtime.errors import UsageError
@@ -66,19 +66,23 @@ def read_cohort(request: CohortRequest, registry: Registry, bar: Progress) -> Co
     return cohort
 
 
-def read_source(folder: Path | None, cohort: CohortRequest, registry: Registry, bar: Progress) -> list[Case]:
+def read_other_cohort(folder: Path | None, cohort: CohortRequest, registry: Registry, bar: Progress) -> list[Case]:
     """The scans of ``--source``. Grades count as HGG as in the cohort; its table of grades and its reader do not apply.
 
     Raises
     ------
-    UsageError: there is no scan with a mask and a grade.
+    UsageError: a class has no scan with a mask and a grade.
     """
     if folder is None:
         return []
     request = CohortRequest(folder, high=cohort.high, rules=cohort.rules)
     cases = [case for case in read_cohort(request, registry, bar).cases if case.mask is not None and case.label]
-    if not cases:
-        raise UsageError(f"--source: {folder} has no scan with a mask and a grade")
+    missing = [label for label in CLASSES if not any(case.label == label for case in cases)]
+    if missing:
+        raise UsageError(
+            f"--source: {folder} has no scan of {' and of '.join(missing)} with a mask and a grade; grades come from "
+            "folders named HGG and LGG, or from a table of the scans with a column for them (docs/cohorts.md)"
+        )
     return cases
 
 

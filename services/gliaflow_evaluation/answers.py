@@ -41,7 +41,7 @@ def _version(plan: Plan, entrant: Comparator | PlannedVariant) -> list[Any]:
     if isinstance(entrant, Comparator):
         with_scans = [*([plan.unlabelled] if entrant.unlabelled else []), *([plan.source] if entrant.source else [])]
         return [entrant.version, plan.comparator_code.get(entrant.name, ""), *with_scans]
-    return [entrant.options, entrant.code, plan.source]
+    return [entrant.options, entrant.code, *([plan.source] if entrant.source else [])]
 
 
 def failed_file(file: Path) -> Path:

@@ -199,8 +199,10 @@ class Arms:
         ends = np.cumsum([0, *(len(part) for part in source.sources)])
         learn, choose, *added = (np.arange(*between) for between in pairwise(ends))
         # an added sample has no patient: it counts as much as the average one, also where it repeats a real one
-        added_of = more.patients if of_patients and isinstance(more, Samples) else [""] * (len(source) - ends[2])
-        patients = [*(str(patient) for part in known for patient in part.patients), *map(str, added_of)]
+        added_of = [""] * (len(source) - ends[2])
+        if of_patients and isinstance(more, Samples):  # another cohort may have used the same names
+            added_of = [f"another cohort: {patient}" for patient in more.patients]
+        patients = [*(str(patient) for part in known for patient in part.patients), *added_of]
         planned = self.setting.plan.classifier
         variant = self.setting.registry.classifier(planned.name)
         samples = FitSamples(np.concatenate([*([] if alone else [learn]), *added]), choose, patients, weights)
@@ -218,7 +220,7 @@ class Arms:
         context = replace(
             self.setting.context,
             progress=lambda epoch, epochs, _: report(row, "epochs", epoch, epochs),
-            source=self.source,
+            source=self.source if planned.source else None,
         )
         return fit_generator(variant, source, parse_options(variant, planned.options), context)
 

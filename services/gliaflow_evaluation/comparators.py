@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from gliaflow_evaluation.arms import Arms
 
 Labels = NDArray[np.int64]
-Kind = Literal["real", "remedy", "carried", "lent", "source", "linear", "shortcut"]
+Kind = Literal["real", "remedy", "carried", "lent", "linear", "shortcut"]
 
 KINDS: dict[Kind, str] = {
     "real": "Real features",
     "remedy": "Other remedies for too few samples",
     "carried": "Variation of the other class, and of scans without labels",
-    "lent": "A classifier of other patients",
-    "source": "Labelled features of another cohort",
+    "lent": "Labels of other patients",
     "linear": "Simpler classifiers",
     "shortcut": "Shortcuts that look at no feature",
 }
@@ -41,8 +40,8 @@ class Comparator(Entry[Callable[["Arms"], Floats]]):
     """An arm without synthetic features.
 
     ``real``, remedies and what is carried over are also fitted on fewer patients, all but remedies also on shuffled
-    labels. What is carried over is judged against the other arms, and so is what other patients' labels taught (lent
-    and source): it is never the best comparator, but generators are compared with it, too. What is lent has no control.
+    labels. What is carried over is judged against the other arms, and so is what is lent, which other patients' labels
+    taught. The latter has no control: shuffled labels would be at chance even if these patients were among the others.
     Nor has a shortcut, which looks at no feature and grades patients only.
     """
 
@@ -115,13 +114,13 @@ def bundle(arms: Arms) -> Floats:
     return arms.of_bundle.shifted
 
 
-@Comparator("the other cohort alone", "source", source=True)
+@Comparator("the other cohort alone", "lent", source=True)
 def source(arms: Arms) -> Floats:
     """Fitted on the labelled features of another cohort, with its threshold moved by these patients."""
     return arms.fit(arms.of_source, alone=True, of_patients=True).shifted
 
 
-@Comparator("both cohorts", "source", source=True)
+@Comparator("both cohorts", "lent", source=True)
 def both(arms: Arms) -> Floats:
     """``real``, fitted with the labelled features of another cohort too. Each patient weighs the same."""
     return arms.fit(arms.of_source, of_patients=True).shifted

@@ -161,15 +161,18 @@ def compare(comparator: Comparator, arms: FoldArms) -> Answers:
     """A comparator's arm; all but simpler ones and shortcuts also on fewer patients; some also on shuffled labels."""
     name = comparator.name
     logits = {f"arm/{name}": comparator.compute(arms.all)}
-    if comparator.kind in ("real", "remedy", "carried", "lent", "source"):
+    if comparator.kind in ("real", "remedy", "carried", "lent"):
         logits |= {f"scarce/{few}/{name}": comparator.compute(scarce) for few, scarce in arms.scarce.items()}
-    if comparator.kind in ("real", "carried", "source") and arms.shuffled is not None:
+    if comparator.kind in ("real", "carried") and arms.shuffled is not None:
         logits[f"control/{name}"] = comparator.compute(arms.shuffled)
     return logits, {}
 
 
 def generate(planned: PlannedVariant, arms: FoldArms) -> Answers:
-    """A generator's arms and quality; its arms on fewer patients; its arm on shuffled labels."""
+    """A generator's arms and quality; its arms on fewer patients; with the first seed, its arm on shuffled labels.
+
+    A generator that learns from another cohort is quick: it has that arm with each seed.
+    """
     name = planned.name
     fitted = arms.all.fit_generator(planned)
     arrays: dict[str, NDArray[Any]] = {f"arm/{arm}": one for arm, one in augmented(arms.all, name, fitted).items()}
@@ -180,7 +183,8 @@ def generate(planned: PlannedVariant, arms: FoldArms) -> Answers:
     for few, scarce in arms.scarce.items():
         logits = augmented(scarce, name, scarce.fit_generator(planned))
         arrays |= {f"scarce/{few}/{arm}": one for arm, one in logits.items()}
-    if arms.shuffled is not None:
+    first = arms.all.setting.seed == arms.all.setting.plan.design.seed
+    if arms.shuffled is not None and (first or planned.source):  # the fits of the others take longest
         arrays[f"control/{name}"] = with_most_samples(arms.shuffled, arms.shuffled.fit_generator(planned))
     return arrays, {name: {"quality": quality}}
 

@@ -54,6 +54,7 @@ class PlannedVariant:
     name: str
     options: Mapping[str, Any]  # all of them, defaults too
     code: str = ""  # a digest of its code: answers of other code are not used
+    source: bool = False  # it learns from another cohort's labelled scans
     third_party: bool = False  # fitted in a process of its own, so a crash there does not affect ours
 
 

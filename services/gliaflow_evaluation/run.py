@@ -26,9 +26,9 @@ from gliaflow_trainer.fine_tuning import unet_to_fine_tune
 from gliaflow_trainer.kept_work import kept_work
 from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_known, refuse_leaks
 from gliaflow_trainer.run_folder import only_command, same_run, settings_of, versions
-from gliaflow_trainer.sequences import patients_with, refuse_absent
+from gliaflow_trainer.sequences import patients_with, refuse_absent, refuse_unlearned
 from gliaflow_trainer.slices import CutScan, cut_cohort
-from gliaflow_trainer.source import cut_source, source_folder
+from gliaflow_trainer.source import cut_source, source_name
 from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name
 from rich.progress import Progress
 
@@ -111,13 +111,16 @@ def _evaluate_cases(
         leaks += refuse_known((request.source, source), known, request.allow, bar, "--source")
     label_of = {scan.patient: scan.label or "not known" for scan in scans}
     folds = split_into_folds(label_of, request.design)
+    used = [cases[scan.case] for scan in scans]
+    for fold in folds if request.unet is None else []:
+        learn = [case for case in used if fold.split[case.patient] == "train"]
+        refuse_unlearned(learn, request.profile.input, f"fold {fold.number}: ")
     plan = _plan(request, rare_class(label_of, request.design.task))
     jobs = 1 if request.device != "cpu" else request.jobs or max(1, available_cores() // plan.threads)
     _announce(plan, folds, label_of, jobs if cluster is None else cluster.address, bar)
     files = _run_folds(plan, folds, cases, cluster or jobs, bar)
     figures, pictures = summarise(plan, folds, files, scans)
     made = _made(request, len(folds), label_of, scans) | figures["made"] | {"threads": plan.threads}
-    used = [cases[scan.case] for scan in scans]
     made["cohort"] |= {"leaks": leaks, "unlabelled": len({scan.patient for scan in without})}
     made["cohort"]["source"] = len({scan.patient for scan in source})
     made["cohort"]["sequences"] = patients_with(used, request.profile.input)
@@ -190,6 +193,7 @@ def _plan(request: EvaluateRequest, rare: int) -> Plan:
                 name,
                 options.model_dump(mode="json"),
                 registry.code_of("generator", name),
+                source=getattr(registry.generator(name), "source", False),
                 third_party=not registry.ships("generator", name),
             )
             for name, options in variants.generators.items()
@@ -205,7 +209,7 @@ def _plan(request: EvaluateRequest, rare: int) -> Plan:
         init=request.init and request.init.resolve(),
         unet=request.unet and request.unet.resolve(),
         unlabelled=folder_name(request.unlabelled, request.profile) if request.unlabelled else "",
-        source=source_folder(request.source, request.profile) if request.source else "",
+        source=source_name(request.source, request.profile) if request.source else "",
         device=request.device,
         threads=_threads(request),
         deadline_s=request.deadline_s,

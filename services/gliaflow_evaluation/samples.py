@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from gliaflow_store.feature_store import FeatureStore, Samples
 from gliaflow_trainer.slices import kept_scans
+from gliaflow_trainer.source import require_both_classes
 from numpy.typing import NDArray
 
 from gliaflow_evaluation.protocol import TASK_CLASSES, Fold, Plan, Task
@@ -52,11 +53,18 @@ def unlabelled_of(plan: Plan, fold: Fold) -> Samples | None:
 
 
 def source_of(plan: Plan, fold: Fold) -> Samples | None:
-    """The samples of another cohort's labelled scans, chosen as those of this cohort are; None: there are none."""
+    """The samples of another cohort's labelled scans, chosen as those of this cohort are; None: there are none.
+
+    Raises
+    ------
+    PluginError: they are of one class.
+    """
     if not plan.source:
         return None
     store = FeatureStore(fold.features_of(plan, plan.source))
-    return samples_of(plan, store, plan.work / plan.source / "slices")[0]
+    samples, _ = samples_of(plan, store, plan.work / plan.source / "slices")
+    require_both_classes(samples, "--source: ")
+    return samples
 
 
 def parts_of(samples: Samples, fold: Fold) -> Parts:

@@ -111,7 +111,7 @@ def _judged(arms: Mapping[str, Measured], generators: Sequence[str]) -> tuple[st
 
     learnt = [name for name in generators if name not in COMPARATORS] or generators
     augmented = first(learnt) if learnt else None
-    rivals = comparators("real", "remedy", "carried", "linear")
+    rivals = [*comparators("real", "remedy", "carried", "linear"), *(n for n, c in COMPARATORS.items() if c.source)]
     return augmented, first(name for name in rivals if name in arms and name != augmented)
 
 
@@ -126,13 +126,13 @@ def _against_best_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -
         best = max((rival for rival in rivals if rival != name), key=lambda each: float(arms[each].values["auc"][0]))
         return schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best]))
 
-    judged = (*comparators("carried", "lent", "source"), *generators)
+    judged = (*comparators("carried", "lent"), *generators)
     return {name: against(name) for name in judged if name in arms}
 
 
 def _against_others_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -> dict[str, schema.AgainstBest]:
     """Each generator against the arm of the highest AUC of those that other patients' labels taught."""
-    rivals = [name for name in comparators("lent", "source") if name in arms]
+    rivals = [name for name in comparators("lent") if name in arms]
     if not rivals:
         return {}
     best = max(rivals, key=lambda each: float(arms[each].values["auc"][0]))
@@ -192,7 +192,7 @@ def _quality(results: Results, name: str) -> schema.GeneratorQuality:
 
 
 def _control(results: Results) -> schema.Control:
-    carried = [name for name in comparators("carried", "source") if name in results.names()]
+    carried = [name for name in comparators("carried") if name in results.names()]
     names = ["real", *carried, *results.generators]
     arms = {name: results.control(name).scores() for name in names}
     return schema.Control(

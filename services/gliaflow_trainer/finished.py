@@ -12,7 +12,7 @@ from gliaflow_runtime.files import write_whole
 
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_folder import versions
-from gliaflow_trainer.source import source_folder
+from gliaflow_trainer.source import source_name
 from gliaflow_trainer.unlabelled import folder_name
 
 FILE = "finished.json"
@@ -52,7 +52,7 @@ def same_classifier(request: TrainRequest) -> str:
 
 def _generators(request: TrainRequest) -> list[list[str]]:
     """What each generator depends on beside the U-Net."""
-    variants, source = request.variants, source_folder(request.source, request.profile)
+    variants, source = request.variants, source_name(request.source, request.profile)
     return [
         [name, options.model_dump_json(), variants.registry.code_of("generator", name), source]
         for name, options in variants.generators.items()

@@ -28,10 +28,10 @@ from gliaflow_trainer.own_grid import on_own_grid
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.slices import CutScan, Slices
-from gliaflow_trainer.source import source_features
+from gliaflow_trainer.source import source_features, source_name
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
-from gliaflow_trainer.unlabelled import unlabelled_features
+from gliaflow_trainer.unlabelled import folder_name, unlabelled_features
 
 NOT_KNOWN = "not known"
 """The grade of a patient without one."""
@@ -143,11 +143,14 @@ class CrossFit:
             return {}
         if not file.exists():
             store = extract(graded, unet, folder / "features", context, cropped=self.request.profile.cropped)
-            without = unlabelled_features(self.request, self.work, unet, folder / "unlabelled", context)
-            source = source_features(self.request, self.work, unet, folder / "source", context)
+            request, profile = self.request, self.request.profile
+            names = (folder_name(request.unlabelled, profile), source_name(request.source, profile))
+            without = unlabelled_features(request, self.work, unet, folder / names[0], context)
+            source = source_features(request, self.work, unet, folder / names[1], context)
             found = SplitFeatures(store, split, unet, self.work / "slices", without, source)
             logits = grade_test_patients(found, self.request.variants, context)
             write_whole(file, json.dumps(logits))
-        for left in ("features", "unlabelled", "source"):  # as large as those of all patients, in each fold
-            remove_features(folder / left)
+        others = [*folder.glob("unlabelled-*"), *folder.glob("source-*")]
+        for left in (folder / "features", *others):  # as large as those of all patients, in each fold
+            remove_features(left)
         return dict(json.loads(file.read_text(encoding="utf-8")))

@@ -18,12 +18,13 @@ from gliaflow_plugins.networks.export import export, export_generator
 from gliaflow_proto import CLASSES, message_id
 from gliaflow_runtime.bundle.load import Bundle, write_manifest
 from gliaflow_runtime.bundle.manifest import MANIFEST
-from gliaflow_store.feature_store import Samples
+from gliaflow_store.feature_store import FeatureStore, Samples
 from torch import nn
 
 from gliaflow_trainer.features import FeaturesWithSlices
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import versions
+from gliaflow_trainer.source import require_both_classes
 from gliaflow_trainer.synthetic import draw, shares, synthetic
 from gliaflow_trainer.unet_bundle import WEIGHTS
 from gliaflow_trainer.variants import Variants, fit_classifier, fit_generator
@@ -48,7 +49,7 @@ class SplitFeatures:
     base: Bundle
     slices: Path | None = None
     unlabelled: Samples | None = None
-    source: Samples | None = None
+    source: FeatureStore | None = None
 
     def of(self, *parts: str) -> Samples:
         """The samples of these parts in which the U-Net found tumour: serving grades by no others."""
@@ -109,7 +110,8 @@ def fit_graders(
         generator={name: each.history for name, each in fitted.items()}, classifier=graded.history
     )
     manifest["metrics"]["synthetic"] = {
-        name: _accuracies(each, graded.module, context.seed) for name, each in fitted.items()
+        name: _accuracies(each, None if variants.synthetic else graded.module, context.seed)
+        for name, each in fitted.items()
     }
     if "test" in features.split.values():
         manifest["metrics"]["grading"] = _grading(_scores(graded.module, features.of("test")))
@@ -121,7 +123,8 @@ def _fit_generators(features: SplitFeatures, variants: Variants, work: Path, con
     registry, shape = variants.registry, features.samples.shape
     fitted = {}
     for name, options in variants.generators.items():
-        same_fit = message_id(options.model_dump_json(), registry.code_of("generator", name))
+        source = features.source.folder.name if features.source is not None else ""
+        same_fit = message_id(options.model_dump_json(), registry.code_of("generator", name), source)
         with context.fit(f"generator {name}", checkpoint=work / f"{name}-{same_fit[:12]}.checkpoint") as fit:
             fitted[name] = _fit_generator(features, variants, name, fit)
         with _exporting("generator", name):
@@ -133,8 +136,12 @@ def _fit_generator(features: SplitFeatures, variants: Variants, name: str, fit: 
     train, base, others = features.of("train"), features.base, features.source
     slices = features.slices
     known = train if slices is None else FeaturesWithSlices(train, slices, base, base.manifest.cropped)
-    fit = replace(fit, source=others if others is None else others.select(others.tumour > 0))
-    return fit_generator(variants.registry.generator(name), known, variants.generators[name], fit)
+    variant = variants.registry.generator(name)
+    if others is not None and getattr(variant, "source", False):
+        with_tumour = others.select(others.tumour > 0)
+        require_both_classes(with_tumour, "--source: ")
+        fit = replace(fit, source=with_tumour)
+    return fit_generator(variant, known, variants.generators[name], fit)
 
 
 def _fit_classifier(
@@ -221,22 +228,25 @@ def _grading(scores: PatientScores) -> dict[str, Any]:
     }
 
 
-def _accuracies(fitted: Fitted, classifier: nn.Module, seed: int) -> dict[str, Any]:
+def _accuracies(fitted: Fitted, classifier: nn.Module | None, seed: int) -> dict[str, Any]:
     """The shares of synthetic features that the critic, and the classifier, put into the right class.
 
-    The classifier never saw a synthetic feature. It gets those that the critic accepts, as serving publishes them.
+    The classifier gets those that the critic accepts, as serving publishes them. None: it learned from synthetic
+    features, so its share says nothing.
     """
     accepted, right, samples = [], [], 0
     for label in range(len(CLASSES)):
         features, share = synthetic(fitted, label, 128, seed + label)
         accepted.append(share)
         samples += len(features)
+        if classifier is None:
+            continue
         with torch.inference_mode():
             graded = (classifier(torch.from_numpy(features)) < 0).long() == label
         right.append(float(graded.float().mean()) if len(features) else 0.0)
     return {
         "critic_accuracy": rounded(np.mean(accepted)),
-        "classifier_accuracy": rounded(np.mean(right)),
+        "classifier_accuracy": rounded(np.mean(right)) if classifier is not None else None,
         "samples": samples,
     }
 

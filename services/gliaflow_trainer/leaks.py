@@ -32,10 +32,10 @@ def refuse_leaks(leaks: Sequence[str], allow: bool, bar: Progress, remedy: str =
 
 
 def learned_from(bundles: Iterable[Path | None], folder: Path) -> list[str]:
-    """The leaks by a U-Net that learned from the phantoms in ``folder``, of each bundle that gives one."""
+    """The leaks by networks that learned from the phantoms in ``folder``, of each bundle that gives one."""
     phantoms = made_by(folder).get("made_by", {})
     return [
-        f"the U-Net of {bundle} learned from phantoms of seed {seen.get('seed')}, as these are: make some with another "
+        f"{bundle} learned from phantoms of seed {seen.get('seed')}, as these are: make some with another "
         "--seed, or give another bundle"
         for bundle in bundles
         if bundle is not None and phantoms
@@ -66,9 +66,16 @@ def refuse_known(further: Further, cohort: Further, allow: bool, bar: Progress, 
     names = {patient_key(scan.patient): scan.patient for scan in cohort[1] if patient_key(scan.patient)}
     leaks = []
     for scan in further[1]:
+        key = patient_key(scan.patient)
         if scan.voxels in voxels:
             leaks.append(f"the scan {scan.case!r} of {flag} has the voxels of {voxels[scan.voxels]!r}")
-        elif known := names.get(patient_key(scan.patient)):
+        elif key.isdigit() and key in names and flag == "--source":  # two cohorts that count their patients
+            bar.console.print(
+                f"problem   the patient {scan.patient!r} of {flag} has the number of one of the cohort",
+                style="yellow",
+                soft_wrap=True,
+            )
+        elif known := names.get(key):
             leaks.append(f"the scan {scan.case!r} of {flag} is of a patient with the name of {known!r}")
     alone = {leak for cases, _ in (cohort, further) for leak in same_headers(cases)}
     leaks += [leak for leak in same_headers([*cohort[0], *further[0]]) if leak not in alone]

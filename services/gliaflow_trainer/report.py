@@ -45,10 +45,12 @@ def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     if scores_of := (segmentation or {}).get("scores_of"):
         yield "", f"these are scores of {scores_of}"
     for name, shares in metrics.get("synthetic", {}).items():
+        right = shares["classifier_accuracy"]
+        puts = "learned from some" if right is None else f"puts {_percent(right)} of those into their class"
         yield (
             f"generator {name}",
-            f"its critic accepts {_percent(shares['critic_accuracy'])} of its synthetic features; the classifier puts "
-            f"{_percent(shares['classifier_accuracy'])} of those into their class",
+            f"its critic accepts {_percent(shares['critic_accuracy'])} of its synthetic features; the classifier "
+            f"{puts}",
         )
     tested = min((part["patients"] for part in (segmentation, grading) if part and "folds" not in part), default=FEW)
     if tested < FEW:

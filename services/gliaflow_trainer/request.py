@@ -27,7 +27,7 @@ class TrainRequest:
     augmentations: names and options, in place of the profile's.
     init: a bundle whose U-Net is fine-tuned (the paper pre-trains on BraTS and fine-tunes on REMBRANDT).
     unlabelled: scans of other patients, of which no mask and no grade is read; the classifier learns from them too.
-    source: scans of another cohort, each with a mask and a class, for the generators.
+    source: scans of another cohort, each with a mask and a class, for the generators, and the folder that has them.
     high: the grades that count as HGG; they are noted in the bundle.
     allow: train in spite of leaks (``Cohort.leaks``, scans with the same voxels); the bundle notes their number.
     """
@@ -42,6 +42,7 @@ class TrainRequest:
     init: Path | None = None
     unlabelled: Sequence[Case] = ()
     source: Sequence[Case] = ()
+    source_folder: Path | None = None
     high: Sequence[str] = ()
     allow: bool = False
     seed: int = 0

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
 from gliaflow_plugins.cohorts.tables import few
 from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_plugins.sequence_names import SHOWN
 from gliaflow_runtime.bundle.manifest import InputSpec
-from numpy.typing import NDArray
 from rich.progress import Progress
 
 REMEDY = "put it beside the FLAIR, under a name that says so (docs/scans.md), or name it in a table (docs/cohorts.md)"
@@ -39,22 +37,17 @@ def refuse_absent(cases: Collection[Case], spec: InputSpec) -> None:
             )
 
 
-def refuse_unlearned(images: Iterable[NDArray[Any]], spec: InputSpec, of: str = "") -> None:
-    """Raise PluginError if a sequence is in no training slice [C, H, W]: all who have it are measured patients.
+def refuse_unlearned(learn: Collection[Case], spec: InputSpec, of: str = "") -> None:
+    """Raise PluginError if no case that a U-Net learns from has a sequence, since only others have it.
 
     ``of``: the name of the fit, for the message.
     """
-    unseen = set(range(1, len(spec.channels)))
-    for image in images:
-        unseen = {channel for channel in unseen if not image[channel].any()}
-        if not unseen:
-            return
-    for channel in sorted(unseen):
-        name = spec.channels[channel]
-        raise PluginError(
-            f"{of}no patient to learn from has {name} ({SHOWN[name]}): all who have it are among those that are "
-            "measured. Give it to more patients, give another --seed, or train without it (--channels)"
-        )
+    for name in spec.channels[1:]:
+        if not any(name in case.sequences for case in learn):
+            raise PluginError(
+                f"{of}no patient to learn from has {name} ({SHOWN[name]}): all who have it are among the others. Give "
+                "it to more patients, give another --seed, or train without it (--channels)"
+            )
 
 
 def report_missing(cases: Sequence[Case], spec: InputSpec, bar: Progress) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from gliaflow_plugins.contracts import Case, PluginError
 from gliaflow_proto import message_id
 from gliaflow_runtime.bundle.load import Bundle
-from gliaflow_store.feature_store import FeatureStore
+from gliaflow_store.feature_store import FeatureStore, Samples
 from rich.progress import Progress
 
 from gliaflow_trainer.features import extract
@@ -20,7 +20,7 @@ from gliaflow_trainer.run_folder import settings_of
 from gliaflow_trainer.slices import CutScan, cut_cases, kept_scans
 
 
-def source_folder(cases: Sequence[Case], profile: Profile) -> str:
+def source_name(cases: Sequence[Case], profile: Profile) -> str:
     """The name of the work folder of these scans: other scans, patients, grades or sequences have another one."""
     return f"source-{message_id(json.dumps(settings_of(cases, profile.input.channels), sort_keys=True))[:12]}"
 
@@ -36,11 +36,20 @@ def cut_source(cases: Sequence[Case], profile: Profile, work: Path, bar: Progres
     ------
     PluginError: no scan can be used, or files changed since an earlier run cut them.
     """
-    folder = work / source_folder(cases, profile)
+    folder = work / source_name(cases, profile)
     scans = cut_cases(cases, profile, folder, bar, run=work)
     if not scans:
         raise PluginError("--source: no scan can be used")
     return scans
+
+
+def require_both_classes(samples: Samples, of: str) -> None:
+    """Raise PluginError if the samples are of one class."""
+    missing = [name for label, name in enumerate(samples.classes) if label not in samples.labels]
+    if missing:
+        raise PluginError(
+            f"{of}no sample is of {' or '.join(missing)}: there are no such scans, or the U-Net found no tumour in them"
+        )
 
 
 def source_features(
@@ -49,7 +58,7 @@ def source_features(
     """Those of a training with its work in ``work``; None: it has no such scans."""
     if not request.source:
         return None
-    cut, cropped = work / source_folder(request.source, request.profile), request.profile.cropped
+    cut, cropped = work / source_name(request.source, request.profile), request.profile.cropped
     return extract_source(cut, bundle, folder, context, cropped=cropped)
 
 

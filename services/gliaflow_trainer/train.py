@@ -38,9 +38,9 @@ from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_known, re
 from gliaflow_trainer.request import TrainRequest
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import same_run, settings_of
-from gliaflow_trainer.sequences import patients_with, refuse_absent
+from gliaflow_trainer.sequences import patients_with, refuse_absent, refuse_unlearned
 from gliaflow_trainer.slices import CutScan, Slices, cut_cohort, kept_scans
-from gliaflow_trainer.source import cut_source, source_features, source_folder
+from gliaflow_trainer.source import cut_source, source_features, source_name
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
 from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, unlabelled_features
@@ -79,8 +79,12 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
         getattr(variants.registry.generator(name), "source", False) for name in variants.generators
     ):
         raise PluginError("--source: no generator of this run learns from it; give --generator adapted")
-    if request.unlabelled and all(case.label is None for case in cohort.cases if case.mask is not None):
-        raise PluginError("--unlabelled: no scan with a mask has a grade, so no classifier is fitted: leave it out")
+    if all(case.label is None for case in cohort.cases if case.mask is not None):
+        for flag in ("unlabelled", "source"):
+            if getattr(request, flag):
+                raise PluginError(
+                    f"--{flag}: no scan with a mask has a grade, so no classifier is fitted: leave it out"
+                )
     leaks = [*cohort.leaks, *learned_from([request.init], request.folder)]
     refuse_leaks(leaks, request.allow, bar)
     refuse_absent([case for case in cohort.cases if case.mask is not None], profile.input)
@@ -97,7 +101,7 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
     without_labels = folder_name(request.unlabelled, profile)
     without = kept_scans(work / without_labels / "slices") if request.unlabelled else []
     leaks += refuse_known((request.unlabelled, without), (cohort.cases, scans), request.allow, bar, "--unlabelled")
-    source_scans = source_folder(request.source, profile)
+    source_scans = source_name(request.source, profile)
     source = kept_scans(work / source_scans / "slices") if request.source else []
     leaks += refuse_known((request.source, source), (cohort.cases, scans), request.allow, bar, "--source")
     if (complete := finished_bundle(request, work)) is not None and is_first():
@@ -114,14 +118,21 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             f"{len(scans) - len(graded)} scans have no grade: only the U-Net learns from them", style="yellow"
         )
     recipe = UNetRecipe(request.name, profile, augment if augment.augmentations else None, start)
+    cut = {scan.case for scan in scans}
+    used = [case for case in cohort.cases if case.id in cut]
     folds, scored = None, list[out_of_fold.OutOfFold]()
     if profile.folds:
         split = dict.fromkeys((scan.patient for scan in scans), "train")
-        folds = CrossFit(request, scans, split_into_folds(_grades(scans), profile.folds, request.seed), work)
+        fold_of = split_into_folds(_grades(scans), profile.folds, request.seed)
+        for fold in range(1, profile.folds + 1):
+            learn = [case for case in used if fold_of[case.patient] != fold]
+            refuse_unlearned(learn, profile.input, f"fold {fold}/{profile.folds}: ")
+        folds = CrossFit(request, scans, fold_of, work)
         scored = folds.scores(recipe, context)
         context = replace(context, of="all patients: ")
     else:
         split = split_patients(_grades(scans), request.seed)
+        refuse_unlearned([case for case in used if split[case.patient] == "train"], profile.input)
     if scored:
         out_of_fold.write_table(work / out_of_fold.TABLE_FILE, scored)
     base = fit_unet_bundle(Slices(scans), split, recipe, work / "unet", context)
@@ -144,13 +155,16 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             "high": list(request.high),
             "leaks": len(leaks),  # no names: the bundle may be given away
             "patients": patients_by_part(split, {scan.patient: scan.label for scan in scans}),
-            **_sequences(request, scans),
+            **({"sequences": patients_with(used, profile.input)} if profile.input.channels[1:] else {}),
             "ungraded": len({scan.patient for scan in scans if scan.label is None}),
             "unlabelled": len({scan.patient for scan in without}),
             "source": len({scan.patient for scan in source}),
         },
         "init": init,
-        "phantoms": Bundle(request.init).phantoms if request.init is not None else [],
+        "phantoms": [
+            *(Bundle(request.init).phantoms if request.init is not None else []),
+            *(made_by(request.source_folder).values() if request.source_folder is not None else []),
+        ],
     }
     if folds is not None:
         manifest["metrics"] |= out_of_fold.metrics(scored)
@@ -199,13 +213,6 @@ def _cut(request: TrainRequest, init: str | None, work: Path, bar: Progress) -> 
         if request.source:
             cut_source(request.source, profile, work, bar)
         return cut_cohort(cases, profile, work, bar)
-
-
-def _sequences(request: TrainRequest, scans: Iterable[CutScan]) -> dict[str, Any]:
-    """How many of the patients that were learned from or measured have each sequence; nothing for FLAIR alone."""
-    used = {scan.case for scan in scans}
-    counts = patients_with((case for case in request.cohort.cases if case.id in used), request.profile.input)
-    return {"sequences": counts} if counts else {}
 
 
 def _grades(scans: Iterable[Case | CutScan]) -> list[tuple[str, str]]:

@@ -20,7 +20,6 @@ from gliaflow_trainer.distributed import is_first
 from gliaflow_trainer.profiles import Profile
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import versions
-from gliaflow_trainer.sequences import refuse_unlearned
 from gliaflow_trainer.slices import Slices
 from gliaflow_trainer.unet import UNet, UNetOutput
 from gliaflow_trainer.unet_fit import Augment, UNetOptions, fit_unet, measure
@@ -67,10 +66,6 @@ def fit_unet_bundle(
     The bundle; None in torchrun's other processes, whose share of the work ends here. ``metrics["unet"]`` has, for each
     part, the soft-dice loss, hard Dice and IoU over all its pixels (Eq. 3–5, the paper's Table 2),
     ``training["history"]["unet"]`` the figures of each epoch.
-
-    Raises
-    ------
-    PluginError: no patient of the part ``train`` has a sequence of the profile.
     """
     if (folder / MANIFEST).exists():
         return Bundle(folder) if is_first() else None
@@ -78,7 +73,6 @@ def fit_unet_bundle(
     profile, options, checkpoint = recipe.profile, recipe.options, folder / "unet.checkpoint"
     numbers = {part: slices.of([p for p in split if split[p] == part]) for part in dict.fromkeys(split.values())}
     train, validation = numbers["train"], numbers.get("validation", np.zeros(0, dtype=np.int64))
-    refuse_unlearned((slices.images[i] for i in train), profile.input, context.of)
     with context.fit("U-Net", options.epochs, checkpoint) as fit:
         unet, history = fit_unet(slices, train, validation, options, fit, augment=recipe.augment, start=recipe.start)
     if not is_first():

@@ -20,7 +20,7 @@ from gliaflow_plugins.contracts import FeatureSource, FitContext, Fitted, Option
 class AdaptedOptions(Options):
     """Options of ``adapted``."""
 
-    bank: int = Field(default=2000, ge=1, description="samples of each class that are kept; each takes memory")
+    bank: int = Field(default=2000, ge=1, description="samples of each class that are kept, up to 256 MiB in all")
 
 
 class Adapted:

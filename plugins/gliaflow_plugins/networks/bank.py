@@ -12,7 +12,9 @@ from gliaflow_plugins.features import ArrayFeatures, class_members, evenly_space
 from gliaflow_plugins.networks.principal_components import index_below, uniform
 
 CHUNK = 64
-LEAST_SPREAD = 1e-3  # of a channel that can be scaled
+LEAST_SPREAD = 0.01  # of the largest of a cohort's channels, below which a channel does not vary
+MOST_SCALE = 10.0  # by which a channel is stretched, or its inverse
+MOST_BYTES = 2**28  # of the samples that are kept
 
 
 class Bank(nn.Module):
@@ -22,7 +24,7 @@ class Bank(nn.Module):
     ----------
     source: the samples.
     features: of the cohort that they are moved to. The class with most samples here shows how the cohorts differ.
-    kept: so many samples of each class, evenly spaced.
+    kept: so many samples of each class, evenly spaced; fewer where they would take more than MOST_BYTES.
 
     Raises
     ------
@@ -45,10 +47,15 @@ class Bank(nn.Module):
         (mean, std), (its_mean, its_std) = (
             _moments(*each) for each in ((features, here[common]), (source, there[common]))
         )
-        scale = np.where((std > LEAST_SPREAD) & (its_std > LEAST_SPREAD), std / np.maximum(its_std, LEAST_SPREAD), 1)
+        varies = (std > LEAST_SPREAD * std.max()) & (its_std > LEAST_SPREAD * its_std.max())
+        ratio = np.divide(std, its_std, out=np.zeros_like(std), where=varies)
+        scale = np.where(varies, ratio.clip(1 / MOST_SCALE, MOST_SCALE), 0)  # 0: the mean of the common class here
+        kept = max(1, min(kept, MOST_BYTES // (2 * int(np.prod(source.shape)) * len(there))))
         some = [members[evenly_spaced(len(members), kept)] for members in there]
-        samples = np.concatenate([source.batch(part).astype(np.float16) for part in parts(np.concatenate(some), CHUNK)])
         counts = np.array([len(members) for members in some])
+        samples = np.empty((counts.sum(), *source.shape), np.float16)
+        for start, part in zip(range(0, len(samples), CHUNK), parts(np.concatenate(some), CHUNK), strict=True):
+            samples[start : start + CHUNK] = source.batch(part)
         self.classes = source.classes
         self.register_buffer("samples", torch.from_numpy(samples))
         self.register_buffer("starts", torch.from_numpy(np.cumsum(counts) - counts))
@@ -62,13 +69,14 @@ class Bank(nn.Module):
 
     def moved(self) -> ArrayFeatures:
         """All samples, moved."""
-        chunks = range(0, len(self.samples), CHUNK)
-        maps = torch.cat([self._moved(self.samples[start : start + CHUNK].float()).half() for start in chunks])
+        maps = torch.empty_like(self.samples)
+        for start in range(0, len(maps), CHUNK):
+            maps[start : start + CHUNK] = self._moved(self.samples[start : start + CHUNK].float())
         labels = np.repeat(np.arange(len(self.counts)), self.counts.numpy())
         return ArrayFeatures(maps.numpy(), labels, self.classes)
 
     def _moved(self, maps: Tensor) -> Tensor:
-        """Outside the mask, cropped features are 0 and stay so. No feature is below 0, as after a ReLU."""
+        """Outside the mask, cropped features are 0 and stay so. As after a ReLU, none is below 0."""
         inside = maps.abs().amax(dim=1, keepdim=True) > 0
         return torch.where(inside, (maps * self.scale + self.shift).clamp_min(0), maps)
 

@@ -42,9 +42,13 @@ def evaluate(
     ] = None,
     option: flags.Options = None,
     counts: Annotated[
-        str,
-        typer.Option("--counts", help="Numbers of synthetic samples, separated by commas; the rare class comes first."),
-    ] = "100,400",
+        str | None,
+        typer.Option(
+            "--counts",
+            help="Numbers of synthetic samples, separated by commas; the rare class comes first. Default: 100,400; "
+            "with --source, 400,1600.",
+        ),
+    ] = None,
     scarce: Annotated[
         str,
         typer.Option(
@@ -138,8 +142,8 @@ def evaluate(
             prepare,
             read_cohort,
             read_options,
+            read_other_cohort,
             read_profile,
-            read_source,
             read_unlabelled,
         )
 
@@ -171,7 +175,7 @@ def evaluate(
         folds=folds,
         seeds=seeds,
         seed=seed,
-        counts=_numbers("counts", counts),
+        counts=_numbers("counts", counts if counts is not None else "100,400" if source is None else "400,1600"),
         scarce=_numbers("scarce", scarce),
         shuffle=shuffle_labels,
     )
@@ -202,7 +206,7 @@ def evaluate(
             unet=unet_bundle,
             high=reading.high_grades,
             unlabelled=read_unlabelled(unlabelled, channels_of(chosen, unet_bundle), series or ()),
-            source=read_source(source, reading, registry, bar),
+            source=read_other_cohort(source, reading, registry, bar),
             allow=allow,
             device=device,
             jobs=jobs,

@@ -56,7 +56,7 @@ def train(
             "--synthetic",
             metavar="<int>",
             help="Samples of the first generator that the classifier learns from beside the real ones; `gliaflow "
-            "evaluate` says whether they help. Default: 0; with --source, 1600.",
+            "evaluate` says whether they help. Default: 0; of adapted, 1600.",
             min=0,
         ),
     ] = None,
@@ -91,8 +91,8 @@ def train(
             prepare,
             read_cohort,
             read_options,
+            read_other_cohort,
             read_profile,
-            read_source,
             read_unlabelled,
         )
 
@@ -115,8 +115,10 @@ def train(
     chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess, epochs, folds), channels, drop)
     init_bundle = find_unet("init", init, chosen)
     work = work_folder(out)
-    generator = generator or ("infogan" if source is None else "adapted")
-    synthetic = synthetic if synthetic is not None else 0 if source is None else SYNTHETIC
+    if generator is None:
+        generator = "infogan" if source is None else "adapted"
+    if synthetic is None:
+        synthetic = SYNTHETIC if generator.split(",")[0].strip() == "adapted" else 0
     with (
         interruptible(lambda: how_to_go_on(work)),
         progress_bar() as bar,
@@ -133,7 +135,8 @@ def train(
             augmentations=parse_augmentations(augmentation or ()),
             init=init_bundle,
             unlabelled=read_unlabelled(unlabelled, chosen.input.channels, series or ()),
-            source=read_source(source, reading, registry, bar),
+            source=read_other_cohort(source, reading, registry, bar),
+            source_folder=source,
             high=reading.high_grades,
             allow=allow,
             seed=seed,

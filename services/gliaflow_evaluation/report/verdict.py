@@ -67,12 +67,12 @@ def _beyond_zero(score: Score) -> str:
     return interval(score) + (", which excludes 0" if hidden else "")
 
 
-LENT = " This holds only if the bundle learned from none of these patients, which the control cannot show."
+LENT = " This holds only if it learned from none of these patients, which the control cannot show."
 
 
 def _details(metrics: Metrics) -> Iterator[str]:
     yield from _of_the_verdict(metrics)
-    for name in comparators("carried", "lent", "source"):
+    for name in comparators("carried", "lent"):
         if (against := metrics.against_best_auc.get(name)) is not None:
             change = with_interval(against.minus_best["auc"], signed=True)
             best = arm_name(against.best_comparator)
@@ -82,8 +82,15 @@ def _details(metrics: Metrics) -> Iterator[str]:
             )
     yield from _by_auc(metrics.augmented_arm, metrics, "")
     for point in metrics.scarce or []:
-        of = f"With {point.rare_patients} {metrics.made.classes[0] if metrics.made.task == 'tumour' else 'rare'}"
-        yield from _by_auc(point.augmented_arm, point, f"{of} patients to fit on: ")
+        yield from _by_auc(
+            point.augmented_arm, point, f"With {point.rare_patients} {_rare(metrics)} patients to fit on: "
+        )
+
+
+def _rare(metrics: Metrics) -> str:
+    """The name of the class that is thinned (``protocol.rare_class``)."""
+    classes, patients = metrics.made.classes, metrics.made.cohort.patients
+    return classes[0] if metrics.made.task == "tumour" else min(classes, key=lambda name: patients.get(name, 0))
 
 
 def _by_auc(judged: str | None, point: Metrics | Scarce, prefix: str) -> Iterator[str]:

@@ -115,6 +115,14 @@ def test_scans_without_labels_in_which_no_tumour_was_found_change_no_arm(tmp_pat
         assert np.array_equal(COMPARATORS[name].compute(arms), COMPARATORS[same].compute(arms)), name
 
 
+def test_another_cohort_of_one_class_is_refused_by_its_flag(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, shuffle=False, scarce=(), source="labelled")
+    store_of(FOLD.features(plan))
+    store_of(FOLD.features_of(plan, plan.source), prefix="H")  # a patient's first letter is the grade
+    with pytest.raises(PluginError, match="^--source: no sample is of LGG: there are no such scans, or the U-Net found"):
+        FoldArms.of(plan, FOLD, 0)
+
+
 def test_the_classifier_of_the_bundle_grades_as_in_serving_and_learns_the_threshold_alone(tmp_path: Path) -> None:
     kernel = np.zeros((4 * 6 * 6, 1), np.float32)
     kernel[:36] = 1 / 36  # the mean of the first channel, in which the classes differ

@@ -227,14 +227,15 @@ def test_another_cohort_with_labels_adds_its_arms_and_judges_the_generator_by_th
     assert found.control is not None
     for point in (found, found.scarce[0]):
         assert set(point.against_best_auc) == {"shared", "source", "both", "adapted"}
+        assert set(point.against_others_auc) == {"adapted"}
         assert point.against_best_auc["adapted"].best_comparator in comparators("real", "remedy", "linear")
         against = point.against_others_auc["adapted"].best_comparator
         scores = point.comparators if isinstance(point, Metrics) else point.arms
         auc = {name: scores[name].scores["auc"].mean or 0 for name in ("source", "both")}
         assert auc[against] == max(auc.values())
-    assert set(found.control.arms) == {"shared", "source", "both", "adapted"}
+    assert set(found.control.arms) == {"shared", "adapted"}
     text = " ".join((folder / "source/report.html").read_text().split())
-    assert "With 2 rare patients to fit on: adapted changed AUC by" in text
+    assert "With 2 LGG patients to fit on: adapted changed AUC by" in text
 
 
 def test_a_generator_cannot_have_the_name_of_an_arm(folder: Path) -> None:

@@ -51,12 +51,28 @@ def test_the_rare_class_comes_out_as_this_scanner_would_show_it(cropped: bool) -
     assert len(bank.moved()) == 610
 
 
-def test_a_channel_that_does_not_vary_is_moved_and_not_scaled() -> None:
-    here, there = cohort(2, 5), cohort(5, 5, offset=3)
-    flat = there.batch(np.arange(10))
-    flat[:, 2] = 7
-    drawn = draw(Bank(ArrayFeatures(flat, there.labels, CLASSES), here, 9), 1)
-    assert drawn[:, 2] == pytest.approx(here.batch(np.arange(2, 7))[:, 2].mean(), abs=0.01)
+@pytest.mark.parametrize("dead", ["here", "there"])
+def test_a_channel_that_does_not_vary_in_one_of_the_cohorts_gets_the_mean_of_the_common_class(dead: str) -> None:
+    here, there = cohort(2, 50), cohort(50, 50, offset=3)
+    maps = {"here": here.batch(np.arange(52)), "there": there.batch(np.arange(100))}
+    maps[dead][(here if dead == "here" else there).labels == 1, 2] = 7  # the rare class may vary in it
+    here, there = (ArrayFeatures(maps[name], of.labels, CLASSES) for name, of in (("here", here), ("there", there)))
+    expected = maps["here"][here.labels == 1, 2].mean()
+    for label in (0, 1):
+        assert draw(Bank(there, here, 99), label)[:, 2] == pytest.approx(expected, abs=0.01)
+
+
+def test_no_channel_is_stretched_without_bound() -> None:
+    here, there = cohort(2, 50), cohort(50, 50)
+    maps = there.batch(np.arange(100))
+    maps[there.labels == 1, 2] = 12 + 0.02 * (maps[there.labels == 1, 2] - 12)
+    moved = Bank(ArrayFeatures(maps, there.labels, CLASSES), here, 99)
+    assert float(moved.scale.max()) == 10
+
+
+def test_the_bank_keeps_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gliaflow_plugins.networks.bank.MOST_BYTES", 5 * 2 * 3 * 6 * 6 * 2)
+    assert Bank(cohort(9, 9), cohort(2, 3), 2000).counts.tolist() == [5, 5]
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 40))

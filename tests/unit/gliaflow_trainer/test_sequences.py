@@ -26,7 +26,7 @@ from gliaflow_trainer.fine_tuning import unet_to_fine_tune  # noqa: E402
 from gliaflow_trainer.profiles import PROFILES, with_sequences  # noqa: E402
 from gliaflow_trainer.run_context import RunContext  # noqa: E402
 from gliaflow_trainer.run_folder import settings_of  # noqa: E402
-from gliaflow_trainer.sequences import patients_with, refuse_absent, report_missing  # noqa: E402
+from gliaflow_trainer.sequences import patients_with, refuse_absent, refuse_unlearned, report_missing  # noqa: E402
 from gliaflow_trainer.slices import CutScan, Slices, blank_bundle, changed_files, cut  # noqa: E402
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle  # noqa: E402
 from gliaflow_trainer.unet_fit import UNetOptions, fit_unet, probabilities, randomised, without_some  # noqa: E402
@@ -110,14 +110,13 @@ def test_the_bundle_segments_by_the_second_sequence_and_answers_without_it(cases
         unet_to_fine_tune(tmp_path / "two", small.PROFILE)
 
 
-def test_a_sequence_that_only_measured_patients_have_is_refused(cases: list[Case], tmp_path: Path) -> None:
-    profile = with_sequences(small.PROFILE, BOTH, 0.5)
-    scans, _ = cut_all([case for case in cases if case.id in ("H0", "H1")], tmp_path, drop=0.5)
-    split, recipe = {"H0": "test", "H1": "train"}, UNetRecipe("two", profile)
-    with Progress(disable=True) as bar:
-        of_fold = RunContext(0, "cpu", bar, of="fold 1/2: ")
-        with pytest.raises(PluginError, match=r"^fold 1/2: no patient to learn from has t1ce \(T1 after contrast\)"):
-            fit_unet_bundle(Slices(scans), split, recipe, tmp_path / "two", of_fold)
+def test_a_sequence_that_only_measured_patients_have_is_refused(cases: list[Case]) -> None:
+    spec = with_sequences(small.PROFILE, BOTH, 0.5).input
+    learn = [case for case in cases if case.id == "H1"]
+    with pytest.raises(PluginError, match=r"^fold 1/2: no patient to learn from has t1ce \(T1 after contrast\)"):
+        refuse_unlearned(learn, spec, "fold 1/2: ")
+    refuse_unlearned(learn, small.PROFILE.input)
+    refuse_unlearned(cases, spec)
 
 
 def test_sequences_move_alike_and_their_intensities_change_each_by_itself() -> None:

@@ -325,6 +325,7 @@ def test_the_classifier_learns_from_samples_of_another_cohort_with_the_same_unet
 ) -> None:
     known = {case.patient for case in small.cohort(folder / "cohort").cases}
     third = small.write_cohort(folder / "third", 8, 7)
+    (third / "phantoms.json").write_text('{"made_by": "gliaflow phantom", "seed": 9}')
     source = [case for case in small.cohort(third).cases if case.patient not in known]
     registry = dataclasses.replace(small.REGISTRY, generators={"levels": small.Levels(), "adapted": Adapted()})
     with pytest.raises(
@@ -346,20 +347,24 @@ def test_the_classifier_learns_from_samples_of_another_cohort_with_the_same_unet
     monkeypatch.setattr("gliaflow_trainer.unet_bundle.fit_unet", never)
     start_with_work_of(bundle, "with-source")
     variants = dataclasses.replace(choose(registry, "adapted", small.PROFILE), synthetic=30)
-    made = fit(folder, "with-source", registry=registry, source=source, variants=variants)
+    given_source = {"registry": registry, "source": source, "source_folder": third}
+    made = fit(folder, "with-source", variants=variants, **given_source)
     assert made.manifest.training["cohort"]["source"] == len(source) == 5
     assert made.manifest.training["classifier"]["synthetic"] == 30
     assert made.manifest.generator == "adapted"
-    assert "5 of another cohort, whose features the generator has" in dict(summary(made))["patients"]
+    assert [seen["seed"] for seen in made.phantoms] == [3, 9], "its own, and those of the other cohort"
+    said = dict(summary(made))
+    assert "5 of another cohort, whose features the generator has" in said["patients"]
+    assert said["generator adapted"].endswith("of its synthetic features; the classifier learned from some")
     features, samples = given[0]
     assert [samples.patients[sample] for sample in samples.learn].count("") == 30
     high, low = np.bincount(features.labels[samples.learn])
     assert abs(high - low) <= 1, "the rare class comes first, until both have as many"
     monkeypatch.setattr("gliaflow_trainer.graders.fit_classifier", never)
-    assert fit(folder, "with-source", registry=registry, source=source, variants=variants).id == made.id
+    assert fit(folder, "with-source", variants=variants, **given_source).id == made.id
     fewer = dataclasses.replace(variants, synthetic=20)
     with pytest.raises(AssertionError, match="fitted again"):  # the bundle is complete for the other number alone
-        fit(folder, "with-source", registry=registry, source=source, variants=fewer)
+        fit(folder, "with-source", variants=fewer, **given_source)
 
 
 class Broken(small.Levels):

@@ -66,3 +66,11 @@ def test_a_scan_of_a_patient_of_the_cohort_is_a_leak_with_its_remedy(other: tupl
             refuse_known(unlabelled, cohort, False, bar, "--unlabelled")
         assert len(refuse_known(unlabelled, cohort, True, bar, "--unlabelled")) == 1
         assert refuse_known(([stranger[0]], [stranger[1]]), cohort, False, bar, "--unlabelled") == []
+
+
+def test_two_cohorts_that_count_their_patients_are_not_a_leak_by_these_numbers() -> None:
+    cohort, other = scan_of("007", "1"), scan_of("7", "9")
+    with Progress(disable=True) as bar:
+        assert refuse_known(([other[0]], [other[1]]), ([cohort[0]], [cohort[1]]), False, bar, "--source") == []
+        with pytest.raises(PluginError, match="--unlabelled"):
+            refuse_known(([other[0]], [other[1]]), ([cohort[0]], [cohort[1]]), False, bar, "--unlabelled")
