@@ -24,7 +24,7 @@ from gliaflow_evaluation.generator_arms import GeneratorSamples, augmented
 from gliaflow_evaluation.progress import Report
 from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant
 from gliaflow_evaluation.remedies import penalty_chosen
-from gliaflow_plugins.contracts import FitContext, Fitted
+from gliaflow_plugins.contracts import FitContext, Fitted, PluginError
 from gliaflow_plugins.generators.adapted import Adapted, AdaptedOptions
 from gliaflow_runtime.bundle.load import Bundle, write_manifest
 from gliaflow_runtime.inference import Network
@@ -118,8 +118,8 @@ def test_scans_without_labels_in_which_no_tumour_was_found_change_no_arm(tmp_pat
 def test_another_cohort_of_one_class_is_refused_by_its_flag(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, shuffle=False, scarce=(), source="labelled")
     store_of(FOLD.features(plan))
-    store_of(FOLD.features_of(plan, plan.source), prefix="H")  # a patient's first letter is the grade
-    with pytest.raises(PluginError, match="^--source: no sample is of LGG: there are no such scans, or the U-Net found"):
+    store_of(FOLD.features_of(plan, plan.source), spoilt="L0 L1 L2 L3 L4", prefix="other ")  # their label is turned
+    with pytest.raises(PluginError, match=r"^--source: no sample is of LGG: there are no such scans, or the U-Net"):
         FoldArms.of(plan, FOLD, 0)
 
 
