@@ -85,6 +85,18 @@ def test_each_class_keeps_as_many_samples_as_it_has_up_to_the_limit(rare: int, c
         assert all(np.abs(of_class - each).max(axis=(1, 2, 3)).min() < 0.02 for each in drawn)
 
 
+def test_the_critic_accepts_what_is_in_the_bank_however_unlike_its_class_it_looks() -> None:
+    there = cohort(60, 60)
+    odd = ArrayFeatures(there.batch(np.arange(120)), np.roll(there.labels, 20), CLASSES)  # a third looks like the other
+    fitted = Adapted().fit(cohort(3, 5), AdaptedOptions(), FitContext(0, source=odd))
+    for label in (0, 1):
+        source, classes = fitted.critic(torch.from_numpy(draw(fitted.generator, label)))
+        assert (classes.argmax(dim=1) == label).all()
+        assert source == pytest.approx(np.ones(200), abs=0.01)
+    source, classes = fitted.critic(torch.from_numpy(there.batch(np.arange(3)) + 9))
+    assert (source < 0).all(), "far from every sample"
+
+
 def test_without_another_cohort_or_with_another_network_it_says_so() -> None:
     with pytest.raises(PluginError, match="labelled scans of another cohort, which --source FOLDER gives"):
         Adapted().fit(cohort(2, 3), AdaptedOptions(), FitContext(0))
