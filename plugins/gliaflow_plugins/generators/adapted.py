@@ -38,9 +38,10 @@ class Adapted:
         PluginError: there is no other cohort.
         ValueError: a class has no sample, here or there.
         """
-        from gliaflow_plugins.networks.bank import Bank, NearestCritic
+        from gliaflow_plugins.networks.bank import Bank
+        from gliaflow_plugins.networks.principal_components import StatisticsCritic
 
         if context.source is None:
             raise PluginError("it needs labelled scans of another cohort, which --source FOLDER gives")
         bank = Bank(context.source, features, options.bank)
-        return Fitted(bank.nz, bank, NearestCritic(bank.moved()))
+        return Fitted(bank.nz, bank, StatisticsCritic(bank.moved()))

@@ -1,4 +1,4 @@
-"""The networks of ``adapted``: samples of another cohort, moved to this one's moments, and a critic that knows them."""
+"""The network of ``adapted``: samples of another cohort by class, each channel moved to this cohort's moments."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gliaflow_plugins.contracts import FeatureSource, Indices
-from gliaflow_plugins.features import ArrayFeatures, channel_scale, class_members, evenly_spaced, parts
+from gliaflow_plugins.features import ArrayFeatures, class_members, evenly_spaced, parts
 from gliaflow_plugins.networks.principal_components import index_below, uniform
-from gliaflow_plugins.networks.tumour_statistics import StandardisedStatistics, inverse_scale, pooled_coarsely
 
 CHUNK = 64
-LEAST_SPREAD = 0.01  # of the largest of a cohort's channels, below which a channel does not vary
+LEAST_SPREAD = 1e-4  # of the largest of a cohort's channels, below which a channel does not vary
 MOST_SCALE = 10.0  # by which a channel is stretched, or its inverse
 MOST_BYTES = 2**28  # of the samples that are kept
 
@@ -80,41 +79,6 @@ class Bank(nn.Module):
         """Outside the mask, cropped features are 0 and stay so. As after a ReLU, none is below 0."""
         inside = maps.abs().amax(dim=1, keepdim=True) > 0
         return torch.where(inside, (maps * self.scale + self.shift).clamp_min(0), maps)
-
-
-class NearestCritic(nn.Module):
-    """Class logits: minus the mean squared distance to the nearest of these samples of each class, by their statistics.
-
-    So it accepts each of these samples, which are of their class however unlike it they look. The source logit is 1 for
-    these samples, and lower the further a feature is from all of them.
-    """
-
-    inverse: Tensor
-
-    def __init__(self, features: FeatureSource) -> None:
-        super().__init__()
-        scale = channel_scale(features)
-        self.register_buffer("inverse", inverse_scale(torch.from_numpy(scale)))
-        table = torch.cat([self._pooled(features.batch(part)) for part in parts(np.arange(len(features)), CHUNK)])
-        self.statistics = StandardisedStatistics(table)
-        known, labels = self.statistics.standardised(table), torch.from_numpy(features.labels)
-        self.number = len(features.classes)
-        for label in range(self.number):
-            self.register_buffer(f"known_{label}", known[labels == label])
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        statistics = self.statistics(features * self.inverse)
-        nearest = [self._nearest(statistics, getattr(self, f"known_{label}")) for label in range(self.number)]
-        logits = -torch.stack(nearest, dim=1)
-        return 1 + logits.amax(dim=1), logits
-
-    def _pooled(self, maps: NDArray[np.float32]) -> Tensor:
-        return pooled_coarsely(torch.from_numpy(maps) * self.inverse)
-
-    @staticmethod
-    def _nearest(statistics: Tensor, known: Tensor) -> Tensor:
-        distances = known.square().mean(dim=1) - 2 / known.shape[1] * statistics @ known.T
-        return distances.amin(dim=1) + statistics.square().mean(dim=1)
 
 
 def _moments(features: FeatureSource, indices: Indices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
