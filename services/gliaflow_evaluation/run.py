@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gliaflow_phantoms.cohort import made_by
 from gliaflow_plugins.contracts import Case, PluginError
+from gliaflow_proto import CLASSES
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_runtime.files import whole_file
 from gliaflow_runtime.settings import available_cores
@@ -36,7 +37,7 @@ from gliaflow_evaluation.comparators import COMPARATORS
 from gliaflow_evaluation.conditions import conditions_of
 from gliaflow_evaluation.fold import comparators_of, grading_tasks
 from gliaflow_evaluation.progress import Rows, RunProgress
-from gliaflow_evaluation.protocol import Fold, Plan, PlannedVariant, rare_class, split_into_folds
+from gliaflow_evaluation.protocol import Design, Fold, Plan, PlannedVariant, rare_class, split_into_folds
 from gliaflow_evaluation.report.page import FIGURES_FILE, METRICS_FILE, REPORT_FILE, write_report
 from gliaflow_evaluation.report.schema import SCHEMA, Metrics, write_metrics
 from gliaflow_evaluation.request import EvaluateRequest
@@ -115,6 +116,7 @@ def _evaluate_cases(
     for fold in folds if request.unet is None else []:
         learn = [case for case in used if fold.split[case.patient] == "train"]
         refuse_unlearned(learn, request.profile.input, f"fold {fold.number}: ")
+    _refuse_too_many(request.design, folds, label_of)
     plan = _plan(request, rare_class(label_of, request.design.task))
     jobs = 1 if request.device != "cpu" else request.jobs or max(1, available_cores() // plan.threads)
     _announce(plan, folds, label_of, jobs if cluster is None else cluster.address, bar)
@@ -157,6 +159,19 @@ def check(request: EvaluateRequest) -> dict[str, Case]:
     if request.init is not None:
         unet_to_fine_tune(request.init, request.profile)
     return cases
+
+
+def _refuse_too_many(design: Design, folds: Sequence[Fold], label_of: Mapping[str, str]) -> None:
+    """Raise PluginError if no fold has more patients of the rare class than ``scarce`` leaves (task ``grade``)."""
+    if design.task != "grade":
+        return  # the masks say which patients have such slices
+    rare = CLASSES[rare_class(label_of, design.task)]
+    of_fold = [sum(part != "test" and label_of[name] == rare for name, part in fold.split.items()) for fold in folds]
+    for few in design.scarce:
+        if not 2 <= few < max(of_fold):
+            raise PluginError(
+                f"--scarce {few}: a fold has {max(of_fold)} patients of {rare} to fit on; give 2 or more, and fewer"
+            )
 
 
 def _identity(request: EvaluateRequest, cases: Iterable[Case]) -> dict[str, Any]:

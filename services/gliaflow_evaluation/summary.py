@@ -132,7 +132,8 @@ def _against_best_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -
 
 def _against_others_auc(arms: Mapping[str, Measured], generators: Sequence[str]) -> dict[str, schema.AgainstBest]:
     """Each generator against the arm of the highest AUC of those that other patients' labels taught."""
-    rivals = [name for name in comparators("lent") if name in arms]
+    lent = [name for name in comparators("lent") if name in arms]
+    rivals = [name for name in lent if COMPARATORS[name].source] or lent  # those that see what the generators see
     if not rivals:
         return {}
     best = max(rivals, key=lambda each: float(arms[each].values["auc"][0]))

@@ -109,12 +109,20 @@ def _classes(cases: Sequence[Case]) -> str:
 def _check(cases: Sequence[Case], channels: str | None, drop: float | None) -> bool:
     """Cut every scan and mask as ``gliaflow train`` does, and print what it would refuse. True: all are good."""
     from gliaflow_plugins.cohorts.leaks import same_masks, same_voxels
+    from gliaflow_plugins.contracts import PluginError
     from gliaflow_trainer.profiles import PROFILES
+    from gliaflow_trainer.sequences import refuse_absent
     from gliaflow_trainer.slices import blank_bundle, cut_each
 
     from gliaflow_cli.learning import choose_sequences
 
     profile = choose_sequences(PROFILES["demo"], channels, drop)
+    absent = ""
+    try:
+        refuse_absent([case for case in cases if case.mask is not None], profile.input)
+    except PluginError as error:
+        absent = str(error)
+        console.print(f"bad       {absent}", style="red", soft_wrap=True)
     voxels, masks = [], []
     with progress_bar() as bar, TemporaryDirectory() as folder:
         task = bar.add_task("scans and masks", total=len(cases))
@@ -132,4 +140,4 @@ def _check(cases: Sequence[Case], channels: str | None, drop: float | None) -> b
         console.print(f"problem   {problem}", style="yellow", soft_wrap=True)
     print_leaks(leaks)
     console.print(f"checked   {len(voxels)} of {len(cases)} scans are good")
-    return len(voxels) == len(cases) and not leaks
+    return len(voxels) == len(cases) and not leaks and not absent

@@ -20,7 +20,11 @@ def evaluate(
         str, typer.Option("--protocol", help="grouped: folds by patient. paper: one split, with the paper's shares.")
     ] = "grouped",
     task: Annotated[
-        str, typer.Option("--task", help="grade: HGG or LGG. tumour: slices with tumour or without.")
+        str,
+        typer.Option(
+            "--task",
+            help="grade: HGG or LGG. tumour: slices with tumour or without, by default by whole features of enc5.",
+        ),
     ] = "grade",
     folds: Annotated[int, typer.Option("--folds", metavar="<int>", help="Folds of the protocol grouped.", min=2)] = 5,
     seeds: Annotated[
@@ -179,6 +183,8 @@ def evaluate(
         scarce=_numbers("scarce", scarce),
         shuffle=shuffle_labels,
     )
+    if task == "tumour":  # cropped to the mask, a slice without tumour has no features
+        tap, crop = tap or "enc5", bool(crop)
     registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
     chosen = choose_sequences(read_profile(profile, tap, crop, classifier, preprocess, epochs), channels, drop)

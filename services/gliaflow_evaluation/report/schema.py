@@ -292,7 +292,7 @@ class Metrics(Part):
         description="by arm: each generator, what is carried over, and what other patients' labels taught",
     )
     against_others_auc: dict[str, AgainstBest] = Field(
-        default={}, description="by generator: against `bundle`, `source` or `both`, whichever has the highest AUC"
+        default={}, description="by generator: against the better of `source` and `both`, or `bundle`"
     )
     counts: dict[str, list[CountArm]] = Field(description="by generator: the score against the number of samples")
     scarce: list[Scarce] | None = Field(description="with fewer patients of the rare class")

@@ -154,7 +154,9 @@ def test_check_cuts_the_sequences_that_are_asked_for(tmp_path: Path) -> None:
 def test_check_says_which_scans_lack_a_sequence_that_cannot_be_dropped(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     save_case(tmp_path, "a")
-    assert run(tmp_path, "--check", "--channels", "flair,t1ce")[0] == 0
+    code, lines = run(tmp_path, "--check", "--channels", "flair,t1ce")
+    assert any(line.startswith("bad") and "no scan with a mask has t1ce" in line for line in lines)
+    assert code == 1
     code, lines = run(tmp_path, "--check", "--channels", "flair,t1ce", "--drop", "0")
     assert any(line.startswith("bad") and "it has no t1ce, which the U-Net needs" in line for line in lines)
     assert code == 1

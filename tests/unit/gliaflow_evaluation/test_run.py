@@ -238,6 +238,14 @@ def test_another_cohort_with_labels_adds_its_arms_and_judges_the_generator_by_th
     assert "With 2 LGG patients to fit on: adapted changed AUC by" in text
 
 
+@pytest.mark.parametrize("few", [1, 3, 9])
+def test_more_scarce_patients_than_a_fold_has_are_refused_at_once(folder: Path, few: int) -> None:
+    with pytest.raises(
+        PluginError, match=f"--scarce {few}: a fold has 3 patients of LGG to fit on; give 2 or more, and"
+    ):
+        run(folder, f"scarce-{few}", scarce=(few,))
+
+
 def test_a_generator_cannot_have_the_name_of_an_arm(folder: Path) -> None:
     registry = dataclasses.replace(small.REGISTRY, generators={"weights": small.Levels(), "smote": small.Levels()})
     for name, refused in (("weights", True), ("smote", False)):
