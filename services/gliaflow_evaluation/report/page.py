@@ -25,7 +25,7 @@ from gliaflow_evaluation.judges import JUDGEMENTS
 from gliaflow_evaluation.measures import AGAINST_CHANCE, DIFFERENCES, MEASURES, OVER_SLICES, OVER_UNITS
 from gliaflow_evaluation.report import charts, numbers
 from gliaflow_evaluation.report.schema import Against, Metrics, read_metrics
-from gliaflow_evaluation.report.verdict import arm_name, verdict
+from gliaflow_evaluation.report.verdict import arm_name, rare_class, verdict
 
 METRICS_FILE, FIGURES_FILE, REPORT_FILE = "metrics.json", "figures.npz", "report.html"
 OVERLAYS = 12
@@ -202,7 +202,7 @@ def _plots(metrics: Metrics) -> dict[str, Any]:
     shown = dict.fromkeys(("real", metrics.best_comparator, metrics.augmented_arm))
     bins = {name: metrics.calibration[name] for name in shown if name and metrics.calibration.get(name)}
     counted = "real" in metrics.comparators and any(metrics.counts.values())
-    rare = min(metrics.made.cohort.patients.items(), key=lambda item: item[1], default=("rare", 0))[0]
+    rare = rare_class(metrics)
     return {
         "rare": rare,
         "count_plots": [charts.against_counts(metrics, measure) for measure in AGAINST_CHANCE if counted],

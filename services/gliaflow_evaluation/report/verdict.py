@@ -83,11 +83,11 @@ def _details(metrics: Metrics) -> Iterator[str]:
     yield from _by_auc(metrics.augmented_arm, metrics, "")
     for point in metrics.scarce or []:
         yield from _by_auc(
-            point.augmented_arm, point, f"With {point.rare_patients} {_rare(metrics)} patients to fit on: "
+            point.augmented_arm, point, f"With {point.rare_patients} {rare_class(metrics)} patients to fit on: "
         )
 
 
-def _rare(metrics: Metrics) -> str:
+def rare_class(metrics: Metrics) -> str:
     """The name of the class that is thinned (``protocol.rare_class``)."""
     classes, patients = metrics.made.classes, metrics.made.cohort.patients
     return classes[0] if metrics.made.task == "tumour" else min(classes, key=lambda name: patients.get(name, 0))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gliaflow_evaluation.report.schema import Metrics
-from gliaflow_evaluation.report.verdict import arm_name, verdict
+from gliaflow_evaluation.report.schema import Made, Metrics
+from gliaflow_evaluation.report.verdict import arm_name, rare_class, verdict
 from sample_metrics import changed_at, made_up, nothing_but_arms
 
 
@@ -94,3 +94,10 @@ def test_arms_have_names_for_people() -> None:
     assert arm_name("threshold") == "real features, threshold moved"
     assert arm_name("wgan-gp@100") == "wgan-gp with 100 synthetic samples"
     assert arm_name("wgan-gp") == "wgan-gp"
+
+
+def test_the_class_of_few_patients_is_the_smaller_grade_or_slices_with_tumour() -> None:
+    assert rare_class(Metrics.model_validate(changed_at("made.cohort.patients.LGG", 9))) == "LGG"
+    slices = changed_at("made.task", "tumour")
+    slices["made"]["classes"] = ["tumour", "none"]
+    assert rare_class(Metrics.model_construct(made=Made.model_validate(slices["made"]))) == "tumour"
