@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from gliaflow_client.out_folder import OutFolder, Target
 from gliaflow_client.record import RECORD, ScanState, free_name
 from gliaflow_client.table import TABLE, ScanRow, read_table, write_table
 from gliaflow_proto import NO_TUMOUR, PredictionMessage, ScanMessage, encode, routing_key
-from gliaflow_runtime.broker.interface import Broker
+from gliaflow_runtime.broker.interface import Broker, Unroutable
 from gliaflow_runtime.errors import UsageError
 from stand_in import StandIn, fail
 
