@@ -45,7 +45,8 @@ def predict(broker: Broker, message: ScanMessage) -> None:
         status=NO_TUMOUR if message.scan.name == "none" else "ok",
         trained_on="phantoms",
     )
-    broker.publish(routing_key(answer), encode(answer), message_id=answer.id)
+    with suppress(Unroutable):  # the client has left, which a real stage notes, too
+        broker.publish(routing_key(answer), encode(answer), message_id=answer.id)
 
 
 @pytest.fixture
