@@ -14,7 +14,7 @@ from gliaflow_plugins.cohorts.scan_files import not_read
 from gliaflow_plugins.cohorts.volumes import NiftiFile
 from gliaflow_plugins.contracts import Case, Cohort, SequenceFile
 from gliaflow_plugins.registry import Registry
-from gliaflow_proto import CLASSES, SEQUENCES
+from gliaflow_proto import SEQUENCES
 from gliaflow_runtime.bundle.load import Bundle, find_bundle
 from gliaflow_runtime.bundle.manifest import TAPS, BundleError, StepSpec
 from gliaflow_runtime.errors import UsageError
@@ -71,17 +71,16 @@ def read_other_cohort(folder: Path | None, cohort: CohortRequest, registry: Regi
 
     Raises
     ------
-    UsageError: a class has no scan with a mask and a grade.
+    UsageError: no scan has a mask and a grade.
     """
     if folder is None:
         return []
     request = CohortRequest(folder, high=cohort.high, rules=cohort.rules)
     cases = [case for case in read_cohort(request, registry, bar).cases if case.mask is not None and case.label]
-    missing = [label for label in CLASSES if not any(case.label == label for case in cases)]
-    if missing:
+    if not cases:
         raise UsageError(
-            f"--source: {folder} has no scan of {' and of '.join(missing)} with a mask and a grade; grades come from "
-            "folders named HGG and LGG, or from a table of the scans with a column for them (docs/cohorts.md)"
+            f"--source: no scan in {folder} has a mask and a grade; grades come from folders named HGG and LGG, or "
+            "from a table of the scans with a column for them (docs/cohorts.md)"
         )
     return cases
 

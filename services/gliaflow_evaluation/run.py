@@ -29,8 +29,9 @@ from gliaflow_trainer.leaks import learned_from, refuse_copies, refuse_known, re
 from gliaflow_trainer.run_folder import only_command, same_run, settings_of, versions
 from gliaflow_trainer.sequences import patients_with, refuse_absent, refuse_unlearned
 from gliaflow_trainer.slices import CutScan, cut_cohort
-from gliaflow_trainer.source import cut_source, source_name
+from gliaflow_trainer.source import cut_source, refuse_one_class, source_name
 from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name
+from gliaflow_trainer.variants import learns_from_source
 from rich.progress import Progress
 
 from gliaflow_evaluation.comparators import COMPARATORS
@@ -148,6 +149,8 @@ def check(request: EvaluateRequest) -> dict[str, Case]:
     if taken:
         raise PluginError(f"generator {taken[0]!r}: an arm without a generator has this name; rename the generator")
     request.variants.require_source(bool(request.source))
+    if request.design.task == "grade":  # in the task "tumour", the masks say it
+        refuse_one_class(request.source)
     if generators and not any(request.design.counts):
         raise PluginError("counts: a generator needs numbers of synthetic samples to add (--counts 100,400)")
     cases = {case.id: case for case in request.cohort.cases if case.mask is not None and case.label}
@@ -208,7 +211,7 @@ def _plan(request: EvaluateRequest, rare: int) -> Plan:
                 name,
                 options.model_dump(mode="json"),
                 registry.code_of("generator", name),
-                source=getattr(registry.generator(name), "source", False),
+                source=learns_from_source(registry.generator(name)),
                 third_party=not registry.ships("generator", name),
             )
             for name, options in variants.generators.items()

@@ -18,7 +18,6 @@ from gliaflow_trainer.fine_tuning import unet_to_fine_tune
 from gliaflow_trainer.own_grid import on_own_grid
 from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.slices import CutScan, Slices, kept_scans
-from gliaflow_trainer.source import extract_source
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
 from gliaflow_trainer.unlabelled import extract_unlabelled
@@ -65,8 +64,8 @@ def fit_segmentation(plan: Plan, fold: Fold, cases: Mapping[str, Case], seed: in
             cut, without = plan.work / plan.unlabelled, fold.features_of(plan, plan.unlabelled)
             extract_unlabelled(cut, bundle, without, context, cropped=cropped, threads=plan.threads)
         if plan.source:
-            cut, source = plan.work / plan.source, fold.features_of(plan, plan.source)
-            extract_source(cut, bundle, source, context, cropped=cropped, threads=plan.threads)
+            cut_source, source = kept_scans(plan.work / plan.source / "slices"), fold.features_of(plan, plan.source)
+            extract(cut_source, bundle, source, context, cropped=cropped, threads=plan.threads)
     if not (folder / DICE_FILE).exists():
         tested = [scan for scan in scans if fold.split.get(scan.patient) == "test"]
         write_whole(folder / DICE_FILE, json.dumps(dice_by_patient(_masks(tested, store, cases))))

@@ -137,9 +137,8 @@ def _against_others_auc(arms: Mapping[str, Measured], generators: Sequence[str])
     if not rivals:
         return {}
     best = max(rivals, key=lambda each: float(arms[each].values["auc"][0]))
-    return {
-        name: schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best])) for name in generators
-    }
+    judged = [name for name in generators if name in arms]
+    return {name: schema.AgainstBest(best_comparator=best, minus_best=arms[name].minus(arms[best])) for name in judged}
 
 
 def _series(name: str, arms: Mapping[str, Measured]) -> dict[str, Any]:

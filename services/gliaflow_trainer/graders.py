@@ -27,7 +27,7 @@ from gliaflow_trainer.run_folder import versions
 from gliaflow_trainer.source import require_both_classes
 from gliaflow_trainer.synthetic import draw, shares, synthetic
 from gliaflow_trainer.unet_bundle import WEIGHTS
-from gliaflow_trainer.variants import Variants, fit_classifier, fit_generator
+from gliaflow_trainer.variants import Variants, fit_classifier, fit_generator, learns_from_source
 
 NOTICE = "Not a clinical model: it must not be used to diagnose or treat anybody."
 
@@ -137,7 +137,7 @@ def _fit_generator(features: SplitFeatures, variants: Variants, name: str, fit: 
     slices = features.slices
     known = train if slices is None else FeaturesWithSlices(train, slices, base, base.manifest.cropped)
     variant = variants.registry.generator(name)
-    if others is not None and getattr(variant, "source", False):
+    if others is not None and learns_from_source(variant):
         with_tumour = others.select(others.tumour > 0)
         require_both_classes(with_tumour, "--source: ")
         fit = replace(fit, source=with_tumour)

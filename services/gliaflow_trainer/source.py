@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gliaflow_plugins.contracts import Case, PluginError
-from gliaflow_proto import message_id
+from gliaflow_proto import CLASSES, message_id
 from gliaflow_runtime.bundle.load import Bundle
 from gliaflow_store.feature_store import FeatureStore, Samples
 from rich.progress import Progress
@@ -43,6 +43,16 @@ def cut_source(cases: Sequence[Case], profile: Profile, work: Path, bar: Progres
     return scans
 
 
+def refuse_one_class(cases: Collection[Case]) -> None:
+    """Raise PluginError if no scan is of some class. No scans at all are accepted."""
+    missing = [label for label in CLASSES if not any(case.label == label for case in cases)]
+    if cases and missing:
+        raise PluginError(
+            f"--source: no scan with a mask is of {' or '.join(missing)}; classes come from folders named HGG and LGG, "
+            "or from a table of the scans with a column of grades (docs/cohorts.md)"
+        )
+
+
 def require_both_classes(samples: Samples, of: str) -> None:
     """Raise PluginError if the samples are of one class."""
     missing = [name for label, name in enumerate(samples.classes) if label not in samples.labels]
@@ -58,12 +68,5 @@ def source_features(
     """Those of a training with its work in ``work``; None: it has no such scans."""
     if not request.source:
         return None
-    cut, cropped = work / source_name(request.source, request.profile), request.profile.cropped
-    return extract_source(cut, bundle, folder, context, cropped=cropped)
-
-
-def extract_source(
-    work: Path, bundle: Bundle, folder: Path, context: RunContext, *, cropped: bool, threads: int = 0
-) -> FeatureStore:
-    """Features of all slices that ``cut_source`` left in ``work``, as ``extract`` does."""
-    return extract(kept_scans(work / "slices"), bundle, folder, context, cropped=cropped, threads=threads)
+    cut = kept_scans(work / source_name(request.source, request.profile) / "slices")
+    return extract(cut, bundle, folder, context, cropped=request.profile.cropped)

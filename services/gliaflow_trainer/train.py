@@ -40,10 +40,11 @@ from gliaflow_trainer.run_context import RunContext
 from gliaflow_trainer.run_folder import same_run, settings_of
 from gliaflow_trainer.sequences import patients_with, refuse_absent, refuse_unlearned
 from gliaflow_trainer.slices import CutScan, Slices, cut_cohort, kept_scans
-from gliaflow_trainer.source import cut_source, source_features, source_name
+from gliaflow_trainer.source import cut_source, refuse_one_class, source_features, source_name
 from gliaflow_trainer.unet_bundle import UNetRecipe, fit_unet_bundle
 from gliaflow_trainer.unet_fit import dice_by_patient
 from gliaflow_trainer.unlabelled import cut_unlabelled, folder_name, unlabelled_features
+from gliaflow_trainer.variants import learns_from_source
 
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
@@ -75,9 +76,8 @@ def train(request: TrainRequest, bar: Progress) -> Bundle | None:
             "give --classifier shared"
         )
     variants.require_source(bool(request.source))
-    if request.source and not any(
-        getattr(variants.registry.generator(name), "source", False) for name in variants.generators
-    ):
+    refuse_one_class(request.source)
+    if request.source and not any(map(learns_from_source, map(variants.registry.generator, variants.generators))):
         raise PluginError("--source: no generator of this run learns from it; give --generator adapted")
     if all(case.label is None for case in cohort.cases if case.mask is not None):
         for flag in ("unlabelled", "source"):

@@ -45,10 +45,15 @@ class Variants:
     def require_source(self, given: bool) -> None:
         """Raise PluginError if a generator needs labelled scans of another cohort, and none are given."""
         for name in self.generators:
-            if getattr(self.registry.generator(name), "source", False) and not given:
+            if learns_from_source(self.registry.generator(name)) and not given:
                 raise PluginError(
                     f"generator {name!r} needs labelled scans of another cohort, which --source FOLDER gives"
                 )
+
+
+def learns_from_source(variant: GeneratorVariant) -> bool:
+    """Whether a generator needs labelled features of another cohort (``FitContext.source``)."""
+    return bool(getattr(variant, "source", False))
 
 
 def choose(registry: Registry, generators: str, profile: Profile, options: Mapping[str, Any] | None = None) -> Variants:

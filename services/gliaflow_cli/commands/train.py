@@ -56,7 +56,7 @@ def train(
             "--synthetic",
             metavar="<int>",
             help="Samples of the first generator that the classifier learns from beside the real ones; `gliaflow "
-            "evaluate` says whether they help. Default: 0; of adapted, 1600.",
+            "evaluate` says whether they help. Default: 0; with --source, 1600.",
             min=0,
         ),
     ] = None,
@@ -108,7 +108,7 @@ def train(
         from gliaflow_trainer.request import TrainRequest
         from gliaflow_trainer.train import train as train_bundle
         from gliaflow_trainer.train import work_folder
-        from gliaflow_trainer.variants import choose
+        from gliaflow_trainer.variants import choose, learns_from_source
 
         registry = load_registry()
     reading = CohortRequest(cohort, reader, high, grades, patient_column, grade_column, flair_rules(series or ()))
@@ -117,8 +117,10 @@ def train(
     work = work_folder(out)
     if generator is None:
         generator = "infogan" if source is None else "adapted"
+    variants = choose(registry, generator, chosen, read_options(option))
     if synthetic is None:
-        synthetic = SYNTHETIC if generator.split(",")[0].strip() == "adapted" else 0
+        first = [registry.generator(name) for name in list(variants.generators)[:1]]
+        synthetic = SYNTHETIC if any(map(learns_from_source, first)) else 0
     with (
         interruptible(lambda: how_to_go_on(work)),
         progress_bar() as bar,
@@ -131,7 +133,7 @@ def train(
             out=out,
             name=name or out.resolve().name,
             profile=chosen,
-            variants=replace(choose(registry, generator, chosen, read_options(option)), synthetic=synthetic),
+            variants=replace(variants, synthetic=synthetic),
             augmentations=parse_augmentations(augmentation or ()),
             init=init_bundle,
             unlabelled=read_unlabelled(unlabelled, chosen.input.channels, series or ()),

@@ -219,6 +219,8 @@ def test_another_cohort_with_labels_adds_its_arms_and_judges_the_generator_by_th
         PluginError, match=r"of --source, or give --allow\n(?s:.*)'H0' of --source has the voxels of 'H0'"
     ):
         run(folder, "source", source=scans, **given)
+    with pytest.raises(PluginError, match=r"^--source: no scan with a mask is of LGG; classes come from"):
+        run(folder, "source", source=[scan for scan in scans if scan.label == "HGG"], **given)
     found = run(folder, "source", source=[scan for scan in scans if scan.patient not in known], **given)
     assert found.made.cohort.source == 11
     assert set(found.comparators) - set(metrics.comparators) == {"source", "both", "adapted", "adapted@5", "adapted@10"}

@@ -332,6 +332,8 @@ def test_the_classifier_learns_from_samples_of_another_cohort_with_the_same_unet
         PluginError, match="--source: no generator of this run learns from it; give --generator adapted"
     ):
         fit(folder, "refused", source=source)
+    with pytest.raises(PluginError, match=r"^--source: no scan with a mask is of HGG"):
+        fit(folder, "refused", registry=registry, generators="adapted", source=source[-1:])
     with pytest.raises(PluginError, match="generator 'adapted' needs labelled scans of another cohort"):
         fit(folder, "refused", registry=registry, generators="adapted")
     given: list[tuple[Any, FitSamples]] = []
